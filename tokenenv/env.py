@@ -1,0 +1,185 @@
+"""`TokenRLHF-v0`: RLHF as a Gymnasium environment, one step is one token."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from tokenenv.episodes import NO_TOKEN
+from tokenenv.rendering import render_episode
+from tokenenv.rewards import RewardFunction
+from tokenenv.scoring import EpisodeScorer
+from tokenenv.token_mdp import EnvSettings, TokenMDP, check_kl_coef
+
+__all__ = ["TokenEnv", "token_spaces"]
+
+
+def token_spaces(mdp: TokenMDP) -> tuple[spaces.Box, spaces.Discrete]:
+    """The observation and action space of one environment over `mdp`."""
+    vocabulary_size = mdp.language_model.vocabulary_size
+    width = mdp.max_prompt_tokens + mdp.max_new_tokens
+    observation_space = spaces.Box(NO_TOKEN, vocabulary_size - 1, (width,), np.int64)
+    return observation_space, spaces.Discrete(vocabulary_size)
+
+
+class TokenEnv(gym.Env[np.ndarray, np.int64]):
+    """Generate a response to a prompt, one token per step, for a learned reward.
+
+    ## Description
+    The agent is a language model (or anything that picks token ids). An episode starts from a
+    prompt; every action appends one token to the response; when the response ends, a reward model
+    that was learned from pairwise preferences scores it. Every step carries its half of the KL
+    penalty that holds the agent near a frozen reference model.
+
+    ## Action Space
+    `Discrete(V)`: a token id; V is the number of rows of the reference's output embedding. An id
+    outside it raises `ValueError`.
+
+    ## Observation Space
+    `Box(-1, V-1, (P+T,), int64)`: the prompt right-aligned in columns 0 … P−1, the response
+    left-aligned in columns P … P+T−1, −1 wherever there is no token.
+
+    ## Rewards
+    `r_t = β·log π_ref(a_t|s_t) + [t is last]·R(x, y)`, a function of state and action alone. The
+    other half of the KL penalty, `−β·log π(a_t|s_t)`, belongs to the agent that knows π
+    (`agents.RLHFCallback` adds it). `R` is the reward model's output, normalised to mean 0 and
+    standard deviation 1 on reference samples, clipped and penalised as the arguments say. With
+    `scoring="deferred"`, `step` pays 0 and the trainer's buffer scores whole rollouts at once.
+
+    ## Starting State
+    A prompt drawn uniformly from the split; `reset(options={"prompt": "text"})` gives one.
+
+    ## Episode End
+    EOS or the T-th token: `terminated=True`, and `info["finish_reason"]` is `"stop"` or
+    `"length"`. Never truncated: the budget can be read off the state.
+
+    ## Info
+    At a reset `prompt`. At every step (stepwise scoring) `ref_logprob` and `kl_coef`; at the end also
+    `rm_score` (raw), `score` (what was paid), `finish_reason`, `response`, `response_length` and,
+    where the task knows it, `gold_reward`. Deferred scoring gives `finish_reason`, `response` and
+    `response_length` at the end and nothing else.
+
+    Args:
+        task: name of a bundled task (`"reviews"`) or `"package.module:TASK"`; it provides the
+            defaults of all arguments that are None.
+        reference: folder or hub id of the causal LM that is the reference.
+        reward_model: folder or hub id of a reward model; or a Python callable
+            `(prompts, responses) -> one float per response`, or `"package.module:function"`
+            naming one. A callable may return one list of floats per response, with deferred scoring.
+        prompts: a `.jsonl` file with a `"prompt"` per line, a text file with one per line, a list
+            of strings, or the name of a task.
+        split: `"train"` or `"eval"`: disjoint prompts.
+        max_prompt_tokens: P.
+        max_new_tokens: T.
+        kl_coef: β ≥ 0. This environment is its one owner: `set_kl_coef` changes it between rollouts.
+        kl_shaping: `"k1"` pays the reference's half of the KL penalty, `"none"` only the score.
+        temperature: of the reference's log-probabilities; the agent must sample with the same.
+        score_clip: normalised scores are clipped to ±`score_clip`.
+        missing_eos_penalty: subtracted from the score of a response that ends by its length.
+        scoring: `"step"` or `"deferred"`.
+        device: a torch device, or `"auto"`.
+        dtype: of the frozen models: `"float32"`, `"float64"`, `"bfloat16"`, `"float16"`.
+        render_mode: `"ansi"`, `"human"` or None.
+
+    Raises:
+        ValueError: an argument that can't be used; it says what is allowed.
+
+    ## Version History
+    * v0: initial version.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(
+        self,
+        task: str = "reviews",
+        reference: str | None = None,
+        reward_model: str | RewardFunction | None = None,
+        prompts: str | Sequence[str] | None = None,
+        split: str = "train",
+        max_prompt_tokens: int | None = None,
+        max_new_tokens: int | None = None,
+        kl_coef: float | None = None,
+        kl_shaping: str = "k1",
+        temperature: float = 1.0,
+        score_clip: float | None = None,
+        missing_eos_penalty: float = 0.0,
+        scoring: str = "step",
+        device: str = "auto",
+        dtype: str = "float32",
+        render_mode: str | None = None,
+    ) -> None:
+        settings = {name: value for name, value in locals().items() if name in _ARGUMENTS}
+        self.mdp = TokenMDP(EnvSettings(**settings), num_envs=1)
+        self.observation_space, self.action_space = token_spaces(self.mdp)
+        self.render_mode = render_mode
+
+    @property
+    def settings(self) -> EnvSettings:
+        """The resolved arguments."""
+        return self.mdp.settings
+
+    @property
+    def scorer(self) -> EpisodeScorer:
+        """The part that scores finished episodes."""
+        return self.mdp.scorer
+
+    @property
+    def kl_coef(self) -> float:
+        """β."""
+        return self.mdp.kl_coef
+
+    def set_kl_coef(self, kl_coef: float) -> None:
+        """Change β, between rollouts; ValueError where it is negative."""
+        self.mdp.kl_coef = check_kl_coef(kl_coef)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode; `options={"prompt": "text"}` gives its prompt.
+
+        Raises:
+            ValueError: the prompt is empty or too long.
+        """
+        super().reset(seed=seed)
+        info = self.mdp.start(0, self.np_random, (options or {}).get("prompt"))
+        self._show()
+        return self._observation(), info
+
+    def step(
+        self, action: np.int64 | int
+    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Append the token `action` to the response.
+
+        Raises:
+            gymnasium.error.ResetNeeded: there is no running episode.
+            ValueError: `action` is no token id.
+        """
+        result = self.mdp.step(np.asarray(action).reshape(-1), np.zeros(1, dtype=np.int64))
+        info: dict[str, Any] = {}
+        if result.ref_log_probs is not None:
+            info = {"ref_logprob": float(result.ref_log_probs[0]), "kl_coef": self.kl_coef}
+        for ending in result.endings:
+            info.update(ending)
+        self._show()
+        return self._observation(), float(result.rewards[0]), bool(result.ended[0]), False, info
+
+    def _observation(self) -> np.ndarray:
+        return self.mdp.episodes.observations[0].copy()
+
+    def _show(self) -> None:
+        if self.render_mode == "human":
+            sys.stdout.write(render_episode(self.mdp, 0) + "\n")
+            sys.stdout.flush()
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """The episode as text for `"ansi"`; `"human"` has already written it."""
+        return render_episode(self.mdp, 0) if self.render_mode == "ansi" else None
+
+
+_ARGUMENTS = frozenset(EnvSettings.__dataclass_fields__)

@@ -1,0 +1,335 @@
+"""Loading causal language models: frozen ones once per process, trainable ones as copies.
+
+`transformers` models are used through their public parts: the trunk (`base_model`) gives hidden states,
+the output embedding turns the ones that are asked for into logits. So logits exist only where a token
+is scored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+__all__ = [
+    "LanguageModel",
+    "build_language_model",
+    "check_context",
+    "disable_dropout",
+    "freeze",
+    "load_frozen",
+    "load_trainable",
+    "output_logits",
+    "pad_right",
+    "quiet_loading",
+    "resolve_device",
+    "resolve_dtype",
+    "trunk_hidden_states",
+]
+
+# A child forked after the parent has run torch hangs in its first parallel region: one thread there
+# is the cure, and what a worker among several should use anyway.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+_HUB_ID = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model with its tokenizer.
+
+    Attributes:
+        name: the folder or hub id that it came from.
+        model: the transformers model, dropout off, in eval mode.
+        tokenizer: its tokenizer.
+        eos_token_ids: the ids that end a response.
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    eos_token_ids: tuple[int, ...]
+
+    @property
+    def vocabulary_size(self) -> int:
+        """V, the rows of the output embedding (vocabularies may be padded)."""
+        return int(self.model.get_output_embeddings().weight.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        """The device that the model is on."""
+        return self.model.device
+
+    def encode(self, text: str) -> np.ndarray:
+        """(n,) int64 token ids of a prompt: with the tokenizer's own BOS, never with an EOS at its end."""
+        ids = list(self.tokenizer(text)["input_ids"])
+        if ids and ids[-1] in self.eos_token_ids and not self._ends_with_special(text):
+            ids = ids[:-1]
+        return np.asarray(ids, dtype=np.int64)
+
+    def _ends_with_special(self, text: str) -> bool:
+        return any(text.endswith(self.tokenizer.decode([i])) for i in self.eos_token_ids)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of token ids, special tokens left out."""
+        return self.tokenizer.decode(
+            np.asarray(ids).tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+
+def resolve_device(device: str) -> str:
+    """`"auto"` is the GPU where there is one; anything else is what torch makes of it.
+
+    Raises:
+        ValueError: torch knows no such device here.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={device!r} can't be used here ({reason}); try 'cpu'.") from error
+    return device
+
+
+def resolve_dtype(dtype: str) -> torch.dtype:
+    """The torch dtype called `dtype`; ValueError with the allowed names otherwise."""
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype={dtype!r} is unknown: choose one of {', '.join(_DTYPES)}.")
+    return _DTYPES[dtype]
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep transformers' progress bars and load reports off the console; we raise on what they warn of."""
+    verbosity = transformers_logging.get_verbosity()
+    had_bar = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if had_bar:
+            transformers_logging.enable_progress_bar()
+
+
+def check_source(name: str, what: str) -> None:
+    """Raise ValueError where `name` can be neither a model folder nor a hub id."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{what}={name!r}: give a model's folder or hub id as a string.")
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{what}={name!r} is a folder without config.json: it holds no model.")
+    elif folder.exists() or not _HUB_ID.fullmatch(name):
+        raise ValueError(f"{what}={name!r} is neither a model's folder nor a hub id.")
+
+
+@contextlib.contextmanager
+def loading_errors(name: str, what: str) -> Iterator[None]:
+    """Turn what transformers raises for a bad source into a ValueError that says what to give."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"{what}={name!r} can't be loaded: {reason} Give the folder of a transformers model, "
+            "or a hub id that this machine has or can reach."
+        ) from error
+
+
+def load_tokenizer(name: str, what: str) -> Any:
+    """The tokenizer in `name`; ValueError where there is none."""
+    with quiet_loading(), loading_errors(name, what):
+        return AutoTokenizer.from_pretrained(name)
+
+
+@lru_cache(maxsize=16)
+def load_frozen(name: str, device: str = "cpu", dtype: str = "float32") -> LanguageModel:
+    """The causal LM in `name`, frozen; a second call with the same arguments shares it.
+
+    Args:
+        name: a transformers folder or hub id.
+        device: a torch device (already resolved).
+        dtype: "float32", "float64", "bfloat16" or "float16".
+
+    Raises:
+        ValueError: `name` holds no causal language model, or one whose weights are incomplete.
+    """
+    language_model = _load(name, device, dtype, "reference")
+    freeze(language_model.model)
+    return language_model
+
+
+def load_trainable(name: str, device: str = "cpu", dtype: str = "float32") -> LanguageModel:
+    """A copy of the causal LM in `name` to train: never the cached one.
+
+    Raises:
+        ValueError: as `load_frozen`.
+    """
+    return _load(name, device, dtype, "actor")
+
+
+def _load(name: str, device: str, dtype: str, what: str) -> LanguageModel:
+    check_source(name, what)
+    with quiet_loading(), loading_errors(name, what):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, dtype=resolve_dtype(dtype), output_loading_info=True
+        )
+    model, report = loaded
+    check_complete(report, name, what)
+    tokenizer = load_tokenizer(name, what)
+    language_model = LanguageModel(
+        name, model.to(device), tokenizer, _eos_token_ids(model, tokenizer)
+    )
+    disable_dropout(model)
+    model.eval()
+    if not language_model.eos_token_ids:
+        raise ValueError(
+            f"{what}={name!r} has no EOS token, neither in its config nor its tokenizer."
+        )
+    _check_logits(language_model, what)
+    return language_model
+
+
+def build_language_model(config: dict[str, Any], dtype: str = "float32") -> Any:
+    """A causal LM of the shape of a transformers config dictionary, randomly initialised, dropout off."""
+    made = AutoConfig.for_model(**copy.deepcopy(config))
+    with quiet_loading():
+        model = AutoModelForCausalLM.from_config(made, dtype=resolve_dtype(dtype))
+    disable_dropout(model)
+    return model.eval()
+
+
+def check_complete(report: dict[str, Any], name: str, what: str, may_miss: str = "") -> None:
+    """Raise ValueError where a checkpoint leaves weights randomly initialised.
+
+    Args:
+        report: transformers' `output_loading_info`.
+        name: where the weights came from.
+        what: the argument that named it.
+        may_miss: prefix of the weights that may be missing (a new head), or "".
+    """
+    missing = [k for k in report["missing_keys"] if not (may_miss and k.startswith(may_miss))]
+    mismatched = [str(key) for key in report["mismatched_keys"]]
+    if missing or mismatched:
+        listed = ", ".join(sorted(missing + mismatched)[:5])
+        raise ValueError(
+            f"{what}={name!r}: {len(missing + mismatched)} weights are missing from the checkpoint or "
+            f"of another shape ({listed}), and would be left random. Give a complete checkpoint."
+        )
+
+
+def _eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        found = getattr(source, "eos_token_id", None)
+        if found is not None:
+            return tuple(found) if isinstance(found, list | tuple) else (int(found),)
+    return ()
+
+
+def freeze(model: nn.Module) -> None:
+    """No gradients, eval mode: for references and reward models."""
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Switch off every kind of dropout, so that train and eval mode compute the same.
+
+    Modules, the floats that attention layers keep (`attention_dropout`) and the config are all set to 0.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        _zero_dropout_floats(module)
+    config = getattr(model, "config", None)
+    if config is not None:
+        _zero_dropout_floats(config)
+
+
+def _zero_dropout_floats(owner: Any) -> None:
+    for key, value in list(vars(owner).items()):
+        if isinstance(value, float) and ("dropout" in key or key.endswith(("pdrop", "drop_rate"))):
+            setattr(owner, key, 0.0)
+
+
+def trunk_hidden_states(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """The trunk's last hidden states.
+
+    Args:
+        model: a transformers model with a trunk (`base_model`).
+        tokens: (B, L) int64, sequences from column 0 and **right**-padded with any token: a causal trunk
+            computes the same for the real tokens whatever stands behind them, with positions 0, 1, …
+
+    Returns:
+        (B, L, h).
+    """
+    return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+
+
+def output_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """(…, V) float32 (or float64) logits of (…, h) hidden states, as the model's own forward computes them."""
+    logits = model.get_output_embeddings()(hidden)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    softcap = getattr(model.config, "final_logit_softcapping", None)
+    return softcap * torch.tanh(logits / softcap) if softcap else logits
+
+
+def _check_logits(language_model: LanguageModel, what: str) -> None:
+    """Refuse an architecture whose forward does more to its logits than `output_logits` does."""
+    model = language_model.model
+    tokens = torch.arange(4, device=language_model.device)[None, :] % language_model.vocabulary_size
+    with torch.no_grad():
+        own = model(input_ids=tokens, use_cache=False).logits
+        ours = output_logits(model, trunk_hidden_states(model, tokens))
+    if not torch.allclose(own.to(ours.dtype), ours, rtol=1e-2, atol=1e-2):
+        raise ValueError(
+            f"{what}={language_model.name!r}: {type(model).__name__} scales its logits in a way that "
+            "tokenenv does not know; use a GPT-2, Llama, Qwen, Mistral, Gemma, GPT-NeoX or OPT model."
+        )
+
+
+def check_context(model: Any, tokens: int, what: str) -> None:
+    """Raise ValueError where `tokens` tokens do not fit the positions that `model` knows."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and tokens > limit:
+        raise ValueError(
+            f"max_prompt_tokens + max_new_tokens = {tokens} exceeds the {limit} positions of the {what}: "
+            "lower one of them."
+        )
+
+
+def pad_right(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(B, L) int64 with each sequence from column 0, and their (B,) lengths.
+
+    Each row is filled up with its own first token: no pad token is needed, and none can be mistaken.
+    """
+    lengths = np.fromiter((len(s) for s in sequences), dtype=np.int64, count=len(sequences))
+    tokens = np.empty((len(sequences), int(lengths.max(initial=1))), dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        tokens[row] = sequence[0]
+        tokens[row, : len(sequence)] = sequence
+    return tokens, lengths

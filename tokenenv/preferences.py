@@ -1,0 +1,349 @@
+"""Learning a reward model from pairwise preferences (Bradley–Terry).
+
+P(chosen ≻ rejected) = σ(r_w − r_l − margin); the loss is −log of it (Bradley & Terry 1952; Ouyang et
+al. 2022, https://arxiv.org/abs/2203.02155, eq. 1).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import logsigmoid
+
+from tokenenv.language_model import check_context
+from tokenenv.reward_model import RewardModel, sequence_rewards
+
+__all__ = [
+    "PreferencePair",
+    "PreferenceReport",
+    "RewardTrainingSettings",
+    "TokenPair",
+    "evaluate_preferences",
+    "preference_loss",
+    "read_pairs",
+    "train_reward_model",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """Two responses to one prompt, as text; `chosen` is the preferred one."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """A preference pair as the reward model reads it.
+
+    Attributes:
+        chosen: (n,) int64, prompt and response in one.
+        rejected: (m,) int64.
+        prompt: what identifies the prompt, so that held-out prompts are really held out.
+        margin: how much better the chosen one is at least.
+    """
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+    prompt: str
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RewardTrainingSettings:
+    """How a reward model is trained.
+
+    Args:
+        epochs: passes over the training pairs.
+        batch_size: pairs per step.
+        learning_rate: peak of a linear warm-up (10 %) and decay.
+        weight_decay: AdamW's.
+        max_grad_norm: gradients are clipped to this norm.
+        centering_coef: weight of mean((r_w + r_l)²), which holds the rewards near 0.
+        eval_fraction: prompts held out for the loss that stops training early and for the report.
+        evaluations_per_epoch: how often the held-out loss is looked at.
+        patience: evaluations without a better held-out loss after which training stops.
+        seed: of the head, the split and the order.
+    """
+
+    epochs: int = 2
+    batch_size: int = 64
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    centering_coef: float = 0.0
+    eval_fraction: float = 0.1
+    evaluations_per_epoch: int = 4
+    patience: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that can't train."""
+        if min(self.epochs, self.batch_size, self.evaluations_per_epoch, self.patience) < 1:
+            raise ValueError(
+                "epochs, batch_size, evaluations_per_epoch and patience must be at least 1."
+            )
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
+        if not 0 < self.eval_fraction < 1:
+            raise ValueError(f"eval_fraction={self.eval_fraction} must lie between 0 and 1.")
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceReport:
+    """How well rewards agree with preferences.
+
+    Attributes:
+        pairs: how many.
+        accuracy: share of pairs whose chosen response has the higher reward; a tie counts ½.
+        loss: mean −log σ(r_w − r_l − margin).
+        mean_margin: mean r_w − r_l.
+        calibration_error: expected calibration error of σ(r_a − r_b) over ten bins, each pair in
+            both orders.
+    """
+
+    pairs: int
+    accuracy: float
+    loss: float
+    mean_margin: float
+    calibration_error: float
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return asdict(self)
+
+
+def preference_loss(
+    chosen: torch.Tensor,
+    rejected: torch.Tensor,
+    margins: torch.Tensor | float = 0.0,
+    centering_coef: float = 0.0,
+) -> torch.Tensor:
+    """mean −log σ(r_w − r_l − margin) + c·mean((r_w + r_l)²), from (B,) rewards.
+
+    Equal rewards without margin give ln 2. The centring term is that of Eisenstein et al. 2023,
+    https://arxiv.org/abs/2312.09244, section 2.
+    """
+    loss = -logsigmoid(chosen - rejected - margins).mean()
+    if centering_coef:
+        loss = loss + centering_coef * (chosen + rejected).square().mean()
+    return loss
+
+
+def evaluate_preferences(
+    chosen: np.ndarray, rejected: np.ndarray, margins: np.ndarray | float = 0.0
+) -> PreferenceReport:
+    """Accuracy, loss, margin and calibration of (B,) rewards of chosen and rejected responses."""
+    difference = np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64)
+    loss = np.logaddexp(0.0, -(difference - margins)).mean()
+    return PreferenceReport(
+        pairs=len(difference),
+        accuracy=float(np.mean((difference > 0) + 0.5 * (difference == 0))),
+        loss=float(loss),
+        mean_margin=float(difference.mean()),
+        calibration_error=_calibration_error(difference),
+    )
+
+
+def _calibration_error(difference: np.ndarray, bins: int = 10) -> float:
+    """Σ_bins share·|mean predicted − observed|; the pair (a, b) is also the pair (b, a)."""
+    both = np.concatenate([difference, -difference])
+    predicted = 0.5 * (1.0 + np.tanh(both / 2.0))
+    won = np.repeat([1.0, 0.0], len(difference))
+    which = np.minimum((predicted * bins).astype(int), bins - 1)
+    gap = np.bincount(which, weights=predicted - won, minlength=bins)
+    return float(np.abs(gap).sum() / len(both))
+
+
+def read_pairs(path: str | Path) -> list[PreferencePair]:
+    """The pairs of a JSON Lines file of `{"prompt", "chosen", "rejected"[, "margin"]}`.
+
+    Raises:
+        ValueError: the file is missing or empty, or a line is malformed: its number is named.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(
+            f"pairs={str(path)!r} is no file: give JSON Lines of "
+            '{"prompt": …, "chosen": …, "rejected": …}.'
+        )
+    pairs = [
+        _parse_pair(line, f"{file}, line {number}")
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if line.strip()
+    ]
+    if not pairs:
+        raise ValueError(f"preference file {file} is empty: it needs at least one pair.")
+    return pairs
+
+
+def _parse_pair(line: str, where: str) -> PreferencePair:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not valid JSON ({error.msg}).") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: needs an object, got {line.strip()[:80]!r}.")
+    for field in ("prompt", "chosen", "rejected"):
+        if field not in row:
+            raise ValueError(f"{where}: the field {field!r} is missing.")
+        if not isinstance(row[field], str):
+            kind = type(row[field]).__name__
+            raise ValueError(f"{where}: the field {field!r} is a {kind}, it must be a string.")
+        if not row[field].strip():
+            raise ValueError(f"{where}: the field {field!r} is empty.")
+    margin = row.get("margin", 0.0)
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+        raise ValueError(f"{where}: 'margin' is {margin!r}, it must be a finite number.")
+    return PreferencePair(row["prompt"], row["chosen"], row["rejected"], float(margin))
+
+
+def train_reward_model(
+    pairs: Sequence[PreferencePair | TokenPair],
+    reward_model: RewardModel,
+    settings: RewardTrainingSettings | None = None,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> PreferenceReport:
+    """Train `reward_model` in place on preference pairs, and keep its best held-out weights.
+
+    The rewards are then normalised to mean 0 and standard deviation 1 on the responses of the pairs
+    (`RewardModel.measure_normalization` does it again on other samples).
+
+    Args:
+        pairs: at least two prompts' worth, as text or as tokens.
+        reward_model: from `new_reward_model`, or one to train further.
+        settings: how; the defaults otherwise.
+        on_step: called after every step with (step, all steps, training loss).
+
+    Returns:
+        The report on the held-out pairs.
+
+    Raises:
+        ValueError: there are too few pairs to hold one out, or a pair is longer than the model reads.
+    """
+    settings = settings or RewardTrainingSettings()
+    tokens = [_tokenize(pair, reward_model) for pair in pairs]
+    check_context(reward_model.model, max(max(len(t.chosen), len(t.rejected)) for t in tokens), "base")
+    rng = np.random.default_rng(settings.seed)
+    training, held_out = _split(tokens, settings.eval_fraction, rng)
+    trainer = _Trainer(reward_model, training, held_out, settings, rng)
+    trainer.run(on_step)
+    sequences = [sequence for pair in tokens for sequence in (pair.chosen, pair.rejected)]
+    reward_model.measure_normalization(reward_model.raw_rewards(sequences))
+    return trainer.evaluate()
+
+
+def _tokenize(pair: PreferencePair | TokenPair, reward_model: RewardModel) -> TokenPair:
+    if isinstance(pair, TokenPair):
+        return pair
+    encode = reward_model.encode
+    return TokenPair(
+        encode(pair.prompt, pair.chosen), encode(pair.prompt, pair.rejected), pair.prompt, pair.margin
+    )
+
+
+def _split(
+    pairs: list[TokenPair], fraction: float, rng: np.random.Generator
+) -> tuple[list[TokenPair], list[TokenPair]]:
+    """Training and held-out pairs without a common prompt."""
+    prompts = sorted({pair.prompt for pair in pairs})
+    if len(prompts) < 2:
+        raise ValueError(
+            f"the {len(pairs)} pairs have {len(prompts)} prompt: training needs at least two, to hold "
+            "one out."
+        )
+    count = min(max(1, round(fraction * len(prompts))), len(prompts) - 1)
+    held_out = {prompts[i] for i in rng.permutation(len(prompts))[:count]}
+    return (
+        [pair for pair in pairs if pair.prompt not in held_out],
+        [pair for pair in pairs if pair.prompt in held_out],
+    )
+
+
+class _Trainer:
+    """One training run: optimiser, schedule, early stopping."""
+
+    def __init__(
+        self,
+        reward_model: RewardModel,
+        training: list[TokenPair],
+        held_out: list[TokenPair],
+        settings: RewardTrainingSettings,
+        rng: np.random.Generator,
+    ) -> None:
+        self.reward_model, self.settings, self.rng = reward_model, settings, rng
+        self.training, self.held_out = training, held_out
+        self.model: Any = reward_model.model
+        self.steps_per_epoch = math.ceil(len(training) / settings.batch_size)
+        self.num_steps = settings.epochs * self.steps_per_epoch
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.best_loss, self.best_weights = math.inf, copy.deepcopy(self.model.state_dict())
+        self.without_gain = 0
+
+    def _rate(self, step: int) -> float:
+        warm_up = max(1, self.num_steps // 10)
+        return min((step + 1) / warm_up, max(0.0, (self.num_steps - step) / self.num_steps))
+
+    def run(self, on_step: Callable[[int, int, float], None] | None) -> None:
+        """Train until the steps are done or the held-out loss has stopped falling."""
+        every = max(1, self.steps_per_epoch // self.settings.evaluations_per_epoch)
+        step = 0
+        for _ in range(self.settings.epochs):
+            order = self.rng.permutation(len(self.training))
+            for start in range(0, len(order), self.settings.batch_size):
+                loss = self._step([self.training[i] for i in order[start : start + self.settings.batch_size]])
+                step += 1
+                if on_step is not None:
+                    on_step(step, self.num_steps, loss)
+                if (step % every == 0 or step == self.num_steps) and self._should_stop():
+                    break
+            if self.without_gain >= self.settings.patience:
+                break
+        self.model.load_state_dict(self.best_weights)
+        self.model.requires_grad_(False)
+
+    def _step(self, batch: list[TokenPair]) -> float:
+        rewards = sequence_rewards(self.model, [p.chosen for p in batch] + [p.rejected for p in batch])
+        margins = torch.tensor([p.margin for p in batch], device=rewards.device)
+        chosen, rejected = rewards.chunk(2)
+        loss = preference_loss(chosen, rejected, margins, self.settings.centering_coef)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        return float(loss.detach())
+
+    def _should_stop(self) -> bool:
+        loss = self.evaluate().loss
+        if loss < self.best_loss:
+            self.best_loss, self.best_weights = loss, copy.deepcopy(self.model.state_dict())
+            self.without_gain = 0
+        else:
+            self.without_gain += 1
+        return self.without_gain >= self.settings.patience
+
+    def evaluate(self) -> PreferenceReport:
+        """The report on the held-out pairs."""
+        raw = self.reward_model.raw_rewards
+        return evaluate_preferences(
+            raw([p.chosen for p in self.held_out]),
+            raw([p.rejected for p in self.held_out]),
+            np.array([p.margin for p in self.held_out]),
+        )

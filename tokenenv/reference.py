@@ -1,0 +1,44 @@
+"""The reference: the frozen language model that the actor started from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from tokenenv.language_model import LanguageModel
+from tokenenv.log_probs import response_log_probs, token_log_probs
+from tokenenv.slot_cache import SlotDecoder
+
+__all__ = ["Reference"]
+
+
+class Reference:
+    """log π_ref, token by token or for whole responses.
+
+    Args:
+        language_model: the frozen causal LM.
+        temperature: divides its logits; the same as the actor's.
+    """
+
+    def __init__(self, language_model: LanguageModel, temperature: float = 1.0) -> None:
+        self.language_model = language_model
+        self.temperature = temperature
+
+    def decoder(self, num_slots: int, max_prompt_tokens: int, max_new_tokens: int) -> SlotDecoder:
+        """A decoder of its own for N environments."""
+        return SlotDecoder(self.language_model.model, num_slots, max_prompt_tokens, max_new_tokens)
+
+    @torch.no_grad()
+    def step_log_probs(self, hidden: torch.Tensor, actions: np.ndarray) -> np.ndarray:
+        """(n,) float64 log π_ref(a_t | s_t) for (n, h) hidden states and (n,) actions."""
+        tokens = torch.as_tensor(actions, device=hidden.device)
+        found = token_log_probs(self.language_model.model, hidden, tokens, self.temperature)
+        return found.double().cpu().numpy()
+
+    def response_log_probs(
+        self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]
+    ) -> list[np.ndarray]:
+        """Log π_ref of every token of whole responses, in length-sorted batches."""
+        return response_log_probs(self.language_model.model, prompts, responses, self.temperature)

@@ -1,0 +1,221 @@
+"""The reward model: a transformers sequence classifier with one output, read at the last real token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from tokenenv.language_model import (
+    check_complete,
+    check_source,
+    disable_dropout,
+    freeze,
+    load_tokenizer,
+    load_trainable,
+    loading_errors,
+    pad_right,
+    quiet_loading,
+    resolve_dtype,
+)
+from tokenenv.log_probs import MICRO_BATCH_TOKENS, micro_batches
+
+__all__ = ["RewardModel", "load_reward_model", "new_reward_model", "sequence_rewards"]
+
+
+class RewardModel:
+    """A learned reward with its tokenizer and the statistics that normalise it.
+
+    The raw reward is the classifier's output at the last real token; `normalize` brings it to mean 0 and
+    standard deviation 1 on samples of the reference.
+
+    Args:
+        model: a transformers sequence classifier with `num_labels == 1`.
+        tokenizer: its tokenizer.
+
+    Attributes:
+        mean: of the raw reward on reference samples; kept in `model.config.reward_mean`.
+        std: likewise, in `model.config.reward_std`.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+
+    @property
+    def mean(self) -> float:
+        """Mean of the raw reward on reference samples (0 until it has been measured)."""
+        return float(getattr(self.model.config, "reward_mean", 0.0))
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the raw reward on reference samples (1 until measured)."""
+        return float(getattr(self.model.config, "reward_std", 1.0))
+
+    def normalize(self, raw: np.ndarray) -> np.ndarray:
+        """(raw − mean) / std."""
+        return (raw - self.mean) / self.std
+
+    def measure_normalization(self, raw: np.ndarray) -> None:
+        """Take mean and standard deviation from the raw rewards of reference samples.
+
+        Raises:
+            ValueError: they do not vary, so that nothing could be divided by their deviation.
+        """
+        std = float(np.std(raw))
+        if not std > 1e-8:
+            raise ValueError(
+                f"the reward model gives the same reward to all {len(raw)} samples (std {std:.3g}): "
+                "it has learned nothing to normalise."
+            )
+        self.model.config.reward_mean = float(np.mean(raw))
+        self.model.config.reward_std = std
+
+    @property
+    def num_embeddings(self) -> int:
+        """Rows of the input embedding: the token ids that it can read."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    def shares_tokenizer(self, tokenizer: Any, vocabulary_size: int) -> bool:
+        """Whether token ids of `tokenizer`, up to `vocabulary_size`, mean the same to this model."""
+        return self.num_embeddings >= vocabulary_size and (
+            self.tokenizer is tokenizer or self.tokenizer.get_vocab() == tokenizer.get_vocab()
+        )
+
+    def encode(self, prompt: str, response: str, stopped: bool = True) -> np.ndarray:
+        """Token ids of a prompt and a response, EOS appended where the response is complete."""
+        ids = list(self.tokenizer(prompt)["input_ids"])
+        eos = self.tokenizer.eos_token_id
+        if ids and ids[-1] == eos:
+            ids = ids[:-1]
+        ids += self.tokenizer(response, add_special_tokens=False)["input_ids"]
+        if stopped and eos is not None:
+            ids.append(eos)
+        return np.asarray(ids, dtype=np.int64)
+
+    @torch.no_grad()
+    def raw_rewards(
+        self, sequences: Sequence[np.ndarray], max_tokens: int = MICRO_BATCH_TOKENS
+    ) -> np.ndarray:
+        """(B,) float64 raw rewards of B token sequences (prompt and response in one)."""
+        rewards = np.zeros(len(sequences))
+        lengths = np.array([len(sequence) for sequence in sequences])
+        for batch in micro_batches(lengths, max_tokens):
+            found = sequence_rewards(self.model, [sequences[i] for i in batch])
+            rewards[batch] = found.double().cpu().numpy()
+        return rewards
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write a folder that `AutoModelForSequenceClassification` loads, statistics in its config."""
+        model = self.model if dtype is None else _converted(self.model, dtype)
+        with quiet_loading():
+            model.save_pretrained(folder)
+            self.tokenizer.save_pretrained(folder)
+
+
+def _converted(model: Any, dtype: torch.dtype) -> Any:
+    twin = type(model)(model.config).to(dtype)
+    twin.load_state_dict(model.state_dict())
+    twin.config.dtype = dtype
+    return twin
+
+
+def sequence_rewards(model: Any, sequences: Sequence[np.ndarray]) -> torch.Tensor:
+    """(B,) float32 rewards at the last real token of each sequence, with gradient where it is on."""
+    tokens, lengths = pad_right(sequences)
+    ids = torch.as_tensor(tokens, device=model.device)
+    head = getattr(model, "score", None)
+    if isinstance(head, nn.Linear):
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        last = torch.as_tensor(lengths - 1, device=model.device)
+        rewards = head(hidden[torch.arange(len(tokens), device=model.device), last])
+    else:  # an encoder pools in its own way, but must not see what stands behind the last token
+        is_token = np.arange(tokens.shape[1])[None, :] < lengths[:, None]
+        mask = torch.as_tensor(is_token.astype(np.int64), device=model.device)
+        rewards = model(input_ids=ids, attention_mask=mask).logits
+    rewards = rewards.squeeze(-1)
+    return rewards if rewards.dtype == torch.float64 else rewards.float()
+
+
+@lru_cache(maxsize=16)
+def load_reward_model(name: str, device: str = "cpu", dtype: str = "float32") -> RewardModel:
+    """The reward model in `name`, frozen; a second call with the same arguments shares it.
+
+    Raises:
+        ValueError: `name` holds no sequence classifier with one output, or its weights are incomplete.
+    """
+    check_source(name, "reward_model")
+    with quiet_loading(), loading_errors(name, "reward_model"):
+        config = AutoConfig.from_pretrained(name)
+    _check_classifier(config, name)
+    with quiet_loading(), loading_errors(name, "reward_model"):
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=resolve_dtype(dtype), output_loading_info=True
+        )
+    check_complete(report, name, "reward_model")
+    disable_dropout(model)
+    freeze(model)
+    return RewardModel(model.to(device), load_tokenizer(name, "reward_model"))
+
+
+def _check_classifier(config: Any, name: str) -> None:
+    architectures = getattr(config, "architectures", None) or []
+    if architectures and not any("SequenceClassification" in a for a in architectures):
+        raise ValueError(
+            f"reward_model={name!r} holds a {architectures[0]}, no sequence classifier. Train a reward "
+            "model on it with `tokenrlhf reward-model --pairs FILE --base MODEL --out DIR`."
+        )
+    if config.num_labels != 1:
+        raise ValueError(
+            f"reward_model={name!r} has {config.num_labels} outputs; a reward model has exactly one "
+            "(num_labels=1)."
+        )
+
+
+def new_reward_model(base: str, device: str = "cpu", seed: int = 0) -> RewardModel:
+    """A trainable reward model on the trunk of `base`, its head drawn from N(0, 1/√(h+1)).
+
+    `base` may hold a causal LM or a sequence classifier. Every trunk weight must come from the
+    checkpoint: a causal LM is loaded as one, so that tied embeddings which are stored only as the
+    output layer arrive as well, and its trunk is then copied.
+
+    Raises:
+        ValueError: `base` holds neither, or a trunk weight is missing from it.
+    """
+    check_source(base, "base")
+    with quiet_loading(), loading_errors(base, "base"):
+        config = AutoConfig.from_pretrained(base, num_labels=1)
+    if any("SequenceClassification" in a for a in (config.architectures or [])):
+        with quiet_loading(), loading_errors(base, "base"):
+            model, report = AutoModelForSequenceClassification.from_pretrained(
+                base, config=config, dtype=torch.float32, output_loading_info=True
+            )
+        check_complete(report, base, "base", may_miss="score")
+        tokenizer = load_tokenizer(base, "base")
+    else:
+        causal = load_trainable(base)
+        tokenizer = causal.tokenizer
+        with quiet_loading():
+            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        model.base_model.load_state_dict(causal.model.base_model.state_dict(), strict=True)
+    disable_dropout(model)
+    _initialize_head(model, seed)
+    return RewardModel(model.to(device), tokenizer)
+
+
+def _initialize_head(model: Any, seed: int) -> None:
+    head = getattr(model, "score", None) or getattr(model, "classifier", None)
+    assert isinstance(head, nn.Linear), f"{type(model).__name__} has no linear head"
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        std = 1.0 / math.sqrt(head.in_features + 1)
+        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * std)
+        if head.bias is not None:
+            head.bias.zero_()

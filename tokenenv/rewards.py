@@ -1,0 +1,211 @@
+"""Where the score of a finished response comes from: a reward model, or a function of the user's.
+
+Both are `RewardSource`s: finished episodes in, raw rewards out. A function takes
+`(prompts: list[str], responses: list[str])` and returns one float per response, or one list of floats per
+response: rewards per token. A function with a third parameter `response_tokens` is also given the text of
+each token, so that it can count them as the actor did.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from tokenenv.language_model import LanguageModel
+from tokenenv.reward_model import RewardModel, load_reward_model
+from tokenenv.tasks import load_object
+
+__all__ = [
+    "Episode",
+    "FunctionReward",
+    "LearnedReward",
+    "RawRewards",
+    "RewardFunction",
+    "RewardSource",
+    "resolve_reward",
+]
+
+RewardFunction = Callable[..., Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """A prompt and a response, finished or not.
+
+    Attributes:
+        prompt: (n,) int64 token ids.
+        response: (m,) int64 token ids, EOS included.
+        stopped: whether the response ended with EOS.
+    """
+
+    prompt: np.ndarray
+    response: np.ndarray
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RawRewards:
+    """What a source says of B finished episodes.
+
+    Attributes:
+        raw: (B,) float64 as the source gave them (summed where they are per token).
+        normalized: (B,) float64 after the reward model's normalisation; equal to raw for a function.
+        per_token: B float64 arrays as long as the responses, or None.
+    """
+
+    raw: np.ndarray
+    normalized: np.ndarray
+    per_token: list[np.ndarray] | None = None
+
+
+class RewardSource(Protocol):
+    """Finished episodes in, raw rewards out."""
+
+    def __call__(self, episodes: Sequence[Episode]) -> RawRewards:
+        """Rewards of `episodes`, in their order."""
+        ...
+
+
+class LearnedReward:
+    """A reward model: fed token ids where it shares the actor's tokenizer, text where it does not.
+
+    Args:
+        reward_model: the reward model.
+        language_model: the reference, whose tokenizer the episodes are in.
+    """
+
+    def __init__(self, reward_model: RewardModel, language_model: LanguageModel) -> None:
+        self.reward_model = reward_model
+        self.language_model = language_model
+        self.feeds_tokens = reward_model.shares_tokenizer(
+            language_model.tokenizer, language_model.vocabulary_size
+        )
+
+    def __call__(self, episodes: Sequence[Episode]) -> RawRewards:
+        """Rewards of `episodes`, in one length-sorted pass."""
+        if self.feeds_tokens:
+            sequences = [np.concatenate([e.prompt, e.response]) for e in episodes]
+        else:
+            decode = self.language_model.decode
+            sequences = [
+                self.reward_model.encode(decode(e.prompt), decode(e.response), e.stopped)
+                for e in episodes
+            ]
+        raw = self.reward_model.raw_rewards(sequences)
+        return RawRewards(raw, self.reward_model.normalize(raw))
+
+
+class FunctionReward:
+    """A plain Python function as reward.
+
+    Args:
+        function: see the module's text.
+        name: what error messages call it.
+        language_model: turns token ids into text.
+    """
+
+    def __init__(self, function: RewardFunction, name: str, language_model: LanguageModel) -> None:
+        self.function = function
+        self.name = name
+        self.language_model = language_model
+        self._wants_tokens = _takes_response_tokens(function)
+
+    def __call__(self, episodes: Sequence[Episode]) -> RawRewards:
+        """Rewards of `episodes`; ValueError where the function returned something else than rewards."""
+        decode = self.language_model.decode
+        texts = [decode(e.prompt) for e in episodes], [decode(e.response) for e in episodes]
+        extra = {}
+        if self._wants_tokens:
+            extra["response_tokens"] = [[decode([i]) for i in e.response] for e in episodes]
+        returned = self.function(*texts, **extra)
+        rewards = self._as_list(returned, len(episodes))
+        is_list = [isinstance(r, list | tuple | np.ndarray) and np.ndim(r) == 1 for r in rewards]
+        if not any(is_list):
+            raw = np.array([self._number(r, f"response {i}") for i, r in enumerate(rewards)])
+            return RawRewards(raw, raw)
+        if not all(is_list):
+            raise ValueError(
+                f"{self.name} mixed floats and lists: return one float per response, or one list of "
+                "floats per response."
+            )
+        per_token = [
+            self._token_rewards(r, e, i)
+            for i, (r, e) in enumerate(zip(rewards, episodes, strict=True))
+        ]
+        raw = np.array([r.sum() for r in per_token])
+        return RawRewards(raw, raw, per_token)
+
+    def _as_list(self, returned: Any, count: int) -> list[Any]:
+        try:
+            rewards = list(returned)
+        except TypeError as error:
+            raise ValueError(
+                f"{self.name} returned {type(returned).__name__}; it must return a list with one reward "
+                f"per response, here {count}."
+            ) from error
+        if len(rewards) != count:
+            raise ValueError(
+                f"{self.name} returned {len(rewards)} rewards for {count} responses; it must return "
+                "one per response."
+            )
+        return rewards
+
+    def _number(self, reward: Any, where: str) -> float:
+        if hasattr(reward, "item") and np.ndim(reward) == 0:
+            reward = reward.item()
+        if isinstance(reward, bool) or not isinstance(reward, numbers.Real):
+            raise ValueError(
+                f"{self.name} returned {reward!r} ({type(reward).__name__}) for {where}; a reward is a "
+                "float."
+            )
+        if not math.isfinite(reward):
+            raise ValueError(f"{self.name} returned {reward} for {where}; a reward must be finite.")
+        return float(reward)
+
+    def _token_rewards(self, rewards: Any, episode: Episode, index: int) -> np.ndarray:
+        numbers_ = [
+            self._number(r, f"token {t} of response {index}") for t, r in enumerate(rewards)
+        ]
+        length = len(episode.response)
+        if episode.stopped and len(numbers_) == length - 1:
+            numbers_.append(0.0)
+        if len(numbers_) != length:
+            raise ValueError(
+                f"{self.name} returned {len(numbers_)} token rewards for response {index}, which has "
+                f"{length} tokens (EOS counted; its reward may be left out). A third parameter "
+                "'response_tokens' gives your function the tokens."
+            )
+        return np.array(numbers_)
+
+
+def _takes_response_tokens(function: RewardFunction) -> bool:
+    try:
+        return "response_tokens" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def resolve_reward(
+    reward_model: str | RewardFunction, language_model: LanguageModel, device: str, dtype: str
+) -> RewardSource:
+    """The source that `reward_model` stands for: a callable, `"package.module:function"`, a folder or hub id.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if callable(reward_model):
+        name = getattr(reward_model, "__name__", type(reward_model).__name__)
+        return FunctionReward(reward_model, f"reward function {name!r}", language_model)
+    if isinstance(reward_model, str) and ":" in reward_model and not Path(reward_model).exists():
+        function = load_object(reward_model)
+        if not callable(function):
+            raise ValueError(f"reward_model={reward_model!r} names no function.")
+        return FunctionReward(function, f"reward function {reward_model!r}", language_model)
+    return LearnedReward(load_reward_model(reward_model, device, dtype), language_model)

@@ -1,0 +1,102 @@
+"""Scoring of episodes: reward model and reference → R(x, y) and log π_ref, for a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokenenv.reference import Reference
+from tokenenv.rewards import Episode, RewardSource
+
+__all__ = ["EpisodeScorer", "EpisodeScores"]
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeScores:
+    """The scores of B finished episodes.
+
+    Attributes:
+        rm_score: (B,) float64, raw.
+        score: (B,) float64, R(x, y): normalised, clipped, penalised.
+        gold_reward: (B,) float64, or None where the task knows none.
+        token_rewards: B float64 arrays whose sums are the scores: all on the last token, or, where the
+            reward is a function that pays per token, as it paid.
+        is_per_token: whether the reward was paid per token.
+    """
+
+    rm_score: np.ndarray
+    score: np.ndarray
+    gold_reward: np.ndarray | None
+    token_rewards: list[np.ndarray]
+    is_per_token: bool
+
+
+class EpisodeScorer:
+    """Reward source and reference in one place, for stepwise and for deferred scoring alike.
+
+    Args:
+        reference: the reference.
+        reward: where raw rewards come from.
+        score_clip: normalised rewards are clipped to ±`score_clip`; None leaves them.
+        missing_eos_penalty: subtracted from the score of a response without EOS.
+        gold_reward: (prompt, response) → gold reward, or None.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        reward: RewardSource,
+        score_clip: float | None = None,
+        missing_eos_penalty: float = 0.0,
+        gold_reward: Callable[[str, str], float] | None = None,
+    ) -> None:
+        self.reference = reference
+        self.reward = reward
+        self.score_clip = score_clip
+        self.missing_eos_penalty = missing_eos_penalty
+        self.gold_reward = gold_reward
+
+    def score(self, episodes: Sequence[Episode]) -> EpisodeScores:
+        """Score finished episodes.
+
+        Raises:
+            ValueError: the reward function returned something else than rewards.
+        """
+        rewards = self.reward(episodes)
+        score = rewards.normalized
+        if self.score_clip is not None:
+            score = np.clip(score, -self.score_clip, self.score_clip)
+        stopped = np.array([e.stopped for e in episodes])
+        score = score - self.missing_eos_penalty * ~stopped
+        return EpisodeScores(
+            rewards.raw,
+            score,
+            self._gold(episodes),
+            self._spread(episodes, score, rewards.per_token),
+            rewards.per_token is not None,
+        )
+
+    def _spread(
+        self, episodes: Sequence[Episode], score: np.ndarray, per_token: list[np.ndarray] | None
+    ) -> list[np.ndarray]:
+        """Token rewards that sum to the score: what clipping and penalties changed lands on the last token."""
+        spread = [np.zeros(len(e.response)) for e in episodes]
+        if per_token is not None:
+            spread = [np.array(r) for r in per_token]
+        for row, total in zip(spread, score, strict=True):
+            row[-1] += total - row.sum()
+        return spread
+
+    def _gold(self, episodes: Sequence[Episode]) -> np.ndarray | None:
+        if self.gold_reward is None:
+            return None
+        decode = self.reference.language_model.decode
+        return np.array([self.gold_reward(decode(e.prompt), decode(e.response)) for e in episodes])
+
+    def ref_log_probs(self, episodes: Sequence[Episode]) -> list[np.ndarray]:
+        """Log π_ref of every response token of episodes, finished or not, in one length-sorted pass."""
+        return self.reference.response_log_probs(
+            [e.prompt for e in episodes], [e.response for e in episodes]
+        )

@@ -1,0 +1,85 @@
+"""What a task is: models, prompts, limits, and a gold reward where one is known.
+
+A task is found by name (`"reviews"`) or as `"package.module:ATTRIBUTE"` naming a `Task` of your own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenenv.tasks.prompts import SPLITS, check_split, read_prompts
+
+__all__ = ["ASSETS", "SPLITS", "Task", "check_split", "load_object", "load_task", "read_prompts"]
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+"""Where the bundled models live."""
+
+_BUNDLED = {"reviews": "tokenenv.tasks.reviews:TASK"}
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The defaults that one name stands for; every one of them can be overridden in `gym.make`.
+
+    Args:
+        name: the task's name.
+        reference: folder or hub id of the causal LM that is the reference.
+        reward_model: folder or hub id of the reward model, or `"package.module:function"`.
+        prompts: split ("train" or "eval") → prompts, disjoint between the splits.
+        max_prompt_tokens: P.
+        max_new_tokens: T.
+        kl_coef: β.
+        gold_reward: (prompt, response) → the true reward, or None where nobody knows it.
+        card: path of the model card's JSON, or None.
+    """
+
+    name: str
+    reference: str
+    reward_model: str
+    prompts: Callable[[str], list[str]]
+    max_prompt_tokens: int
+    max_new_tokens: int
+    kl_coef: float
+    gold_reward: Callable[[str, str], float] | None = None
+    card: Path | None = None
+
+
+def load_task(name: str) -> Task:
+    """The task called `name`.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if name in _BUNDLED:
+        return load_object(_BUNDLED[name])
+    if ":" not in name:
+        raise ValueError(
+            f"task={name!r} is unknown: bundled are {', '.join(map(repr, _BUNDLED))}; "
+            "a task of your own is named 'package.module:ATTRIBUTE'."
+        )
+    task = load_object(name)
+    if not isinstance(task, Task):
+        raise ValueError(
+            f"task={name!r} names a {type(task).__name__}, it must be a tokenenv Task."
+        )
+    return task
+
+
+def load_object(path: str) -> Any:
+    """The object that `"package.module:attribute"` names.
+
+    Raises:
+        ValueError: there is no such module or attribute.
+    """
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{path!r} can't be loaded ({error}): it must be 'package.module:attribute', and the "
+            "module must be importable from here."
+        ) from error

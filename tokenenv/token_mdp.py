@@ -1,0 +1,320 @@
+"""The batched core that both environments are a face of: prompts, transitions, rewards and infos.
+
+`TokenEnv` is its N = 1 face and `TokenVectorEnv` the other, so the dynamics are written once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokenenv.episodes import NO_TOKEN, Episodes
+from tokenenv.language_model import (
+    LanguageModel,
+    check_context,
+    load_frozen,
+    resolve_device,
+    resolve_dtype,
+)
+from tokenenv.reference import Reference
+from tokenenv.rewards import Episode, RewardFunction, resolve_reward
+from tokenenv.scoring import EpisodeScorer
+from tokenenv.shaping import KL_SHAPINGS, reference_half
+from tokenenv.slot_cache import SlotDecoder
+from tokenenv.tasks import Task, check_split, load_task, read_prompts
+
+__all__ = ["SCORINGS", "EnvSettings", "StepResult", "TokenMDP"]
+
+SCORINGS = ("step", "deferred")
+"""Rewards at every step, or all of a rollout's episodes scored together by the trainer's buffer."""
+
+
+@dataclass(frozen=True)
+class EnvSettings:
+    """The keyword arguments of `gym.make`; `TokenEnv` documents them. None means: the task's own."""
+
+    task: str = "reviews"
+    reference: str | None = None
+    reward_model: str | RewardFunction | None = None
+    prompts: str | Sequence[str] | None = None
+    split: str = "train"
+    max_prompt_tokens: int | None = None
+    max_new_tokens: int | None = None
+    kl_coef: float | None = None
+    kl_shaping: str = "k1"
+    temperature: float = 1.0
+    score_clip: float | None = None
+    missing_eos_penalty: float = 0.0
+    scoring: str = "step"
+    device: str = "auto"
+    dtype: str = "float32"
+    render_mode: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what can be refused without loading a model."""
+        check_split(self.split)
+        _one_of("kl_shaping", self.kl_shaping, KL_SHAPINGS)
+        _one_of("scoring", self.scoring, SCORINGS)
+        _one_of("render_mode", self.render_mode, (None, "ansi", "human"))
+        resolve_dtype(self.dtype)
+        for name in ("max_prompt_tokens", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+        if self.kl_coef is not None:
+            check_kl_coef(self.kl_coef)
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature={self.temperature} must be positive.")
+        if self.score_clip is not None and not self.score_clip > 0:
+            raise ValueError(f"score_clip={self.score_clip} must be positive, or None for no clip.")
+        if not self.missing_eos_penalty >= 0:
+            raise ValueError(f"missing_eos_penalty={self.missing_eos_penalty} must be 0 or more.")
+
+    def resolved(self, task: Task) -> EnvSettings:
+        """The same settings with every None that a task fills replaced, and the device decided."""
+        own = {
+            name: getattr(task, name)
+            for name in (
+                "reference",
+                "reward_model",
+                "max_prompt_tokens",
+                "max_new_tokens",
+                "kl_coef",
+            )
+            if getattr(self, name) is None
+        }
+        return dataclasses.replace(self, device=resolve_device(self.device), **own)
+
+
+def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(map(repr, allowed))}.")
+
+
+def check_kl_coef(kl_coef: float) -> float:
+    """β as a float; ValueError where it is negative or no finite number."""
+    if not (math.isfinite(kl_coef) and kl_coef >= 0):
+        raise ValueError(
+            f"kl_coef={kl_coef} must be 0 or a positive number: a negative one would reward leaving "
+            "the reference."
+        )
+    return float(kl_coef)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step of some rows gave.
+
+    Attributes:
+        rows: (n,) int64, the rows that stepped.
+        rewards: (n,) float64.
+        ended: (n,) bool.
+        ref_log_probs: (n,) float64, or None where scoring is deferred.
+        endings: the end-of-episode info of each row that ended, in order.
+    """
+
+    rows: np.ndarray
+    rewards: np.ndarray
+    ended: np.ndarray
+    ref_log_probs: np.ndarray | None
+    endings: list[dict[str, Any]]
+
+
+class TokenMDP:
+    """N token MDPs side by side, without spaces, autoreset or seeding.
+
+    Args:
+        settings: the keyword arguments of the environment.
+        num_envs: N.
+
+    Raises:
+        ValueError: a setting, a model or a prompt that can't be used; it says which and why.
+    """
+
+    def __init__(self, settings: EnvSettings, num_envs: int) -> None:
+        self.task = load_task(settings.task)
+        self.settings = settings.resolved(self.task)
+        assert self.settings.kl_coef is not None
+        self.kl_coef = check_kl_coef(self.settings.kl_coef)
+        self.num_envs = num_envs
+        self._connect()
+        limits = self.settings
+        assert limits.max_prompt_tokens is not None and limits.max_new_tokens is not None
+        self.max_prompt_tokens = int(limits.max_prompt_tokens)
+        self.max_new_tokens = int(limits.max_new_tokens)
+        model = self.language_model.model
+        check_context(model, self.max_prompt_tokens + self.max_new_tokens, "reference")
+        self.prompts = self._read_prompts()
+        self._prompt_ids: dict[str, np.ndarray] = {}
+        if self.settings.prompts is not None:
+            for prompt in self.prompts:
+                self.encode_prompt(prompt)
+        self.episodes = Episodes(
+            num_envs,
+            self.max_prompt_tokens,
+            self.max_new_tokens,
+            self.language_model.vocabulary_size,
+            self.language_model.eos_token_ids,
+        )
+        self.token_rewards = np.zeros((num_envs, self.max_new_tokens))
+
+    def _connect(self) -> None:
+        """Find the models in the process-level cache: called anew after unpickling."""
+        settings = self.settings
+        assert settings.reference is not None and settings.reward_model is not None
+        self.language_model: LanguageModel = load_frozen(
+            settings.reference, settings.device, settings.dtype
+        )
+        self.scorer = EpisodeScorer(
+            Reference(self.language_model, settings.temperature),
+            resolve_reward(
+                settings.reward_model, self.language_model, settings.device, settings.dtype
+            ),
+            settings.score_clip,
+            settings.missing_eos_penalty,
+            self.task.gold_reward,
+        )
+        self._decoder: SlotDecoder | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the models and their caches, which are found again by name."""
+        state = self.__dict__.copy()
+        for name in ("language_model", "scorer", "_decoder", "task"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.task = load_task(self.settings.task)
+        self._connect()
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether rewards are left to the trainer's buffer."""
+        return self.settings.scoring == "deferred"
+
+    # Prompts -------------------------------------------------------------------------------------
+
+    def _read_prompts(self) -> list[str]:
+        source, split = self.settings.prompts, self.settings.split
+        if source is None:
+            return self.task.prompts(split)
+        if isinstance(source, str):
+            if not Path(source).suffix and not Path(source).exists():
+                return load_task(source).prompts(split)
+            return read_prompts(source, split)
+        prompts = list(source)
+        if not prompts or not all(isinstance(p, str) for p in prompts):
+            raise ValueError("prompts must be a non-empty list of strings, a file, or a task's name.")
+        return prompts
+
+    def encode_prompt(self, prompt: str) -> np.ndarray:
+        """(n,) int64 token ids of a prompt, 1 ≤ n ≤ P.
+
+        Raises:
+            ValueError: the prompt is no string, is empty, or is longer than P tokens.
+        """
+        if not isinstance(prompt, str):
+            raise ValueError(f"the prompt {prompt!r} is a {type(prompt).__name__}, it must be text.")
+        known = self._prompt_ids.get(prompt)
+        if known is not None:
+            return known
+        if not prompt.strip():
+            raise ValueError(f"the prompt {prompt!r} is empty: it needs at least one token.")
+        ids = self.language_model.encode(prompt)
+        if len(ids) > self.max_prompt_tokens:
+            raise ValueError(
+                f"the prompt {prompt[:60]!r} has {len(ids)} tokens, more than max_prompt_tokens="
+                f"{self.max_prompt_tokens}: shorten it, or raise max_prompt_tokens."
+            )
+        self._prompt_ids[prompt] = ids
+        return ids
+
+    def start(self, row: int, rng: np.random.Generator, prompt: str | None) -> dict[str, Any]:
+        """Begin an episode in `row`, from `prompt` or one drawn by `rng`; returns the reset's info."""
+        if prompt is None:
+            prompt = self.prompts[int(rng.integers(len(self.prompts)))]
+        self.episodes.start(row, self.encode_prompt(prompt))
+        self.token_rewards[row] = 0.0
+        return {"prompt": prompt}
+
+    # Steps ---------------------------------------------------------------------------------------
+
+    def step(self, actions: np.ndarray, rows: np.ndarray) -> StepResult:
+        """Let `rows` take `actions[rows]`.
+
+        Args:
+            actions: (N,) token ids; entries outside `rows` are ignored.
+            rows: (n,) int64.
+
+        Raises:
+            ResetNeeded: a row has no running episode.
+            ValueError: an action is no token id.
+        """
+        before = self.episodes.observations.copy()
+        ended = self.episodes.append(actions, rows)
+        rewards = np.zeros(len(rows))
+        ref_log_probs = None
+        if not self.is_deferred:
+            ref_log_probs = self._ref_log_probs(before, actions, rows)
+            if self.settings.kl_shaping == "k1":
+                rewards += reference_half(ref_log_probs, self.kl_coef)
+        endings = self._endings(rows[ended]) if ended.any() else []
+        if not self.is_deferred:
+            rewards[ended] += [ending["score"] for ending in endings]
+        self.token_rewards[rows, self.episodes.response_lengths[rows] - 1] = rewards
+        return StepResult(rows, rewards, ended, ref_log_probs, endings)
+
+    def _ref_log_probs(
+        self, observations: np.ndarray, actions: np.ndarray, rows: np.ndarray
+    ) -> np.ndarray:
+        if self._decoder is None:
+            self._decoder = self.scorer.reference.decoder(
+                self.num_envs, self.max_prompt_tokens, self.max_new_tokens
+            )
+        followed = observations
+        if len(rows) < self.num_envs:  # idle rows (not started, or ended) show a token, to be refilled
+            followed = observations.copy()
+            idle = (followed == NO_TOKEN).all(axis=1)
+            followed[idle, self.max_prompt_tokens - 1] = 0
+        hidden = self._decoder.hidden_states(followed)
+        if len(rows) < self.num_envs:
+            hidden = hidden[rows.tolist()]
+        return self.scorer.reference.step_log_probs(hidden, np.asarray(actions)[rows])
+
+    def _endings(self, rows: np.ndarray) -> list[dict[str, Any]]:
+        episodes = [self.episode(row) for row in rows]
+        endings: list[dict[str, Any]] = [
+            {
+                "finish_reason": self.episodes.finish_reason(row),
+                "response": self.language_model.decode(episode.response),
+                "response_length": len(episode.response),
+            }
+            for row, episode in zip(rows, episodes, strict=True)
+        ]
+        if self.is_deferred:
+            return endings
+        scores = self.scorer.score(episodes)
+        if scores.is_per_token:
+            raise ValueError(
+                "the reward function returned rewards per token, which exist only once a response is "
+                "finished: use scoring='deferred', or return one float per response."
+            )
+        for i, ending in enumerate(endings):
+            ending["rm_score"] = float(scores.rm_score[i])
+            ending["score"] = float(scores.score[i])
+            if scores.gold_reward is not None:
+                ending["gold_reward"] = float(scores.gold_reward[i])
+        return endings
+
+    def episode(self, row: int) -> Episode:
+        """The episode in `row` so far."""
+        return Episode(
+            self.episodes.prompt(row), self.episodes.response(row), bool(self.episodes.stopped[row])
+        )

@@ -1,0 +1,237 @@
+"""The vector face of `TokenRLHF-v0`: N episodes, one forward of each model per step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from gymnasium.error import ResetNeeded
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from tokenenv.env import TokenEnv, token_spaces
+from tokenenv.rendering import render_episode
+from tokenenv.scoring import EpisodeScorer
+from tokenenv.token_mdp import EnvSettings, StepResult, TokenMDP, check_kl_coef
+
+__all__ = ["TokenVectorEnv"]
+
+
+class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+    """N token MDPs in one process, row by row equal to N `TokenEnv`s.
+
+    Args:
+        num_envs: N.
+        autoreset_mode: Gymnasium's `AutoresetMode`, or its value: `"NextStep"`, `"SameStep"`, `"Disabled"`.
+        max_episode_steps: nothing but a check: a limit below `max_new_tokens` would cut episodes
+            where nobody can see it, and is refused.
+        **settings: the arguments of `TokenEnv`.
+
+    Raises:
+        ValueError: an argument that can't be used; it says what is allowed.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        max_episode_steps: int | None = None,
+        **settings: Any,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs={num_envs} must be at least 1.")
+        self.num_envs = num_envs
+        self.autoreset_mode = _autoreset_mode(autoreset_mode)
+        self.metadata = {**TokenEnv.metadata, "autoreset_mode": self.autoreset_mode}
+        made = EnvSettings(**settings)
+        self.render_mode = made.render_mode
+        self.mdp = TokenMDP(made, num_envs)
+        if max_episode_steps is not None and max_episode_steps < self.mdp.max_new_tokens:
+            raise ValueError(
+                f"max_episode_steps={max_episode_steps} is below max_new_tokens="
+                f"{self.mdp.max_new_tokens}: the response's own limit ends an episode, so lower "
+                "max_new_tokens instead."
+            )
+        self.single_observation_space, self.single_action_space = token_spaces(self.mdp)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._rngs: list[np.random.Generator | None] = [None] * num_envs
+        self._seeds: list[int] = [-1] * num_envs
+        self._waiting = np.zeros(num_envs, dtype=bool)
+        self._all_rows = np.arange(num_envs)
+
+    @property
+    def settings(self) -> EnvSettings:
+        """The resolved arguments."""
+        return self.mdp.settings
+
+    @property
+    def scorer(self) -> EpisodeScorer:
+        """The part that scores finished episodes."""
+        return self.mdp.scorer
+
+    @property
+    def kl_coef(self) -> float:
+        """β."""
+        return self.mdp.kl_coef
+
+    def set_kl_coef(self, kl_coef: float) -> None:
+        """Change β, between rollouts; ValueError where it is negative."""
+        self.mdp.kl_coef = check_kl_coef(kl_coef)
+
+    @property
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override, misc]
+        """One generator per environment, as `SyncVectorEnv` has them."""
+        return tuple(self._rng(row) for row in range(self.num_envs))
+
+    @property
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+        """The seed of each environment's generator."""
+        return tuple(self._seeds) if all(self._rngs) else tuple(-1 for _ in self._seeds)
+
+    def _rng(self, row: int, seed: int | None = None) -> np.random.Generator:
+        known = self._rngs[row]
+        if known is None or seed is not None:
+            known, self._seeds[row] = seeding.np_random(seed)
+            self._rngs[row] = known
+        return known
+
+    # Resets --------------------------------------------------------------------------------------
+
+    def reset(
+        self,
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start episodes in all rows, or in those of `options["reset_mask"]`.
+
+        Args:
+            seed: row i gets `seed + i`, or `seed[i]`.
+            options: `"prompt"`, one text for all rows or a list with one for each; `"reset_mask"`,
+                (N,) bool.
+
+        Raises:
+            ValueError: a prompt is empty or too long, or an option has another shape.
+        """
+        options = options or {}
+        seeds = self._row_seeds(seed)
+        rows = self._masked_rows(options.get("reset_mask"))
+        prompts = self._row_prompts(options.get("prompt"))
+        infos: dict[str, Any] = {}
+        for row in rows.tolist():
+            info = self.mdp.start(row, self._rng(row, seeds[row]), prompts[row])
+            infos = self._add_info(infos, info, row)
+        self._waiting[rows] = False
+        return self._observations(), infos
+
+    def _row_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        if seed is None or isinstance(seed, int | np.integer):
+            return [None if seed is None else int(seed) + row for row in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise ValueError(f"{len(seed)} seeds were given for {self.num_envs} environments.")
+        return list(seed)
+
+    def _masked_rows(self, mask: Any) -> np.ndarray:
+        if mask is None:
+            return self._all_rows
+        is_mask = isinstance(mask, np.ndarray) and mask.dtype == np.bool_
+        if not is_mask or mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(
+                f"options['reset_mask'] must be a bool array of shape ({self.num_envs},) with at "
+                f"least one true entry, got {mask!r}."
+            )
+        return np.flatnonzero(mask)
+
+    def _row_prompts(self, prompt: Any) -> list[str | None]:
+        if prompt is None or isinstance(prompt, str):
+            return [prompt] * self.num_envs
+        if len(prompt) != self.num_envs:
+            raise ValueError(f"{len(prompt)} prompts were given for {self.num_envs} environments.")
+        return list(prompt)
+
+    # Steps ---------------------------------------------------------------------------------------
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Append one token in every row; rows that ended are treated as the autoreset mode says.
+
+        Raises:
+            gymnasium.error.ResetNeeded: a row has no running episode.
+            ValueError: an action is no token id.
+        """
+        waiting = np.flatnonzero(self._waiting)
+        stepping = self._all_rows
+        if len(waiting):
+            if self.autoreset_mode is AutoresetMode.DISABLED:
+                raise ResetNeeded(
+                    f"environment {waiting[0]} has ended its episode: call reset(options="
+                    "{'reset_mask': mask}) first, or choose another autoreset_mode."
+                )
+            stepping = np.flatnonzero(~self._waiting)
+        result = self.mdp.step(np.asarray(actions), stepping)
+        rewards = np.zeros(self.num_envs)
+        terminations = np.zeros(self.num_envs, dtype=bool)
+        rewards[stepping] = result.rewards
+        terminations[stepping] = result.ended
+        infos = self._step_infos(result)
+        self._waiting = terminations.copy()
+        for row in waiting.tolist():  # NEXT_STEP: this step was the reset of these rows
+            infos = self._add_info(infos, self.mdp.start(row, self._rng(row), None), row)
+        if self.autoreset_mode is AutoresetMode.SAME_STEP:
+            for row in stepping[result.ended].tolist():
+                infos = self._add_info(infos, self.mdp.start(row, self._rng(row), None), row)
+            self._waiting[:] = False
+        truncations = np.zeros(self.num_envs, dtype=bool)
+        return self._observations(), rewards, terminations, truncations, infos
+
+    def _step_infos(self, result: StepResult) -> dict[str, Any]:
+        """Gymnasium's vector infos: an array and a mask per key; ends nested where rows reset at once."""
+        same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
+        infos: dict[str, Any] = {}
+        stepwise: list[dict[str, Any]] = [{} for _ in result.endings]
+        ended = result.rows[result.ended].tolist()
+        if result.ref_log_probs is not None:
+            going = ~result.ended if same_step else np.ones(len(result.rows), dtype=bool)
+            if going.any():
+                rows = result.rows[going]
+                self._set_info(infos, "ref_logprob", rows, result.ref_log_probs[going])
+                self._set_info(infos, "kl_coef", rows, self.kl_coef)
+            stepwise = [
+                {"ref_logprob": float(found), "kl_coef": self.kl_coef}
+                for found in result.ref_log_probs[result.ended]
+            ]
+        for row, own, ending in zip(ended, stepwise, result.endings, strict=True):
+            info = {**own, **ending} if same_step else ending
+            if same_step:
+                observation = self.mdp.episodes.observations[row].copy()
+                info = {"final_obs": observation, "final_info": info}
+            infos = self._add_info(infos, info, row)
+        return infos
+
+    def _set_info(self, infos: dict[str, Any], key: str, rows: np.ndarray, values: Any) -> None:
+        array, mask = np.zeros(self.num_envs), np.zeros(self.num_envs, dtype=bool)
+        array[rows], mask[rows] = values, True
+        infos[key], infos[f"_{key}"] = array, mask
+
+    def _observations(self) -> np.ndarray:
+        return self.mdp.episodes.observations.copy()
+
+    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
+        """Every row's episode as text."""
+        if self.render_mode is None:
+            return None
+        return tuple(render_episode(self.mdp, row) for row in range(self.num_envs))
+
+
+def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    try:
+        return AutoresetMode(mode)
+    except ValueError:
+        allowed = ", ".join(repr(m.value) for m in AutoresetMode)
+        raise ValueError(f"autoreset_mode={mode!r} is unknown: choose one of {allowed}.") from None
