@@ -33,12 +33,10 @@ def full_forward(model, observations: np.ndarray) -> torch.Tensor:
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_equals_a_full_forward_with_episodes_of_all_ages(name, attention, rng):
-    if name == "opt" and attention == "eager":
-        pytest.skip("one OPT variant is enough")
     model = small_model(name)
     model.set_attn_implementation(attention)
     episodes = Episodes(N, P, T, V, eos_token_ids=[2])
-    decoder = SlotDecoder(model, N, P, T)
+    decoder = SlotDecoder(model, N, P + T)
     for row in range(N):
         start(episodes, row, rng)
     for step in range(3 * T):
@@ -60,7 +58,7 @@ def test_equals_a_full_forward_with_episodes_of_all_ages(name, attention, rng):
 def test_one_forward_per_step_once_the_prompts_are_in(rng):
     model = small_model("llama")
     episodes = Episodes(N, P, T, V, eos_token_ids=[])
-    decoder = SlotDecoder(model, N, P, T)
+    decoder = SlotDecoder(model, N, P + T)
     for row in range(N):
         start(episodes, row, rng)
     for step in range(T):
@@ -74,7 +72,7 @@ def test_one_forward_per_step_once_the_prompts_are_in(rng):
 def test_dropping_the_cache_changes_nothing(rng):
     model = small_model("gpt2")
     episodes = Episodes(N, P, T, V, eos_token_ids=[])
-    decoder = SlotDecoder(model, N, P, T)
+    decoder = SlotDecoder(model, N, P + T)
     for row in range(N):
         start(episodes, row, rng)
     for _ in range(5):
@@ -87,7 +85,7 @@ def test_dropping_the_cache_changes_nothing(rng):
 
 def test_another_prompt_of_the_same_length_is_not_mistaken_for_a_continuation():
     model = small_model("gpt2")
-    decoder = SlotDecoder(model, 1, P, T)
+    decoder = SlotDecoder(model, 1, P + T)
     episodes = Episodes(1, P, T, V, eos_token_ids=[])
     episodes.start(0, np.array([5, 6, 7]))
     decoder.hidden_states(episodes.observations)
@@ -113,4 +111,4 @@ def test_an_attention_kind_that_the_cache_cannot_follow_is_refused():
     model = build_language_model(config)
     model.config.layer_types = ["chunked_attention", "full_attention"]
     with pytest.raises(ValueError, match="chunked_attention"):
-        SlotDecoder(model, 1, P, T)
+        SlotDecoder(model, 1, P + T)

@@ -14,7 +14,8 @@ from tokenenv.episodes import NO_TOKEN
 from tokenenv.rendering import render_episode
 from tokenenv.rewards import RewardFunction
 from tokenenv.scoring import EpisodeScorer
-from tokenenv.token_mdp import EnvSettings, TokenMDP, check_kl_coef
+from tokenenv.settings import EnvSettings, check_kl_coef
+from tokenenv.token_mdp import TokenMDP
 
 __all__ = ["TokenEnv", "token_spaces"]
 
@@ -151,9 +152,7 @@ class TokenEnv(gym.Env[np.ndarray, np.int64]):
         self._show()
         return self._observation(), info
 
-    def step(
-        self, action: np.int64 | int
-    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64 | int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Append the token `action` to the response.
 
         Raises:
@@ -177,7 +176,7 @@ class TokenEnv(gym.Env[np.ndarray, np.int64]):
             sys.stdout.write(render_episode(self.mdp, 0) + "\n")
             sys.stdout.flush()
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The episode as text for `"ansi"`; `"human"` has already written it."""
         return render_episode(self.mdp, 0) if self.render_mode == "ansi" else None
 

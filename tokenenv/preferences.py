@@ -130,7 +130,7 @@ def preference_loss(
     margins: torch.Tensor | float = 0.0,
     centering_coef: float = 0.0,
 ) -> torch.Tensor:
-    """mean −log σ(r_w − r_l − margin) + c·mean((r_w + r_l)²), from (B,) rewards.
+    """Mean −log σ(r_w − r_l − margin) + c·mean((r_w + r_l)²), from (B,) rewards.
 
     Equal rewards without margin give ln 2. The centring term is that of Eisenstein et al. 2023,
     https://arxiv.org/abs/2312.09244, section 2.
@@ -234,7 +234,9 @@ def train_reward_model(
     """
     settings = settings or RewardTrainingSettings()
     tokens = [_tokenize(pair, reward_model) for pair in pairs]
-    check_context(reward_model.model, max(max(len(t.chosen), len(t.rejected)) for t in tokens), "base")
+    check_context(
+        reward_model.model, max(max(len(t.chosen), len(t.rejected)) for t in tokens), "base"
+    )
     rng = np.random.default_rng(settings.seed)
     training, held_out = _split(tokens, settings.eval_fraction, rng)
     trainer = _Trainer(reward_model, training, held_out, settings, rng)
@@ -249,7 +251,10 @@ def _tokenize(pair: PreferencePair | TokenPair, reward_model: RewardModel) -> To
         return pair
     encode = reward_model.encode
     return TokenPair(
-        encode(pair.prompt, pair.chosen), encode(pair.prompt, pair.rejected), pair.prompt, pair.margin
+        encode(pair.prompt, pair.chosen),
+        encode(pair.prompt, pair.rejected),
+        pair.prompt,
+        pair.margin,
     )
 
 
@@ -307,7 +312,9 @@ class _Trainer:
         for _ in range(self.settings.epochs):
             order = self.rng.permutation(len(self.training))
             for start in range(0, len(order), self.settings.batch_size):
-                loss = self._step([self.training[i] for i in order[start : start + self.settings.batch_size]])
+                loss = self._step(
+                    [self.training[i] for i in order[start : start + self.settings.batch_size]]
+                )
                 step += 1
                 if on_step is not None:
                     on_step(step, self.num_steps, loss)
@@ -319,7 +326,9 @@ class _Trainer:
         self.model.requires_grad_(False)
 
     def _step(self, batch: list[TokenPair]) -> float:
-        rewards = sequence_rewards(self.model, [p.chosen for p in batch] + [p.rejected for p in batch])
+        rewards = sequence_rewards(
+            self.model, [p.chosen for p in batch] + [p.rejected for p in batch]
+        )
         margins = torch.tensor([p.margin for p in batch], device=rewards.device)
         chosen, rejected = rewards.chunk(2)
         loss = preference_loss(chosen, rejected, margins, self.settings.centering_coef)

@@ -26,9 +26,9 @@ class Reference:
         self.language_model = language_model
         self.temperature = temperature
 
-    def decoder(self, num_slots: int, max_prompt_tokens: int, max_new_tokens: int) -> SlotDecoder:
-        """A decoder of its own for N environments."""
-        return SlotDecoder(self.language_model.model, num_slots, max_prompt_tokens, max_new_tokens)
+    def decoder(self, num_slots: int, width: int) -> SlotDecoder:
+        """A decoder for N observations of P+T = `width` columns."""
+        return SlotDecoder(self.language_model.model, num_slots, width)
 
     @torch.no_grad()
     def step_log_probs(self, hidden: torch.Tensor, actions: np.ndarray) -> np.ndarray:

@@ -31,6 +31,7 @@ class SampledResponse:
     stopped: bool
 
 
+@torch.no_grad()
 def sample_responses(
     model: Any,
     eos_token_ids: Sequence[int],
@@ -63,7 +64,7 @@ def sample_responses(
     vocabulary_size = model.get_output_embeddings().weight.shape[0]
     longest = max((len(p) for p in prompts), default=1)
     episodes = Episodes(slots, longest, max_new_tokens, vocabulary_size, eos_token_ids)
-    decoder = SlotDecoder(model, slots, longest, max_new_tokens)
+    decoder = SlotDecoder(model, slots, longest + max_new_tokens)
     generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
     log_probs = np.zeros((slots, max_new_tokens))
     results: list[SampledResponse | None] = [None] * len(prompts)

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tokenenv.language_model import load_frozen
 from tokenenv.reference import Reference
-from tokenenv.rewards import Episode, RewardSource
+from tokenenv.rewards import Episode, RewardSource, resolve_reward
+from tokenenv.settings import EnvSettings
+from tokenenv.tasks import load_task
 
-__all__ = ["EpisodeScorer", "EpisodeScores"]
+__all__ = ["EpisodeScorer", "EpisodeScores", "build_scorer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +103,20 @@ class EpisodeScorer:
         return self.reference.response_log_probs(
             [e.prompt for e in episodes], [e.response for e in episodes]
         )
+
+
+def build_scorer(settings: EnvSettings) -> EpisodeScorer:
+    """The scorer of an environment, from its resolved settings and the cached models.
+
+    Raises:
+        ValueError: a model can't be used; it says why.
+    """
+    assert settings.reference is not None and settings.reward_model is not None
+    language_model = load_frozen(settings.reference, settings.device, settings.dtype)
+    return EpisodeScorer(
+        Reference(language_model, settings.temperature),
+        resolve_reward(settings.reward_model, language_model, settings.device, settings.dtype),
+        settings.score_clip,
+        settings.missing_eos_penalty,
+        load_task(settings.task).gold_reward,
+    )

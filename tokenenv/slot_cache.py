@@ -99,20 +99,17 @@ class SlotDecoder:
     Args:
         model: a transformers model with a trunk; its weights must not change without `drop()`.
         num_slots: N.
-        max_prompt_tokens: P, the prompt columns of an observation.
-        max_new_tokens: T, its response columns.
+        width: P+T, the columns of an observation. Its tokens are contiguous, so where the prompt
+            ends need not be known.
 
     Raises:
         ValueError: the architecture mixes attention kinds that the cache can't follow.
     """
 
-    def __init__(
-        self, model: Any, num_slots: int, max_prompt_tokens: int, max_new_tokens: int
-    ) -> None:
+    def __init__(self, model: Any, num_slots: int, width: int) -> None:
         self.trunk = model.base_model
         self.num_slots = num_slots
-        self.max_prompt_tokens = max_prompt_tokens
-        self.width = max_prompt_tokens + max_new_tokens
+        self.width = width
         config = model.config.get_text_config()
         self._mask_windows = _attention_windows(config, self.width)
         self._needs_float_mask = config._attn_implementation != "sdpa"
@@ -126,6 +123,7 @@ class SlotDecoder:
         self._hidden: torch.Tensor | None = None
         self._seen = np.full((self.num_slots, self.width), NO_TOKEN, dtype=np.int64)
         self._lengths = np.zeros(self.num_slots, dtype=np.int64)
+        self._starts = np.zeros(self.num_slots, dtype=np.int64)
 
     @torch.no_grad()
     def hidden_states(self, observations: np.ndarray) -> torch.Tensor:
@@ -139,20 +137,21 @@ class SlotDecoder:
         """
         if self._cache is None:
             self._cache = SlotCache(self._num_layers, self.num_slots, self.width)
-        lengths = (observations != NO_TOKEN).sum(axis=1)
-        known = (observations == self._seen) | (self._seen == NO_TOKEN)
-        split = self.max_prompt_tokens
-        same_prompt = (observations[:, :split] == self._seen[:, :split]).all(axis=1)
-        follows = same_prompt & known[:, split:].all(axis=1) & (self._lengths > 0)
+        is_token = observations != NO_TOKEN
+        lengths = is_token.sum(axis=1)
+        starts = is_token.argmax(axis=1)
+        known = ((observations == self._seen) | (self._seen == NO_TOKEN)).all(axis=1)
+        follows = known & (starts == self._starts) & (self._lengths > 0)
         steps = lengths - self._lengths
         is_decode = follows & (steps == 1)
         is_refill = ~(is_decode | (follows & (steps == 0)))
         if is_refill.any():
             self._prefill(observations, np.flatnonzero(is_refill), lengths)
         if is_decode.any():
-            self._decode(observations, is_decode, lengths)
+            newest = observations[np.arange(self.num_slots), starts + lengths - 1]
+            self._decode(newest, is_decode, lengths)
         self._seen[...] = observations
-        self._lengths = lengths
+        self._starts, self._lengths = starts, lengths
         assert self._hidden is not None
         return self._hidden
 
@@ -170,15 +169,11 @@ class SlotDecoder:
             self._hidden = picked.new_zeros((self.num_slots, picked.shape[1]))
         self._hidden[slots] = picked
 
-    def _decode(self, observations: np.ndarray, is_decode: np.ndarray, lengths: np.ndarray) -> None:
+    def _decode(self, newest: np.ndarray, is_decode: np.ndarray, lengths: np.ndarray) -> None:
         """One token for the rows of `is_decode`; the others run along and write to the scratch column."""
         assert self._cache is not None and self._hidden is not None
         device = self.trunk.device
-        response_lengths = lengths - (observations[:, : self.max_prompt_tokens] != NO_TOKEN).sum(
-            axis=1
-        )
-        newest = self.max_prompt_tokens + np.maximum(response_lengths, 1) - 1
-        tokens = np.maximum(observations[np.arange(self.num_slots), newest], 0)
+        tokens = np.where(is_decode, newest, 0)
         positions = np.where(is_decode, lengths - 1, 0)
         columns = np.where(is_decode, positions, self.width)
         seen = int(positions.max()) + 1

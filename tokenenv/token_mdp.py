@@ -5,9 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,96 +12,15 @@ from typing import Any
 import numpy as np
 
 from tokenenv.episodes import NO_TOKEN, Episodes
-from tokenenv.language_model import (
-    LanguageModel,
-    check_context,
-    load_frozen,
-    resolve_device,
-    resolve_dtype,
-)
-from tokenenv.reference import Reference
-from tokenenv.rewards import Episode, RewardFunction, resolve_reward
-from tokenenv.scoring import EpisodeScorer
-from tokenenv.shaping import KL_SHAPINGS, reference_half
+from tokenenv.language_model import LanguageModel, check_context
+from tokenenv.rewards import Episode
+from tokenenv.scoring import build_scorer
+from tokenenv.settings import EnvSettings, check_kl_coef
+from tokenenv.shaping import reference_half
 from tokenenv.slot_cache import SlotDecoder
-from tokenenv.tasks import Task, check_split, load_task, read_prompts
+from tokenenv.tasks import load_task, read_prompts
 
-__all__ = ["SCORINGS", "EnvSettings", "StepResult", "TokenMDP"]
-
-SCORINGS = ("step", "deferred")
-"""Rewards at every step, or all of a rollout's episodes scored together by the trainer's buffer."""
-
-
-@dataclass(frozen=True)
-class EnvSettings:
-    """The keyword arguments of `gym.make`; `TokenEnv` documents them. None means: the task's own."""
-
-    task: str = "reviews"
-    reference: str | None = None
-    reward_model: str | RewardFunction | None = None
-    prompts: str | Sequence[str] | None = None
-    split: str = "train"
-    max_prompt_tokens: int | None = None
-    max_new_tokens: int | None = None
-    kl_coef: float | None = None
-    kl_shaping: str = "k1"
-    temperature: float = 1.0
-    score_clip: float | None = None
-    missing_eos_penalty: float = 0.0
-    scoring: str = "step"
-    device: str = "auto"
-    dtype: str = "float32"
-    render_mode: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what can be refused without loading a model."""
-        check_split(self.split)
-        _one_of("kl_shaping", self.kl_shaping, KL_SHAPINGS)
-        _one_of("scoring", self.scoring, SCORINGS)
-        _one_of("render_mode", self.render_mode, (None, "ansi", "human"))
-        resolve_dtype(self.dtype)
-        for name in ("max_prompt_tokens", "max_new_tokens"):
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
-        if self.kl_coef is not None:
-            check_kl_coef(self.kl_coef)
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature={self.temperature} must be positive.")
-        if self.score_clip is not None and not self.score_clip > 0:
-            raise ValueError(f"score_clip={self.score_clip} must be positive, or None for no clip.")
-        if not self.missing_eos_penalty >= 0:
-            raise ValueError(f"missing_eos_penalty={self.missing_eos_penalty} must be 0 or more.")
-
-    def resolved(self, task: Task) -> EnvSettings:
-        """The same settings with every None that a task fills replaced, and the device decided."""
-        own = {
-            name: getattr(task, name)
-            for name in (
-                "reference",
-                "reward_model",
-                "max_prompt_tokens",
-                "max_new_tokens",
-                "kl_coef",
-            )
-            if getattr(self, name) is None
-        }
-        return dataclasses.replace(self, device=resolve_device(self.device), **own)
-
-
-def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(map(repr, allowed))}.")
-
-
-def check_kl_coef(kl_coef: float) -> float:
-    """β as a float; ValueError where it is negative or no finite number."""
-    if not (math.isfinite(kl_coef) and kl_coef >= 0):
-        raise ValueError(
-            f"kl_coef={kl_coef} must be 0 or a positive number: a negative one would reward leaving "
-            "the reference."
-        )
-    return float(kl_coef)
+__all__ = ["StepResult", "TokenMDP"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,20 +82,8 @@ class TokenMDP:
 
     def _connect(self) -> None:
         """Find the models in the process-level cache: called anew after unpickling."""
-        settings = self.settings
-        assert settings.reference is not None and settings.reward_model is not None
-        self.language_model: LanguageModel = load_frozen(
-            settings.reference, settings.device, settings.dtype
-        )
-        self.scorer = EpisodeScorer(
-            Reference(self.language_model, settings.temperature),
-            resolve_reward(
-                settings.reward_model, self.language_model, settings.device, settings.dtype
-            ),
-            settings.score_clip,
-            settings.missing_eos_penalty,
-            self.task.gold_reward,
-        )
+        self.scorer = build_scorer(self.settings)
+        self.language_model: LanguageModel = self.scorer.reference.language_model
         self._decoder: SlotDecoder | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -211,7 +115,9 @@ class TokenMDP:
             return read_prompts(source, split)
         prompts = list(source)
         if not prompts or not all(isinstance(p, str) for p in prompts):
-            raise ValueError("prompts must be a non-empty list of strings, a file, or a task's name.")
+            raise ValueError(
+                "prompts must be a non-empty list of strings, a file, or a task's name."
+            )
         return prompts
 
     def encode_prompt(self, prompt: str) -> np.ndarray:
@@ -221,7 +127,9 @@ class TokenMDP:
             ValueError: the prompt is no string, is empty, or is longer than P tokens.
         """
         if not isinstance(prompt, str):
-            raise ValueError(f"the prompt {prompt!r} is a {type(prompt).__name__}, it must be text.")
+            raise ValueError(
+                f"the prompt {prompt!r} is a {type(prompt).__name__}, it must be text."
+            )
         known = self._prompt_ids.get(prompt)
         if known is not None:
             return known
@@ -275,11 +183,11 @@ class TokenMDP:
         self, observations: np.ndarray, actions: np.ndarray, rows: np.ndarray
     ) -> np.ndarray:
         if self._decoder is None:
-            self._decoder = self.scorer.reference.decoder(
-                self.num_envs, self.max_prompt_tokens, self.max_new_tokens
-            )
+            self._decoder = self.scorer.reference.decoder(self.num_envs, observations.shape[1])
         followed = observations
-        if len(rows) < self.num_envs:  # idle rows (not started, or ended) show a token, to be refilled
+        if (
+            len(rows) < self.num_envs
+        ):  # idle rows (not started, or ended) show a token, to be refilled
             followed = observations.copy()
             idle = (followed == NO_TOKEN).all(axis=1)
             followed[idle, self.max_prompt_tokens - 1] = 0

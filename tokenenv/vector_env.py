@@ -14,7 +14,8 @@ from gymnasium.vector.utils import batch_space
 from tokenenv.env import TokenEnv, token_spaces
 from tokenenv.rendering import render_episode
 from tokenenv.scoring import EpisodeScorer
-from tokenenv.token_mdp import EnvSettings, StepResult, TokenMDP, check_kl_coef
+from tokenenv.settings import EnvSettings, check_kl_coef
+from tokenenv.token_mdp import StepResult, TokenMDP
 
 __all__ = ["TokenVectorEnv"]
 
@@ -83,13 +84,13 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Change β, between rollouts; ValueError where it is negative."""
         self.mdp.kl_coef = check_kl_coef(kl_coef)
 
-    @property
-    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override, misc]
+    @property  # type: ignore[misc]
+    def np_random(self) -> tuple[np.random.Generator, ...]:
         """One generator per environment, as `SyncVectorEnv` has them."""
         return tuple(self._rng(row) for row in range(self.num_envs))
 
     @property
-    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+    def np_random_seed(self) -> tuple[int, ...]:
         """The seed of each environment's generator."""
         return tuple(self._seeds) if all(self._rngs) else tuple(-1 for _ in self._seeds)
 
@@ -222,7 +223,7 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _observations(self) -> np.ndarray:
         return self.mdp.episodes.observations.copy()
 
-    def render(self) -> tuple[str, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[str, ...] | None:
         """Every row's episode as text."""
         if self.render_mode is None:
             return None

@@ -13,7 +13,16 @@ from typing import Any
 
 from tokenenv.tasks.prompts import SPLITS, check_split, read_prompts
 
-__all__ = ["ASSETS", "SPLITS", "Task", "check_split", "load_object", "load_task", "read_prompts"]
+__all__ = [
+    "ASSETS",
+    "SPLITS",
+    "Task",
+    "check_split",
+    "load_object",
+    "load_task",
+    "model_source",
+    "read_prompts",
+]
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 """Where the bundled models live."""
@@ -67,6 +76,17 @@ def load_task(name: str) -> Task:
             f"task={name!r} names a {type(task).__name__}, it must be a tokenenv Task."
         )
     return task
+
+
+def model_source(name: Any, role: str) -> Any:
+    """What a model argument stands for: a bundled task's name is its own model in that role.
+
+    Args:
+        name: a task's name, a folder, a hub id; anything else passes through.
+        role: `"reference"` or `"reward_model"`.
+    """
+    is_task = isinstance(name, str) and name in _BUNDLED
+    return getattr(load_task(name), role) if is_task else name
 
 
 def load_object(path: str) -> Any:

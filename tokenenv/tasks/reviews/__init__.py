@@ -1,0 +1,33 @@
+"""`reviews`: continue a film review; humans prefer the positive one (Ziegler et al. 2019, in small).
+
+The reviews come from a grammar of our own (`grammar.py`), so their entropy and their true reward
+(`gold.py`) are known. `python -m tokenenv.tasks.reviews.build` makes the models that ship with it.
+"""
+
+from __future__ import annotations
+
+from tokenenv.tasks import ASSETS, Task
+from tokenenv.tasks.reviews.gold import gold_reward
+from tokenenv.tasks.reviews.prompts import reviews_prompts
+
+__all__ = ["FOLDER", "TASK"]
+
+FOLDER = ASSETS / "reviews"
+"""The shipped models and their card."""
+
+
+def _gold_reward(prompt: str, response: str) -> float:
+    return gold_reward(prompt + response)
+
+
+TASK = Task(
+    name="reviews",
+    reference=str(FOLDER / "reference"),
+    reward_model=str(FOLDER / "reward_model"),
+    prompts=reviews_prompts,
+    max_prompt_tokens=16,
+    max_new_tokens=32,
+    kl_coef=0.1,
+    gold_reward=_gold_reward,
+    card=FOLDER / "card.json",
+)

@@ -177,7 +177,7 @@ NEGATION = -0.5
 CONTRAST = (0.3, 0.7)
 """Weights of the two sides of ``... but ...``."""
 
-_SENTENCE_COUNT = ((1, 0.25), (2, 0.45), (3, 0.30))
+_SENTENCE_COUNT = ((1, 0.20), (2, 0.40), (3, 0.40))
 
 _SINGULAR = ("plot", "acting", "music", "ending", "cast", "pace", "script", "sound")
 _PLURAL = ("jokes", "songs", "scenes", "actors")
@@ -208,7 +208,7 @@ _NEUTRAL = (
     ("modern", 0.0, 0.2),
     ("plain", 0.0, 0.1),
 )
-_CLASS_WEIGHTS = (0.36, 0.52, 0.12)  # positive, negative, neutral
+_CLASS_WEIGHTS = (0.32, 0.56, 0.12)  # positive, negative, neutral
 
 # word, factor, probability; no intensifier has the rest
 _INTENSIFIERS = (
@@ -294,7 +294,7 @@ def _judgement_node(aspect: str) -> Choice:
     frames: list[tuple[float, Node]] = [
         (0.38, _seq("The", noun, be, _ADJP)),
         (0.15, _seq("I found the", noun, _ADJP)),
-        (0.13, _seq("I thought the", noun, be, _SIMPLE)),
+        (0.13, _seq("I thought the", noun, "were" if plural else "was", _SIMPLE)),
         (0.08, _seq("My friends called the", noun, _SIMPLE)),
         (0.18, _seq("I", past, "the", noun)),
         (0.08, _seq("I did", _NOT, base, "the", noun)),
