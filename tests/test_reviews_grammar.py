@@ -89,12 +89,12 @@ def test_probabilities_sum_to_one(sentences):
 
 def test_log_prob_by_hand():
     # opening: .65 x 1/2 (I) x 1/2 (saw) x .4 (this) x 1/5 (film) x 1/5 (last night)
-    # two sentences: .4; aspects: 1/12, 1/11
+    # two sentences: .45; aspects: 1/12, 1/11
     # 'I liked the plot.': frames of a singular aspect sum to 1: .18 x .22
     # 'The cast was bad.': .38 x .65 x .75 (no contrast) x .85 (no not) x .65 (bare) x .56 x .24
     expected = (
         math.log(0.65 / 4 * 0.4 / 25)
-        + math.log(0.4 / 12 / 11)
+        + math.log(0.45 / 12 / 11)
         + math.log(0.18 * 0.22)
         + math.log(0.38 * 0.65 * 0.75 * 0.85 * 0.65 * 0.56 * 0.24)
     )
@@ -108,7 +108,7 @@ def test_entropy_matches_enumeration(sentences):
         return -math.fsum(p * math.log(p) for p in probabilities)
 
     sentence = sum(entropy(s.probability for s in group) for group in sentences.values()) / 12
-    expected = entropy(p for _, p in enumerate_openings()) + entropy([0.2, 0.4, 0.4])
+    expected = entropy(p for _, p in enumerate_openings()) + entropy([0.35, 0.45, 0.2])
     expected += 2.2 * sentence
     expected += math.log(12) + 0.8 * math.log(11) + 0.4 * math.log(10)
     assert review_entropy() == pytest.approx(expected, abs=1e-9)
@@ -125,7 +125,7 @@ def test_samples_are_short_grammatical_reviews(samples):
     reviews = [parse_review(text) for text in samples]
     assert all(review.is_grammatical and review.stray_words == 0 for review in reviews)
     numbers = np.array([len(review.sentences) for review in reviews])
-    for number, probability in ((1, 0.2), (2, 0.4), (3, 0.4)):
+    for number, probability in ((1, 0.35), (2, 0.45), (3, 0.2)):
         error = math.sqrt(probability * (1 - probability) / len(samples))
         assert abs((numbers == number).mean() - probability) < 4 * error
     lengths = [len(s.text.split()) for review in reviews for s in review.sentences]
@@ -262,9 +262,9 @@ def test_every_beginning_of_a_review_is_unfinished_never_stray(samples):
         ("The plot was good. I liked the cast. The songs were fun.", 1.6 / 3),  # (.5+.5+.6) / 3
         ("The plot was good. The cast was", 0.35),  # .5 - .15 unfinished
         ("The plot was good. The cast was dul", 0.35),  # .5 - .15 unfinished
-        ("The plot was good. fun songs", 0.3),  # .5 - 2 stray words x .1
-        ("The plot was superb. The plot was superb.", 0.4),  # 1 - .6 repeated
-        ("The plot was good. I hated the plot.", -0.1),  # .5 - .6; only the first one counts
+        ("The plot was good. fun songs", 0.34),  # .5 - 2 stray words x .08
+        ("The plot was superb. The plot was superb.", 0.4),  # 1 - .6 repeated word by word
+        ("The plot was good. I hated the plot.", 0.2),  # .5 - .3; only the first one counts
         ("", -0.5),  # no judgement
         ("The", -0.65),  # no judgement, unfinished
         # four sentences: .5 - .2 for one too many
@@ -284,8 +284,8 @@ def test_breakdown_adds_up():
     parts = gold_breakdown(f"{OPENING} I loved the plot. I loved the plot. songs The")
     # after 'I loved the plot.' comes ' songs The': 2 stray words
     assert (parts.sentiment, parts.repeated, parts.unfinished) == (0.9, 0.6, 0.0)
-    assert parts.stray == pytest.approx(0.2)
-    assert parts.reward == pytest.approx(0.1)
+    assert parts.stray == pytest.approx(0.16)  # 2 x .08
+    assert parts.reward == pytest.approx(0.14)  # .9 - .6 - .16
 
 
 BEST = "The acting was superb."

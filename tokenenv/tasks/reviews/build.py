@@ -53,7 +53,14 @@ from tokenenv.tasks.reviews.prompts import reviews_prompts
 __all__ = ["BuildSettings", "build"]
 
 VOCABULARY_SIZE = 512
-SHAPE = {"n_positions": 64, "n_embd": 96, "n_layer": 3, "n_head": 4}
+SHAPE = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +82,11 @@ class BuildSettings:
 
     seed: int = 0
     tokenizer_texts: int = 20_000
-    lm_steps: int = 600
+    lm_steps: int = 800
     lm_batch: int = 128
     pairs: int = 12_000
     held_out: int = 2_000
-    sharpness: float = 6.0
+    sharpness: float = 12.0
     optimum_prompts: int = 64
     optimum_responses: int = 256
     proposals: int = 3
@@ -112,20 +119,17 @@ class _Builder:
 
         model = build_language_model(
             {
-                "model_type": "gpt2",
+                "model_type": "llama",
                 "vocab_size": len(tokenizer),
                 "bos_token_id": tokenizer.bos_token_id,
                 "eos_token_id": eos,
                 "pad_token_id": tokenizer.pad_token_id,
-                "resid_pdrop": 0.0,
-                "embd_pdrop": 0.0,
-                "attn_pdrop": 0.0,
                 **SHAPE,
             }
         )
         self.say(f"training the reference, {model.num_parameters() / 1e6:.2f} M parameters")
         train_language_model(
-            model, lambda: encoded(settings.lm_batch), settings.lm_steps, learning_rate=3e-3
+            model, lambda: encoded(settings.lm_batch), settings.lm_steps, learning_rate=4e-3
         )
         _save(model, tokenizer, self.folder / "reference")
         language_model = load_frozen(str(self.folder / "reference"))

@@ -19,7 +19,7 @@ stands here. Texts come from the project's own grammar; nothing was downloaded.
 
 ## Reference
 
-GPT-2 architecture, {reference["parameters"]:,} parameters, byte-level BPE with
+Llama architecture, {reference["parameters"]:,} parameters, byte-level BPE with
 {reference["vocabulary_size"]} entries, trained on reviews drawn from the grammar
 ({reference["distinct_reviews"]:.2e} distinct ones).
 

@@ -16,6 +16,7 @@ __all__ = [
     "MISSING_OPENING",
     "NO_JUDGEMENT",
     "REPEATED_ASPECT",
+    "REPEATED_SENTENCE",
     "STRAY_WORD",
     "UNFINISHED",
     "GoldBreakdown",
@@ -23,12 +24,14 @@ __all__ = [
     "gold_reward",
 ]
 
-STRAY_WORD = 0.1
+STRAY_WORD = 0.08
 """Penalty for every word that belongs to no grammatical sentence."""
 UNFINISHED = 0.15
 """Penalty for a last sentence that breaks off but could have become grammatical."""
-REPEATED_ASPECT = 0.6
-"""Penalty for every judgement about an aspect that was judged before."""
+REPEATED_ASPECT = 0.3
+"""Penalty for every judgement about an aspect that was judged before, in other words."""
+REPEATED_SENTENCE = 0.6
+"""Penalty for every judgement that stands word by word in the text before."""
 EXTRA_SENTENCE = 0.2
 """Penalty for every judgement beyond the three that the grammar allows."""
 MISSING_OPENING = 0.2
@@ -46,7 +49,7 @@ class GoldBreakdown:
             there is none.
         stray: Penalty for words outside grammatical sentences.
         unfinished: Penalty for an unfinished last sentence.
-        repeated: Penalty for judgements about an aspect judged before.
+        repeated: Penalty for judgements about an aspect judged before, word by word or not.
         extra: Penalty for judgements beyond the third.
         opening: Penalty for a missing opening.
     """
@@ -77,13 +80,20 @@ def gold_breakdown(text: str) -> GoldBreakdown:
     review = parse_review(text)
     judgements = review.judgements
     first: dict[str | None, float] = {}
+    seen: set[str] = set()
+    repeated = 0.0
     for judgement in judgements:
+        if judgement.text in seen:
+            repeated += REPEATED_SENTENCE
+        elif judgement.aspect in first:
+            repeated += REPEATED_ASPECT
+        seen.add(judgement.text)
         first.setdefault(judgement.aspect, judgement.sentiment)
     return GoldBreakdown(
         sentiment=math.fsum(first.values()) / len(first) if first else NO_JUDGEMENT,
         stray=STRAY_WORD * review.stray_words,
         unfinished=UNFINISHED if review.is_unfinished else 0.0,
-        repeated=REPEATED_ASPECT * (len(judgements) - len(first)),
+        repeated=repeated,
         extra=EXTRA_SENTENCE * max(0, len(judgements) - MAX_SENTENCES),
         opening=MISSING_OPENING if review.opening is None else 0.0,
     )

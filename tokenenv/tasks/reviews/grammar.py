@@ -177,7 +177,7 @@ NEGATION = -0.5
 CONTRAST = (0.3, 0.7)
 """Weights of the two sides of ``... but ...``."""
 
-_SENTENCE_COUNT = ((1, 0.20), (2, 0.40), (3, 0.40))
+_SENTENCE_COUNT = ((1, 0.35), (2, 0.45), (3, 0.20))
 
 _SINGULAR = ("plot", "acting", "music", "ending", "cast", "pace", "script", "sound")
 _PLURAL = ("jokes", "songs", "scenes", "actors")
