@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+FORWARD_SIZE = 32
+"""Sequences that one training forward takes at most."""
+
+
 @dataclass(frozen=True, slots=True)
 class PreferencePair:
     """Two responses to one prompt, as text; `chosen` is the preferred one."""
@@ -326,9 +330,7 @@ class _Trainer:
         self.model.requires_grad_(False)
 
     def _step(self, batch: list[TokenPair]) -> float:
-        rewards = sequence_rewards(
-            self.model, [p.chosen for p in batch] + [p.rejected for p in batch]
-        )
+        rewards = self._rewards([p.chosen for p in batch] + [p.rejected for p in batch])
         margins = torch.tensor([p.margin for p in batch], device=rewards.device)
         chosen, rejected = rewards.chunk(2)
         loss = preference_loss(chosen, rejected, margins, self.settings.centering_coef)
@@ -338,6 +340,15 @@ class _Trainer:
         self.optimizer.step()
         self.schedule.step()
         return float(loss.detach())
+
+    def _rewards(self, sequences: list[np.ndarray]) -> torch.Tensor:
+        """(B,) rewards, from forwards over sequences of like length: little is spent on padding."""
+        order = np.argsort([len(sequence) for sequence in sequences], kind="stable")
+        parts = [
+            sequence_rewards(self.model, [sequences[i] for i in part])
+            for part in np.array_split(order, math.ceil(len(order) / FORWARD_SIZE))
+        ]
+        return torch.cat(parts)[torch.as_tensor(np.argsort(order))]
 
     def _should_stop(self) -> bool:
         loss = self.evaluate().loss

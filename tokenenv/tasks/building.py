@@ -37,6 +37,9 @@ __all__ = [
 
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
 
+FORWARD_SIZE = 32
+"""Sequences that one training forward takes at most."""
+
 
 def train_tokenizer(texts: Iterator[str], vocabulary_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with BOS in front of every text, and pad apart from EOS.
@@ -83,15 +86,20 @@ def train_language_model(
     )
     model.train()
     for step in range(1, steps + 1):
-        hidden, targets = _next_token_states(model, next_batch())
-        loss = cross_entropy(output_logits(model, hidden), targets)
+        sequences = sorted(next_batch(), key=len)
+        predicted = sum(len(sequence) - 1 for sequence in sequences)
         optimizer.zero_grad()
-        loss.backward()
+        total = 0.0
+        for start in range(0, len(sequences), FORWARD_SIZE):  # of like length: little padding
+            hidden, targets = _next_token_states(model, sequences[start : start + FORWARD_SIZE])
+            loss = cross_entropy(output_logits(model, hidden), targets, reduction="sum") / predicted
+            loss.backward()
+            total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if on_step is not None:
-            on_step(step, float(loss.detach()))
+            on_step(step, total)
     model.eval()
 
 

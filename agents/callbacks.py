@@ -1,0 +1,197 @@
+"""`RLHFCallback`: completes the KL shaping, binds the buffer, and logs what RLHF needs to see.
+
+SB3 calls `on_step` after `env.step` and before the buffer's `add`, with `rewards`, `log_probs` and
+`infos` in its locals; so this is the one place where `−β·log π(a_t|s_t)` enters the reward, for PPO, A2C
+and TRPO, with SB3's own buffers and with ours.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+
+from agents.buffer import EpisodeRolloutBuffer, RewardBinding
+from agents.episode_records import EpisodeRecord, rlhf_metrics
+from agents.policy import LMActorCriticPolicy
+from tokenenv.language_model import load_tokenizer
+from tokenenv.scoring import EpisodeScorer, build_scorer
+from tokenenv.settings import EnvSettings
+from tokenenv.shaping import actor_half
+
+__all__ = ["RLHFCallback", "env_settings"]
+
+
+def env_settings(env: VecEnv) -> EnvSettings:
+    """The settings of the token MDP behind an SB3 environment, through any wrapper.
+
+    Raises:
+        ValueError: there is no token MDP behind it.
+    """
+    try:
+        found = env.get_attr("settings")[0]
+    except AttributeError as error:
+        raise ValueError(
+            "RLHFCallback found no token MDP behind the environment: make it with "
+            "agents.make_vec_env, or from gym.make('tokenenv:TokenRLHF-v0')."
+        ) from error
+    assert isinstance(found, EnvSettings)
+    return found
+
+
+class RLHFCallback(BaseCallback):
+    """What RLHF adds to an SB3 algorithm.
+
+    At the start of training it checks that environment and policy fit and binds the buffer to the scorer;
+    at every step it completes the reward; at the end of every rollout it logs `rlhf/` metrics and
+    `time/tokens_per_second`, over the episodes that finished in it.
+
+    Raises:
+        ValueError: at the start of training, where environment and policy do not fit: normalisers in
+            front of the policy, temperatures or tokenizers that differ, deferred scoring with a buffer
+            that can't score. At a step, where a `TimeLimit` cut an episode.
+    """
+
+    def __init__(self, verbose: int = 0) -> None:
+        super().__init__(verbose)
+        self.records: list[EpisodeRecord] = []
+        self.metrics: dict[str, float] = {}
+
+    # Start ---------------------------------------------------------------------------------------
+
+    def _on_training_start(self) -> None:
+        env = self.training_env
+        _refuse_normalizers(env)
+        self.settings = env_settings(env)
+        policy = self.model.policy
+        if isinstance(policy, LMActorCriticPolicy):
+            _check_policy(policy, self.settings)
+            policy.entropy_needs_gradient = bool(getattr(self.model, "ent_coef", 1.0))
+            self.model.policy_kwargs.update(policy.rebuild_kwargs())
+        self.is_deferred = self.settings.scoring == "deferred"
+        self._bind_buffer(env)
+        self._kl = np.zeros(env.num_envs)
+        self._ref_log_prob = np.zeros(env.num_envs)
+        self._rollout_ended = time.perf_counter()
+
+    def _bind_buffer(self, env: VecEnv) -> None:
+        buffer = getattr(self.model, "rollout_buffer", None)
+        if not isinstance(buffer, EpisodeRolloutBuffer):
+            if self.is_deferred:
+                raise ValueError(
+                    f"scoring='deferred' pays nothing at a step, and {type(buffer).__name__} can't "
+                    "score: pass rollout_buffer_class=EpisodeRolloutBuffer, or scoring='step'."
+                )
+            return
+        scorer: EpisodeScorer | None = build_scorer(self.settings) if self.is_deferred else None
+        assert self.settings.max_new_tokens is not None
+        buffer.bind(
+            RewardBinding(
+                scorer, self.settings.kl_shaping, self._kl_coef, int(self.settings.max_new_tokens)
+            )
+        )
+
+    def _kl_coef(self) -> float:
+        """β, from its owner."""
+        return float(self.training_env.get_attr("kl_coef")[0])
+
+    # Steps ---------------------------------------------------------------------------------------
+
+    def _on_rollout_start(self) -> None:
+        self.records = []
+        self._log_prob_sum, self._num_steps = 0.0, 0
+        self._rollout_kl_coef = self._kl_coef()
+
+    def _on_step(self) -> bool:
+        infos: list[dict[str, Any]] = self.locals["infos"]
+        dones: np.ndarray = self.locals["dones"]
+        log_probs = self.locals["log_probs"].detach().cpu().numpy().astype(np.float64)
+        self._refuse_time_limits(infos, dones)
+        if self.settings.kl_shaping == "k1":
+            # In place: SB3 hands the same array to the buffer.
+            rewards = self.locals["rewards"]
+            rewards += actor_half(log_probs, self._rollout_kl_coef).astype(rewards.dtype)
+        self._log_prob_sum += float(log_probs.sum())
+        self._num_steps += len(log_probs)
+        if not self.is_deferred:
+            ref_log_probs = np.array([info["ref_logprob"] for info in infos])
+            self._kl += log_probs - ref_log_probs
+            self._ref_log_prob += ref_log_probs
+            for env in np.flatnonzero(dones):
+                self._record(int(env), infos[env])
+        return True
+
+    def _record(self, env: int, info: dict[str, Any]) -> None:
+        self.records.append(
+            EpisodeRecord(
+                float(self._kl[env]),
+                float(self._ref_log_prob[env]),
+                info["rm_score"],
+                info["score"],
+                info.get("gold_reward"),
+                info["response_length"],
+                info["finish_reason"] == "stop",
+            )
+        )
+        self._kl[env] = self._ref_log_prob[env] = 0.0
+
+    def _refuse_time_limits(self, infos: list[dict[str, Any]], dones: np.ndarray) -> None:
+        for env in np.flatnonzero(dones):
+            if infos[env].get("TimeLimit.truncated", False):
+                raise ValueError(
+                    "a TimeLimit cut an episode before its own limit: SB3 would add the critic's value "
+                    "on top of the score. Lower max_new_tokens instead of max_episode_steps."
+                )
+
+    # Rollout's end -------------------------------------------------------------------------------
+
+    def _on_rollout_end(self) -> None:
+        if self.is_deferred:
+            self.records = self.model.rollout_buffer.records  # type: ignore[attr-defined]
+        kl_coef = self._rollout_kl_coef
+        self.metrics = rlhf_metrics(self.records, kl_coef)
+        # The mean of −log π over sampled tokens estimates the entropy without bias.
+        self.metrics["entropy"] = -self._log_prob_sum / self._num_steps
+        for name, value in self.metrics.items():
+            self.logger.record(f"rlhf/{name}", value)
+        now = time.perf_counter()
+        self.logger.record("time/tokens_per_second", self._num_steps / (now - self._rollout_ended))
+        self._rollout_ended = now
+        shaped = kl_coef if self.settings.kl_shaping == "k1" else 0.0
+        assert self.model.ep_info_buffer is not None
+        self.model.ep_info_buffer.extend(
+            {"r": r.score + shaped * r.ref_log_prob, "l": r.length, "t": 0.0} for r in self.records
+        )
+
+
+def _refuse_normalizers(env: VecEnv) -> None:
+    layer: Any = env
+    while isinstance(layer, VecEnvWrapper):
+        if isinstance(layer, VecNormalize) and (layer.norm_obs or layer.norm_reward):
+            raise ValueError(
+                "VecNormalize stands in front of the policy: scaled token ids are no ids, and a scaled "
+                "reward is no longer score and KL. Take it off; the score is normalised already."
+            )
+        layer = layer.venv
+
+
+def _check_policy(policy: LMActorCriticPolicy, settings: EnvSettings) -> None:
+    if policy.temperature != settings.temperature:
+        raise ValueError(
+            f"the policy samples at temperature {policy.temperature}, the environment's reference scores "
+            f"at {settings.temperature}: the KL would be biased. Give both the same."
+        )
+    if policy.actor_source != settings.reference:
+        assert settings.reference is not None
+        try:
+            own = load_tokenizer(policy.actor_source, "actor").get_vocab()
+        except ValueError:  # a loaded model whose first checkpoint is gone
+            return
+        if own != load_tokenizer(settings.reference, "reference").get_vocab():
+            raise ValueError(
+                f"the actor {policy.actor_source!r} and the reference {settings.reference!r} have "
+                "different tokenizers: the same token ids would mean different texts."
+            )

@@ -1,0 +1,54 @@
+"""What is remembered of every finished episode, and the `rlhf/` metrics made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["EpisodeRecord", "rlhf_metrics"]
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRecord:
+    """One finished episode.
+
+    Attributes:
+        kl: Σ_t log π(a_t|s_t) − log π_ref(a_t|s_t) over its response, in nats.
+        ref_log_prob: Σ_t log π_ref(a_t|s_t).
+        rm_score: the raw reward.
+        score: R(x, y).
+        gold_reward: the true reward, or None where nobody knows it.
+        length: tokens of the response.
+        stopped: whether it ended with EOS.
+    """
+
+    kl: float
+    ref_log_prob: float
+    rm_score: float
+    score: float
+    gold_reward: float | None
+    length: int
+    stopped: bool
+
+
+def rlhf_metrics(records: Sequence[EpisodeRecord], kl_coef: float) -> dict[str, float]:
+    """Means over finished episodes; KL is per response, summed over its tokens."""
+    if not records:
+        return {}
+    score = float(np.mean([r.score for r in records]))
+    kl = float(np.mean([r.kl for r in records]))
+    metrics = {
+        "score": score,
+        "rm_score": float(np.mean([r.rm_score for r in records])),
+        "kl": kl,
+        "kl_coef": kl_coef,
+        "objective": score - kl_coef * kl,
+        "response_length": float(np.mean([r.length for r in records])),
+        "eos_rate": float(np.mean([r.stopped for r in records])),
+    }
+    gold = [r.gold_reward for r in records if r.gold_reward is not None]
+    if gold:
+        metrics["gold_reward"] = float(np.mean(gold))
+    return metrics

@@ -1,0 +1,103 @@
+"""Packed sequences: whole token sequences for one forward, and where the states to evaluate stand in them.
+
+Axes: `B` sequences, `L` columns, `n` states over all sequences, in the order in which they are evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from tokenenv.episodes import NO_TOKEN
+from tokenenv.language_model import pad_right
+from tokenenv.log_probs import micro_batches
+
+__all__ = ["PackedSequences", "pack", "pack_observations"]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSequences:
+    """States inside sequences.
+
+    Attributes:
+        tokens: (B, L) int64, each sequence from column 0; what stands behind it is no part of it.
+        rows: (n,) int64, the sequence of each state.
+        columns: (n,) int64, the last token of each state.
+    """
+
+    tokens: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+
+    def __len__(self) -> int:
+        """n, the number of states."""
+        return len(self.rows)
+
+
+def pack(
+    prefixes: Sequence[np.ndarray], actions: Sequence[np.ndarray], device: torch.device | str
+) -> PackedSequences:
+    """The states in which `actions` were taken after `prefixes`.
+
+    Args:
+        prefixes: B arrays of the tokens before the first action.
+        actions: B arrays of the tokens that were chosen; the k-th state is the prefix and k actions.
+        device: where the tensors go.
+    """
+    tokens, _ = pad_right(
+        [np.concatenate([p, a[:-1]]) for p, a in zip(prefixes, actions, strict=True)]
+    )
+    sizes = [len(a) for a in actions]
+    columns = [len(p) - 1 + np.arange(n) for p, n in zip(prefixes, sizes, strict=True)]
+    rows = np.repeat(np.arange(len(sizes)), sizes)
+    return PackedSequences(
+        torch.as_tensor(tokens, device=device),
+        torch.as_tensor(rows, device=device),
+        torch.as_tensor(np.concatenate(columns), device=device),
+    )
+
+
+def pack_observations(observations: torch.Tensor) -> PackedSequences:
+    """One state per (P+T,) observation: the last token of each row of (B, P+T) observations."""
+    is_token = observations != NO_TOKEN
+    lengths = is_token.sum(dim=1)
+    starts = is_token.int().argmax(dim=1)
+    offsets = torch.arange(int(lengths.max()), device=observations.device)[None, :]
+    # Columns behind a sequence repeat its first token, as `pad_right` does.
+    source = torch.where(offsets < lengths[:, None], starts[:, None] + offsets, starts[:, None])
+    tokens = observations.gather(1, source)
+    rows = torch.arange(len(observations), device=observations.device)
+    return PackedSequences(tokens, rows, lengths - 1)
+
+
+def minibatch_indices(
+    sizes: np.ndarray, batch_size: int | None, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
+    """Random groups of whole sequences with about `batch_size` states each, all of them once.
+
+    Args:
+        sizes: (S,) states per sequence.
+        batch_size: states per group; None for one group.
+        rng: of the order.
+    """
+    order = rng.permutation(len(sizes))
+    total = int(sizes.sum())
+    groups = 1 if batch_size is None else min(len(sizes), max(1, -(-total // batch_size)))
+    # A sequence belongs to the group in which its middle state falls.
+    middles = np.cumsum(sizes[order]) - sizes[order] / 2
+    which = np.minimum((middles * groups / total).astype(int), groups - 1)
+    for group in range(groups):
+        chosen = order[which == group]
+        if len(chosen):
+            yield chosen
+
+
+def micro_batch_indices(lengths: np.ndarray, max_tokens: int | None) -> Iterator[np.ndarray]:
+    """Sequences in groups of at most `max_tokens` padded tokens, longest first; one group for None."""
+    if max_tokens is None:
+        yield np.arange(len(lengths))
+    else:
+        yield from micro_batches(lengths, max_tokens)

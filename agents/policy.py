@@ -1,0 +1,375 @@
+"""`LMActorCriticPolicy`: a Stable-Baselines3 policy whose actor is a causal language model."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from agents.critic import SeparateCritic, build_critic
+from agents.packing import PackedSequences, pack_observations
+from tokenenv.episodes import NO_TOKEN
+from tokenenv.language_model import (
+    build_language_model,
+    check_context,
+    load_tokenizer,
+    load_trainable,
+    output_logits,
+    quiet_loading,
+    resolve_dtype,
+    trunk_hidden_states,
+)
+from tokenenv.log_probs import log_softmax, sample_tokens
+from tokenenv.slot_cache import SlotDecoder
+from tokenenv.tasks import model_source
+
+__all__ = ["VALUE_HEADS", "LMActorCriticPolicy"]
+
+VALUE_HEADS = ("shared", "separate")
+_POLICY_FILE = "policy.json"
+_CRITIC_FILE = "critic.pt"
+
+
+class LMActorCriticPolicy(ActorCriticPolicy):
+    """A causal LM as actor, with a value head on its trunk or a critic of its own.
+
+    While sampling, every token costs one forward (a slot cache per environment); in the update, whole
+    sequences are evaluated at once. All of it is exact: dropout is off, one temperature divides the
+    logits everywhere, log-softmax runs in float32 at least.
+
+    Args:
+        observation_space: of the token MDP: `Box(-1, V-1, (P+T,), int64)`.
+        action_space: `Discrete(V)`.
+        lr_schedule: SB3's learning-rate schedule.
+        actor: task name, folder or hub id of the causal LM to train; a copy is taken.
+        value_head: `"shared"`: a linear head on the actor's trunk; `"separate"`: a trunk of its own.
+        critic: for `"separate"`: where its trunk starts from: `"actor"`, or the folder or hub id of
+            a reward model (then with its head, normalised) or of a causal LM.
+        temperature: divides the logits in sampling and in every log-probability.
+        dtype: of the weights.
+        config: build the actor from this transformers config, randomly initialised, instead of
+            loading `actor`; a saved model carries it, so that it loads without the first checkpoint.
+        critic_config: likewise for a separate critic.
+        optimizer_class: torch optimiser.
+        optimizer_kwargs: of the optimiser; Adam's ε is 1e-5 unless given.
+        use_sde: not available for token ids.
+        **sb3_kwargs: nothing else is known; it is refused by name.
+
+    Raises:
+        ValueError: the spaces are not the token MDP's (an observation normaliser changes them), the
+            vocabularies differ, or a model can't be used.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        actor: str = "reviews",
+        value_head: str = "shared",
+        critic: str = "actor",
+        temperature: float = 1.0,
+        dtype: str = "float32",
+        config: dict[str, Any] | None = None,
+        critic_config: dict[str, Any] | None = None,
+        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        use_sde: bool = False,
+        **sb3_kwargs: Any,
+    ) -> None:
+        _check_spaces(observation_space, action_space)
+        if sb3_kwargs or use_sde:
+            unknown = ", ".join([*sb3_kwargs, *(["use_sde"] if use_sde else [])])
+            raise ValueError(
+                f"LMActorCriticPolicy has no use for {unknown}: its networks are the language model's."
+            )
+        if value_head not in VALUE_HEADS:
+            raise ValueError(f"value_head={value_head!r} is unknown: choose one of {VALUE_HEADS}.")
+        if not temperature > 0:
+            raise ValueError(f"temperature={temperature} must be positive.")
+        self.actor_source = model_source(actor, "reference")
+        self.value_head = value_head
+        self.critic_source = critic if critic == "actor" else model_source(critic, "reward_model")
+        self.temperature = temperature
+        self.dtype_name = dtype
+        self._config, self._critic_config = config, critic_config
+        self.entropy_needs_gradient = True
+        super().__init__(
+            observation_space,
+            action_space,
+            lr_schedule,
+            ortho_init=False,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+        )
+
+    # Building ------------------------------------------------------------------------------------
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        """Load the actor, add the critic, and set up the optimiser; called by SB3's constructor."""
+        width = int(self.observation_space.shape[0])  # type: ignore[index]
+        if self._config is not None:
+            self.actor = build_language_model(self._config, self.dtype_name)
+        else:
+            self.actor = load_trainable(self.actor_source, dtype=self.dtype_name).model
+        check_vocabulary(self.actor, int(self.action_space.n), self.actor_source)  # type: ignore[attr-defined]
+        check_context(self.actor, width, "actor")
+        self.critic: SeparateCritic | None = None
+        if self.value_head == "separate":
+            self.critic = build_critic(
+                self.critic_source, self.actor, self._critic_config, self.dtype_name
+            )
+        else:
+            hidden_size = self.actor.get_output_embeddings().weight.shape[1]
+            # A head in float32 at least: small values lose too much in half precision.
+            dtype = resolve_dtype(self.dtype_name)
+            self.value_net = nn.Linear(
+                hidden_size, 1, dtype=dtype if dtype == torch.float64 else torch.float32
+            )
+            nn.init.zeros_(self.value_net.weight)
+            nn.init.zeros_(self.value_net.bias)
+        self.optimizer = self.optimizer_class(
+            self.parameters(),
+            lr=lr_schedule(1),  # type: ignore[call-arg]
+            **self.optimizer_kwargs,
+        )
+        self._decoders: dict[str, tuple[SlotDecoder, ...]] = {}
+        self.optimizer.register_step_post_hook(lambda *_: self.drop_caches())
+        self.register_load_state_dict_post_hook(lambda *_: self.drop_caches())
+
+    def rebuild_kwargs(self) -> dict[str, Any]:
+        """`policy_kwargs` that build the same shapes again without the first checkpoint; JSON only."""
+        kwargs: dict[str, Any] = {
+            "actor": self.actor_source,
+            "value_head": self.value_head,
+            "critic": self.critic_source,
+            "temperature": self.temperature,
+            "dtype": self.dtype_name,
+            "config": _json_config(self.actor),
+        }
+        if self.critic is not None:
+            kwargs["critic_config"] = _json_config(self.critic.model)
+        return kwargs
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+            "lr_schedule": self._dummy_schedule,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+            **self.rebuild_kwargs(),
+        }
+
+    # Caches --------------------------------------------------------------------------------------
+
+    def drop_caches(self) -> None:
+        """Forget all keys and values: called by itself whenever weights can have changed."""
+        for decoders in self._decoders.values():
+            for decoder in decoders:
+                decoder.drop()
+
+    def set_training_mode(self, mode: bool) -> None:
+        """SB3's switch between update and rollout; dropout is off in both."""
+        super().set_training_mode(mode)
+        if mode:
+            self.drop_caches()
+
+    def _follow(self, purpose: str, observations: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Last hidden states of (N, P+T) observations by the decoders kept for `purpose`.
+
+        One per trunk: the actor's, and the critic's where it has its own.
+        """
+        slots, width = observations.shape
+        decoders = self._decoders.get(purpose)
+        if decoders is None or decoders[0].num_slots != slots:
+            trunks = [self.actor] + ([self.critic.model] if self.critic is not None else [])
+            decoders = tuple(SlotDecoder(trunk, slots, width) for trunk in trunks)
+            self._decoders[purpose] = decoders
+        return tuple(decoder.hidden_states(observations) for decoder in decoders)
+
+    # SB3's interface -----------------------------------------------------------------------------
+
+    def forward(
+        self, obs: torch.Tensor, deterministic: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Sample one token for each of (N, P+T) observations, with one forward of one token.
+
+        Returns:
+            (N,) actions, (N, 1) values, (N,) log-probabilities; without gradient.
+        """
+        observations = _as_token_ids(obs)
+        with torch.no_grad():
+            hidden = self._follow("rollout", observations)
+            log_probs = log_softmax(self.actor, hidden[0], self.temperature)
+            if deterministic:
+                chosen_log_probs, actions = log_probs.max(dim=-1)
+            else:
+                actions, chosen_log_probs = sample_tokens(log_probs)
+            return actions, self._value(hidden[-1]), chosen_log_probs
+
+    def evaluate_actions(
+        self, obs: PyTorchObs | PackedSequences, actions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Values, log-probabilities and entropies of `actions`, with gradient.
+
+        Args:
+            obs: (n, P+T) observations, one per action (SB3's buffer), or the `PackedSequences` of n
+                states (ours): then every sequence is evaluated by one forward.
+            actions: (n,) token ids.
+
+        Returns:
+            (n, 1) values, (n,) log-probabilities, (n,) entropies in nats.
+        """
+        packed = obs if isinstance(obs, PackedSequences) else self._packed(obs)
+        hidden, critic_hidden = self._hidden_states(packed)
+        logits = output_logits(self.actor, hidden) / self.temperature
+        log_normalizer = torch.logsumexp(logits, dim=-1)
+        log_probs = logits.gather(-1, actions.long().reshape(-1, 1)).squeeze(-1) - log_normalizer
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.entropy_needs_gradient):
+            probabilities = torch.exp(logits - log_normalizer[:, None])
+            entropies = log_normalizer - (probabilities * logits).sum(dim=-1)
+        return self._value(critic_hidden), log_probs, entropies
+
+    def get_distribution(self, obs: PyTorchObs) -> Distribution:
+        """The distribution over the next token at (N, P+T) observations, by a full forward."""
+        hidden = self._full_forward(self.actor, self._packed(obs))
+        logits = output_logits(self.actor, hidden) / self.temperature
+        assert isinstance(self.action_dist, CategoricalDistribution)
+        return self.action_dist.proba_distribution(action_logits=logits)
+
+    def predict_values(self, obs: PyTorchObs) -> torch.Tensor:
+        """(N, 1) values of (N, P+T) observations.
+
+        At the end of a rollout they follow on from its cache; a single observation never touches it.
+        """
+        decoders = self._decoders.get("rollout")
+        follows = decoders is not None and decoders[0].num_slots == len(obs) > 1
+        if follows and not torch.is_grad_enabled():
+            return self._value(self._follow("rollout", _as_token_ids(obs))[-1])
+        return self._value(self._hidden_states(self._packed(obs))[1])
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
+        """Actions for `predict`, which has a cache of its own."""
+        with torch.no_grad():
+            hidden = self._follow("predict", _as_token_ids(observation))
+            log_probs = log_softmax(self.actor, hidden[0], self.temperature)
+            return log_probs.argmax(dim=-1) if deterministic else sample_tokens(log_probs)[0]
+
+    # Parts ---------------------------------------------------------------------------------------
+
+    def _packed(self, obs: Any) -> PackedSequences:
+        _as_token_ids(obs)
+        return pack_observations(obs)
+
+    def _full_forward(self, model: Any, packed: PackedSequences) -> torch.Tensor:
+        return trunk_hidden_states(model, packed.tokens)[packed.rows, packed.columns]
+
+    def _hidden_states(self, packed: PackedSequences) -> tuple[torch.Tensor, torch.Tensor]:
+        """(n, h) of the actor's trunk and (n, h') of the critic's; the same where it is shared."""
+        hidden = self._full_forward(self.actor, packed)
+        if self.critic is None:
+            return hidden, hidden
+        return hidden, self._full_forward(self.critic.model, packed)
+
+    def _value(self, hidden: torch.Tensor) -> torch.Tensor:
+        head = self.value_net if self.critic is None else self.critic.head
+        return head(hidden.to(head.weight.dtype))
+
+    # Files ---------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | Path, tokenizer: Any = None) -> None:
+        """Write a folder that `AutoModelForCausalLM` loads, with the critic beside it.
+
+        Args:
+            folder: where to.
+            tokenizer: written with it; None takes the one where the actor came from.
+        """
+        target = Path(folder)
+        if tokenizer is None:
+            tokenizer = load_tokenizer(self.actor_source, "actor")
+        with quiet_loading():
+            self.actor.save_pretrained(target)
+            tokenizer.save_pretrained(target)
+        critic = {k: v for k, v in self.state_dict().items() if not k.startswith("actor.")}
+        torch.save(critic, target / _CRITIC_FILE)
+        kwargs = self.rebuild_kwargs()
+        kwargs.update(
+            width=int(self.observation_space.shape[0]),  # type: ignore[index]
+            vocabulary_size=int(self.action_space.n),  # type: ignore[attr-defined]
+        )
+        (target / _POLICY_FILE).write_text(json.dumps(kwargs, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> LMActorCriticPolicy:
+        """The policy that `save_pretrained` wrote.
+
+        Raises:
+            ValueError: the folder holds none.
+        """
+        source = Path(folder)
+        if not (source / _POLICY_FILE).is_file():
+            raise ValueError(f"{folder} holds no policy: {_POLICY_FILE} is missing.")
+        kwargs = json.loads((source / _POLICY_FILE).read_text(encoding="utf-8"))
+        width, vocabulary_size = kwargs.pop("width"), kwargs.pop("vocabulary_size")
+        policy = cls(
+            spaces.Box(NO_TOKEN, vocabulary_size - 1, (width,), np.int64),
+            spaces.Discrete(vocabulary_size),
+            lambda _: 0.0,
+            **{**kwargs, "actor": str(source), "config": None},
+        )
+        critic = torch.load(source / _CRITIC_FILE, map_location="cpu", weights_only=True)
+        missing, unexpected = policy.load_state_dict(critic, strict=False)
+        assert not unexpected and all(key.startswith("actor.") for key in missing)
+        return policy.to(device)
+
+
+def check_vocabulary(model: Any, vocabulary_size: int, name: str) -> None:
+    """Raise ValueError where the actor's vocabulary is not the environment's."""
+    found = int(model.get_output_embeddings().weight.shape[0])
+    if found != vocabulary_size:
+        raise ValueError(
+            f"the actor {name!r} has a vocabulary of {found} tokens, the environment's reference one of "
+            f"{vocabulary_size}: actor and reference must share it. Pass the reference's own model as "
+            "policy_kwargs={'actor': …}, or the actor as the environment's reference."
+        )
+
+
+def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
+    is_box = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
+    if (
+        not is_box
+        or not np.issubdtype(observation_space.dtype, np.integer)
+        or not isinstance(action_space, spaces.Discrete)
+        or observation_space.low.min() != NO_TOKEN  # type: ignore[attr-defined]
+        or observation_space.high.max() != action_space.n - 1  # type: ignore[attr-defined]
+    ):
+        raise ValueError(
+            f"LMActorCriticPolicy reads token ids, Box(-1, V-1, (P+T,), int64) with Discrete(V); got "
+            f"{observation_space} with {action_space}. Take observation wrappers and normalisers off: "
+            "scaled ids are no ids."
+        )
+
+
+def _as_token_ids(obs: Any) -> np.ndarray:
+    if obs.dtype.is_floating_point:
+        raise ValueError(
+            f"LMActorCriticPolicy got {obs.dtype} observations: an observation normaliser (VecNormalize) "
+            "stands before the policy. Take it off: scaled token ids are no ids."
+        )
+    return obs.cpu().numpy()
+
+
+def _json_config(model: Any) -> dict[str, Any]:
+    config = copy.deepcopy(model.config.to_dict())
+    config.pop("dtype", None)
+    return json.loads(json.dumps(config))

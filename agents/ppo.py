@@ -1,0 +1,307 @@
+"""`TokenPPO`: SB3's PPO with the defaults and the batch handling that RLHF needs.
+
+The update is that of Schulman et al. 2017, https://arxiv.org/abs/1707.06347, as SB3 computes it; with
+whitening and micro-batches off it gives the same weights as stock PPO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    RolloutBufferSamples,
+    Schedule,
+)
+from stable_baselines3.common.utils import LinearSchedule, explained_variance
+from torch.nn.functional import mse_loss
+
+from agents.buffer import EpisodeRolloutBuffer
+from agents.callbacks import RLHFCallback
+from agents.packing import PackedSequences, micro_batch_indices
+
+__all__ = ["PPOLosses", "TokenPPO", "ppo_losses", "whiten"]
+
+
+@dataclass(frozen=True, slots=True)
+class PPOLosses:
+    """The parts of PPO's loss on one (micro-)batch: means over its tokens.
+
+    Attributes:
+        policy: clipped surrogate, negated.
+        value: squared error against the returns.
+        entropy: mean entropy, negated.
+        approx_kl: E[(r − 1) − log r], of the ratio r to the sampling policy; no gradient.
+        clip_fraction: share of ratios outside the clip range; no gradient.
+    """
+
+    policy: torch.Tensor
+    value: torch.Tensor
+    entropy: torch.Tensor
+    approx_kl: torch.Tensor
+    clip_fraction: torch.Tensor
+
+    def total(self, ent_coef: float, vf_coef: float) -> torch.Tensor:
+        """The loss that is minimised."""
+        return self.policy + ent_coef * self.entropy + vf_coef * self.value
+
+
+def ppo_losses(
+    values: torch.Tensor,
+    log_probs: torch.Tensor,
+    entropies: torch.Tensor,
+    batch: RolloutBufferSamples,
+    advantages: torch.Tensor,
+    clip_range: float,
+    clip_range_vf: float | None,
+) -> PPOLosses:
+    """PPO's losses from (n,) tensors; Schulman et al. 2017, eq. 7 and 9."""
+    log_ratio = log_probs - batch.old_log_prob
+    ratio = torch.exp(log_ratio)
+    clipped = torch.clamp(ratio, 1 - clip_range, 1 + clip_range)
+    if clip_range_vf is not None:
+        change = torch.clamp(values - batch.old_values, -clip_range_vf, clip_range_vf)
+        values = batch.old_values + change
+    with torch.no_grad():
+        approx_kl = torch.mean((ratio - 1) - log_ratio)
+        clip_fraction = torch.mean(((ratio - 1).abs() > clip_range).float())
+    return PPOLosses(
+        policy=-torch.min(advantages * ratio, advantages * clipped).mean(),
+        value=mse_loss(batch.returns, values),
+        entropy=-entropies.mean(),
+        approx_kl=approx_kl,
+        clip_fraction=clip_fraction,
+    )
+
+
+def whiten(values: np.ndarray) -> np.ndarray:
+    """Mean 0 and standard deviation 1 over all tokens of a batch (there are no padded ones among them)."""
+    return (values - values.mean()) / (values.std(ddof=1) + 1e-8)
+
+
+class TokenPPO(PPO):
+    """PPO on whole sequences, with RLHF's defaults; `RLHFCallback` comes with it.
+
+    Args:
+        policy: `LMActorCriticPolicy`, or any SB3 policy for other environments.
+        env: from `agents.make_vec_env`, or any SB3 environment over the token MDP.
+        learning_rate: a number decays linearly to 0; a schedule is taken as it is.
+        n_steps: steps per environment and rollout.
+        batch_size: tokens per minibatch, about: sequences are kept whole.
+        n_epochs: passes over a rollout.
+        gamma: γ; 1: a token late in the response is worth as much as an early one.
+        gae_lambda: λ.
+        clip_range: of the ratio.
+        clip_range_vf: of the value's change; None for none.
+        normalize_advantage: per minibatch, as SB3 does it.
+        whiten_advantages: once over the whole rollout, instead.
+        ent_coef: weight of the entropy bonus.
+        vf_coef: weight of the value loss.
+        max_grad_norm: gradients are clipped to this norm.
+        target_kl: stop the epochs of an update where the approximate KL exceeds 1.5 times this.
+        micro_batch_tokens: tokens, padding included, per forward and backward; the gradients of a
+            minibatch add up over its micro-batches, so this changes memory and not the result.
+        rollout_buffer_class: `EpisodeRolloutBuffer` unless given.
+        rollout_buffer_kwargs: of the buffer.
+        tensorboard_log: folder, or None.
+        policy_kwargs: of the policy.
+        verbose: SB3's.
+        seed: of everything.
+        device: a torch device or "auto".
+        stats_window_size: SB3's.
+        _init_setup_model: SB3's.
+    """
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-4,
+        n_steps: int = 64,
+        batch_size: int = 1024,
+        n_epochs: int = 4,
+        gamma: float = 1.0,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = 0.2,
+        normalize_advantage: bool = False,
+        whiten_advantages: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.1,
+        max_grad_norm: float = 1.0,
+        target_kl: float | None = None,
+        micro_batch_tokens: int | None = None,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        stats_window_size: int = 100,
+        _init_setup_model: bool = True,
+    ) -> None:
+        if normalize_advantage and whiten_advantages:
+            raise ValueError(
+                "normalize_advantage (per minibatch) and whiten_advantages (per rollout) do the same "
+                "thing twice: choose one."
+            )
+        self.whiten_advantages = whiten_advantages
+        self.micro_batch_tokens = micro_batch_tokens
+        if isinstance(learning_rate, int | float):
+            learning_rate = LinearSchedule(float(learning_rate), 0.0, 1.0)
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            clip_range_vf=clip_range_vf,
+            normalize_advantage=normalize_advantage,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,
+            target_kl=target_kl,
+            rollout_buffer_class=rollout_buffer_class or EpisodeRolloutBuffer,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=_init_setup_model,
+        )
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        """Put `RLHFCallback` in front, unless the caller did: rewards must be complete for the others."""
+        given = callback if isinstance(callback, list) else [callback] if callback else []
+        if not any(isinstance(c, RLHFCallback) for c in _flatten(given)):
+            given = [RLHFCallback(), *given]
+        ready = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in given]
+        return super()._init_callback(ready, progress_bar)
+
+    # The update ----------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Update the policy on the rollout: `n_epochs` passes over minibatches of whole sequences."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        if self.whiten_advantages:
+            self.rollout_buffer.advantages = whiten(self.rollout_buffer.advantages)
+        means: list[dict[str, float]] = []
+        for _ in range(self.n_epochs):
+            for batch in self.rollout_buffer.get(self.batch_size):
+                losses = self._accumulate_gradients(batch)
+                means.append(losses)
+                if self.target_kl is not None and losses["approx_kl"] > 1.5 * self.target_kl:
+                    break
+                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                self.policy.optimizer.step()
+            else:
+                self._n_updates += 1
+                continue
+            self._n_updates += 1
+            break
+        self._log_update(means)
+
+    def _accumulate_gradients(self, batch: RolloutBufferSamples) -> dict[str, float]:
+        """Leave the gradient of a minibatch's loss in the parameters; returns its parts."""
+        self.policy.optimizer.zero_grad()
+        advantages = batch.advantages
+        if self.normalize_advantage and len(advantages) > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        progress = self._current_progress_remaining
+        clip_range = self.clip_range(progress)  # type: ignore[operator]
+        clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(progress)  # type: ignore[operator]
+        sums: dict[str, float] = {}
+        for part, index in _micro_batches(batch, self.micro_batch_tokens):
+            values, log_probs, entropies = self.policy.evaluate_actions(
+                part.observations, part.actions.long().flatten()
+            )
+            entropies = log_probs.neg() if entropies is None else entropies
+            losses = ppo_losses(
+                values.flatten(),
+                log_probs,
+                entropies,
+                part,
+                advantages if index is None else advantages[index],
+                clip_range,
+                clip_range_vf,
+            )
+            share = len(log_probs) / len(advantages)
+            loss = losses.total(self.ent_coef, self.vf_coef)
+            (share * loss).backward()
+            for name in ("policy", "value", "entropy", "approx_kl", "clip_fraction"):
+                sums[name] = sums.get(name, 0.0) + share * float(getattr(losses, name).detach())
+            sums["loss"] = sums.get("loss", 0.0) + share * float(loss.detach())
+        return sums
+
+    def _log_update(self, means: list[dict[str, float]]) -> None:
+        names = {
+            "policy": "policy_gradient_loss",
+            "value": "value_loss",
+            "entropy": "entropy_loss",
+            "approx_kl": "approx_kl",
+            "clip_fraction": "clip_fraction",
+            "loss": "loss",
+        }
+        for name, shown in names.items():
+            self.logger.record(f"train/{shown}", float(np.mean([m[name] for m in means])))
+        buffer = self.rollout_buffer
+        explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
+        self.logger.record("train/explained_variance", float(explained))
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+
+def _flatten(callbacks: list[Any]) -> Iterator[Any]:
+    for callback in callbacks:
+        if isinstance(callback, CallbackList):
+            yield from _flatten(callback.callbacks)
+        else:
+            yield callback
+
+
+def _micro_batches(
+    batch: RolloutBufferSamples, max_tokens: int | None
+) -> Iterator[tuple[RolloutBufferSamples, torch.Tensor | None]]:
+    """A minibatch in parts of whole sequences, with the index of each part's states (None: all)."""
+    packed: Any = batch.observations
+    if max_tokens is None or not isinstance(packed, PackedSequences):
+        yield batch, None
+        return
+    rows = packed.rows.cpu().numpy()
+    last = np.zeros(len(packed.tokens), dtype=np.int64)
+    np.maximum.at(last, rows, packed.columns.cpu().numpy())
+    for sequences in micro_batch_indices(last + 1, max_tokens):
+        position = np.full(len(last), -1)
+        position[sequences] = np.arange(len(sequences))
+        index = torch.as_tensor(np.flatnonzero(position[rows] >= 0), device=packed.rows.device)
+        part = PackedSequences(
+            packed.tokens[torch.as_tensor(sequences), : int(last[sequences].max()) + 1],
+            torch.as_tensor(position[rows], device=packed.rows.device)[index],
+            packed.columns[index],
+        )
+        yield (
+            RolloutBufferSamples(
+                part,  # type: ignore[arg-type]
+                *(getattr(batch, name)[index] for name in _PER_TOKEN),
+            ),
+            index,
+        )
+
+
+_PER_TOKEN = ("actions", "old_values", "old_log_prob", "advantages", "returns")

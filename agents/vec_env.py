@@ -1,0 +1,167 @@
+"""The Stable-Baselines3 `VecEnv` over `TokenVectorEnv`: N episodes in one batch, one process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.vec_env.base_vec_env import (
+    VecEnv,
+    VecEnvIndices,
+    VecEnvObs,
+    VecEnvStepReturn,
+)
+
+import tokenenv  # noqa: F401  (registers the ids)
+from tokenenv.vector_env import TokenVectorEnv
+
+__all__ = ["TokenVecEnv", "make_vec_env"]
+
+
+class TokenVecEnv(VecEnv):
+    """SB3's vector interface (same-step autoreset) on one `TokenVectorEnv`.
+
+    Args:
+        env: a `TokenVectorEnv` with `AutoresetMode.SAME_STEP`.
+    """
+
+    def __init__(self, env: TokenVectorEnv) -> None:
+        if env.autoreset_mode is not AutoresetMode.SAME_STEP:
+            raise ValueError(
+                f"the vector env has autoreset_mode={env.autoreset_mode.value!r}; SB3 resets in the "
+                "same step: make it with autoreset_mode='SameStep', or use agents.make_vec_env."
+            )
+        self.env = env
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+
+    def reset(self) -> VecEnvObs:
+        """Start episodes in all environments; honours `seed()` and `set_options()`."""
+        prompts = [(options or {}).get("prompt") for options in self._options]
+        seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
+        observations, infos = self.env.reset(seed=seeds, options={"prompt": prompts})
+        self.reset_infos = _rows(infos, self.num_envs)
+        self._reset_seeds()
+        self._reset_options()
+        return observations
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keep the actions for `step_wait`."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Step all environments; `infos[i]["terminal_observation"]` holds an ended episode's last state."""
+        observations, rewards, dones, _, infos = self.env.step(self._actions)
+        rows: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if "ref_logprob" in infos:
+            kl_coef = self.env.kl_coef
+            for row, found in zip(rows, infos["ref_logprob"].tolist(), strict=True):
+                row["ref_logprob"], row["kl_coef"] = found, kl_coef
+        if dones.any():
+            self._add_endings(rows, infos, np.flatnonzero(dones))
+        return observations, rewards.astype(np.float32), dones, rows
+
+    def _add_endings(
+        self, rows: list[dict[str, Any]], infos: dict[str, Any], ended: np.ndarray
+    ) -> None:
+        final = infos["final_info"]
+        keys = [key for key in final if not key.startswith("_")]
+        for row in ended.tolist():
+            rows[row] = {key: _plain(final[key][row]) for key in keys if final[f"_{key}"][row]}
+            rows[row]["terminal_observation"] = infos["final_obs"][row]
+            rows[row]["TimeLimit.truncated"] = False
+            self.reset_infos[row] = {"prompt": infos["prompt"][row]}
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """The attribute of the one environment behind, once per index."""
+        value = getattr(self.env, attr_name)
+        return [value for _ in self._indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of the one environment behind; some rows only is impossible.
+
+        Raises:
+            ValueError: `indices` names some rows only.
+        """
+        self._require_all(indices, f"set_attr({attr_name!r})")
+        setattr(self.env, attr_name, value)
+
+    def env_method(
+        self,
+        method_name: str,
+        *method_args: Any,
+        indices: VecEnvIndices = None,
+        **method_kwargs: Any,
+    ) -> list[Any]:
+        """Call a method of the one environment behind, once.
+
+        Raises:
+            ValueError: `indices` names some rows only.
+        """
+        self._require_all(indices, f"env_method({method_name!r})")
+        result = getattr(self.env, method_name)(*method_args, **method_kwargs)
+        return [result for _ in range(self.num_envs)]
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """Nothing is wrapped: the rows are no environments of their own."""
+        return [False for _ in self._indices(indices)]
+
+    def _indices(self, indices: VecEnvIndices) -> Iterable[int]:
+        return self._get_indices(indices)
+
+    def _require_all(self, indices: VecEnvIndices, what: str) -> None:
+        chosen = list(self._indices(indices))
+        if len(chosen) != self.num_envs:
+            raise ValueError(
+                f"{what} was asked for environments {chosen} only, but all {self.num_envs} share one "
+                "set of settings: call it for all."
+            )
+
+
+def _rows(infos: dict[str, Any], count: int) -> list[dict[str, Any]]:
+    keys = [key for key in infos if not key.startswith("_")]
+    return [
+        {key: _plain(infos[key][row]) for key in keys if infos[f"_{key}"][row]}
+        for row in range(count)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def make_vec_env(
+    env_id: str = "TokenRLHF-v0", n_envs: int = 1, seed: int | None = None, **kwargs: Any
+) -> TokenVecEnv:
+    """An SB3 vector environment of `n_envs` token MDPs that share every forward.
+
+    Args:
+        env_id: a registered id of this package.
+        n_envs: N.
+        seed: of the first reset: environment i gets `seed + i`.
+        **kwargs: the arguments of `TokenEnv`.
+
+    Raises:
+        ValueError: an argument that can't be used.
+    """
+    env = gym.make_vec(
+        env_id,
+        num_envs=n_envs,
+        vectorization_mode="vector_entry_point",
+        autoreset_mode=AutoresetMode.SAME_STEP,
+        **kwargs,
+    )
+    if not isinstance(env.unwrapped, TokenVectorEnv):
+        raise ValueError(f"env_id={env_id!r} is no environment of tokenenv.")
+    vec_env = TokenVecEnv(env.unwrapped)
+    if seed is not None:
+        vec_env.seed(seed)
+    return vec_env
