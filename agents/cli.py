@@ -1,0 +1,240 @@
+"""The command line: `tokenrlhf train | evaluate | sample | reward-model`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from agents.config import EvaluateConfig, RewardModelConfig, SampleConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from agents.evaluation import ResponseReport
+
+__all__ = ["main"]
+
+Command = (
+    Annotated[TrainConfig, tyro.conf.subcommand("train")]
+    | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
+    | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
+    | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 2 for a mistake in the input, 130 for Ctrl-C."""
+    console = Console()
+    # A console script does not see the folder it is called in; 'package.module:function' needs it.
+    sys.path.insert(0, os.getcwd())
+    try:
+        command: Any = tyro.cli(Command, args=arguments, prog="tokenrlhf", description=__doc__)
+        _RUNNERS[type(command)](command, console)
+    except KeyboardInterrupt:
+        console.print("stopped.")
+        return 130
+    except ValueError as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}")
+        return 2
+    return 0
+
+
+def _train(config: TrainConfig, console: Console) -> None:
+    from agents.training import Interrupted, TrainingRun
+
+    run = TrainingRun(config, console)
+    console.print(f"training in [bold]{escape(str(run.run.root))}[/bold]")
+    try:
+        summary = run.train()
+    except Interrupted as stopped:
+        console.print(escape(str(stopped)))
+        raise SystemExit(130) from None
+    _print_before_and_after(console, run.before, run.after)
+    _print_summary(console, summary)
+    _print_places(console, run.run.root)
+
+
+def _evaluate(config: EvaluateConfig, console: Console) -> None:
+    import dataclasses
+
+    from agents.evaluation import HeldOut, evaluate
+    from agents.policy import LMActorCriticPolicy
+    from agents.progress import progress_bar
+    from agents.runs import RunFolder
+    from agents.training import summarize
+
+    run = RunFolder.open(config.run)
+    trained = run.read_config()
+    held_out = HeldOut.of(trained.environment(), config.eval_prompts or trained.eval_prompts)
+    policy = LMActorCriticPolicy.from_pretrained(run.policy, held_out.settings.device)
+    with progress_bar(console) as bar:
+        task = bar.add_task("evaluating", total=None, note="")
+        comparison = evaluate(
+            policy.actor,
+            held_out,
+            config.eval_responses or trained.eval_responses,
+            config.seed,
+            lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    seeded = dataclasses.replace(trained, seed=config.seed)
+    _print_summary(console, summarize(seeded, held_out, comparison))
+
+
+def _sample(config: SampleConfig, console: Console) -> None:
+    from agents.evaluation import respond
+    from agents.policy import LMActorCriticPolicy
+    from agents.runs import RunFolder
+    from tokenenv.settings import EnvSettings
+    from tokenenv.token_mdp import TokenMDP
+
+    run = RunFolder.open(config.run)
+    mdp = TokenMDP(EnvSettings(**run.read_config().environment("eval")), num_envs=1)
+    prompt = mdp.encode_prompt(config.prompt)
+    policy = LMActorCriticPolicy.from_pretrained(run.policy, mdp.settings.device)
+    reference = mdp.language_model.model
+    for title, actor in (("policy", policy.actor), ("reference", reference)):
+        count = 1 if config.greedy else config.n
+        reports = respond(
+            actor,
+            mdp.scorer,
+            [config.prompt] * count,
+            [prompt] * count,
+            mdp.max_new_tokens,
+            config.seed,
+            config.greedy,
+        )
+        _print_responses(console, title, reports)
+
+
+def _reward_model(config: RewardModelConfig, console: Console) -> None:
+    from agents.reward_model_command import train_from_file
+
+    train_from_file(config, console)
+
+
+_RUNNERS: dict[type, Any] = {
+    TrainConfig: _train,
+    EvaluateConfig: _evaluate,
+    SampleConfig: _sample,
+    RewardModelConfig: _reward_model,
+}
+
+
+# What is printed ---------------------------------------------------------------------------------
+
+
+def _gold(report: ResponseReport) -> str:
+    return "" if report.gold_reward is None else f"{report.gold_reward:+.2f}"
+
+
+def _print_before_and_after(
+    console: Console, before: list[ResponseReport], after: list[ResponseReport]
+) -> None:
+    table = Table(title="held-out prompts, before and after", title_justify="left")
+    for header in ("prompt", "", "response"):
+        table.add_column(header)
+    table.add_column("score", justify="right")
+    table.add_column("gold", justify="right")
+    for old, new in zip(before, after, strict=True):
+        for when, report in (("before", old), ("after", new)):
+            table.add_row(
+                escape(report.prompt) if when == "before" else "",
+                when,
+                escape(report.response.strip()),
+                f"{report.score:+.2f}",
+                _gold(report),
+                end_section=when == "after",
+            )
+    console.print(table)
+
+
+def _print_responses(console: Console, title: str, reports: list[ResponseReport]) -> None:
+    table = Table(title=title, title_justify="left")
+    table.add_column("response")
+    for header in ("score", "gold", "KL"):
+        table.add_column(header, justify="right")
+    for report in reports:
+        table.add_row(
+            escape(report.response.strip()),
+            f"{report.score:+.2f}",
+            _gold(report),
+            f"{report.kl:.2f}",
+        )
+    console.print(table)
+
+
+_MEANING = {
+    "objective": "J = E[R] − β·KL, held-out prompts",
+    "objective_reference": "J of the untrained actor",
+    "optimum_lower_bound": "J* is at least this",
+    "optimum_interval": "95 % interval of this run's own bound",
+    "objective_fraction": "(J − J_ref)/(J* − J_ref), at most",
+    "fraction_interval": "95 % interval",
+    "effective_sample_size": "share of the samples that carry the bound",
+    "kl": "KL(π ‖ π_ref) per response, nats",
+    "kl_coef": "β",
+    "score": "E[R]",
+    "score_reference": "E[R] of the reference",
+    "gold_reward": "true reward, never seen in training",
+    "gold_reward_reference": "true reward of the reference",
+    "response_length": "tokens",
+    "eos_rate": "share of responses that end by themselves",
+    "tokens": "response tokens trained on",
+    "tokens_per_second": "of the training, everything included",
+    "wall_seconds": "of the training",
+    "seed": "",
+}
+
+
+def _print_summary(console: Console, summary: dict[str, Any]) -> None:
+    table = Table(title="summary", title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
+    table.add_column("")
+    for name, meaning in _MEANING.items():
+        if summary.get(name) is not None:
+            table.add_row(name, _shown(summary[name]), meaning)
+    console.print(table)
+    share = summary.get("effective_sample_size")
+    if share is not None and not summary["is_reliable"]:
+        console.print(
+            f"[yellow]warning:[/yellow] the bound on J* rests on {share:.1%} of the samples: take it as "
+            "a rough one, or raise --eval-responses."
+        )
+    if summary["prompts"] < 64:
+        console.print(
+            f"[yellow]note:[/yellow] measured on {summary['prompts']} held-out prompts; 64 or more give a "
+            "steadier number."
+        )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " … ".join(_shown(v) for v in value)
+    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
+
+
+def _print_places(console: Console, root: Path) -> None:
+    places = {
+        "summary.json": "the numbers above",
+        "curves.png": "score, gold reward, KL and objective over the run",
+        "policy/": "the trained model, for transformers",
+        "metrics.jsonl": "every update",
+        "samples.jsonl": "responses as they changed",
+        "checkpoints/": "TokenPPO.load reads them",
+    }
+    console.print(f"in [bold]{escape(str(root))}[/bold]:")
+    for name, meaning in places.items():
+        console.print(f"  {name:<15} {meaning}")
+    console.print(
+        f'next: tokenrlhf sample {escape(str(root))} --prompt "I saw this film today. The plot"'
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

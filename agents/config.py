@@ -1,0 +1,203 @@
+"""The typed settings of the command line; every field's text is its `--help`.
+
+Importing this loads neither torch nor transformers, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+__all__ = ["EvaluateConfig", "RewardModelConfig", "SampleConfig", "TrainConfig"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a language model with PPO in the token environment; the defaults train the bundled task."""
+
+    out: Path | None = None
+    """Folder of the run; runs/TASK-DATE-TIME unless given."""
+    overwrite: bool = False
+    """Write into a run folder that exists already, replacing what it holds."""
+    seed: int = 0
+    """Seed of prompts, sampling and order of the updates."""
+    total_tokens: int = 65_536
+    """Response tokens to train on."""
+
+    task: str = "reviews"
+    """Bundled task, or 'package.module:TASK'; it provides the defaults of the fields that are None."""
+    actor: str | None = None
+    """Folder or hub id of the model to train; a copy of the reference unless given."""
+    reference: str | None = None
+    """Folder or hub id of the frozen reference."""
+    reward_model: str | None = None
+    """Folder or hub id of a reward model, or 'package.module:function'."""
+    prompts: str | None = None
+    """File of prompts (.jsonl or text), or the name of a task."""
+    max_prompt_tokens: int | None = None
+    """Longest prompt, P."""
+    max_new_tokens: int | None = None
+    """Longest response, T."""
+    kl_coef: float | None = None
+    """β, the weight of the KL penalty."""
+    temperature: float = 1.0
+    """Sampling temperature; of the reference's log-probabilities too."""
+    score_clip: float | None = None
+    """Clip normalised scores to ± this."""
+    missing_eos_penalty: float = 0.0
+    """Subtracted from the score of a response without EOS."""
+    scoring: Literal["deferred", "step"] = "deferred"
+    """Score whole rollouts at once (fast), or at every step (the same rewards)."""
+
+    n_envs: int = 64
+    """Episodes side by side."""
+    n_steps: int = 32
+    """Steps per environment and rollout."""
+    batch_size: int = 512
+    """Tokens per minibatch, about: sequences are kept whole."""
+    micro_batch_tokens: int | None = None
+    """Tokens per forward and backward; less memory, same result."""
+    n_epochs: int = 4
+    """Passes over every rollout."""
+    learning_rate: float = 5e-4
+    """Adam's, decaying linearly to 0."""
+    gamma: float = 1.0
+    """Discount factor γ."""
+    gae_lambda: float = 0.95
+    """λ of generalised advantage estimation."""
+    clip_range: float = 0.2
+    """Clip range of the probability ratio."""
+    clip_range_vf: float | None = 0.2
+    """Clip range of the value's change; None for none."""
+    whiten_advantages: bool = True
+    """Whiten advantages over the whole rollout."""
+    ent_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    vf_coef: float = 0.1
+    """Weight of the value loss."""
+    max_grad_norm: float = 1.0
+    """Clip gradients to this norm."""
+    target_kl: float | None = None
+    """Stop an update early where its approximate KL exceeds 1.5 times this."""
+    value_head: Literal["shared", "separate"] = "shared"
+    """A linear head on the actor's trunk, or a critic with a trunk of its own."""
+    critic: str = "actor"
+    """Where a separate critic starts from: 'actor', 'reward_model', or a folder."""
+    cut: Literal["bootstrap", "carry"] = "bootstrap"
+    """Episodes that the end of a rollout cuts: use at once with the critic's value, or wait for their end."""
+
+    eval_prompts: int = 64
+    """Held-out prompts that J, J_ref and the bound on J* are measured on."""
+    eval_responses: int = 256
+    """Responses for each of them at the end: half the policy's, half the reference's."""
+    eval_every: int = 8
+    """Updates between two quick evaluations of J during training; 0 for none."""
+    checkpoint_every: int = 16
+    """Updates between two checkpoints; 0 for none but the last."""
+    device: str = "auto"
+    """Torch device."""
+    dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
+    """Of the frozen models; the actor's too."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no run could use; the rest is refused where it is used."""
+        for name in ("total_tokens", "n_envs", "n_steps", "batch_size", "n_epochs", "eval_prompts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.eval_responses < 2:
+            raise ValueError(f"eval_responses={self.eval_responses} must be at least 2.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
+            raise ValueError(f"learning_rate={self.learning_rate} must be 0 or positive.")
+
+    def environment(self, split: str = "train") -> dict[str, Any]:
+        """The keyword arguments of the environment."""
+        names = (
+            *(
+                "task",
+                "reference",
+                "reward_model",
+                "prompts",
+                "max_prompt_tokens",
+                "max_new_tokens",
+            ),
+            *("kl_coef", "temperature", "score_clip", "missing_eos_penalty", "scoring"),
+            *("device", "dtype"),
+        )
+        return {"split": split, **{name: getattr(self, name) for name in names}}
+
+    def as_json(self) -> dict[str, Any]:
+        """For `config.json`."""
+        found = dataclasses.asdict(self)
+        found["out"] = None if self.out is None else str(self.out)
+        return found
+
+    @classmethod
+    def from_json(cls, found: dict[str, Any]) -> TrainConfig:
+        """From what `as_json` gave."""
+        out = found.get("out")
+        return cls(**{**found, "out": None if out is None else Path(out)})
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a run's policy again: J, the bound on J*, KL, score, gold reward, on held-out prompts."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run."""
+    seed: int = 1
+    """Seed of the sampling."""
+    eval_prompts: int | None = None
+    """Held-out prompts; as in the run unless given."""
+    eval_responses: int | None = None
+    """Responses for each; as in the run unless given."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Let a run's policy answer a prompt, beside the reference."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run."""
+    prompt: str
+    """The prompt."""
+    n: int = 3
+    """Responses of each."""
+    greedy: bool = False
+    """Take the most likely token instead of sampling."""
+    seed: int = 0
+    """Seed of the sampling."""
+
+
+@dataclass(frozen=True)
+class RewardModelConfig:
+    """Train a reward model on preference pairs."""
+
+    pairs: Path
+    """JSON Lines of {"prompt", "chosen", "rejected"[, "margin"]}."""
+    base: str
+    """Folder or hub id of the model whose trunk it starts from: a causal LM or a sequence classifier."""
+    out: Path
+    """Folder to write it to."""
+    overwrite: bool = False
+    """Write into a folder that exists already."""
+    epochs: int = 2
+    """Passes over the pairs."""
+    batch_size: int = 32
+    """Pairs per step."""
+    learning_rate: float = 3e-4
+    """AdamW's peak, with warm-up and linear decay."""
+    centering_coef: float = 0.0
+    """Weight of the term that holds rewards near 0."""
+    eval_fraction: float = 0.1
+    """Share of the prompts held out."""
+    max_tokens: int | None = None
+    """Drop pairs with a side longer than this many tokens; the model's own limit unless given."""
+    device: str = "auto"
+    """Torch device."""
+    seed: int = 0
+    """Seed of head, split and order."""

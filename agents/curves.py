@@ -1,0 +1,81 @@
+"""`curves.png`: score, gold reward, KL and objective of a run over its tokens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+__all__ = ["draw_curves", "read_metrics"]
+
+_ACTOR, _REFERENCE, _OPTIMUM, _EVALUATION = "#1f6fb2", "#7f7f7f", "#2a8f4f", "#d1662c"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; none where there is no file yet."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def draw_curves(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path) -> None:
+    """Draw the curves of a run.
+
+    Args:
+        rows: of `metrics.jsonl`.
+        summary: of `summary.json`; gives the lines for the reference and the optimum.
+        path: PNG to write.
+    """
+    figure = Figure(figsize=(10, 6.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 2, sharex=True)
+    lines: dict[str, list[tuple[float, str, str]]] = {
+        "score": [(summary["score_reference"], "reference", _REFERENCE)],
+        "gold_reward": [],
+        "kl": [],
+        "objective": [(summary["objective_reference"], "reference", _REFERENCE)],
+    }
+    if summary.get("gold_reward_reference") is not None:
+        lines["gold_reward"].append((summary["gold_reward_reference"], "reference", _REFERENCE))
+    if summary.get("optimum_lower_bound") is not None:
+        optimum = summary["optimum_lower_bound"]
+        lines["objective"].append((optimum, "optimum, lower bound", _OPTIMUM))
+    titles = {
+        "score": "score R(x, y)",
+        "gold_reward": "gold reward",
+        "kl": "KL(π ‖ π_ref) per response, nats",
+        "objective": f"objective J = E[R] − {summary['kl_coef']:g}·KL",
+    }
+    for axis, (name, title) in zip(axes.flat, titles.items(), strict=True):
+        _panel(axis, rows, name, title, lines[name])
+    for axis in axes[1]:
+        axis.set_xlabel("response tokens")
+    figure.suptitle(f"{summary['task']}, seed {summary['seed']}")
+    figure.savefig(path, dpi=120)
+
+
+def _panel(
+    axis: Any,
+    rows: list[dict[str, Any]],
+    name: str,
+    title: str,
+    lines: list[tuple[float, str, str]],
+) -> None:
+    axis.set_title(title, fontsize=11)
+    for key, label, style in (
+        (f"rlhf/{name}", "training samples", {"color": _ACTOR}),
+        (f"eval/{name}", "held-out prompts", {"color": _EVALUATION, "marker": "o", "ls": "none"}),
+    ):
+        points = [(r["time/total_timesteps"], r[key]) for r in rows if key in r]
+        if points:
+            axis.plot(*zip(*points, strict=True), label=label, **style)
+    for level, label, color in lines:
+        axis.axhline(level, color=color, ls="--", lw=1.2, label=label)
+    axis.grid(alpha=0.25)
+    if axis.has_data():
+        axis.legend(fontsize=8, loc="best")
+    else:
+        axis.text(0.5, 0.5, "not known for this task", transform=axis.transAxes, ha="center")

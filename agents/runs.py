@@ -1,0 +1,149 @@
+"""A run's folder: where everything is, how it is made, and how it is read again.
+
+`config.json`, `metrics.jsonl` (and TensorBoard), `samples.jsonl`, `checkpoints/`, `policy/`,
+`reward_model/`, `summary.json`, `curves.png`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from agents.config import TrainConfig
+
+__all__ = ["RunFolder", "write_json"]
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON so that a reader sees either the old file or the whole new one."""
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The places of a run.
+
+    Attributes:
+        root: the folder.
+    """
+
+    root: Path
+
+    @classmethod
+    def create(cls, config: TrainConfig) -> RunFolder:
+        """Make the folder of a new run.
+
+        Raises:
+            ValueError: it exists and holds something, and `overwrite` is off.
+        """
+        name = config.task.rpartition(":")[2].lower()
+        root = config.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        if root.is_file():
+            raise ValueError(f"out={str(root)!r} is a file: give a folder for the run.")
+        if root.is_dir() and any(root.iterdir()):
+            if not config.overwrite:
+                raise ValueError(
+                    f"out={str(root)!r} exists already: choose another folder, or pass --overwrite to "
+                    "replace the run in it."
+                )
+            _remove_run(root)
+        run = cls(root)
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        write_json(run.config, config.as_json())
+        return run
+
+    @classmethod
+    def open(cls, root: Path) -> RunFolder:
+        """The folder of a finished run.
+
+        Raises:
+            ValueError: there is no run, or it has not been finished.
+        """
+        run = cls(root)
+        if not run.config.is_file():
+            raise ValueError(f"{str(root)!r} holds no run: {run.config.name} is missing.")
+        if not (run.policy / "config.json").is_file():
+            raise ValueError(
+                f"the run in {str(root)!r} has no policy: it was stopped before it had one."
+            )
+        return run
+
+    def read_config(self) -> TrainConfig:
+        """The configuration that the run was made with."""
+        return TrainConfig.from_json(json.loads(self.config.read_text(encoding="utf-8")))
+
+    @property
+    def config(self) -> Path:
+        """The configuration."""
+        return self.root / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per update."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.root / "tensorboard"
+
+    @property
+    def samples(self) -> Path:
+        """Responses of the policy during training, JSON Lines."""
+        return self.root / "samples.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """SB3 archives that `TokenPPO.load` reads, and `best/`."""
+        return self.root / "checkpoints"
+
+    @property
+    def policy(self) -> Path:
+        """The trained policy, in transformers' format."""
+        return self.root / "policy"
+
+    @property
+    def reward_model(self) -> Path:
+        """The reward model that it was trained against, in transformers' format."""
+        return self.root / "reward_model"
+
+    @property
+    def summary(self) -> Path:
+        """The numbers that the run is judged by."""
+        return self.root / "summary.json"
+
+    @property
+    def curves(self) -> Path:
+        """The curves as a picture."""
+        return self.root / "curves.png"
+
+    def append_samples(self, tokens: int, reports: list[Any]) -> None:
+        """Append dataclass `reports` to the samples."""
+        with self.samples.open("a", encoding="utf-8") as file:
+            for report in reports:
+                file.write(
+                    json.dumps({"tokens": tokens, **asdict(report)}, ensure_ascii=False) + "\n"
+                )
+
+
+_CONTENTS = (
+    *("config.json", "metrics.jsonl", "samples.jsonl", "summary.json", "curves.png"),
+    *("tensorboard", "checkpoints", "policy", "reward_model"),
+)
+
+
+def _remove_run(root: Path) -> None:
+    """Remove what a run leaves, and nothing else that a user may keep there."""
+    for name in _CONTENTS:
+        path = root / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.exists():
+            path.unlink()

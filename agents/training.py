@@ -1,0 +1,178 @@
+"""One run: environment, agent, training, evaluation, and the folder it leaves behind."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from stable_baselines3.common.logger import JSONOutputFormat, Logger, TensorBoardOutputFormat
+
+from agents.callbacks import RLHFCallback
+from agents.config import TrainConfig
+from agents.curves import draw_curves, read_metrics
+from agents.evaluation import EvaluationCallback, HeldOut, ResponseReport, evaluate
+from agents.policy import LMActorCriticPolicy
+from agents.ppo import TokenPPO
+from agents.progress import CheckpointCallback, ProgressCallback, SamplesCallback, progress_bar
+from agents.runs import RunFolder, write_json
+from agents.vec_env import TokenVecEnv, make_vec_env
+from tokenenv.optimum import Comparison
+from tokenenv.rewards import LearnedReward
+
+__all__ = ["Interrupted", "TrainingRun", "summarize"]
+
+
+class Interrupted(Exception):
+    """Training was stopped by Ctrl-C; the message says what was kept and where."""
+
+
+class TrainingRun:
+    """A run from its configuration to its summary.
+
+    Args:
+        config: what to do.
+        console: where progress is shown.
+
+    Raises:
+        ValueError: the configuration can't be used; nothing has been written then, unless the run's folder
+            itself was the only thing that could be made.
+    """
+
+    def __init__(self, config: TrainConfig, console: Console) -> None:
+        self.config, self.console = config, console
+        self.env = make_vec_env(n_envs=config.n_envs, seed=config.seed, **config.environment())
+        self.held_out = HeldOut.of(config.environment(), config.eval_prompts)
+        self.model = build_agent(config, self.env)
+        self.run = RunFolder.create(config)
+        self.tokenizer = self.held_out.scorer.reference.language_model.tokenizer
+        self.before: list[ResponseReport] = []
+        self.after: list[ResponseReport] = []
+
+    def train(self) -> dict[str, Any]:
+        """Train, save, evaluate; returns the summary.
+
+        Raises:
+            Interrupted: by Ctrl-C; a checkpoint, the policy and the metrics so far are kept.
+        """
+        config, run, model = self.config, self.run, self.model
+        logger = Logger(
+            str(run.root),
+            [JSONOutputFormat(str(run.metrics)), TensorBoardOutputFormat(str(run.tensorboard))],
+        )
+        model.set_logger(logger)
+        metrics = RLHFCallback()
+        samples = SamplesCallback(run, self.held_out, max(1, config.eval_every))
+        progress = ProgressCallback(self.console, metrics, config.total_tokens)
+        checkpoints = CheckpointCallback(run.checkpoints, config.checkpoint_every)
+        callbacks = [metrics, samples, checkpoints, progress]
+        if config.eval_every:
+            best = run.checkpoints / "best"
+            callbacks.append(
+                EvaluationCallback(
+                    self.held_out,
+                    config.eval_every,
+                    best,
+                    seed=config.seed,
+                    tokenizer=self.tokenizer,
+                )
+            )
+        self.before = samples.respond(self.held_out.scorer.reference.language_model.model)
+        start = time.perf_counter()
+        try:
+            model.learn(config.total_tokens, callback=list(callbacks))
+        except KeyboardInterrupt:
+            progress.close()
+            raise self._interrupted(checkpoints) from None
+        finally:
+            progress.close()
+            logger.dump(model.num_timesteps)  # what the last update recorded
+            logger.close()
+        seconds = time.perf_counter() - start
+        checkpoints.save(f"tokens-{model.num_timesteps}")
+        self._save_models()
+        self.after = samples.respond(model.policy.actor)
+        run.append_samples(model.num_timesteps, self.after)
+        return self._summarize(seconds)
+
+    def _interrupted(self, checkpoints: CheckpointCallback) -> Interrupted:
+        """Keep what there is; a second Ctrl-C meanwhile is the user's own wish."""
+        path = checkpoints.save("interrupted")
+        self._save_models()
+        return Interrupted(
+            f"stopped after {self.model.num_timesteps:,} tokens. Kept in {self.run.root}: "
+            f"{path.relative_to(self.run.root)} (TokenPPO.load reads it), policy/, metrics.jsonl and "
+            "samples.jsonl."
+        )
+
+    def _save_models(self) -> None:
+        self.model.policy.save_pretrained(self.run.policy, self.tokenizer)  # type: ignore[operator]
+        reward = self.held_out.scorer.reward
+        if isinstance(reward, LearnedReward):
+            reward.reward_model.save_pretrained(self.run.reward_model)
+
+    def _summarize(self, seconds: float) -> dict[str, Any]:
+        with progress_bar(self.console) as bar:
+            task = bar.add_task("evaluating", total=None, note="")
+            comparison = evaluate(
+                self.model.policy.actor,
+                self.held_out,
+                self.config.eval_responses,
+                self.config.seed,
+                lambda done, total: bar.update(task, completed=done, total=total),
+            )
+        tokens = self.model.num_timesteps
+        summary = summarize(self.config, self.held_out, comparison)
+        summary.update(tokens=tokens, tokens_per_second=tokens / seconds, wall_seconds=seconds)
+        write_json(self.run.summary, summary)
+        draw_curves(read_metrics(self.run.metrics), summary, self.run.curves)
+        return summary
+
+
+def summarize(config: TrainConfig, held_out: HeldOut, comparison: Comparison) -> dict[str, Any]:
+    """What `summary.json` holds of an evaluation."""
+    return {
+        "task": config.task,
+        "seed": config.seed,
+        "kl_coef": held_out.settings.kl_coef,
+        **asdict(comparison),
+        "is_reliable": comparison.is_reliable,
+    }
+
+
+def build_agent(config: TrainConfig, env: TokenVecEnv) -> TokenPPO:
+    """The agent of a configuration.
+
+    Raises:
+        ValueError: a setting can't be used.
+    """
+    settings = env.env.settings
+    return TokenPPO(
+        LMActorCriticPolicy,
+        env,
+        learning_rate=config.learning_rate,
+        n_steps=config.n_steps,
+        batch_size=config.batch_size,
+        n_epochs=config.n_epochs,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+        clip_range=config.clip_range,
+        clip_range_vf=config.clip_range_vf,
+        whiten_advantages=config.whiten_advantages,
+        ent_coef=config.ent_coef,
+        vf_coef=config.vf_coef,
+        max_grad_norm=config.max_grad_norm,
+        target_kl=config.target_kl,
+        micro_batch_tokens=config.micro_batch_tokens,
+        rollout_buffer_kwargs={"cut": config.cut},
+        policy_kwargs={
+            "actor": config.actor or settings.reference,
+            "value_head": config.value_head,
+            "critic": settings.reward_model if config.critic == "reward_model" else config.critic,
+            "temperature": config.temperature,
+            "dtype": config.dtype,
+        },
+        seed=config.seed,
+        device=settings.device,
+    )
