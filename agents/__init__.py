@@ -1,15 +1,23 @@
 """PPO on language models in the token MDP, on Stable-Baselines3.
 
-from agents import LMActorCriticPolicy, TokenPPO, make_vec_env
-env = make_vec_env("TokenRLHF-v0", n_envs=64, scoring="deferred")
-TokenPPO(LMActorCriticPolicy, env).learn(100_000)
+    from agents import LMActorCriticPolicy, TokenPPO, make_vec_env
+    env = make_vec_env("TokenRLHF-v0", n_envs=64, scoring="deferred")
+    TokenPPO(LMActorCriticPolicy, env).learn(100_000)
+
+The names are loaded when they are asked for, so that the command line answers `--help` at once.
 """
 
-from agents.buffer import EpisodeRolloutBuffer
-from agents.callbacks import RLHFCallback
-from agents.policy import LMActorCriticPolicy
-from agents.ppo import TokenPPO
-from agents.vec_env import TokenVecEnv, make_vec_env
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agents.buffer import EpisodeRolloutBuffer
+    from agents.callbacks import RLHFCallback
+    from agents.policy import LMActorCriticPolicy
+    from agents.ppo import TokenPPO
+    from agents.vec_env import TokenVecEnv, make_vec_env
 
 __all__ = [
     "EpisodeRolloutBuffer",
@@ -19,3 +27,18 @@ __all__ = [
     "TokenVecEnv",
     "make_vec_env",
 ]
+
+_HOMES = {
+    "EpisodeRolloutBuffer": "agents.buffer",
+    "LMActorCriticPolicy": "agents.policy",
+    "RLHFCallback": "agents.callbacks",
+    "TokenPPO": "agents.ppo",
+    "TokenVecEnv": "agents.vec_env",
+    "make_vec_env": "agents.vec_env",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'agents' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -203,13 +203,13 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
     share = summary.get("effective_sample_size")
     if share is not None and not summary["is_reliable"]:
         console.print(
-            f"[yellow]warning:[/yellow] the bound on J* rests on {share:.1%} of the samples: take it as "
-            "a rough one, or raise --eval-responses."
+            f"[yellow]warning:[/yellow] the bound on J* rests on {share:.1%} of the samples: take "
+            "it as a rough one, or raise --eval-responses."
         )
     if summary["prompts"] < 64:
         console.print(
-            f"[yellow]note:[/yellow] measured on {summary['prompts']} held-out prompts; 64 or more give a "
-            "steadier number."
+            f"[yellow]note:[/yellow] measured on {summary['prompts']} held-out prompts; 64 or more "
+            "give a steadier number."
         )
 
 

@@ -18,19 +18,19 @@ __all__ = ["EvaluateConfig", "RewardModelConfig", "SampleConfig", "TrainConfig"]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Train a language model with PPO in the token environment; the defaults train the bundled task."""
+    """Train a language model with PPO in the token environment; the defaults train `reviews`."""
 
     out: Path | None = None
     """Folder of the run; runs/TASK-DATE-TIME unless given."""
     overwrite: bool = False
-    """Write into a run folder that exists already, replacing what it holds."""
+    """Write into a run folder that exists already, replacing the run in it."""
     seed: int = 0
     """Seed of prompts, sampling and order of the updates."""
     total_tokens: int = 65_536
     """Response tokens to train on."""
 
     task: str = "reviews"
-    """Bundled task, or 'package.module:TASK'; it provides the defaults of the fields that are None."""
+    """Bundled task, or 'package.module:TASK'; it fills the fields that are None."""
     actor: str | None = None
     """Folder or hub id of the model to train; a copy of the reference unless given."""
     reference: str | None = None
@@ -89,7 +89,7 @@ class TrainConfig:
     critic: str = "actor"
     """Where a separate critic starts from: 'actor', 'reward_model', or a folder."""
     cut: Literal["bootstrap", "carry"] = "bootstrap"
-    """Episodes that the end of a rollout cuts: use at once with the critic's value, or wait for their end."""
+    """Episodes that a rollout's end cuts: use at once with the critic's value, or wait."""
 
     eval_prompts: int = 64
     """Held-out prompts that J, J_ref and the bound on J* are measured on."""
@@ -101,6 +101,8 @@ class TrainConfig:
     """Updates between two checkpoints; 0 for none but the last."""
     device: str = "auto"
     """Torch device."""
+    num_threads: int | None = None
+    """CPU threads; unless given, one for models of under 2 million parameters, else torch's own."""
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
     """Of the frozen models; the actor's too."""
 
@@ -145,7 +147,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure a run's policy again: J, the bound on J*, KL, score, gold reward, on held-out prompts."""
+    """Measure a run's policy again on held-out prompts: J, the bound on J*, KL, score, gold reward."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run."""
@@ -180,7 +182,7 @@ class RewardModelConfig:
     pairs: Path
     """JSON Lines of {"prompt", "chosen", "rejected"[, "margin"]}."""
     base: str
-    """Folder or hub id of the model whose trunk it starts from: a causal LM or a sequence classifier."""
+    """Task name, folder or hub id of the model to start from: a causal LM or a classifier."""
     out: Path
     """Folder to write it to."""
     overwrite: bool = False

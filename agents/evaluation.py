@@ -37,7 +37,7 @@ class HeldOut:
         texts: X prompts.
         prompts: the same as token ids.
         max_new_tokens: T.
-        known_optimum: a bound on J* for just these prompts and settings from the task's card, or None.
+        known_optimum: the card's bound on J* for just these prompts and settings, or None.
     """
 
     settings: EnvSettings

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on: a bar with an ETA, or plain lines where there is none."""
+"""What a person sees of a run while it goes on: a bar with an ETA, or plain lines instead."""
 
 from __future__ import annotations
 

@@ -36,7 +36,8 @@ def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, An
     if config.out.exists() and (config.out.is_file() or any(config.out.iterdir())):
         if config.out.is_file() or not config.overwrite:
             raise ValueError(
-                f"out={str(config.out)!r} exists already: choose another folder, or pass --overwrite."
+                f"out={str(config.out)!r} exists already: choose another folder, or pass "
+                "--overwrite."
             )
     settings = RewardTrainingSettings(
         epochs=config.epochs,
@@ -98,7 +99,7 @@ def _short_enough(
     ]
     if not kept:
         raise ValueError(
-            f"all {len(pairs)} pairs are longer than {limit} tokens: shorten them, raise --max-tokens, or "
-            "take a base that reads more."
+            f"all {len(pairs)} pairs are longer than {limit} tokens: shorten them, raise "
+            "--max-tokens, or take a base that reads more."
         )
     return kept

@@ -50,8 +50,8 @@ class RunFolder:
         if root.is_dir() and any(root.iterdir()):
             if not config.overwrite:
                 raise ValueError(
-                    f"out={str(root)!r} exists already: choose another folder, or pass --overwrite to "
-                    "replace the run in it."
+                    f"out={str(root)!r} exists already: choose another folder, or pass "
+                    "--overwrite to replace the run in it."
                 )
             _remove_run(root)
         run = cls(root)

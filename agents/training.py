@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from rich.console import Console
 from stable_baselines3.common.logger import JSONOutputFormat, Logger, TensorBoardOutputFormat
 
@@ -36,8 +37,7 @@ class TrainingRun:
         console: where progress is shown.
 
     Raises:
-        ValueError: the configuration can't be used; nothing has been written then, unless the run's folder
-            itself was the only thing that could be made.
+        ValueError: the configuration can't be used; nothing has been written then.
     """
 
     def __init__(self, config: TrainConfig, console: Console) -> None:
@@ -45,6 +45,7 @@ class TrainingRun:
         self.env = make_vec_env(n_envs=config.n_envs, seed=config.seed, **config.environment())
         self.held_out = HeldOut.of(config.environment(), config.eval_prompts)
         self.model = build_agent(config, self.env)
+        _choose_threads(config, self.model)
         self.run = RunFolder.create(config)
         self.tokenizer = self.held_out.scorer.reference.language_model.tokenizer
         self.before: list[ResponseReport] = []
@@ -102,8 +103,8 @@ class TrainingRun:
         self._save_models()
         return Interrupted(
             f"stopped after {self.model.num_timesteps:,} tokens. Kept in {self.run.root}: "
-            f"{path.relative_to(self.run.root)} (TokenPPO.load reads it), policy/, metrics.jsonl and "
-            "samples.jsonl."
+            f"{path.relative_to(self.run.root)} (TokenPPO.load reads it), policy/, metrics.jsonl "
+            "and samples.jsonl."
         )
 
     def _save_models(self) -> None:
@@ -139,6 +140,17 @@ def summarize(config: TrainConfig, held_out: HeldOut, comparison: Comparison) ->
         **asdict(comparison),
         "is_reliable": comparison.is_reliable,
     }
+
+
+SMALL_MODEL = 2_000_000
+"""Parameters below which a second CPU thread waits more than it works."""
+
+
+def _choose_threads(config: TrainConfig, model: TokenPPO) -> None:
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    elif sum(p.numel() for p in model.policy.parameters()) < SMALL_MODEL:
+        torch.set_num_threads(1)
 
 
 def build_agent(config: TrainConfig, env: TokenVecEnv) -> TokenPPO:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# The models of the tests are tiny: a second thread would wait more than it works.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
 from typing import Any
@@ -85,3 +87,104 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} is absent: this test uses its data")
     return SHARED
+
+
+def word_tokenizer(pad_token: str = "<pad>", reverse: bool = False) -> Any:
+    """A tokenizer of 40 entries: `"w4 w39"` is [1, 4, 39], with BOS = 1 in front and EOS = 2.
+
+    Args:
+        pad_token: `"<pad>"` (id 0), or `"<eos>"` for the trap of a pad that is EOS.
+        reverse: number the words from the other end: another tokenizer for the same texts.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = [f"w{i}" for i in range(4, 40)]
+    entries = ["<pad>", "<bos>", "<eos>", "<unk>", *(reversed(words) if reverse else words)]
+    vocabulary = {word: index for index, word in enumerate(entries)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        pad_token=pad_token,
+    )
+
+
+def save_language_model(
+    folder: Path, name: str = "llama", seed: int = 0, pad_token: str = "<pad>", **config: Any
+) -> str:
+    """Write a small causal LM with its tokenizer to `folder`, in transformers' format."""
+    tokenizer = word_tokenizer(pad_token)
+    model = small_model(name, seed)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    for key, value in config.items():
+        setattr(model.config, key, value)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def save_classifier(
+    folder: Path,
+    name: str = "llama",
+    num_labels: int = 1,
+    seed: int = 1,
+    tokenizer: Any = None,
+    **config: Any,
+) -> str:
+    """Write a small sequence classifier to `folder`: with one label, a reward model."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    tokenizer = tokenizer or word_tokenizer()
+    torch.manual_seed(seed)
+    settings = {**ARCHITECTURES[name], "pad_token_id": tokenizer.pad_token_id, **config}
+    made = AutoConfig.for_model(**settings, num_labels=num_labels)
+    model = AutoModelForSequenceClassification.from_config(made)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0.0, 0.2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def reference_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small Llama with the word tokenizer, pad apart from EOS."""
+    return save_language_model(tmp_path_factory.mktemp("models") / "reference")
+
+
+@pytest.fixture(scope="session")
+def pad_is_eos_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small GPT-2 whose pad token is its EOS token, as GPT-2 users set it."""
+    folder = tmp_path_factory.mktemp("models") / "pad-is-eos"
+    return save_language_model(folder, "gpt2", seed=3, pad_token="<eos>")
+
+
+@pytest.fixture(scope="session")
+def reward_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small reward model over the word tokenizer, with statistics in its config."""
+    return save_classifier(
+        tmp_path_factory.mktemp("models") / "reward", reward_mean=0.3, reward_std=2.0
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the tiny models of `tiny_task` are saved; each of them once per session."""
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture
+def tiny_task_kwargs(tiny_folder: Path) -> dict[str, Any]:
+    """Keyword arguments of a token MDP with tiny random models: P = 5, T = 8, V = 40."""
+    from tiny_task import task_kwargs
+
+    return task_kwargs(tiny_folder, "llama")

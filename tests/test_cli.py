@@ -1,0 +1,254 @@
+"""The command line, as a person would use it and as they would get it wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.cli import main
+from agents.config import TrainConfig
+from agents.curves import read_metrics
+from agents.runs import RunFolder
+
+TINY = [
+    *("--total-tokens", "512", "--n-envs", "16", "--n-steps", "16", "--batch-size", "128"),
+    *(
+        "--eval-prompts",
+        "4",
+        "--eval-responses",
+        "8",
+        "--eval-every",
+        "1",
+        "--checkpoint-every",
+        "1",
+    ),
+    *("--device", "cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A small finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", "--out", str(folder), *TINY]) == 0
+    return folder
+
+
+def test_a_run_leaves_the_folder_that_was_promised(run):
+    for name in ("config.json", "metrics.jsonl", "samples.jsonl", "summary.json", "curves.png"):
+        assert (run / name).stat().st_size > 0, name
+    for name in ("checkpoints", "policy", "reward_model", "tensorboard"):
+        assert any((run / name).iterdir()), name
+    assert (run / "checkpoints" / "tokens-512.zip").is_file()
+    assert (run / "checkpoints" / "best" / "model.safetensors").is_file()
+    assert not list(run.rglob("*.tmp*"))
+
+
+def test_the_summary_holds_the_numbers_that_a_run_is_judged_by(run):
+    summary = json.loads((run / "summary.json").read_text())
+    expected = {
+        *("objective", "objective_reference", "optimum_lower_bound", "objective_fraction", "kl"),
+        *("score", "gold_reward", "tokens", "tokens_per_second", "wall_seconds", "seed"),
+    }
+    assert expected <= set(summary)
+    assert summary["tokens"] == 512
+    # J = E[R] − β·KL, from its own parts
+    parts = summary["score"] - summary["kl_coef"] * summary["kl"]
+    assert summary["objective"] == pytest.approx(parts, abs=1e-9)
+    gain = summary["objective"] - summary["objective_reference"]
+    reach = summary["optimum_lower_bound"] - summary["objective_reference"]
+    assert summary["objective_fraction"] == pytest.approx(gain / reach, abs=1e-9)
+
+
+def test_metrics_have_all_four_families_and_what_the_last_update_said(run):
+    rows = read_metrics(run / "metrics.jsonl")
+    names = {name for row in rows for name in row}
+    for name in ("score", "rm_score", "gold_reward", "kl", "kl_coef", "objective", "entropy"):
+        assert f"rlhf/{name}" in names
+    assert {"rlhf/response_length", "rlhf/eos_rate", "time/tokens_per_second"} <= names
+    assert {"train/approx_kl", "train/clip_fraction", "train/explained_variance"} <= names
+    assert {"rollout/ep_rew_mean", "rollout/ep_len_mean", "eval/objective"} <= names
+    assert [r["time/total_timesteps"] for r in rows if "rlhf/kl" in r] == [256, 512]
+    updates = [r["train/n_updates"] for r in rows if "train/n_updates" in r]
+    assert updates == [4, 8]
+
+
+def test_the_same_seed_gives_the_same_run(run, tmp_path):
+    assert main(["train", "--out", str(tmp_path / "again"), *TINY]) == 0
+    timing = {"tokens_per_second", "wall_seconds"}
+    one, other = (
+        {k: v for k, v in json.loads((r / "summary.json").read_text()).items() if k not in timing}
+        for r in (run, tmp_path / "again")
+    )
+    assert one == other
+
+
+def test_a_configuration_survives_its_json(run):
+    config = RunFolder.open(run).read_config()
+    assert config.n_envs == 16 and config.out == run
+    assert TrainConfig.from_json(config.as_json()) == config
+
+
+def test_what_was_trained_loads_in_plain_transformers(run):
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        pipeline,
+    )
+
+    model = AutoModelForCausalLM.from_pretrained(run / "policy")
+    tokenizer = AutoTokenizer.from_pretrained(run / "policy")
+    generate = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    prompt = "I saw this film today. The plot"
+    assert generate(prompt, max_new_tokens=8)[0]["generated_text"].startswith(prompt)
+    reward_model = AutoModelForSequenceClassification.from_pretrained(run / "reward_model")
+    assert reward_model.config.num_labels == 1 and reward_model.config.reward_std > 0
+
+
+def test_a_checkpoint_loads_and_continues(run):
+    from agents import TokenPPO, make_vec_env
+
+    env = make_vec_env(n_envs=16, seed=1, scoring="deferred", device="cpu")
+    model = TokenPPO.load(run / "checkpoints" / "tokens-512.zip", env=env, device="cpu")
+    assert model.num_timesteps == 512
+    model.learn(256, reset_num_timesteps=False)
+    assert model.num_timesteps == 768
+
+
+def test_evaluate_and_sample(run, capsys):
+    assert main(["evaluate", str(run)]) == 0
+    assert "objective_fraction" in capsys.readouterr().out
+    prompt = "I saw this film today. The plot"
+    assert main(["sample", str(run), "--prompt", prompt, "--n", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "policy" in out and "reference" in out and "score" in out
+
+
+def test_a_run_folder_that_exists_is_refused_unless_told(run, tmp_path, capsys):
+    assert main(["train", "--out", str(run), *TINY]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "exists already" in said and "--overwrite" in said
+    (tmp_path / "mine.txt").write_text("keep")
+    assert main(["train", "--out", str(tmp_path), "--overwrite", *TINY]) == 0
+    assert (tmp_path / "mine.txt").read_text() == "keep"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "telling"),
+    [
+        (["train", "--task", "rewievs"], ["rewievs", "'reviews'"]),
+        (["train", "--kl-coef", "-1"], ["kl_coef=-1", "0 or a positive"]),
+        (["train", "--reference", "/nowhere"], ["reference='/nowhere'", "neither"]),
+        (["train", "--reward-model", "nothing:here"], ["'nothing:here'", "module"]),
+        (["train", "--prompts", "missing.txt"], ["missing.txt", "no file"]),
+        (["train", "--total-tokens", "0"], ["total_tokens=0"]),
+        (["train", "--cut", "carry", "--n-steps", "4"], ["carry", "max_new_tokens"]),
+        (["train", "--device", "quantum"], ["device='quantum'", "cpu"]),
+        (["evaluate", "/nowhere"], ["/nowhere", "no run"]),
+        (["sample", "/nowhere", "--prompt", "x"], ["/nowhere", "no run"]),
+        (["reward-model", "--pairs", "no.jsonl", "--base", "reviews", "--out", "rm"], ["no.jsonl"]),
+    ],
+)
+def test_a_mistake_gets_an_answer_and_no_traceback(
+    arguments, telling, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    if arguments[0] == "train":
+        arguments = [*TINY, *arguments[1:], "--out", str(tmp_path / "run")]
+        arguments.insert(0, "train")
+    try:
+        status = main(arguments)
+    except SystemExit as stopped:  # refused by the argument parser itself
+        status = stopped.code
+    assert status == 2
+    captured = capsys.readouterr()
+    said = " ".join(captured.err.split())
+    for part in telling:
+        assert part in said
+    assert "Traceback" not in captured.err + captured.out
+
+
+def test_help_explains_every_setting(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    for name in TrainConfig.__dataclass_fields__:
+        assert f"--{name.replace('_', '-')}" in shown
+
+
+def test_help_loads_no_model_library():
+    code = (
+        "import sys\nfrom agents.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_the_metrics(tmp_path):
+    folder = tmp_path / "stopped"
+    arguments = ["train", "--out", str(folder), *TINY, "--total-tokens", "100000000"]
+    arguments[arguments.index("--checkpoint-every") + 1] = "0"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "agents.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    deadline = time.monotonic() + 90
+    while len(read_metrics(folder / "metrics.jsonl")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "stopped after" in out and str(folder) in out.replace("\n", "")
+    assert "Traceback" not in out + err
+    assert (folder / "checkpoints" / "interrupted.zip").is_file()
+    assert (folder / "policy" / "model.safetensors").is_file()
+    assert len(read_metrics(folder / "metrics.jsonl")) >= 2
+
+
+def test_reward_model_from_a_file_of_pairs(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    words = {True: ["great", "superb", "fun"], False: ["awful", "dull", "bad"]}
+    rows = []
+    for _ in range(60):
+        good, bad = (str(rng.choice(words[side])) for side in (True, False))
+        aspect = str(rng.choice(["plot", "cast", "pace", "music", "script"]))
+        prompt = f"{rng.choice(['I', 'We'])} saw this film today. The {aspect}"
+        rows.append({"prompt": prompt, "chosen": f" was {good}.", "rejected": f" was {bad}."})
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("\n".join(json.dumps(row) for row in rows))
+    out = tmp_path / "reward-model"
+    arguments = ["reward-model", "--pairs", str(pairs), "--base", "reviews", "--out", str(out)]
+    settings = [
+        "--epochs",
+        "12",
+        "--batch-size",
+        "16",
+        "--learning-rate",
+        "2e-3",
+        "--device",
+        "cpu",
+    ]
+    assert main([*arguments, *settings]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["accuracy"] == 1.0
+    assert "accuracy" in capsys.readouterr().out
+    # what it wrote is a reward model for `train`
+    trained = tmp_path / "run"
+    assert main(["train", "--out", str(trained), *TINY, "--reward-model", str(out)]) == 0
+    assert main([*arguments, *settings]) == 2
+    assert "exists already" in " ".join(capsys.readouterr().err.split())
