@@ -1,8 +1,8 @@
 """`RLHFCallback`: completes the KL shaping, binds the buffer, and logs what RLHF needs to see.
 
 SB3 calls `on_step` after `env.step` and before the buffer's `add`, with `rewards`, `log_probs` and
-`infos` in its locals; so this is the one place where `−β·log π(a_t|s_t)` enters the reward, for PPO, A2C
-and TRPO, with SB3's own buffers and with ours.
+`infos` in its locals; so this is the one place where `−β·log π(a_t|s_t)` enters the reward, for
+PPO, A2C and TRPO, with SB3's own buffers and with ours.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
-from agents.buffer import EpisodeRolloutBuffer, RewardBinding
+from agents.buffer import EpisodeRolloutBuffer
+from agents.deferred_scoring import RewardBinding
 from agents.episode_records import EpisodeRecord, rlhf_metrics
 from agents.policy import LMActorCriticPolicy
 from tokenenv.language_model import load_tokenizer
-from tokenenv.scoring import EpisodeScorer, build_scorer
+from tokenenv.scoring import build_scorer
 from tokenenv.settings import EnvSettings
 from tokenenv.shaping import actor_half
 
@@ -45,14 +46,19 @@ def env_settings(env: VecEnv) -> EnvSettings:
 class RLHFCallback(BaseCallback):
     """What RLHF adds to an SB3 algorithm.
 
-    At the start of training it checks that environment and policy fit and binds the buffer to the scorer;
-    at every step it completes the reward; at the end of every rollout it logs `rlhf/` metrics and
-    `time/tokens_per_second`, over the episodes that finished in it.
+    At the start of training it checks that environment and policy fit and binds the buffer to the
+    scorer; at every step it completes the reward; at the end of every rollout it logs `rlhf/`
+    metrics and `time/tokens_per_second`, over the episodes that finished in it.
+
+    Attributes:
+        records: the episodes that finished in the last rollout; one that was under way before
+            training began, so that its first tokens were not seen, is left out.
+        metrics: of the last rollout, as logged under `rlhf/`.
 
     Raises:
-        ValueError: at the start of training, where environment and policy do not fit: normalisers in
-            front of the policy, temperatures or tokenizers that differ, deferred scoring with a buffer
-            that can't score. At a step, where a `TimeLimit` cut an episode.
+        ValueError: at the start of training, where environment and policy do not fit: normalisers
+            in front of the policy, temperatures or tokenizers that differ, deferred scoring with a
+            buffer that can't score. At a step, where a `TimeLimit` cut an episode.
     """
 
     def __init__(self, verbose: int = 0) -> None:
@@ -70,10 +76,14 @@ class RLHFCallback(BaseCallback):
         if isinstance(policy, LMActorCriticPolicy):
             _check_policy(policy, self.settings)
             policy.entropy_needs_gradient = bool(getattr(self.model, "ent_coef", 1.0))
-            self.model.policy_kwargs.update(policy.rebuild_kwargs())
+            # A new dictionary: this one may be the caller's, who may build another policy of it.
+            kwargs = self.model.policy_kwargs or {}
+            self.model.policy_kwargs = {**kwargs, **policy.rebuild_kwargs()}
         self.is_deferred = self.settings.scoring == "deferred"
         self._bind_buffer(env)
-        self._kl = np.zeros(env.num_envs)
+        starts = getattr(self.model, "_last_episode_starts", None)
+        under_way = np.zeros(env.num_envs, dtype=bool) if starts is None else ~starts.astype(bool)
+        self._kl = np.where(under_way, np.nan, 0.0)
         self._ref_log_prob = np.zeros(env.num_envs)
         self._rollout_ended = time.perf_counter()
 
@@ -83,14 +93,19 @@ class RLHFCallback(BaseCallback):
             if self.is_deferred:
                 raise ValueError(
                     f"scoring='deferred' pays nothing at a step, and {type(buffer).__name__} can't "
-                    "score: pass rollout_buffer_class=EpisodeRolloutBuffer, or scoring='step'."
+                    "score: pass rollout_buffer_class=EpisodeRolloutBuffer to the algorithm, or "
+                    "scoring='step' to the environment."
                 )
             return
-        scorer: EpisodeScorer | None = build_scorer(self.settings) if self.is_deferred else None
-        assert self.settings.max_new_tokens is not None
+        settings = self.settings
+        assert settings.max_prompt_tokens is not None and settings.max_new_tokens is not None
         buffer.bind(
             RewardBinding(
-                scorer, self.settings.kl_shaping, self._kl_coef, int(self.settings.max_new_tokens)
+                scorer=build_scorer(settings) if self.is_deferred else None,
+                kl_shaping=settings.kl_shaping,
+                kl_coef=self._kl_coef,
+                max_prompt_tokens=int(settings.max_prompt_tokens),
+                max_new_tokens=int(settings.max_new_tokens),
             )
         )
 
@@ -102,6 +117,7 @@ class RLHFCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         self.records = []
+        self._is_monitored = False
         self._log_prob_sum, self._num_steps = 0.0, 0
         self._rollout_kl_coef = self._kl_coef()
 
@@ -113,37 +129,51 @@ class RLHFCallback(BaseCallback):
         if self.settings.kl_shaping == "k1":
             # In place: SB3 hands the same array to the buffer.
             rewards = self.locals["rewards"]
-            rewards += actor_half(log_probs, self._rollout_kl_coef).astype(rewards.dtype)
+            rewards += actor_half(log_probs, self._step_kl_coefs(infos)).astype(rewards.dtype)
         self._log_prob_sum += float(log_probs.sum())
         self._num_steps += len(log_probs)
         if not self.is_deferred:
             ref_log_probs = np.array([info["ref_logprob"] for info in infos])
             self._kl += log_probs - ref_log_probs
             self._ref_log_prob += ref_log_probs
-            for env in np.flatnonzero(dones):
-                self._record(int(env), infos[env])
+        for env in np.flatnonzero(dones).tolist():
+            self._end_episode(env, infos[env])
         return True
 
-    def _record(self, env: int, info: dict[str, Any]) -> None:
-        self.records.append(
-            EpisodeRecord(
-                float(self._kl[env]),
-                float(self._ref_log_prob[env]),
-                info["rm_score"],
-                info["score"],
-                info.get("gold_reward"),
-                info["response_length"],
-                info["finish_reason"] == "stop",
+    def _step_kl_coefs(self, infos: list[dict[str, Any]]) -> float | np.ndarray:
+        """β of this step, as the environment paid it; where it pays later, of this rollout."""
+        if self.is_deferred:
+            return self._rollout_kl_coef
+        return np.array([info["kl_coef"] for info in infos])
+
+    def _end_episode(self, env: int, info: dict[str, Any]) -> None:
+        if self.is_deferred:
+            # A monitor has seen no reward yet: the episode's return comes from the buffer instead.
+            info.pop("episode", None)
+            return
+        self._is_monitored = "episode" in info
+        if not np.isnan(self._kl[env]):
+            self.records.append(
+                EpisodeRecord(
+                    kl=float(self._kl[env]),
+                    ref_log_prob=float(self._ref_log_prob[env]),
+                    rm_score=info["rm_score"],
+                    score=info["score"],
+                    gold_reward=info.get("gold_reward"),
+                    length=info["response_length"],
+                    stopped=info["finish_reason"] == "stop",
+                )
             )
-        )
         self._kl[env] = self._ref_log_prob[env] = 0.0
 
     def _refuse_time_limits(self, infos: list[dict[str, Any]], dones: np.ndarray) -> None:
         for env in np.flatnonzero(dones):
             if infos[env].get("TimeLimit.truncated", False):
                 raise ValueError(
-                    "a TimeLimit cut an episode before its own limit: SB3 would add the critic's value "
-                    "on top of the score. Lower max_new_tokens instead of max_episode_steps."
+                    "a TimeLimit cut an episode before its own limit of max_new_tokens="
+                    f"{self.settings.max_new_tokens}: it has no score, and SB3 would put the "
+                    "critic's value in its place. Lower max_new_tokens instead of "
+                    "max_episode_steps."
                 )
 
     # Rollout's end -------------------------------------------------------------------------------
@@ -160,6 +190,8 @@ class RLHFCallback(BaseCallback):
         now = time.perf_counter()
         self.logger.record("time/tokens_per_second", self._num_steps / (now - self._rollout_ended))
         self._rollout_ended = now
+        if self._is_monitored:  # SB3 has filled its own window
+            return
         shaped = kl_coef if self.settings.kl_shaping == "k1" else 0.0
         assert self.model.ep_info_buffer is not None
         self.model.ep_info_buffer.extend(
@@ -172,8 +204,9 @@ def _refuse_normalizers(env: VecEnv) -> None:
     while isinstance(layer, VecEnvWrapper):
         if isinstance(layer, VecNormalize) and (layer.norm_obs or layer.norm_reward):
             raise ValueError(
-                "VecNormalize stands in front of the policy: scaled token ids are no ids, and a scaled "
-                "reward is no longer score and KL. Take it off; the score is normalised already."
+                "VecNormalize stands in front of the policy: scaled token ids are no ids, and a "
+                "scaled reward is no longer score and KL. Take it off; the score is normalised "
+                "already."
             )
         layer = layer.venv
 
@@ -181,8 +214,8 @@ def _refuse_normalizers(env: VecEnv) -> None:
 def _check_policy(policy: LMActorCriticPolicy, settings: EnvSettings) -> None:
     if policy.temperature != settings.temperature:
         raise ValueError(
-            f"the policy samples at temperature {policy.temperature}, the environment's reference scores "
-            f"at {settings.temperature}: the KL would be biased. Give both the same."
+            f"the policy samples at temperature {policy.temperature}, the environment's reference "
+            f"scores at {settings.temperature}: the KL would be biased. Give both the same."
         )
     if policy.actor_source != settings.reference:
         assert settings.reference is not None
@@ -193,5 +226,6 @@ def _check_policy(policy: LMActorCriticPolicy, settings: EnvSettings) -> None:
         if own != load_tokenizer(settings.reference, "reference").get_vocab():
             raise ValueError(
                 f"the actor {policy.actor_source!r} and the reference {settings.reference!r} have "
-                "different tokenizers: the same token ids would mean different texts."
+                "different tokenizers, so that the same token ids would mean different texts. "
+                "Train an actor with the reference's tokenizer."
             )

@@ -56,7 +56,7 @@ def _train(config: TrainConfig, console: Console) -> None:
         raise SystemExit(130) from None
     _print_before_and_after(console, run.before, run.after)
     _print_summary(console, summary)
-    _print_places(console, run.run.root)
+    _print_places(console, run.run.root, run.after[0].prompt)
 
 
 def _evaluate(config: EvaluateConfig, console: Console) -> None:
@@ -219,7 +219,7 @@ def _shown(value: Any) -> str:
     return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
 
 
-def _print_places(console: Console, root: Path) -> None:
+def _print_places(console: Console, root: Path, prompt: str) -> None:
     places = {
         "summary.json": "the numbers above",
         "curves.png": "score, gold reward, KL and objective over the run",
@@ -231,9 +231,7 @@ def _print_places(console: Console, root: Path) -> None:
     console.print(f"in [bold]{escape(str(root))}[/bold]:")
     for name, meaning in places.items():
         console.print(f"  {name:<15} {meaning}")
-    console.print(
-        f'next: tokenrlhf sample {escape(str(root))} --prompt "I saw this film today. The plot"'
-    )
+    console.print(f"next: tokenrlhf sample {escape(str(root))} --prompt {escape(repr(prompt))}")
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Measure a run's policy again on held-out prompts: J, the bound on J*, KL, score, gold reward."""
+    """Measure a run again on held-out prompts: J, the bound on J*, KL, score, gold reward."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run."""

@@ -17,9 +17,9 @@ from tokenenv.language_model import (
     quiet_loading,
     resolve_dtype,
 )
-from tokenenv.reward_model import load_reward_model
+from tokenenv.reward_model import RewardModel, load_reward_model
 
-__all__ = ["SeparateCritic", "build_critic"]
+__all__ = ["SeparateCritic", "build_critic", "new_value_head"]
 
 
 class SeparateCritic(nn.Module):
@@ -36,20 +36,32 @@ class SeparateCritic(nn.Module):
         self.head = head
 
 
+def new_value_head(hidden_size: int, dtype: str) -> nn.Linear:
+    """A linear head that is zero, in float32 at least: half precision loses too much of a value."""
+    wide = torch.float64 if resolve_dtype(dtype) == torch.float64 else torch.float32
+    head = nn.Linear(hidden_size, 1, dtype=wide)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 def build_critic(
-    source: str, actor: Any, config: dict[str, Any] | None, dtype: str
+    source: str, actor: Any, tokenizer: Any, config: dict[str, Any] | None, dtype: str
 ) -> SeparateCritic:
     """The critic that `source` names.
 
     Args:
-        source: `"actor"`, or the folder or hub id of a reward model or of a causal LM. From a reward
-            model the head comes as well, normalised: V starts as the score of the text so far.
+        source: `"actor"`, or the folder or hub id of a reward model or of a causal LM. From a
+            reward model the head comes as well, normalised: V starts as the score of the text so
+            far.
         actor: the actor, copied for `"actor"`.
+        tokenizer: the actor's; None where it is not known (a saved model, filled by a state dict).
         config: build the trunk from this instead, to be filled by a state dict.
         dtype: of the weights.
 
     Raises:
-        ValueError: `source` can't be used, or reads a smaller vocabulary than the actor.
+        ValueError: `source` can't be used, reads a smaller vocabulary than the actor, or has
+            another tokenizer.
     """
     trained_head = None
     if config is not None:
@@ -57,21 +69,23 @@ def build_critic(
     elif source == "actor":
         model = copy.deepcopy(actor)
     elif _is_classifier(source):
-        model, trained_head = _from_reward_model(source, actor, dtype)
+        reward_model = load_reward_model(source, "cpu", dtype)
+        _check_tokenizer(source, tokenizer, reward_model.tokenizer)
+        model, trained_head = _from_reward_model(reward_model, dtype)
     else:
-        model = load_trainable(source, dtype=dtype).model
+        loaded = load_trainable(source, dtype=dtype)
+        _check_tokenizer(source, tokenizer, loaded.tokenizer)
+        model = loaded.model
     _drop_output_layer(model)
     model.requires_grad_(True)
     rows = model.get_input_embeddings().weight.shape[0]
     needed = actor.get_output_embeddings().weight.shape[0]
     if rows < needed:
         raise ValueError(
-            f"the critic {source!r} reads {rows} token ids, the actor has {needed}: they must share a "
-            "vocabulary."
+            f"the critic {source!r} reads {rows} token ids, the actor has {needed}: they must "
+            "share a vocabulary. Take a critic with the actor's tokenizer, or critic='actor'."
         )
-    head = nn.Linear(_hidden_size(model), 1, dtype=resolve_dtype(dtype))
-    nn.init.zeros_(head.weight)
-    nn.init.zeros_(head.bias)
+    head = new_value_head(_hidden_size(model), dtype)
     if trained_head is not None:
         head.load_state_dict(trained_head)
     return SeparateCritic(model, head)
@@ -84,9 +98,19 @@ def _is_classifier(source: str) -> bool:
     return any("SequenceClassification" in a for a in (config.architectures or []))
 
 
-def _from_reward_model(source: str, actor: Any, dtype: str) -> tuple[Any, dict[str, torch.Tensor]]:
-    """The reward model's trunk inside a causal LM's shell, and its head so that V = normalised reward."""
-    reward_model = load_reward_model(source, "cpu", dtype)
+def _check_tokenizer(source: str, wanted: Any, found: Any) -> None:
+    if wanted is not None and wanted.get_vocab() != found.get_vocab():
+        raise ValueError(
+            f"the critic {source!r} and the actor have different tokenizers: the same token ids "
+            "would mean different texts. Take a critic with the actor's tokenizer, or "
+            "critic='actor'."
+        )
+
+
+def _from_reward_model(
+    reward_model: RewardModel, dtype: str
+) -> tuple[Any, dict[str, torch.Tensor]]:
+    """The trunk in a causal LM's shell, and a head so that V is the normalised reward."""
     shell = build_language_model(_shell_config(reward_model.model.config), dtype)
     shell.base_model.load_state_dict(reward_model.model.base_model.state_dict())
     weight = reward_model.model.score.weight.detach().clone() / reward_model.std

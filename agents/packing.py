@@ -1,6 +1,6 @@
-"""Packed sequences: whole token sequences for one forward, and where the states to evaluate stand in them.
+"""Packed sequences: whole sequences for one forward, and where the states to evaluate stand.
 
-Axes: `B` sequences, `L` columns, `n` states over all sequences, in the order in which they are evaluated.
+Axes: `B` sequences, `L` columns, `n` states over all sequences, in the order of evaluation.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from tokenenv.episodes import NO_TOKEN
 from tokenenv.language_model import pad_right
 from tokenenv.log_probs import micro_batches
 
-__all__ = ["PackedSequences", "pack", "pack_observations"]
+__all__ = [
+    "PackedSequences",
+    "micro_batch_indices",
+    "minibatch_indices",
+    "pack",
+    "pack_observations",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,8 @@ def pack(
 
     Args:
         prefixes: B arrays of the tokens before the first action.
-        actions: B arrays of the tokens that were chosen; the k-th state is the prefix and k actions.
+        actions: B arrays of the tokens that were chosen; the k-th state is the prefix and the first
+            k actions.
         device: where the tensors go.
     """
     tokens, _ = pad_right(
@@ -96,7 +103,7 @@ def minibatch_indices(
 
 
 def micro_batch_indices(lengths: np.ndarray, max_tokens: int | None) -> Iterator[np.ndarray]:
-    """Sequences in groups of at most `max_tokens` padded tokens, longest first; one group for None."""
+    """Groups of sequences with at most `max_tokens` padded tokens; one group for None."""
     if max_tokens is None:
         yield np.arange(len(lengths))
     else:

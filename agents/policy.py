@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +11,16 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import CategoricalDistribution, Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from torch import nn
 
-from agents.critic import SeparateCritic, build_critic
+from agents.critic import SeparateCritic, build_critic, new_value_head
 from agents.packing import PackedSequences, pack_observations
-from tokenenv.episodes import NO_TOKEN
+from agents.policy_checks import as_token_ids, check_spaces, check_vocabulary
+from agents.policy_files import json_config, load_policy, save_policy
 from tokenenv.language_model import (
     build_language_model,
     check_context,
-    load_tokenizer,
     load_trainable,
     output_logits,
-    quiet_loading,
-    resolve_dtype,
     trunk_hidden_states,
 )
 from tokenenv.log_probs import log_softmax, sample_tokens
@@ -35,29 +30,28 @@ from tokenenv.tasks import model_source
 __all__ = ["VALUE_HEADS", "LMActorCriticPolicy"]
 
 VALUE_HEADS = ("shared", "separate")
-_POLICY_FILE = "policy.json"
-_CRITIC_FILE = "critic.pt"
 
 
 class LMActorCriticPolicy(ActorCriticPolicy):
     """A causal LM as actor, with a value head on its trunk or a critic of its own.
 
-    While sampling, every token costs one forward (a slot cache per environment); in the update, whole
-    sequences are evaluated at once. All of it is exact: dropout is off, one temperature divides the
-    logits everywhere, log-softmax runs in float32 at least.
+    While sampling, every token costs one forward (a slot cache per environment); in the update,
+    whole sequences are evaluated at once. All of it is exact: dropout is off, one temperature
+    divides the logits everywhere, log-softmax runs in float32 at least.
 
     Args:
         observation_space: of the token MDP: `Box(-1, V-1, (P+T,), int64)`.
         action_space: `Discrete(V)`.
         lr_schedule: SB3's learning-rate schedule.
         actor: task name, folder or hub id of the causal LM to train; a copy is taken.
-        value_head: `"shared"`: a linear head on the actor's trunk; `"separate"`: a trunk of its own.
+        value_head: `"shared"`: a linear head on the actor's trunk; `"separate"`: its own trunk.
         critic: for `"separate"`: where its trunk starts from: `"actor"`, or the folder or hub id of
             a reward model (then with its head, normalised) or of a causal LM.
         temperature: divides the logits in sampling and in every log-probability.
         dtype: of the weights.
         config: build the actor from this transformers config, randomly initialised, instead of
-            loading `actor`; a saved model carries it, so that it loads without the first checkpoint.
+            loading `actor`; a saved model carries it, so that it loads without the first
+            checkpoint.
         critic_config: likewise for a separate critic.
         optimizer_class: torch optimiser.
         optimizer_kwargs: of the optimiser; Adam's ε is 1e-5 unless given.
@@ -86,16 +80,17 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         use_sde: bool = False,
         **sb3_kwargs: Any,
     ) -> None:
-        _check_spaces(observation_space, action_space)
+        check_spaces(observation_space, action_space)
         if sb3_kwargs or use_sde:
             unknown = ", ".join([*sb3_kwargs, *(["use_sde"] if use_sde else [])])
             raise ValueError(
-                f"LMActorCriticPolicy has no use for {unknown}: its networks are the language model's."
+                f"LMActorCriticPolicy has no use for {unknown}: its networks are the language "
+                "model's. Leave them out of policy_kwargs."
             )
         if value_head not in VALUE_HEADS:
             raise ValueError(f"value_head={value_head!r} is unknown: choose one of {VALUE_HEADS}.")
         if not temperature > 0:
-            raise ValueError(f"temperature={temperature} must be positive.")
+            raise ValueError(f"temperature={temperature} must be a positive number.")
         self.actor_source = model_source(actor, "reference")
         self.value_head = value_head
         self.critic_source = critic if critic == "actor" else model_source(critic, "reward_model")
@@ -117,47 +112,54 @@ class LMActorCriticPolicy(ActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         """Load the actor, add the critic, and set up the optimiser; called by SB3's constructor."""
         width = int(self.observation_space.shape[0])  # type: ignore[index]
+        tokenizer = None
         if self._config is not None:
             self.actor = build_language_model(self._config, self.dtype_name)
         else:
-            self.actor = load_trainable(self.actor_source, dtype=self.dtype_name).model
+            loaded = load_trainable(self.actor_source, dtype=self.dtype_name)
+            self.actor, tokenizer = loaded.model, loaded.tokenizer
         check_vocabulary(self.actor, int(self.action_space.n), self.actor_source)  # type: ignore[attr-defined]
         check_context(self.actor, width, "actor")
         self.critic: SeparateCritic | None = None
         if self.value_head == "separate":
             self.critic = build_critic(
-                self.critic_source, self.actor, self._critic_config, self.dtype_name
+                self.critic_source, self.actor, tokenizer, self._critic_config, self.dtype_name
             )
         else:
             hidden_size = self.actor.get_output_embeddings().weight.shape[1]
-            # A head in float32 at least: small values lose too much in half precision.
-            dtype = resolve_dtype(self.dtype_name)
-            self.value_net = nn.Linear(
-                hidden_size, 1, dtype=dtype if dtype == torch.float64 else torch.float32
-            )
-            nn.init.zeros_(self.value_net.weight)
-            nn.init.zeros_(self.value_net.bias)
+            self.value_net = new_value_head(hidden_size, self.dtype_name)
         self.optimizer = self.optimizer_class(
             self.parameters(),
             lr=lr_schedule(1),  # type: ignore[call-arg]
             **self.optimizer_kwargs,
         )
         self._decoders: dict[str, tuple[SlotDecoder, ...]] = {}
+        self._watch_optimizer()
+        self.register_load_state_dict_post_hook(_drop_caches_of)
+
+    def _watch_optimizer(self) -> None:
         self.optimizer.register_step_post_hook(lambda *_: self.drop_caches())
-        self.register_load_state_dict_post_hook(lambda *_: self.drop_caches())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: everything but the caches."""
+        return {**self.__dict__, "_decoders": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._watch_optimizer()  # optimisers leave their hooks behind
 
     def rebuild_kwargs(self) -> dict[str, Any]:
-        """`policy_kwargs` that build the same shapes again without the first checkpoint; JSON only."""
+        """`policy_kwargs` that build the same shapes without the first checkpoint; JSON only."""
         kwargs: dict[str, Any] = {
             "actor": self.actor_source,
             "value_head": self.value_head,
             "critic": self.critic_source,
             "temperature": self.temperature,
             "dtype": self.dtype_name,
-            "config": _json_config(self.actor),
+            "config": json_config(self.actor),
         }
         if self.critic is not None:
-            kwargs["critic_config"] = _json_config(self.critic.model)
+            kwargs["critic_config"] = json_config(self.critic.model)
         return kwargs
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
@@ -207,7 +209,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         Returns:
             (N,) actions, (N, 1) values, (N,) log-probabilities; without gradient.
         """
-        observations = _as_token_ids(obs)
+        observations = as_token_ids(obs)
         with torch.no_grad():
             hidden = self._follow("rollout", observations)
             log_probs = log_softmax(self.actor, hidden[0], self.temperature)
@@ -250,25 +252,26 @@ class LMActorCriticPolicy(ActorCriticPolicy):
     def predict_values(self, obs: PyTorchObs) -> torch.Tensor:
         """(N, 1) values of (N, P+T) observations.
 
-        At the end of a rollout they follow on from its cache; a single observation never touches it.
+        At the end of a rollout they follow on from its cache, which a single observation never
+        touches.
         """
         decoders = self._decoders.get("rollout")
         follows = decoders is not None and decoders[0].num_slots == len(obs) > 1
         if follows and not torch.is_grad_enabled():
-            return self._value(self._follow("rollout", _as_token_ids(obs))[-1])
+            return self._value(self._follow("rollout", as_token_ids(obs))[-1])
         return self._value(self._hidden_states(self._packed(obs))[1])
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
         """Actions for `predict`, which has a cache of its own."""
         with torch.no_grad():
-            hidden = self._follow("predict", _as_token_ids(observation))
+            hidden = self._follow("predict", as_token_ids(observation))
             log_probs = log_softmax(self.actor, hidden[0], self.temperature)
             return log_probs.argmax(dim=-1) if deterministic else sample_tokens(log_probs)[0]
 
     # Parts ---------------------------------------------------------------------------------------
 
     def _packed(self, obs: Any) -> PackedSequences:
-        _as_token_ids(obs)
+        as_token_ids(obs)
         return pack_observations(obs)
 
     def _full_forward(self, model: Any, packed: PackedSequences) -> torch.Tensor:
@@ -293,21 +296,11 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         Args:
             folder: where to.
             tokenizer: written with it; None takes the one where the actor came from.
+
+        Raises:
+            ValueError: `tokenizer` is None and the place where the actor came from is gone.
         """
-        target = Path(folder)
-        if tokenizer is None:
-            tokenizer = load_tokenizer(self.actor_source, "actor")
-        with quiet_loading():
-            self.actor.save_pretrained(target)
-            tokenizer.save_pretrained(target)
-        critic = {k: v for k, v in self.state_dict().items() if not k.startswith("actor.")}
-        torch.save(critic, target / _CRITIC_FILE)
-        kwargs = self.rebuild_kwargs()
-        kwargs.update(
-            width=int(self.observation_space.shape[0]),  # type: ignore[index]
-            vocabulary_size=int(self.action_space.n),  # type: ignore[attr-defined]
-        )
-        (target / _POLICY_FILE).write_text(json.dumps(kwargs, indent=2) + "\n", encoding="utf-8")
+        save_policy(self, Path(folder), tokenizer)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> LMActorCriticPolicy:
@@ -316,60 +309,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         Raises:
             ValueError: the folder holds none.
         """
-        source = Path(folder)
-        if not (source / _POLICY_FILE).is_file():
-            raise ValueError(f"{folder} holds no policy: {_POLICY_FILE} is missing.")
-        kwargs = json.loads((source / _POLICY_FILE).read_text(encoding="utf-8"))
-        width, vocabulary_size = kwargs.pop("width"), kwargs.pop("vocabulary_size")
-        policy = cls(
-            spaces.Box(NO_TOKEN, vocabulary_size - 1, (width,), np.int64),
-            spaces.Discrete(vocabulary_size),
-            lambda _: 0.0,
-            **{**kwargs, "actor": str(source), "config": None},
-        )
-        critic = torch.load(source / _CRITIC_FILE, map_location="cpu", weights_only=True)
-        missing, unexpected = policy.load_state_dict(critic, strict=False)
-        assert not unexpected and all(key.startswith("actor.") for key in missing)
-        return policy.to(device)
+        return load_policy(cls, Path(folder)).to(device)
 
 
-def check_vocabulary(model: Any, vocabulary_size: int, name: str) -> None:
-    """Raise ValueError where the actor's vocabulary is not the environment's."""
-    found = int(model.get_output_embeddings().weight.shape[0])
-    if found != vocabulary_size:
-        raise ValueError(
-            f"the actor {name!r} has a vocabulary of {found} tokens, the environment's reference one of "
-            f"{vocabulary_size}: actor and reference must share it. Pass the reference's own model as "
-            "policy_kwargs={'actor': …}, or the actor as the environment's reference."
-        )
-
-
-def _check_spaces(observation_space: spaces.Space, action_space: spaces.Space) -> None:
-    is_box = isinstance(observation_space, spaces.Box) and len(observation_space.shape) == 1
-    if (
-        not is_box
-        or not np.issubdtype(observation_space.dtype, np.integer)
-        or not isinstance(action_space, spaces.Discrete)
-        or observation_space.low.min() != NO_TOKEN  # type: ignore[attr-defined]
-        or observation_space.high.max() != action_space.n - 1  # type: ignore[attr-defined]
-    ):
-        raise ValueError(
-            f"LMActorCriticPolicy reads token ids, Box(-1, V-1, (P+T,), int64) with Discrete(V); got "
-            f"{observation_space} with {action_space}. Take observation wrappers and normalisers off: "
-            "scaled ids are no ids."
-        )
-
-
-def _as_token_ids(obs: Any) -> np.ndarray:
-    if obs.dtype.is_floating_point:
-        raise ValueError(
-            f"LMActorCriticPolicy got {obs.dtype} observations: an observation normaliser (VecNormalize) "
-            "stands before the policy. Take it off: scaled token ids are no ids."
-        )
-    return obs.cpu().numpy()
-
-
-def _json_config(model: Any) -> dict[str, Any]:
-    config = copy.deepcopy(model.config.to_dict())
-    config.pop("dtype", None)
-    return json.loads(json.dumps(config))
+def _drop_caches_of(policy: LMActorCriticPolicy, _incompatible: Any) -> None:
+    policy.drop_caches()

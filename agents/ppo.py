@@ -1,13 +1,13 @@
 """`TokenPPO`: SB3's PPO with the defaults and the batch handling that RLHF needs.
 
-The update is that of Schulman et al. 2017, https://arxiv.org/abs/1707.06347, as SB3 computes it; with
-whitening and micro-batches off it gives the same weights as stock PPO.
+The update is that of Schulman et al. 2017, https://arxiv.org/abs/1707.06347, as SB3 computes it;
+with whitening and micro-batches off it gives the same weights as stock PPO.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,70 +22,18 @@ from stable_baselines3.common.type_aliases import (
     RolloutBufferSamples,
     Schedule,
 )
-from stable_baselines3.common.utils import LinearSchedule, explained_variance
-from torch.nn.functional import mse_loss
+from stable_baselines3.common.utils import (
+    LinearSchedule,
+    explained_variance,
+    update_learning_rate,
+)
 
 from agents.buffer import EpisodeRolloutBuffer
 from agents.callbacks import RLHFCallback
-from agents.packing import PackedSequences, micro_batch_indices
+from agents.losses import micro_batches, ppo_losses, whiten
+from agents.policy import LMActorCriticPolicy
 
-__all__ = ["PPOLosses", "TokenPPO", "ppo_losses", "whiten"]
-
-
-@dataclass(frozen=True, slots=True)
-class PPOLosses:
-    """The parts of PPO's loss on one (micro-)batch: means over its tokens.
-
-    Attributes:
-        policy: clipped surrogate, negated.
-        value: squared error against the returns.
-        entropy: mean entropy, negated.
-        approx_kl: E[(r − 1) − log r], of the ratio r to the sampling policy; no gradient.
-        clip_fraction: share of ratios outside the clip range; no gradient.
-    """
-
-    policy: torch.Tensor
-    value: torch.Tensor
-    entropy: torch.Tensor
-    approx_kl: torch.Tensor
-    clip_fraction: torch.Tensor
-
-    def total(self, ent_coef: float, vf_coef: float) -> torch.Tensor:
-        """The loss that is minimised."""
-        return self.policy + ent_coef * self.entropy + vf_coef * self.value
-
-
-def ppo_losses(
-    values: torch.Tensor,
-    log_probs: torch.Tensor,
-    entropies: torch.Tensor,
-    batch: RolloutBufferSamples,
-    advantages: torch.Tensor,
-    clip_range: float,
-    clip_range_vf: float | None,
-) -> PPOLosses:
-    """PPO's losses from (n,) tensors; Schulman et al. 2017, eq. 7 and 9."""
-    log_ratio = log_probs - batch.old_log_prob
-    ratio = torch.exp(log_ratio)
-    clipped = torch.clamp(ratio, 1 - clip_range, 1 + clip_range)
-    if clip_range_vf is not None:
-        change = torch.clamp(values - batch.old_values, -clip_range_vf, clip_range_vf)
-        values = batch.old_values + change
-    with torch.no_grad():
-        approx_kl = torch.mean((ratio - 1) - log_ratio)
-        clip_fraction = torch.mean(((ratio - 1).abs() > clip_range).float())
-    return PPOLosses(
-        policy=-torch.min(advantages * ratio, advantages * clipped).mean(),
-        value=mse_loss(batch.returns, values),
-        entropy=-entropies.mean(),
-        approx_kl=approx_kl,
-        clip_fraction=clip_fraction,
-    )
-
-
-def whiten(values: np.ndarray) -> np.ndarray:
-    """Mean 0 and standard deviation 1 over all tokens of a batch (there are no padded ones among them)."""
-    return (values - values.mean()) / (values.std(ddof=1) + 1e-8)
+__all__ = ["TokenPPO"]
 
 
 class TokenPPO(PPO):
@@ -94,7 +42,8 @@ class TokenPPO(PPO):
     Args:
         policy: `LMActorCriticPolicy`, or any SB3 policy for other environments.
         env: from `agents.make_vec_env`, or any SB3 environment over the token MDP.
-        learning_rate: a number decays linearly to 0; a schedule is taken as it is.
+        learning_rate: a number is the rate of the first update and decays linearly, so that it
+            would be 0 in the update after the last; a schedule is taken as it is.
         n_steps: steps per environment and rollout.
         batch_size: tokens per minibatch, about: sequences are kept whole.
         n_epochs: passes over a rollout.
@@ -152,42 +101,52 @@ class TokenPPO(PPO):
     ) -> None:
         if normalize_advantage and whiten_advantages:
             raise ValueError(
-                "normalize_advantage (per minibatch) and whiten_advantages (per rollout) do the same "
-                "thing twice: choose one."
+                "normalize_advantage (per minibatch) and whiten_advantages (per rollout) do the "
+                "same thing twice: choose one."
             )
         self.whiten_advantages = whiten_advantages
         self.micro_batch_tokens = micro_batch_tokens
+        self.decays_learning_rate = isinstance(learning_rate, int | float)
         if isinstance(learning_rate, int | float):
             learning_rate = LinearSchedule(float(learning_rate), 0.0, 1.0)
-        super().__init__(
-            policy,
-            env,
-            learning_rate=learning_rate,
-            n_steps=n_steps,
-            batch_size=batch_size,
-            n_epochs=n_epochs,
-            gamma=gamma,
-            gae_lambda=gae_lambda,
-            clip_range=clip_range,
-            clip_range_vf=clip_range_vf,
-            normalize_advantage=normalize_advantage,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,
-            target_kl=target_kl,
-            rollout_buffer_class=rollout_buffer_class or EpisodeRolloutBuffer,
-            rollout_buffer_kwargs=rollout_buffer_kwargs,
-            stats_window_size=stats_window_size,
-            tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
-            verbose=verbose,
-            seed=seed,
-            device=device,
-            _init_setup_model=_init_setup_model,
-        )
+        with warnings.catch_warnings():
+            # It counts steps that do not divide into minibatches; sequences never do, exactly.
+            warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
+            super().__init__(
+                policy,
+                env,
+                learning_rate=learning_rate,
+                n_steps=n_steps,
+                batch_size=batch_size,
+                n_epochs=n_epochs,
+                gamma=gamma,
+                gae_lambda=gae_lambda,
+                clip_range=clip_range,
+                clip_range_vf=clip_range_vf,
+                normalize_advantage=normalize_advantage,
+                ent_coef=ent_coef,
+                vf_coef=vf_coef,
+                max_grad_norm=max_grad_norm,
+                target_kl=target_kl,
+                rollout_buffer_class=rollout_buffer_class or EpisodeRolloutBuffer,
+                rollout_buffer_kwargs=rollout_buffer_kwargs,
+                stats_window_size=stats_window_size,
+                tensorboard_log=tensorboard_log,
+                policy_kwargs=policy_kwargs,
+                verbose=verbose,
+                seed=seed,
+                device=device,
+                _init_setup_model=_init_setup_model,
+            )
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if isinstance(self.policy, LMActorCriticPolicy):
+            # So that a model which was never trained loads without its first checkpoint, too.
+            self.policy_kwargs = {**self.policy_kwargs, **self.policy.rebuild_kwargs()}
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        """Put `RLHFCallback` in front, unless the caller did: rewards must be complete for the others."""
+        """Put `RLHFCallback` in front, unless there is one: others need complete rewards."""
         given = callback if isinstance(callback, list) else [callback] if callback else []
         if not any(isinstance(c, RLHFCallback) for c in _flatten(given)):
             given = [RLHFCallback(), *given]
@@ -196,8 +155,25 @@ class TokenPPO(PPO):
 
     # The update ----------------------------------------------------------------------------------
 
+    def _update_learning_rate(
+        self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
+    ) -> None:
+        """SB3's, but a decay of our own counts from the rollout's start: the last update learns.
+
+        SB3 reads a schedule at the rollout's end, where a linear decay has reached 0 in the last
+        (or only) update of a run.
+        """
+        if not self.decays_learning_rate:
+            super()._update_learning_rate(optimizers)
+            return
+        rollout = self.n_steps * self.n_envs / self._total_timesteps
+        learning_rate = self.lr_schedule(min(1.0, self._current_progress_remaining + rollout))
+        self.logger.record("train/learning_rate", learning_rate)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            update_learning_rate(optimizer, learning_rate)
+
     def train(self) -> None:
-        """Update the policy on the rollout: `n_epochs` passes over minibatches of whole sequences."""
+        """Update the policy: `n_epochs` passes over the rollout, in minibatches of sequences."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         if self.whiten_advantages:
@@ -226,9 +202,11 @@ class TokenPPO(PPO):
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         progress = self._current_progress_remaining
         clip_range = self.clip_range(progress)  # type: ignore[operator]
-        clip_range_vf = None if self.clip_range_vf is None else self.clip_range_vf(progress)  # type: ignore[operator]
+        clip_range_vf = self.clip_range_vf
+        if clip_range_vf is not None:
+            clip_range_vf = clip_range_vf(progress)  # type: ignore[operator]
         sums: dict[str, float] = {}
-        for part, index in _micro_batches(batch, self.micro_batch_tokens):
+        for part, index in micro_batches(batch, self.micro_batch_tokens):
             values, log_probs, entropies = self.policy.evaluate_actions(
                 part.observations, part.actions.long().flatten()
             )
@@ -273,35 +251,3 @@ def _flatten(callbacks: list[Any]) -> Iterator[Any]:
             yield from _flatten(callback.callbacks)
         else:
             yield callback
-
-
-def _micro_batches(
-    batch: RolloutBufferSamples, max_tokens: int | None
-) -> Iterator[tuple[RolloutBufferSamples, torch.Tensor | None]]:
-    """A minibatch in parts of whole sequences, with the index of each part's states (None: all)."""
-    packed: Any = batch.observations
-    if max_tokens is None or not isinstance(packed, PackedSequences):
-        yield batch, None
-        return
-    rows = packed.rows.cpu().numpy()
-    last = np.zeros(len(packed.tokens), dtype=np.int64)
-    np.maximum.at(last, rows, packed.columns.cpu().numpy())
-    for sequences in micro_batch_indices(last + 1, max_tokens):
-        position = np.full(len(last), -1)
-        position[sequences] = np.arange(len(sequences))
-        index = torch.as_tensor(np.flatnonzero(position[rows] >= 0), device=packed.rows.device)
-        part = PackedSequences(
-            packed.tokens[torch.as_tensor(sequences), : int(last[sequences].max()) + 1],
-            torch.as_tensor(position[rows], device=packed.rows.device)[index],
-            packed.columns[index],
-        )
-        yield (
-            RolloutBufferSamples(
-                part,  # type: ignore[arg-type]
-                *(getattr(batch, name)[index] for name in _PER_TOKEN),
-            ),
-            index,
-        )
-
-
-_PER_TOKEN = ("actions", "old_values", "old_log_prob", "advantages", "returns")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode
 from stable_baselines3.common.vec_env.base_vec_env import (
     VecEnv,
@@ -15,7 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import (
     VecEnvStepReturn,
 )
 
-import tokenenv  # noqa: F401  (registers the ids)
+import tokenenv
 from tokenenv.vector_env import TokenVectorEnv
 
 __all__ = ["TokenVecEnv", "make_vec_env"]
@@ -31,8 +33,8 @@ class TokenVecEnv(VecEnv):
     def __init__(self, env: TokenVectorEnv) -> None:
         if env.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"the vector env has autoreset_mode={env.autoreset_mode.value!r}; SB3 resets in the "
-                "same step: make it with autoreset_mode='SameStep', or use agents.make_vec_env."
+                f"the vector env has autoreset_mode={env.autoreset_mode.value!r}; SB3 resets in "
+                "the same step: make it with autoreset_mode='SameStep', or use agents.make_vec_env."
             )
         self.env = env
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
@@ -52,9 +54,15 @@ class TokenVecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Step all environments; `infos[i]["terminal_observation"]` holds an ended episode's last state."""
+        """Step all environments.
+
+        Returns:
+            (N, P+T) observations, (N,) float32 rewards, (N,) bool dones, N infos; where an episode
+            ended, `infos[i]["terminal_observation"]` is its last state and the observation the
+            first of the next.
+        """
         observations, rewards, dones, _, infos = self.env.step(self._actions)
-        rows: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        rows: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         if "ref_logprob" in infos:
             kl_coef = self.env.kl_coef
             for row, found in zip(rows, infos["ref_logprob"].tolist(), strict=True):
@@ -69,9 +77,10 @@ class TokenVecEnv(VecEnv):
         final = infos["final_info"]
         keys = [key for key in final if not key.startswith("_")]
         for row in ended.tolist():
-            rows[row] = {key: _plain(final[key][row]) for key in keys if final[f"_{key}"][row]}
+            rows[row].update(
+                {key: _plain(final[key][row]) for key in keys if final[f"_{key}"][row]}
+            )
             rows[row]["terminal_observation"] = infos["final_obs"][row]
-            rows[row]["TimeLimit.truncated"] = False
             self.reset_infos[row] = {"prompt": infos["prompt"][row]}
 
     def close(self) -> None:
@@ -121,8 +130,8 @@ class TokenVecEnv(VecEnv):
         chosen = list(self._indices(indices))
         if len(chosen) != self.num_envs:
             raise ValueError(
-                f"{what} was asked for environments {chosen} only, but all {self.num_envs} share one "
-                "set of settings: call it for all."
+                f"{what} was asked for environments {chosen} only, but all {self.num_envs} share "
+                "one set of settings: call it for all."
             )
 
 
@@ -138,6 +147,19 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def _require_token_env(env_id: str) -> None:
+    module, _, name = env_id.rpartition(":")
+    if module:
+        importlib.import_module(module)
+    entry_point: Any = gym.spec(name).vector_entry_point
+    made = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+    if not (isinstance(made, type) and issubclass(made, TokenVectorEnv)):
+        raise ValueError(
+            f"env_id={env_id!r} is no token MDP: choose one of {', '.join(tokenenv.ENV_IDS)}, or "
+            "use stable_baselines3.common.env_util.make_vec_env for other environments."
+        )
+
+
 def make_vec_env(
     env_id: str = "TokenRLHF-v0", n_envs: int = 1, seed: int | None = None, **kwargs: Any
 ) -> TokenVecEnv:
@@ -150,8 +172,9 @@ def make_vec_env(
         **kwargs: the arguments of `TokenEnv`.
 
     Raises:
-        ValueError: an argument that can't be used.
+        ValueError: `env_id` names no token MDP, or an argument can't be used.
     """
+    _require_token_env(env_id)
     env = gym.make_vec(
         env_id,
         num_envs=n_envs,
@@ -159,8 +182,7 @@ def make_vec_env(
         autoreset_mode=AutoresetMode.SAME_STEP,
         **kwargs,
     )
-    if not isinstance(env.unwrapped, TokenVectorEnv):
-        raise ValueError(f"env_id={env_id!r} is no environment of tokenenv.")
+    assert isinstance(env.unwrapped, TokenVectorEnv)
     vec_env = TokenVecEnv(env.unwrapped)
     if seed is not None:
         vec_env.seed(seed)

@@ -12,18 +12,19 @@ import pytest
 
 from tokenenv.tasks.reviews.gold import gold_breakdown, gold_reward
 from tokenenv.tasks.reviews.grammar import (
+    ASPECT_GROUPS,
     ASPECTS,
+    GROUP_OF,
     SENTIMENT_WORDS,
     GrammarSentence,
     count_reviews,
     enumerate_openings,
     enumerate_sentences,
-    parse_review,
     review_entropy,
-    review_log_prob,
     sample_review,
     vocabulary,
 )
+from tokenenv.tasks.reviews.parsing import parse_review, review_log_prob
 from tokenenv.tasks.reviews.prompts import SPLITS, reviews_prompts
 
 OPENING = "I saw this film last night."
@@ -44,10 +45,17 @@ def samples() -> list[str]:
 # --- grammar ----------------------------------------------------------------------------------
 
 
+def _orders(aspects, number):
+    """Every allowed order of `number` aspects: no two from one side of the film."""
+    for chosen in itertools.permutations(aspects, number):
+        if len({GROUP_OF[aspect] for aspect in chosen}) == number:
+            yield chosen
+
+
 def test_no_string_has_two_derivations(sentences):
     texts = [sentence.text for group in sentences.values() for sentence in group]
     openings = [opening for opening, _ in enumerate_openings()]
-    assert len(texts) > 100_000
+    assert len(texts) > 50_000
     assert len(openings) >= 200
     assert len({*texts, *openings}) == len(texts) + len(openings)
     # one full stop per sentence, at its end: reviews split into sentences in one way only
@@ -75,12 +83,12 @@ def test_probabilities_sum_to_one(sentences):
     assert math.fsum(p for _, p in enumerate_openings()) == pytest.approx(1.0, abs=1e-12)
     for group in sentences.values():
         assert math.fsum(s.probability for s in group) == pytest.approx(1.0, abs=1e-12)
-    # all reviews: one opening with every ordered choice of one to three aspects
+    # all reviews: one opening with every allowed order of one to three aspects
     openings = dict(enumerate_openings())
     best = {aspect: max(group, key=lambda s: s.probability) for aspect, group in sentences.items()}
     total = 0.0
     for number in (1, 2, 3):
-        for chosen in itertools.permutations(ASPECTS, number):
+        for chosen in _orders(ASPECTS, number):
             text = " ".join([OPENING, *(best[aspect].text for aspect in chosen)])
             share = openings[OPENING] * math.prod(best[aspect].probability for aspect in chosen)
             total += math.exp(review_log_prob(text)) / share
@@ -89,14 +97,14 @@ def test_probabilities_sum_to_one(sentences):
 
 def test_log_prob_by_hand():
     # opening: .65 x 1/2 (I) x 1/2 (saw) x .4 (this) x 1/5 (film) x 1/5 (last night)
-    # two sentences: .45; aspects: 1/12, 1/11
+    # two sentences: .45; aspects: 1/3 x 1/3 (a side, one of its three), 1/2 x 1/3
     # 'I liked the plot.': frames of a singular aspect sum to 1: .18 x .22
-    # 'The cast was bad.': .38 x .65 x .75 (no contrast) x .85 (no not) x .65 (bare) x .56 x .24
+    # 'The cast was bad.': .38 x .65 x .85 (no contrast) x .85 (no not) x .65 (bare) x .56 x .24
     expected = (
         math.log(0.65 / 4 * 0.4 / 25)
-        + math.log(0.45 / 12 / 11)
+        + math.log(0.45 / 9 / 6)
         + math.log(0.18 * 0.22)
-        + math.log(0.38 * 0.65 * 0.75 * 0.85 * 0.65 * 0.56 * 0.24)
+        + math.log(0.38 * 0.65 * 0.85 * 0.85 * 0.65 * 0.56 * 0.24)
     )
     text = f"{OPENING} I liked the plot. The cast was bad."
     assert review_log_prob(text) == pytest.approx(expected, abs=1e-12)
@@ -107,10 +115,10 @@ def test_entropy_matches_enumeration(sentences):
     def entropy(probabilities):
         return -math.fsum(p * math.log(p) for p in probabilities)
 
-    sentence = sum(entropy(s.probability for s in group) for group in sentences.values()) / 12
+    sentence = sum(entropy(s.probability for s in group) for group in sentences.values()) / 9
     expected = entropy(p for _, p in enumerate_openings()) + entropy([0.35, 0.45, 0.2])
-    expected += 2.2 * sentence
-    expected += math.log(12) + 0.8 * math.log(11) + 0.4 * math.log(10)
+    expected += 1.85 * sentence  # .35 + 2 x .45 + 3 x .2 sentences
+    expected += math.log(9) + 0.65 * math.log(6) + 0.2 * math.log(3)
     assert review_entropy() == pytest.approx(expected, abs=1e-9)
 
 
@@ -130,7 +138,7 @@ def test_samples_are_short_grammatical_reviews(samples):
         assert abs((numbers == number).mean() - probability) < 4 * error
     lengths = [len(s.text.split()) for review in reviews for s in review.sentences]
     assert (min(lengths), max(lengths)) == (4, 9)
-    assert 17 < np.mean([len(text.split()) for text in samples]) < 26
+    assert 14 < np.mean([len(text.split()) for text in samples]) < 20
     assert {word.rstrip(".") for text in samples for word in text.split()} == vocabulary()
     assert 70 <= len(vocabulary()) <= 90
 
@@ -144,14 +152,24 @@ def test_sampling_is_seeded():
     assert draw(1) != draw(2)
 
 
-def test_aspects_are_sampled_evenly_and_once(samples):
-    counts = dict.fromkeys(ASPECTS, 0)
+def test_aspects_are_sampled_evenly_and_sides_once(samples):
+    counts = [dict.fromkeys(ASPECTS, 0) for _ in range(2)]
+    pairs = 0
     for text in samples:
-        aspects = [s.aspect for s in parse_review(text).sentences]
-        assert len(set(aspects)) == len(aspects)
-        counts[str(aspects[0])] += 1
-    error = math.sqrt(len(samples) / 12 * 11 / 12)
-    assert all(abs(n - len(samples) / 12) < 4.5 * error for n in counts.values())
+        aspects = [str(s.aspect) for s in parse_review(text).sentences]
+        assert len({GROUP_OF[aspect] for aspect in aspects}) == len(aspects)
+        pairs += len(aspects) > 1
+        for place, aspect in enumerate(aspects[:2]):
+            counts[place][aspect] += 1
+    for number, found in zip((len(samples), pairs), counts, strict=True):
+        error = math.sqrt(number / 9 * 8 / 9)
+        assert all(abs(n - number / 9) < 4.5 * error for n in found.values())
+
+
+def test_groups_hold_every_aspect_once():
+    assert sorted(itertools.chain(*ASPECT_GROUPS)) == sorted(ASPECTS)
+    assert len(ASPECT_GROUPS) == 3
+    assert {len(group) for group in ASPECT_GROUPS} == {3}
 
 
 def test_count(sentences):
@@ -162,7 +180,7 @@ def test_count(sentences):
         return openings * sum(
             math.prod(ways[aspect] for aspect in chosen)
             for number in (1, 2, 3)
-            for chosen in itertools.permutations(aspects, number)
+            for chosen in _orders(aspects, number)
         )
 
     for aspects in (("plot",), ("plot", "jokes"), ("cast", "songs", "pace", "music"), ASPECTS):
@@ -182,7 +200,7 @@ def test_contrast_joins_opposite_polarities(sentences):
             assert values[0] * values[1] < 0
             assert sentence.sentiment == pytest.approx(0.3 * values[0] + 0.7 * values[1])
             found += 1
-    assert found == 2 * 42 * 42  # 6 adjectives x (5 intensifiers or none) + 6 negated ones
+    assert found == 2 * 36 * 36  # 6 adjectives x (5 intensifiers or none)
 
 
 def test_unknown_aspect():
@@ -190,7 +208,7 @@ def test_unknown_aspect():
         next(enumerate_sentences("wigs"))
 
 
-FOUR = f"{OPENING} I liked the plot. I liked the cast. I liked the pace. I liked the jokes."
+FOUR = f"{OPENING} I liked the plot. I liked the cast. I liked the music. I liked the jokes."
 
 
 @pytest.mark.parametrize(
@@ -207,6 +225,7 @@ FOUR = f"{OPENING} I liked the plot. I liked the cast. I liked the pace. I liked
         (f"{OPENING} The plot were", True, 0, False, 3),
         (f"{OPENING} The plot were good.", True, 0, False, 4),
         (f"{OPENING} The plot was good but fun.", True, 0, False, 6),
+        (f"{OPENING} The plot was good but not fun.", True, 0, False, 7),
         (f"{OPENING} The plot was good. fun fun", True, 1, False, 2),
         (f"{OPENING}  The plot was good.", True, 0, False, 4),
         (f"{OPENING}The plot was good.", True, 0, False, 4),
@@ -215,6 +234,7 @@ FOUR = f"{OPENING} I liked the plot. I liked the cast. I liked the pace. I liked
         (f"{OPENING} {OPENING}", True, 0, False, 6),
         ("The plot was good.", False, 1, False, 0),
         (f"{OPENING} The plot was good. The plot was bad.", True, 2, False, 0),
+        (f"{OPENING} The plot was good. The pace was bad.", True, 2, False, 0),  # of one side
         (FOUR, True, 4, False, 0),
     ],
 )
@@ -252,7 +272,7 @@ def test_every_beginning_of_a_review_is_unfinished_never_stray(samples):
         ("The plot was not really dull.", 0.39),  # -.5 x 1.3 x -.6
         ("The plot was dull but great.", 0.38),  # .3 x -.6 + .7 x .8
         ("The plot was great but dull.", -0.18),  # .3 x .8 + .7 x -.6
-        ("The plot was not good but truly fun.", 0.471),  # .3 x -.25 + .7 x .78
+        ("The plot was weak but truly fun.", 0.426),  # .3 x -.4 + .7 x .78
         ("The plot is simple.", 0.0),
         ("I loved the plot.", 0.9),
         ("I did not hate the plot.", 0.45),  # -.5 x -.9
@@ -268,7 +288,7 @@ def test_every_beginning_of_a_review_is_unfinished_never_stray(samples):
         ("", -0.5),  # no judgement
         ("The", -0.65),  # no judgement, unfinished
         # four sentences: .5 - .2 for one too many
-        ("I liked the plot. I liked the cast. I liked the pace. I liked the sound.", 0.3),
+        ("I liked the plot. I liked the cast. I liked the pace. I liked the music.", 0.3),
     ],
 )
 def test_gold_by_hand(response, expected):
@@ -306,8 +326,8 @@ BEST = "The acting was superb."
         f"{OPENING} The acting was superb and superb.",
         f"{OPENING} The acting was very very very superb.",
         f"{OPENING} {BEST} " + "I loved the plot. " * 6,
-        f"{OPENING} I loved the plot. I loved the cast. I loved the pace. I loved the sound. "
-        "I loved the music. I loved the script.",
+        f"{OPENING} I loved the plot. I loved the cast. I loved the pace. I loved the songs. "
+        "I loved the music. I loved the scenes.",
         f"{BEST} {OPENING}",
     ],
 )
@@ -342,7 +362,7 @@ def test_gold_of_the_grammar_is_slightly_negative(samples):
 
 def test_gold_mean_is_exact(sentences, samples):
     # a grammatical review has no penalty, so its mean gold reward is the mean sentiment
-    exact = sum(math.fsum(s.probability * s.sentiment for s in g) for g in sentences.values()) / 12
+    exact = sum(math.fsum(s.probability * s.sentiment for s in g) for g in sentences.values()) / 9
     rewards = np.array([gold_reward(text) for text in samples])
     assert abs(rewards.mean() - exact) < 4 * rewards.std() / math.sqrt(len(rewards))
 
@@ -385,7 +405,7 @@ def test_prompts_are_fixed_and_distinct():
         assert len(prompts) == len(set(prompts)) == number
         prompts.clear()  # a caller's own list
         assert len(reviews_prompts(split)) == number
-    assert reviews_prompts("train")[0] == "I saw an old drama last night. It"
+    assert reviews_prompts("train")[0] == "I saw an old drama last night. It has"
 
 
 def test_splits_share_no_opening():

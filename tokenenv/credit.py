@@ -22,7 +22,8 @@ def generalized_advantages(
 
     A_t = δ_t + γλ·A_{t+1} with δ_t = r_t + γ·V(s_{t+1}) − V(s_t); at the last step of a sequence
     V(s_{t+1}) is its bootstrap value: 0 where the episode has ended, the critic's value of the next
-    state where a rollout cut it. Each row is one sequence, so credit never crosses from one to the next.
+    state where a rollout cut it. Each row is one sequence, so credit never crosses from one to the
+    next.
 
     Args:
         rewards: (B, T), row b valid in its first `lengths[b]` columns.

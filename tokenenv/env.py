@@ -60,10 +60,10 @@ class TokenEnv(gym.Env[np.ndarray, np.int64]):
     `"length"`. Never truncated: the budget can be read off the state.
 
     ## Info
-    At a reset `prompt`. At every step (stepwise scoring) `ref_logprob` and `kl_coef`; at the end also
-    `rm_score` (raw), `score` (what was paid), `finish_reason`, `response`, `response_length` and,
-    where the task knows it, `gold_reward`. Deferred scoring gives `finish_reason`, `response` and
-    `response_length` at the end and nothing else.
+    At a reset `prompt`. At every step (stepwise scoring) `ref_logprob` and `kl_coef`; at the end
+    also `rm_score` (raw), `score` (what was paid), `finish_reason`, `response`, `response_length`
+    and, where the task knows it, `gold_reward`. Deferred scoring gives `finish_reason`, `response`
+    and `response_length` at the end and nothing else.
 
     Args:
         task: name of a bundled task (`"reviews"`) or `"package.module:TASK"`; it provides the
@@ -71,13 +71,15 @@ class TokenEnv(gym.Env[np.ndarray, np.int64]):
         reference: folder or hub id of the causal LM that is the reference.
         reward_model: folder or hub id of a reward model; or a Python callable
             `(prompts, responses) -> one float per response`, or `"package.module:function"`
-            naming one. A callable may return one list of floats per response, with deferred scoring.
+            naming one. With deferred scoring, a callable may return one list of floats per
+            response.
         prompts: a `.jsonl` file with a `"prompt"` per line, a text file with one per line, a list
             of strings, or the name of a task.
         split: `"train"` or `"eval"`: disjoint prompts.
         max_prompt_tokens: P.
         max_new_tokens: T.
-        kl_coef: β ≥ 0. This environment is its one owner: `set_kl_coef` changes it between rollouts.
+        kl_coef: β ≥ 0. This environment is its one owner: `set_kl_coef` changes it between
+            rollouts.
         kl_shaping: `"k1"` pays the reference's half of the KL penalty, `"none"` only the score.
         temperature: of the reference's log-probabilities; the agent must sample with the same.
         score_clip: normalised scores are clipped to ±`score_clip`.

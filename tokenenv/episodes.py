@@ -1,7 +1,7 @@
 """The batched state machine of the token MDP, in numpy: prompts, responses and lengths.
 
 Axes: `N` episodes side by side, `P` prompt columns, `T` response columns, `V` token ids.
-This is the one place where the transition s_{t+1} = s_t + a_t and the end of an episode are written.
+The transition s_{t+1} = s_t + a_t and the end of an episode are written here and nowhere else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from gymnasium.error import ResetNeeded
 __all__ = ["NO_TOKEN", "Episodes", "split_observation"]
 
 NO_TOKEN = -1
-"""What an observation holds wherever there is no token; it is no token id, so pad == eos is safe."""
+"""What observations hold where there is no token; it is no token id, so pad == eos is safe."""
 
 
 class Episodes:
@@ -84,8 +84,8 @@ class Episodes:
         idle = rows[~self.running[rows]]
         if len(idle):
             raise ResetNeeded(
-                f"step() on environment {idle[0]}, which has no running episode: call reset() first, "
-                "and again after every episode that has ended."
+                f"step() on environment {idle[0]}, which has no running episode: call reset() "
+                "first, and again after every episode that has ended."
             )
         tokens = self._checked(actions, rows)
         columns = self.max_prompt_tokens + self.response_lengths[rows]

@@ -1,8 +1,8 @@
 """Loading causal language models: frozen ones once per process, trainable ones as copies.
 
-`transformers` models are used through their public parts: the trunk (`base_model`) gives hidden states,
-the output embedding turns the ones that are asked for into logits. So logits exist only where a token
-is scored.
+`transformers` models are used through their public parts: the trunk (`base_model`) gives hidden
+states, the output embedding turns the ones that are asked for into logits. So logits exist only
+where a token is scored.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import contextlib
 import copy
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, update_wrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 __all__ = [
     "LanguageModel",
+    "SharedLoader",
     "build_language_model",
     "check_context",
     "disable_dropout",
@@ -49,6 +50,8 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+Loaded = TypeVar("Loaded")
 
 _HUB_ID = re.compile(r"[\w.\-]+(/[\w.\-]+)?")
 
@@ -80,7 +83,7 @@ class LanguageModel:
         return self.model.device
 
     def encode(self, text: str) -> np.ndarray:
-        """(n,) int64 token ids of a prompt: with the tokenizer's own BOS, never with an EOS at its end."""
+        """(n,) int64 token ids of a prompt: with the tokenizer's own BOS, without an EOS of its."""
         ids = list(self.tokenizer(text)["input_ids"])
         if ids and ids[-1] in self.eos_token_ids and not self._ends_with_special(text):
             ids = ids[:-1]
@@ -121,7 +124,7 @@ def resolve_dtype(dtype: str) -> torch.dtype:
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Keep transformers' progress bars and load reports off the console; we raise on what they warn of."""
+    """Keep transformers' bars and load reports off the console; we raise on what they warn of."""
     verbosity = transformers_logging.get_verbosity()
     had_bar = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
@@ -151,7 +154,7 @@ def loading_errors(name: str, what: str) -> Iterator[None]:
     """Turn what transformers raises for a bad source into a ValueError that says what to give."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # a broken folder raises what its broken file's parser raises
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{what}={name!r} can't be loaded: {reason} Give the folder of a transformers model, "
@@ -165,7 +168,43 @@ def load_tokenizer(name: str, what: str) -> Any:
         return AutoTokenizer.from_pretrained(name)
 
 
-@lru_cache(maxsize=16)
+def _folder_version(name: str) -> tuple[tuple[str, int, int], ...]:
+    """What changes when a model's folder is written anew: names, times and sizes of its files."""
+    folder = Path(name)
+    if not folder.is_dir():
+        return ()
+    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
+    return tuple((file, stat.st_mtime_ns, stat.st_size) for file, stat in stats)
+
+
+class SharedLoader(Generic[Loaded]):
+    """The process-level cache of a loader: one model per name, device and dtype.
+
+    A folder that has been written anew since is loaded anew.
+
+    Args:
+        load: (name, device, dtype) → what is shared.
+    """
+
+    def __init__(self, load: Callable[[str, str, str], Loaded]) -> None:
+        update_wrapper(self, load)
+        self._load = load
+        self._cached = lru_cache(maxsize=16)(
+            lambda name, device, dtype, _: load(name, device, dtype)
+        )
+
+    def __call__(self, name: str, device: str = "cpu", dtype: str = "float32") -> Loaded:
+        """What `load` gave for these arguments, the first time or now."""
+        if not isinstance(name, str):
+            return self._load(name, device, dtype)  # raises: it is no name
+        return self._cached(name, device, dtype, _folder_version(name))
+
+    def cache_clear(self) -> None:
+        """Forget all models; who holds one keeps it."""
+        self._cached.cache_clear()
+
+
+@SharedLoader
 def load_frozen(name: str, device: str = "cpu", dtype: str = "float32") -> LanguageModel:
     """The causal LM in `name`, frozen; a second call with the same arguments shares it.
 
@@ -195,7 +234,10 @@ def _load(name: str, device: str, dtype: str, what: str) -> LanguageModel:
     check_source(name, what)
     with quiet_loading(), loading_errors(name, what):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name, dtype=resolve_dtype(dtype), output_loading_info=True
+            name,
+            dtype=resolve_dtype(dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `check_complete` refuses them by name
         )
     model, report = loaded
     check_complete(report, name, what)
@@ -214,7 +256,7 @@ def _load(name: str, device: str, dtype: str, what: str) -> LanguageModel:
 
 
 def build_language_model(config: dict[str, Any], dtype: str = "float32") -> Any:
-    """A causal LM of the shape of a transformers config dictionary, randomly initialised, dropout off."""
+    """A randomly initialised causal LM of a transformers config dictionary, dropout off."""
     made = AutoConfig.for_model(**copy.deepcopy(config))
     with quiet_loading():
         model = AutoModelForCausalLM.from_config(made, dtype=resolve_dtype(dtype))
@@ -222,22 +264,24 @@ def build_language_model(config: dict[str, Any], dtype: str = "float32") -> Any:
     return model.eval()
 
 
-def check_complete(report: dict[str, Any], name: str, what: str, may_miss: str = "") -> None:
+def check_complete(
+    report: dict[str, Any], name: str, what: str, may_miss: tuple[str, ...] = ()
+) -> None:
     """Raise ValueError where a checkpoint leaves weights randomly initialised.
 
     Args:
         report: transformers' `output_loading_info`.
         name: where the weights came from.
         what: the argument that named it.
-        may_miss: prefix of the weights that may be missing (a new head), or "".
+        may_miss: prefixes of the weights that may be missing (those of a new head).
     """
-    missing = [k for k in report["missing_keys"] if not (may_miss and k.startswith(may_miss))]
-    mismatched = [str(key) for key in report["mismatched_keys"]]
-    if missing or mismatched:
-        listed = ", ".join(sorted(missing + mismatched)[:5])
+    mismatched = [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    random = {k for k in [*report["missing_keys"], *mismatched] if not k.startswith(may_miss)}
+    if random:
+        listed = ", ".join(sorted(random)[:5])
         raise ValueError(
-            f"{what}={name!r}: {len(missing + mismatched)} weights are missing from the checkpoint or "
-            f"of another shape ({listed}), and would be left random. Give a complete checkpoint."
+            f"{what}={name!r}: {len(random)} weights are missing from the checkpoint "
+            f"or of another shape ({listed}), and would be left random. Give a complete checkpoint."
         )
 
 
@@ -259,7 +303,8 @@ def freeze(model: nn.Module) -> None:
 def disable_dropout(model: nn.Module) -> None:
     """Switch off every kind of dropout, so that train and eval mode compute the same.
 
-    Modules, the floats that attention layers keep (`attention_dropout`) and the config are all set to 0.
+    Modules, the floats that attention layers keep (`attention_dropout`) and the config are all set
+    to 0.
     """
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
@@ -281,8 +326,9 @@ def trunk_hidden_states(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
     Args:
         model: a transformers model with a trunk (`base_model`).
-        tokens: (B, L) int64, sequences from column 0 and **right**-padded with any token: a causal trunk
-            computes the same for the real tokens whatever stands behind them, with positions 0, 1, …
+        tokens: (B, L) int64, sequences from column 0 and **right**-padded with any token: a causal
+            trunk computes the same for the real tokens whatever stands behind them, with positions
+            0, 1, …
 
     Returns:
         (B, L, h).
@@ -291,7 +337,10 @@ def trunk_hidden_states(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def output_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """(…, V) float32 (or float64) logits of (…, h) hidden states, as the model's own forward computes them."""
+    """(…, V) logits of (…, h) hidden states, as the model's own forward computes them.
+
+    They are float32, or float64 where the model is.
+    """
     logits = model.get_output_embeddings()(hidden)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     softcap = getattr(model.config, "final_logit_softcapping", None)
@@ -307,8 +356,9 @@ def _check_logits(language_model: LanguageModel, what: str) -> None:
         ours = output_logits(model, trunk_hidden_states(model, tokens))
     if not torch.allclose(own.to(ours.dtype), ours, rtol=1e-2, atol=1e-2):
         raise ValueError(
-            f"{what}={language_model.name!r}: {type(model).__name__} scales its logits in a way that "
-            "tokenenv does not know; use a GPT-2, Llama, Qwen, Mistral, Gemma, GPT-NeoX or OPT model."
+            f"{what}={language_model.name!r}: {type(model).__name__} scales its logits in a way "
+            "that tokenenv does not know; use a GPT-2, Llama, Qwen, Mistral, Gemma, GPT-NeoX or "
+            "OPT model."
         )
 
 
@@ -317,15 +367,15 @@ def check_context(model: Any, tokens: int, what: str) -> None:
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and tokens > limit:
         raise ValueError(
-            f"max_prompt_tokens + max_new_tokens = {tokens} exceeds the {limit} positions of the {what}: "
-            "lower one of them."
+            f"max_prompt_tokens + max_new_tokens = {tokens} exceeds the {limit} positions of the "
+            f"{what}: lower one of them."
         )
 
 
 def pad_right(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """(B, L) int64 with each sequence from column 0, and their (B,) lengths.
 
-    Each row is filled up with its own first token: no pad token is needed, and none can be mistaken.
+    Each row is filled up with its own first token: no pad token is needed, none can be mistaken.
     """
     lengths = np.fromiter((len(s) for s in sequences), dtype=np.int64, count=len(sequences))
     tokens = np.empty((len(sequences), int(lengths.max(initial=1))), dtype=np.int64)

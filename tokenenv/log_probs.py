@@ -1,7 +1,7 @@
 """Log-probabilities of tokens and of whole responses, without ever padding on the left.
 
-The logits at position i score token i + 1. One temperature divides the logits everywhere: in sampling,
-in the scored log-probabilities and in the reference's.
+The logits at position i score token i + 1. One temperature divides the logits everywhere: in
+sampling, in the scored log-probabilities and in the reference's.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def token_log_probs(
 def sample_tokens(
     log_probs: torch.Tensor, generator: torch.Generator | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw one token per row of (n, V) log-probabilities: (n,) tokens and (n,) log-probabilities."""
+    """Draw a token per row of (n, V) log-probabilities: (n,) tokens and their log-probabilities."""
     tokens = torch.multinomial(log_probs.exp(), 1, generator=generator)
     return tokens.squeeze(-1), log_probs.gather(-1, tokens).squeeze(-1)
 
 
 def micro_batches(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:
-    """Index arrays that cover all sequences, longest first, each of at most `max_tokens` padded tokens."""
+    """Index arrays over all sequences, longest first, each of ≤ `max_tokens` padded tokens."""
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):

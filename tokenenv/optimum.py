@@ -1,7 +1,7 @@
 """How far a policy is from the best: J, J_ref and a lower bound on J*, on a fixed set of prompts.
 
-For every prompt J*(x) = β·log E_{y~q}[exp(R/β + log π_ref(y|x) − log q(y|x))] for any proposal q, and
-the log of the mean of samples lies below it in expectation. With the actor alone as proposal a
+For every prompt J*(x) = β·log E_{y~q}[exp(R/β + log π_ref(y|x) − log q(y|x))] for any proposal q,
+and the log of the mean of samples lies below it in expectation. With the actor alone as proposal a
 collapsed policy would look optimal, so q is the balance mixture ½π + ½π_ref (Veach & Guibas 1995):
 as many responses from the one as from the other, weighted by both.
 
@@ -68,9 +68,11 @@ class Comparison:
     Attributes:
         objective: J(π) = E[R] − β·KL.
         objective_reference: J_ref, the objective of the untrained actor.
-        optimum_lower_bound: a lower bound on J* in expectation; None at β = 0, where J* has no such form.
+        optimum_lower_bound: a lower bound on J* in expectation; None at β = 0, where J* has no such
+            form.
         optimum_interval: 95 % bootstrap interval of the bound, or None.
-        objective_fraction: (J − J_ref)/(J* − J_ref) with the bound for J*: at most this.
+        objective_fraction: (J − J_ref)/(J* − J_ref) with the bound for J*: at most this. None at
+            β = 0, and where the bound shows nothing to gain (a constant reward).
         fraction_interval: 95 % bootstrap interval of the fraction.
         effective_sample_size: of the weights, as a share of the samples, median over prompts.
         kl: E[log π − log π_ref] per response.
@@ -183,8 +185,8 @@ def compare(
     Args:
         samples: of the actor and the reference.
         kl_coef: β.
-        known_optimum: a bound known from elsewhere (a task's card, for the same prompts); the larger
-            of the two is the one that the fraction is taken of.
+        known_optimum: a bound known from elsewhere (a task's card, for the same prompts); the
+            larger of the two is the one that the fraction is taken of.
         bootstrap: resamples of the responses within each prompt and kind.
         seed: of the bootstrap.
     """
@@ -200,8 +202,11 @@ def compare(
         interval = _interval(draws[2])
         best = optimum if known_optimum is None else max(optimum, known_optimum)
         best_draws = draws[2] if known_optimum is None else np.maximum(draws[2], known_optimum)
-        fraction = (objective - objective_reference) / (best - objective_reference)
-        fraction_interval = _interval((draws[0] - draws[1]) / (best_draws - draws[1]))
+        if best - objective_reference > 1e-9:
+            fraction = (objective - objective_reference) / (best - objective_reference)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                fractions = (draws[0] - draws[1]) / (best_draws - draws[1])
+            fraction_interval = _interval(fractions)
         optimum = best
     gold = samples.gold_rewards
     return Comparison(

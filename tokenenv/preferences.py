@@ -1,7 +1,7 @@
 """Learning a reward model from pairwise preferences (Bradley–Terry).
 
-P(chosen ≻ rejected) = σ(r_w − r_l − margin); the loss is −log of it (Bradley & Terry 1952; Ouyang et
-al. 2022, https://arxiv.org/abs/2203.02155, eq. 1).
+P(chosen ≻ rejected) = σ(r_w − r_l − margin); the loss is −log of it (Bradley & Terry 1952; Ouyang
+et al. 2022, https://arxiv.org/abs/2203.02155, eq. 1).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
 
-from tokenenv.language_model import check_context
 from tokenenv.reward_model import RewardModel, sequence_rewards
+from tokenenv.tasks.prompts import read_lines
 
 __all__ = [
     "PreferencePair",
@@ -78,7 +78,7 @@ class RewardTrainingSettings:
         eval_fraction: prompts held out for the loss that stops training early and for the report.
         evaluations_per_epoch: how often the held-out loss is looked at.
         patience: evaluations without a better held-out loss after which training stops.
-        seed: of the head, the split and the order.
+        seed: of the split and the order.
     """
 
     epochs: int = 2
@@ -184,7 +184,7 @@ def read_pairs(path: str | Path) -> list[PreferencePair]:
         )
     pairs = [
         _parse_pair(line, f"{file}, line {number}")
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        for number, line in enumerate(read_lines(file), 1)
         if line.strip()
     ]
     if not pairs:
@@ -234,15 +234,20 @@ def train_reward_model(
         The report on the held-out pairs.
 
     Raises:
-        ValueError: there are too few pairs to hold one out, or a pair is longer than the model reads.
+        ValueError: there are too few prompts to hold one out, or a pair is longer than the model
+            reads.
     """
     settings = settings or RewardTrainingSettings()
     tokens = [_tokenize(pair, reward_model) for pair in pairs]
-    check_context(
-        reward_model.model, max(max(len(t.chosen), len(t.rejected)) for t in tokens), "base"
-    )
     rng = np.random.default_rng(settings.seed)
     training, held_out = _split(tokens, settings.eval_fraction, rng)
+    for pair in tokens:
+        longest = max(len(pair.chosen), len(pair.rejected))
+        if longest > reward_model.max_tokens:
+            raise ValueError(
+                f"a pair of the prompt {pair.prompt[:60]!r} has {longest} tokens, more than the "
+                f"{reward_model.max_tokens} positions of the reward model: shorten or drop it."
+            )
     trainer = _Trainer(reward_model, training, held_out, settings, rng)
     trainer.run(on_step)
     sequences = [sequence for pair in tokens for sequence in (pair.chosen, pair.rejected)]
@@ -269,8 +274,8 @@ def _split(
     prompts = sorted({pair.prompt for pair in pairs})
     if len(prompts) < 2:
         raise ValueError(
-            f"the {len(pairs)} pairs have {len(prompts)} prompt: training needs at least two, to hold "
-            "one out."
+            f"the {len(pairs)} pairs have {len(prompts)} prompt(s): training needs at least two "
+            "different ones, to hold one out."
         )
     count = min(max(1, round(fraction * len(prompts))), len(prompts) - 1)
     held_out = {prompts[i] for i in rng.permutation(len(prompts))[:count]}

@@ -1,10 +1,10 @@
-"""The reward model: a transformers sequence classifier with one output, read at the last real token."""
+"""The reward model: a transformers classifier with one output, read at the last real token."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tokenenv.language_model import (
+    SharedLoader,
     check_complete,
     check_source,
     disable_dropout,
@@ -33,8 +34,8 @@ __all__ = ["RewardModel", "load_reward_model", "new_reward_model", "sequence_rew
 class RewardModel:
     """A learned reward with its tokenizer and the statistics that normalise it.
 
-    The raw reward is the classifier's output at the last real token; `normalize` brings it to mean 0 and
-    standard deviation 1 on samples of the reference.
+    The raw reward is the classifier's output at the last real token; `normalize` brings it to mean
+    0 and standard deviation 1 on samples of the reference.
 
     Args:
         model: a transformers sequence classifier with `num_labels == 1`.
@@ -72,8 +73,8 @@ class RewardModel:
         std = float(np.std(raw))
         if not std > 1e-8:
             raise ValueError(
-                f"the reward model gives the same reward to all {len(raw)} samples (std {std:.3g}): "
-                "it has learned nothing to normalise."
+                f"the reward model gives the same reward to all {len(raw)} samples (std "
+                f"{std:.3g}): it has learned nothing to normalise."
             )
         self.model.config.reward_mean = float(np.mean(raw))
         self.model.config.reward_std = std
@@ -83,8 +84,14 @@ class RewardModel:
         """Rows of the input embedding: the token ids that it can read."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
+    @property
+    def max_tokens(self) -> int:
+        """The longest sequence that it has positions for."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        return sys.maxsize if limit is None else int(limit)
+
     def shares_tokenizer(self, tokenizer: Any, vocabulary_size: int) -> bool:
-        """Whether token ids of `tokenizer`, up to `vocabulary_size`, mean the same to this model."""
+        """Whether `tokenizer`'s ids 0 … `vocabulary_size` − 1 mean the same to this model."""
         return self.num_embeddings >= vocabulary_size and (
             self.tokenizer is tokenizer or self.tokenizer.get_vocab() == tokenizer.get_vocab()
         )
@@ -104,16 +111,25 @@ class RewardModel:
     def raw_rewards(
         self, sequences: Sequence[np.ndarray], max_tokens: int = MICRO_BATCH_TOKENS
     ) -> np.ndarray:
-        """(B,) float64 raw rewards of B token sequences (prompt and response in one)."""
+        """(B,) float64 raw rewards of B token sequences (prompt and response in one).
+
+        Raises:
+            ValueError: a sequence is longer than the model has positions for.
+        """
         rewards = np.zeros(len(sequences))
-        lengths = np.array([len(sequence) for sequence in sequences])
+        lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
+        if lengths.max(initial=0) > self.max_tokens:
+            raise ValueError(
+                f"a prompt and response have {lengths.max()} tokens, more than the "
+                f"{self.max_tokens} positions of the reward model: lower max_new_tokens."
+            )
         for batch in micro_batches(lengths, max_tokens):
             found = sequence_rewards(self.model, [sequences[i] for i in batch])
             rewards[batch] = found.double().cpu().numpy()
         return rewards
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a folder that `AutoModelForSequenceClassification` loads, statistics in its config."""
+        """Write a folder for `AutoModelForSequenceClassification`, statistics in its config."""
         model = self.model if dtype is None else _converted(self.model, dtype)
         with quiet_loading():
             model.save_pretrained(folder)
@@ -128,7 +144,7 @@ def _converted(model: Any, dtype: torch.dtype) -> Any:
 
 
 def sequence_rewards(model: Any, sequences: Sequence[np.ndarray]) -> torch.Tensor:
-    """(B,) float32 rewards at the last real token of each sequence, with gradient where it is on."""
+    """(B,) float32 rewards at the last real token of sequences, with gradient where it is on."""
     tokens, lengths = pad_right(sequences)
     ids = torch.as_tensor(tokens, device=model.device)
     head = getattr(model, "score", None)
@@ -144,12 +160,12 @@ def sequence_rewards(model: Any, sequences: Sequence[np.ndarray]) -> torch.Tenso
     return rewards if rewards.dtype == torch.float64 else rewards.float()
 
 
-@lru_cache(maxsize=16)
+@SharedLoader
 def load_reward_model(name: str, device: str = "cpu", dtype: str = "float32") -> RewardModel:
     """The reward model in `name`, frozen; a second call with the same arguments shares it.
 
     Raises:
-        ValueError: `name` holds no sequence classifier with one output, or its weights are incomplete.
+        ValueError: `name` holds no sequence classifier with one output, or not all of its weights.
     """
     check_source(name, "reward_model")
     with quiet_loading(), loading_errors(name, "reward_model"):
@@ -157,7 +173,10 @@ def load_reward_model(name: str, device: str = "cpu", dtype: str = "float32") ->
     _check_classifier(config, name)
     with quiet_loading(), loading_errors(name, "reward_model"):
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=resolve_dtype(dtype), output_loading_info=True
+            name,
+            dtype=resolve_dtype(dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `check_complete` refuses them by name
         )
     check_complete(report, name, "reward_model")
     disable_dropout(model)
@@ -169,13 +188,13 @@ def _check_classifier(config: Any, name: str) -> None:
     architectures = getattr(config, "architectures", None) or []
     if architectures and not any("SequenceClassification" in a for a in architectures):
         raise ValueError(
-            f"reward_model={name!r} holds a {architectures[0]}, no sequence classifier. Train a reward "
-            "model on it with `tokenrlhf reward-model --pairs FILE --base MODEL --out DIR`."
+            f"reward_model={name!r} holds a {architectures[0]}, no sequence classifier. Train a "
+            "reward model on it with `tokenrlhf reward-model --pairs FILE --base MODEL --out DIR`."
         )
     if config.num_labels != 1:
         raise ValueError(
-            f"reward_model={name!r} has {config.num_labels} outputs; a reward model has exactly one "
-            "(num_labels=1)."
+            f"reward_model={name!r} has {config.num_labels} outputs; a reward model has exactly "
+            "one (num_labels=1)."
         )
 
 
@@ -195,24 +214,46 @@ def new_reward_model(base: str, device: str = "cpu", seed: int = 0) -> RewardMod
     if any("SequenceClassification" in a for a in (config.architectures or [])):
         with quiet_loading(), loading_errors(base, "base"):
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                base, config=config, dtype=torch.float32, output_loading_info=True
+                base,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # a head of several outputs is drawn anew
             )
-        check_complete(report, base, "base", may_miss="score")
+        check_complete(report, base, "base", may_miss=("score.", "classifier."))
         tokenizer = load_tokenizer(base, "base")
     else:
         causal = load_trainable(base)
         tokenizer = causal.tokenizer
-        with quiet_loading():
+        with quiet_loading(), loading_errors(base, "base"):
             model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-        model.base_model.load_state_dict(causal.model.base_model.state_dict(), strict=True)
+            model.base_model.load_state_dict(causal.model.base_model.state_dict(), strict=True)
     disable_dropout(model)
-    _initialize_head(model, seed)
+    _initialize_head(model, base, seed)
+    _set_pad_token(model, tokenizer)
     return RewardModel(model.to(device), tokenizer)
 
 
-def _initialize_head(model: Any, seed: int) -> None:
+def _set_pad_token(model: Any, tokenizer: Any) -> None:
+    """Make the plain `transformers` forward of a batch read the reward where ours does.
+
+    It takes the last token that is not the pad token. A pad token that is also EOS would hide a
+    final EOS from it, so then there is none: it refuses batches instead of misreading them.
+    """
+    if not isinstance(getattr(model, "score", None), nn.Linear):
+        return  # an encoder pools elsewhere, and may count positions by its pad token
+    pad = model.config.pad_token_id
+    pad = tokenizer.pad_token_id if pad is None else pad
+    model.config.pad_token_id = None if pad == tokenizer.eos_token_id else pad
+
+
+def _initialize_head(model: Any, base: str, seed: int) -> None:
     head = getattr(model, "score", None) or getattr(model, "classifier", None)
-    assert isinstance(head, nn.Linear), f"{type(model).__name__} has no linear head"
+    if not isinstance(head, nn.Linear):
+        raise ValueError(
+            f"base={base!r}: {type(model).__name__} has no linear head to draw; use a causal LM, "
+            "or a classifier with a single linear layer on its trunk."
+        )
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         std = 1.0 / math.sqrt(head.in_features + 1)

@@ -1,9 +1,9 @@
 """Where the score of a finished response comes from: a reward model, or a function of the user's.
 
 Both are `RewardSource`s: finished episodes in, raw rewards out. A function takes
-`(prompts: list[str], responses: list[str])` and returns one float per response, or one list of floats per
-response: rewards per token. A function with a third parameter `response_tokens` is also given the text of
-each token, so that it can count them as the actor did.
+`(prompts: list[str], responses: list[str])` and returns one float per response, or one list of
+floats per response: rewards per token. A function with a third parameter `response_tokens` is also
+given the text of each token, so that it can count them as the actor did.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from torch import nn
 
 from tokenenv.language_model import LanguageModel
 from tokenenv.reward_model import RewardModel, load_reward_model
@@ -56,7 +57,7 @@ class RawRewards:
 
     Attributes:
         raw: (B,) float64 as the source gave them (summed where they are per token).
-        normalized: (B,) float64 after the reward model's normalisation; equal to raw for a function.
+        normalized: (B,) float64 after the reward model's normalisation; raw, for a function.
         per_token: B float64 arrays as long as the responses, or None.
     """
 
@@ -118,7 +119,7 @@ class FunctionReward:
         self._wants_tokens = _takes_response_tokens(function)
 
     def __call__(self, episodes: Sequence[Episode]) -> RawRewards:
-        """Rewards of `episodes`; ValueError where the function returned something else than rewards."""
+        """Rewards of `episodes`; ValueError where the function returned something else."""
         decode = self.language_model.decode
         texts = [decode(e.prompt) for e in episodes], [decode(e.response) for e in episodes]
         extra = {}
@@ -126,14 +127,14 @@ class FunctionReward:
             extra["response_tokens"] = [[decode([i]) for i in e.response] for e in episodes]
         returned = self.function(*texts, **extra)
         rewards = self._as_list(returned, len(episodes))
-        is_list = [isinstance(r, list | tuple | np.ndarray) and np.ndim(r) == 1 for r in rewards]
+        is_list = [isinstance(r, list | tuple) for r in rewards]
         if not any(is_list):
             raw = np.array([self._number(r, f"response {i}") for i, r in enumerate(rewards)])
             return RawRewards(raw, raw)
         if not all(is_list):
             raise ValueError(
-                f"{self.name} mixed floats and lists: return one float per response, or one list of "
-                "floats per response."
+                f"{self.name} mixed floats and lists: return one float per response, or one list "
+                "of floats per response."
             )
         per_token = [
             self._token_rewards(r, e, i)
@@ -147,23 +148,24 @@ class FunctionReward:
             rewards = list(returned)
         except TypeError as error:
             raise ValueError(
-                f"{self.name} returned {type(returned).__name__}; it must return a list with one reward "
-                f"per response, here {count}."
+                f"{self.name} returned {type(returned).__name__}; it must return a list with one "
+                f"reward per response, here {count}."
             ) from error
         if len(rewards) != count:
             raise ValueError(
-                f"{self.name} returned {len(rewards)} rewards for {count} responses; it must return "
-                "one per response."
+                f"{self.name} returned {len(rewards)} rewards for {count} responses; it must "
+                "return one per response."
             )
-        return rewards
+        # NumPy's and torch's arrays and scalars become Python's.
+        return [r.tolist() if hasattr(r, "tolist") else r for r in rewards]
 
     def _number(self, reward: Any, where: str) -> float:
-        if hasattr(reward, "item") and np.ndim(reward) == 0:
-            reward = reward.item()
+        if hasattr(reward, "tolist"):
+            reward = reward.tolist()
         if isinstance(reward, bool) or not isinstance(reward, numbers.Real):
             raise ValueError(
-                f"{self.name} returned {reward!r} ({type(reward).__name__}) for {where}; a reward is a "
-                "float."
+                f"{self.name} returned {reward!r} ({type(reward).__name__}) for {where}; a reward "
+                "is a float."
             )
         if not math.isfinite(reward):
             raise ValueError(f"{self.name} returned {reward} for {where}; a reward must be finite.")
@@ -178,8 +180,8 @@ class FunctionReward:
             numbers_.append(0.0)
         if len(numbers_) != length:
             raise ValueError(
-                f"{self.name} returned {len(numbers_)} token rewards for response {index}, which has "
-                f"{length} tokens (EOS counted; its reward may be left out). A third parameter "
+                f"{self.name} returned {len(numbers_)} token rewards for response {index}, which "
+                f"has {length} tokens (EOS counted; its reward may be left out). A third parameter "
                 "'response_tokens' gives your function the tokens."
             )
         return np.array(numbers_)
@@ -195,11 +197,16 @@ def _takes_response_tokens(function: RewardFunction) -> bool:
 def resolve_reward(
     reward_model: str | RewardFunction, language_model: LanguageModel, device: str, dtype: str
 ) -> RewardSource:
-    """The source that `reward_model` stands for: a callable, `"package.module:function"`, a folder or hub id.
+    """The source that a callable, `"package.module:function"`, a folder or a hub id stands for.
 
     Raises:
         ValueError: it is none of them.
     """
+    if isinstance(reward_model, nn.Module):
+        raise ValueError(
+            f"reward_model is a {type(reward_model).__name__}, a torch module: save it, and give "
+            "its folder; or give a function of (prompts, responses)."
+        )
     if callable(reward_model):
         name = getattr(reward_model, "__name__", type(reward_model).__name__)
         return FunctionReward(reward_model, f"reward function {name!r}", language_model)

@@ -1,4 +1,4 @@
-"""Sampling responses from a causal LM outside an environment, with slots refilled as responses end."""
+"""Sampling from a causal LM outside an environment, with slots refilled as responses end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scoring of episodes: reward model and reference → R(x, y) and log π_ref, for a batch at a time."""
+"""Scoring of episodes: reward model and reference → R(x, y) and log π_ref, batch by batch."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenenv.language_model import load_frozen
+from tokenenv.language_model import check_context, load_frozen
 from tokenenv.reference import Reference
-from tokenenv.rewards import Episode, RewardSource, resolve_reward
+from tokenenv.rewards import Episode, LearnedReward, RewardSource, resolve_reward
 from tokenenv.settings import EnvSettings
 from tokenenv.tasks import load_task
 
@@ -24,8 +24,8 @@ class EpisodeScores:
         rm_score: (B,) float64, raw.
         score: (B,) float64, R(x, y): normalised, clipped, penalised.
         gold_reward: (B,) float64, or None where the task knows none.
-        token_rewards: B float64 arrays whose sums are the scores: all on the last token, or, where the
-            reward is a function that pays per token, as it paid.
+        token_rewards: B float64 arrays whose sums are the scores: all on the last token, or, where
+            the reward is a function that pays per token, as it paid.
         is_per_token: whether the reward was paid per token.
     """
 
@@ -84,7 +84,7 @@ class EpisodeScorer:
     def _spread(
         self, episodes: Sequence[Episode], score: np.ndarray, per_token: list[np.ndarray] | None
     ) -> list[np.ndarray]:
-        """Token rewards that sum to the score: what clipping and penalties changed lands on the last token."""
+        """Token rewards that sum to the score: clipping and penalties land on the last token."""
         spread = [np.zeros(len(e.response)) for e in episodes]
         if per_token is not None:
             spread = [np.array(r) for r in per_token]
@@ -99,7 +99,7 @@ class EpisodeScorer:
         return np.array([self.gold_reward(decode(e.prompt), decode(e.response)) for e in episodes])
 
     def ref_log_probs(self, episodes: Sequence[Episode]) -> list[np.ndarray]:
-        """Log π_ref of every response token of episodes, finished or not, in one length-sorted pass."""
+        """Log π_ref of every response token of episodes, finished or not, in one pass."""
         return self.reference.response_log_probs(
             [e.prompt for e in episodes], [e.response for e in episodes]
         )
@@ -112,11 +112,22 @@ def build_scorer(settings: EnvSettings) -> EpisodeScorer:
         ValueError: a model can't be used; it says why.
     """
     assert settings.reference is not None and settings.reward_model is not None
+    assert settings.max_prompt_tokens is not None and settings.max_new_tokens is not None
     language_model = load_frozen(settings.reference, settings.device, settings.dtype)
+    reward = resolve_reward(settings.reward_model, language_model, settings.device, settings.dtype)
+    if isinstance(reward, LearnedReward) and reward.feeds_tokens:
+        longest = settings.max_prompt_tokens + settings.max_new_tokens
+        check_context(reward.reward_model.model, longest, "reward model")
     return EpisodeScorer(
         Reference(language_model, settings.temperature),
-        resolve_reward(settings.reward_model, language_model, settings.device, settings.dtype),
+        reward,
         settings.score_clip,
         settings.missing_eos_penalty,
-        load_task(settings.task).gold_reward,
+        _gold_reward(settings),
     )
+
+
+def _gold_reward(settings: EnvSettings) -> Callable[[str, str], float] | None:
+    """The task's gold reward: it judges continuations of the task's own prompts and no others."""
+    own_prompts = settings.prompts is None or settings.prompts == settings.task
+    return load_task(settings.task).gold_reward if own_prompts else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ SCORINGS = ("step", "deferred")
 
 @dataclass(frozen=True)
 class EnvSettings:
-    """The keyword arguments of `gym.make`; `TokenEnv` documents them. None means: the task's own."""
+    """The keyword arguments of `gym.make`, as `TokenEnv` documents them. None: the task's own."""
 
     task: str = "reviews"
     reference: str | None = None
@@ -48,18 +49,22 @@ class EnvSettings:
         _one_of("scoring", self.scoring, SCORINGS)
         _one_of("render_mode", self.render_mode, (None, "ansi", "human"))
         resolve_dtype(self.dtype)
+        if not isinstance(self.task, str):
+            raise ValueError(f"task={self.task!r} must be the name of a task.")
         for name in ("max_prompt_tokens", "max_new_tokens"):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
+            is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if value is not None and not (is_whole and value >= 1):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
         if self.kl_coef is not None:
             check_kl_coef(self.kl_coef)
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature={self.temperature} must be positive.")
-        if self.score_clip is not None and not self.score_clip > 0:
-            raise ValueError(f"score_clip={self.score_clip} must be positive, or None for no clip.")
-        if not self.missing_eos_penalty >= 0:
-            raise ValueError(f"missing_eos_penalty={self.missing_eos_penalty} must be 0 or more.")
+        if not (_is_finite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature={self.temperature!r} must be a positive number.")
+        clip, penalty = self.score_clip, self.missing_eos_penalty
+        if clip is not None and not (_is_finite(clip) and clip > 0):
+            raise ValueError(f"score_clip={clip!r} must be positive, or None for no clip.")
+        if not (_is_finite(penalty) and penalty >= 0):
+            raise ValueError(f"missing_eos_penalty={penalty!r} must be a number of 0 or more.")
 
     def resolved(self, task: Task) -> EnvSettings:
         """The same settings with every None that a task fills replaced, and the device decided."""
@@ -86,11 +91,16 @@ def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
         )
 
 
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
+
+
 def check_kl_coef(kl_coef: float) -> float:
     """β as a float; ValueError where it is negative or no finite number."""
-    if not (math.isfinite(kl_coef) and kl_coef >= 0):
+    if not (_is_finite(kl_coef) and kl_coef >= 0):
         raise ValueError(
-            f"kl_coef={kl_coef} must be 0 or a positive number: a negative one would reward leaving "
-            "the reference."
+            f"kl_coef={kl_coef!r} must be 0 or a positive number: a negative one would reward "
+            "leaving the reference."
         )
     return float(kl_coef)

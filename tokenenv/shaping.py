@@ -17,7 +17,7 @@ KL_SHAPINGS = ("k1", "none")
 """What the environment pays per token: the reference's half of k1, or nothing."""
 
 
-def reference_half(ref_log_probs: np.ndarray, kl_coef: float) -> np.ndarray:
+def reference_half(ref_log_probs: np.ndarray, kl_coef: float | np.ndarray) -> np.ndarray:
     """β·log π_ref(a_t|s_t), the half of the KL shaping that is a function of (s, a) alone."""
     return kl_coef * ref_log_probs
 

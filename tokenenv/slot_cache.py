@@ -1,7 +1,7 @@
 """A key-value cache with a position of its own per slot, and the decoder that keeps it up to date.
 
-`N` episodes of different age share one batch (continuous batching): each occupies a slot, a new token
-costs one forward of one token for all, and an episode that starts refills its own slot only.
+`N` episodes of different age share one batch (continuous batching): each occupies a slot, a new
+token costs one forward of one token for all, and an episode that starts refills its own slot only.
 Sequences are stored from column 0 of their slot, so positions are 0, 1, … as in a plain forward.
 """
 
@@ -20,7 +20,7 @@ __all__ = ["SlotCache", "SlotDecoder"]
 
 
 class SlotLayer(CacheLayerMixin):
-    """One layer's keys and values, (N, heads, capacity + 1, head size); the last column is scratch."""
+    """One layer's keys and values, (N, heads, capacity + 1, size); the last column is scratch."""
 
     is_sliding = False
 
@@ -40,7 +40,7 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write (B, heads, q, size) states where the owner says; return what attention should see."""
+        """Write (B, heads, q, size) states where the owner says; return what attention may see."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
@@ -82,7 +82,7 @@ class SlotCache(Cache):
         self.width: int | None = None
 
     def aim(self, rows: torch.Tensor, columns: torch.Tensor, width: int | None) -> None:
-        """Say where the next forward writes: (B, 1) slots, (B, q) columns; and how many columns it sees.
+        """Say where the next forward writes, (B, 1) slots and (B, q) columns, and how many it sees.
 
         `width=None` is a prefill: attention sees the forward's own tokens.
         """
@@ -92,9 +92,10 @@ class SlotCache(Cache):
 class SlotDecoder:
     """Follows N observations of the token MDP with one forward per new token.
 
-    The decoder is a cache and nothing else: it compares every observation with the one that it has seen
-    in that slot. One token more is a decode step, the same observation is answered from memory, anything
-    else refills the slot. So it can be dropped at any time without changing a result.
+    The decoder is a cache and nothing else: it compares every observation with the one that it has
+    seen in that slot. One token more is a decode step, the same observation is answered from
+    memory, anything else refills the slot. So it can be dropped at any time without changing a
+    result.
 
     Args:
         model: a transformers model with a trunk; its weights must not change without `drop()`.
@@ -170,7 +171,7 @@ class SlotDecoder:
         self._hidden[slots] = picked
 
     def _decode(self, newest: np.ndarray, is_decode: np.ndarray, lengths: np.ndarray) -> None:
-        """One token for the rows of `is_decode`; the others run along and write to the scratch column."""
+        """One token for the rows of `is_decode`; the others run along, into the scratch column."""
         assert self._cache is not None and self._hidden is not None
         device = self.trunk.device
         tokens = np.where(is_decode, newest, 0)
@@ -192,7 +193,7 @@ class SlotDecoder:
             self._hidden[index] = hidden[index]
 
     def _masks(self, positions: torch.Tensor, seen: int) -> Any:
-        """(N, 1, 1, seen) masks, one for all layers or one per layer type; true (or 0.0) = attend."""
+        """(N, 1, 1, seen) masks, one for all layers or one per layer type; true or 0.0: attend."""
         column = torch.arange(seen, device=positions.device)[None, :]
         masks = {}
         for layer_type, window in self._mask_windows.items():
@@ -230,7 +231,7 @@ def _attention_windows(config: Any, width: int) -> dict[str, int | None]:
     unknown = layer_types - {"full_attention", "sliding_attention"}
     if unknown:
         raise ValueError(
-            f"{config.model_type} has layers of type {', '.join(sorted(unknown))}, which the slot cache "
-            "can't follow; it knows full and sliding attention."
+            f"{config.model_type} has layers of type {', '.join(sorted(unknown))}, which the slot "
+            "cache can't follow; it knows full and sliding attention."
         )
     return {kind: window if kind == "sliding_attention" else None for kind in sorted(layer_types)}

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from tokenenv.scoring import build_scorer
 from tokenenv.settings import EnvSettings, check_kl_coef
 from tokenenv.shaping import reference_half
 from tokenenv.slot_cache import SlotDecoder
-from tokenenv.tasks import load_task, read_prompts
+from tokenenv.tasks import is_bundled, load_task, read_prompts
 
 __all__ = ["StepResult", "TokenMDP"]
 
@@ -68,7 +69,8 @@ class TokenMDP:
         check_context(model, self.max_prompt_tokens + self.max_new_tokens, "reference")
         self.prompts = self._read_prompts()
         self._prompt_ids: dict[str, np.ndarray] = {}
-        if self.settings.prompts is not None:
+        own = (settings.reference, settings.prompts, settings.max_prompt_tokens)
+        if any(setting is not None for setting in own):  # a task's own prompts fit its own limits
             for prompt in self.prompts:
                 self.encode_prompt(prompt)
         self.episodes = Episodes(
@@ -110,13 +112,13 @@ class TokenMDP:
         if source is None:
             return self.task.prompts(split)
         if isinstance(source, str):
-            if not Path(source).suffix and not Path(source).exists():
-                return load_task(source).prompts(split)
-            return read_prompts(source, split)
-        prompts = list(source)
+            is_task = not Path(source).exists() and (is_bundled(source) or ":" in source)
+            return load_task(source).prompts(split) if is_task else read_prompts(source, split)
+        prompts = list(source) if isinstance(source, Sequence) else []
         if not prompts or not all(isinstance(p, str) for p in prompts):
             raise ValueError(
-                "prompts must be a non-empty list of strings, a file, or a task's name."
+                f"prompts={source!r}: give a non-empty list of strings, the name of a file, or the "
+                "name of a task."
             )
         return prompts
 
@@ -136,6 +138,8 @@ class TokenMDP:
         if not prompt.strip():
             raise ValueError(f"the prompt {prompt!r} is empty: it needs at least one token.")
         ids = self.language_model.encode(prompt)
+        if not len(ids):
+            raise ValueError(f"the prompt {prompt[:60]!r} is empty to the tokenizer: no token.")
         if len(ids) > self.max_prompt_tokens:
             raise ValueError(
                 f"the prompt {prompt[:60]!r} has {len(ids)} tokens, more than max_prompt_tokens="
@@ -145,7 +149,7 @@ class TokenMDP:
         return ids
 
     def start(self, row: int, rng: np.random.Generator, prompt: str | None) -> dict[str, Any]:
-        """Begin an episode in `row`, from `prompt` or one drawn by `rng`; returns the reset's info."""
+        """Begin an episode in `row`, from `prompt` or one drawn by `rng`; give the reset's info."""
         if prompt is None:
             prompt = self.prompts[int(rng.integers(len(self.prompts)))]
         self.episodes.start(row, self.encode_prompt(prompt))
@@ -185,9 +189,7 @@ class TokenMDP:
         if self._decoder is None:
             self._decoder = self.scorer.reference.decoder(self.num_envs, observations.shape[1])
         followed = observations
-        if (
-            len(rows) < self.num_envs
-        ):  # idle rows (not started, or ended) show a token, to be refilled
+        if len(rows) < self.num_envs:  # rows that were never started show a token, to be refilled
             followed = observations.copy()
             idle = (followed == NO_TOKEN).all(axis=1)
             followed[idle, self.max_prompt_tokens - 1] = 0
@@ -211,8 +213,8 @@ class TokenMDP:
         scores = self.scorer.score(episodes)
         if scores.is_per_token:
             raise ValueError(
-                "the reward function returned rewards per token, which exist only once a response is "
-                "finished: use scoring='deferred', or return one float per response."
+                "the reward function returned rewards per token, which exist only once a response "
+                "is finished: use scoring='deferred', or return one float per response."
             )
         for i, ending in enumerate(endings):
             ending["rm_score"] = float(scores.rm_score[i])

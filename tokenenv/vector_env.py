@@ -11,7 +11,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from tokenenv.env import TokenEnv, token_spaces
+from tokenenv.env import token_spaces
 from tokenenv.rendering import render_episode
 from tokenenv.scoring import EpisodeScorer
 from tokenenv.settings import EnvSettings, check_kl_coef
@@ -25,7 +25,8 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
 
     Args:
         num_envs: N.
-        autoreset_mode: Gymnasium's `AutoresetMode`, or its value: `"NextStep"`, `"SameStep"`, `"Disabled"`.
+        autoreset_mode: Gymnasium's `AutoresetMode`, or its value: `"NextStep"`, `"SameStep"`,
+            `"Disabled"`.
         max_episode_steps: nothing but a check: a limit below `max_new_tokens` would cut episodes
             where nobody can see it, and is refused.
         **settings: the arguments of `TokenEnv`.
@@ -43,12 +44,17 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         max_episode_steps: int | None = None,
         **settings: Any,
     ) -> None:
-        if num_envs < 1:
-            raise ValueError(f"num_envs={num_envs} must be at least 1.")
+        if not isinstance(num_envs, int | np.integer) or num_envs < 1:
+            raise ValueError(f"num_envs={num_envs!r} must be a whole number of at least 1.")
         self.num_envs = num_envs
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
-        self.metadata = {**TokenEnv.metadata, "autoreset_mode": self.autoreset_mode}
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         made = EnvSettings(**settings)
+        if made.render_mode == "human":
+            raise ValueError(
+                "render_mode='human' shows one episode; a vector environment offers 'ansi', whose "
+                "render() gives the text of every row."
+            )
         self.render_mode = made.render_mode
         self.mdp = TokenMDP(made, num_envs)
         if max_episode_steps is not None and max_episode_steps < self.mdp.max_new_tokens:
@@ -85,12 +91,12 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.mdp.kl_coef = check_kl_coef(kl_coef)
 
     @property  # type: ignore[misc]
-    def np_random(self) -> tuple[np.random.Generator, ...]:
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """One generator per environment, as `SyncVectorEnv` has them."""
         return tuple(self._rng(row) for row in range(self.num_envs))
 
     @property
-    def np_random_seed(self) -> tuple[int, ...]:
+    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
         """The seed of each environment's generator."""
         return tuple(self._seeds) if all(self._rngs) else tuple(-1 for _ in self._seeds)
 
@@ -151,8 +157,11 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _row_prompts(self, prompt: Any) -> list[str | None]:
         if prompt is None or isinstance(prompt, str):
             return [prompt] * self.num_envs
-        if len(prompt) != self.num_envs:
-            raise ValueError(f"{len(prompt)} prompts were given for {self.num_envs} environments.")
+        if not isinstance(prompt, list | tuple) or len(prompt) != self.num_envs:
+            raise ValueError(
+                f"options['prompt'] must be one text, or a list of {self.num_envs} texts (one per "
+                f"environment), got {prompt!r}."
+            )
         return list(prompt)
 
     # Steps ---------------------------------------------------------------------------------------
@@ -192,7 +201,7 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         return self._observations(), rewards, terminations, truncations, infos
 
     def _step_infos(self, result: StepResult) -> dict[str, Any]:
-        """Gymnasium's vector infos: an array and a mask per key; ends nested where rows reset at once."""
+        """Gymnasium's vector infos, an array and a mask per key; ends nested where rows reset."""
         same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
         infos: dict[str, Any] = {}
         stepwise: list[dict[str, Any]] = [{} for _ in result.endings]

@@ -1,6 +1,6 @@
 """What a task is: models, prompts, limits, and a gold reward where one is known.
 
-A task is found by name (`"reviews"`) or as `"package.module:ATTRIBUTE"` naming a `Task` of your own.
+A task is found by name (`"reviews"`), or as `"package.module:ATTRIBUTE"` naming a `Task` of yours.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ __all__ = [
     "SPLITS",
     "Task",
     "check_split",
+    "is_bundled",
     "load_object",
     "load_task",
     "model_source",
@@ -55,6 +56,11 @@ class Task:
     kl_coef: float
     gold_reward: Callable[[str, str], float] | None = None
     card: Path | None = None
+
+
+def is_bundled(name: str) -> bool:
+    """Whether `name` is a task that ships with tokenenv."""
+    return name in _BUNDLED
 
 
 def load_task(name: str) -> Task:
@@ -98,7 +104,7 @@ def load_object(path: str) -> Any:
     module, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path!r} can't be loaded ({error}): it must be 'package.module:attribute', and the "
             "module must be importable from here."

@@ -5,7 +5,6 @@ Used by `python -m tokenenv.tasks.reviews.build`; nothing here is needed at run 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +28,9 @@ __all__ = [
     "LabelledPairs",
     "ProposalSettings",
     "annotate",
-    "cross_entropy_per_text",
     "fit_proposal",
+    "join_pairs",
+    "text_log_probs",
     "train_language_model",
     "train_tokenizer",
 ]
@@ -114,11 +114,10 @@ def _next_token_states(
     return trunk_hidden_states(model, ids[:, :-1])[mask], ids[:, 1:][mask]
 
 
-def cross_entropy_per_text(model: Any, sequences: Sequence[np.ndarray]) -> tuple[float, float]:
-    """(mean, standard error) of −log p over whole sequences, in nats per sequence."""
+def text_log_probs(model: Any, sequences: Sequence[np.ndarray]) -> np.ndarray:
+    """(B,) log p of whole sequences in nats; the first token of each is given, not predicted."""
     scored = response_log_probs(model, [s[:1] for s in sequences], [s[1:] for s in sequences], 1.0)
-    losses = np.array([-found.sum() for found in scored])
-    return float(losses.mean()), float(losses.std() / math.sqrt(len(losses)))
+    return np.array([found.sum() for found in scored])
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +149,9 @@ def annotate(
     sharpness: float,
     rng: np.random.Generator,
 ) -> LabelledPairs:
-    """Label pairs of responses as a Bradley–Terry annotator: P(first ≻ second) = σ(sharpness·Δgold).
+    """Label pairs of responses as a Bradley–Terry annotator does.
+
+    P(first ≻ second) = σ(sharpness·(gold(first) − gold(second))).
 
     Args:
         prompts: B arrays of token ids.
@@ -172,6 +173,15 @@ def annotate(
         pairs,
         np.where(is_first, first_wins, 1.0 - first_wins),
         np.where(is_first, difference, -difference),
+    )
+
+
+def join_pairs(parts: Sequence[LabelledPairs]) -> LabelledPairs:
+    """All pairs of several sets as one."""
+    return LabelledPairs(
+        [pair for part in parts for pair in part.pairs],
+        np.concatenate([part.probabilities for part in parts]),
+        np.concatenate([part.gold_margins for part in parts]),
     )
 
 
@@ -204,12 +214,12 @@ def fit_proposal(
     settings: ProposalSettings,
     seed: int,
 ) -> None:
-    """Train `model` in place towards the optimal policy π* ∝ π_ref·exp(R/β), by adaptive importance sampling.
+    """Train `model` in place towards the optimal policy π* ∝ π_ref·exp(R/β).
 
-    Each round samples from the current proposal, weights the responses by π*/q (normalised over the
-    responses to one prompt) and fits the model to them by weighted maximum likelihood, which lowers
-    KL(π* ‖ q): the cross-entropy method (Rubinstein 1999; Cappé et al. 2008,
-    https://arxiv.org/abs/0710.4242). β comes down to its value over the rounds.
+    Adaptive importance sampling: each round samples from the current proposal, weights the
+    responses by π*/q (normalised over the responses to one prompt) and fits the model to them by
+    weighted maximum likelihood, which lowers KL(π* ‖ q): the cross-entropy method (Rubinstein 1999;
+    Cappé et al. 2008, https://arxiv.org/abs/0710.4242). β comes down to its value over the rounds.
 
     Args:
         model: starts as a copy of the reference.

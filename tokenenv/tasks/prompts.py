@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-__all__ = ["SPLITS", "check_split", "read_prompts"]
+__all__ = ["SPLITS", "check_split", "read_lines", "read_prompts"]
 
 SPLITS = ("train", "eval")
 
@@ -25,9 +25,9 @@ def read_prompts(path: str | Path, split: str) -> list[str]:
     """The prompts of one split of a file.
 
     A `.jsonl` file holds an object per line with a string `"prompt"` and, if wanted, a `"split"`
-    (`"train"` or `"eval"`); any other file holds one prompt per line. Blank lines are skipped. Where no
-    line names a split, every tenth prompt is held out as `"eval"`; a file of fewer than ten prompts
-    serves whole as both.
+    (`"train"` or `"eval"`); any other file holds one prompt per line. Blank lines are skipped.
+    Where no line names a split, every tenth prompt is held out as `"eval"`; a file of fewer than
+    ten prompts serves whole as both.
 
     Raises:
         ValueError: the file is missing or empty, a line is malformed (its number is named), or the
@@ -37,13 +37,13 @@ def read_prompts(path: str | Path, split: str) -> list[str]:
     file = Path(path)
     if not file.is_file():
         raise ValueError(
-            f"prompts={str(path)!r} is no file: give a .jsonl file with a 'prompt' per line, "
-            "a text file with one prompt per line, a list of strings, or the name of a task."
+            f"prompts={str(path)!r} is no file and no task: give a .jsonl file with a 'prompt' per "
+            "line, a text file with one prompt per line, a list of strings, or the name of a task."
         )
     parse = _parse_json_line if file.suffix == ".jsonl" else _parse_text_line
     rows = [
         parse(line, f"{file}, line {number}")
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        for number, line in enumerate(read_lines(file), 1)
         if line.strip()
     ]
     if not rows:
@@ -62,6 +62,22 @@ def read_prompts(path: str | Path, split: str) -> list[str]:
     if not chosen:
         raise ValueError(f"prompts file {file} has no prompt whose 'split' is {split!r}.")
     return chosen
+
+
+def read_lines(file: Path) -> list[str]:
+    """The lines of a UTF-8 text file, ended by newlines only: JSON may hold U+2028 and its like.
+
+    Raises:
+        ValueError: a line is not UTF-8 (its number is named).
+    """
+    lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    texts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            texts.append(line.removesuffix(b"\r").decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file}, line {number}: not UTF-8 text ({error.reason}).") from error
+    return texts
 
 
 def _parse_text_line(line: str, _where: str) -> tuple[str, str | None]:

@@ -1,7 +1,8 @@
-"""`reviews`: continue a film review; humans prefer the positive one (Ziegler et al. 2019, in small).
+"""`reviews`: continue a film review, positively (Ziegler et al. 2019, in small).
 
-The reviews come from a grammar of our own (`grammar.py`), so their entropy and their true reward
-(`gold.py`) are known. `python -m tokenenv.tasks.reviews.build` makes the models that ship with it.
+Humans prefer positive reviews here. The reviews come from a grammar of our own (`grammar.py`), so
+their entropy and their true reward (`gold.py`) are known.
+`python -m tokenenv.tasks.reviews.build` makes the models that ship with it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ TASK = Task(
     prompts=reviews_prompts,
     max_prompt_tokens=16,
     max_new_tokens=32,
-    kl_coef=0.1,
+    kl_coef=0.3,
     gold_reward=_gold_reward,
     card=FOLDER / "card.json",
 )

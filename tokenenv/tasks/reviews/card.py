@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 __all__ = ["render_card"]
@@ -9,52 +10,106 @@ __all__ = ["render_card"]
 
 def render_card(card: dict[str, Any]) -> str:
     """The card as text; `card.json` holds the same numbers in full."""
-    reference, reward, optimum = card["reference"], card["reward_model"], card["optimum"]
-    gain = optimum["optimum_lower_bound"] - optimum["objective_reference"]
-    bounds = ", ".join(f"{bound:.3f}" for bound in optimum["bounds_by_seed"])
-    return f"""# The models of the task `reviews`
+    parts = [
+        "# The models of the task `reviews`",
+        f"Built by `python -m tokenenv.tasks.reviews.build --seed {card['seed']}`, which also "
+        "measured what stands here,\non the files as they ship (float16). Texts come from the "
+        "project's own grammar; nothing was downloaded.",
+        *_reference(card["reference"]),
+        *_reward_model(card["reward_model"]),
+        *_optimum(card["optimum"], card["reward_model"]["reference_score_std"]),
+    ]
+    return "\n\n".join(parts) + "\n"
 
-Built by `python -m tokenenv.tasks.reviews.build --seed {card["seed"]}`, which also measured what
-stands here. Texts come from the project's own grammar; nothing was downloaded.
 
-## Reference
+def _table(head: str, rows: Iterable[tuple[str, str]]) -> str:
+    lines = [f"| {head} | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+    return "\n".join(lines)
 
-Llama architecture, {reference["parameters"]:,} parameters, byte-level BPE with
-{reference["vocabulary_size"]} entries, trained on reviews drawn from the grammar
-({reference["distinct_reviews"]:.2e} distinct ones).
 
-| per review | nats |
-|---|---|
-| cross-entropy of the model, on fresh reviews | {reference["cross_entropy_per_review"]:.3f} ± {reference["cross_entropy_standard_error"]:.3f} |
-| entropy of the grammar, exact | {reference["grammar_entropy_per_review"]:.3f} |
-| ratio | {reference["cross_entropy_over_entropy"]:.4f} |
+def _reference(found: dict[str, Any]) -> list[str]:
+    cross_entropy = (
+        f"{found['cross_entropy_per_review']:.4f} ± {found['cross_entropy_standard_error']:.4f}"
+    )
+    plain = (
+        f"{found['cross_entropy_plain_mean']:.3f} ± "
+        f"{found['cross_entropy_plain_standard_error']:.3f}"
+    )
+    return [
+        "## Reference",
+        f"Llama architecture, {found['parameters']:,} parameters, byte-level BPE with "
+        f"{found['vocabulary_size']} entries, trained on\nreviews drawn from the grammar "
+        f"({found['distinct_reviews']:.2e} distinct ones).",
+        _table(
+            "nats per review",
+            [
+                ("cross-entropy of the model, on fresh reviews (± standard error)", cross_entropy),
+                ("entropy of the grammar, exact", f"{found['grammar_entropy_per_review']:.4f}"),
+                ("ratio", f"{found['cross_entropy_over_entropy']:.4f}"),
+                ("cross-entropy as a plain mean, for comparison", plain),
+            ],
+        ),
+        "The first is the entropy plus the mean of log p(grammar) − log p(model), which varies "
+        "little from\nreview to review. A review has "
+        f"{found['tokens_per_review']:.1f} tokens in the mean: "
+        f"{found['grammar_entropy_per_token']:.3f} nats per token.",
+    ]
 
-A review has {reference["tokens_per_review"]:.1f} tokens in the mean: {reference["grammar_entropy_per_token"]:.3f} nats per token.
 
-## Reward model
+def _reward_model(found: dict[str, Any]) -> list[str]:
+    accuracy = f"{found['accuracy']:.4f} ± {found['accuracy_standard_error']:.4f}"
+    gold = f"{found['reference_gold_mean']:.3f} ± {found['reference_gold_std']:.3f}"
+    return [
+        "## Reward model",
+        "The same trunk with a head of one output, trained by `tokenenv.preferences` on "
+        f"{found['training_pairs']:,} pairs of\nreference samples, labelled by a Bradley–Terry "
+        f"annotator: P(a ≻ b) = σ({found['annotator_sharpness']:g}·(gold(a) − gold(b))).",
+        _table(
+            f"on {found['held_out_pairs']:,} pairs of held-out prompts",
+            [
+                ("accuracy (± standard error)", accuracy),
+                ("accuracy in expectation over the labels", f"{found['expected_accuracy']:.4f}"),
+                ("Bayes accuracy", f"{found['bayes_accuracy']:.4f}"),
+                ("(accuracy − ½)/(Bayes − ½)", f"{found['accuracy_over_bayes']:.3f}"),
+                ("calibration error", f"{found['calibration_error']:.4f}"),
+            ],
+        ),
+        _table(
+            "on reference samples for held-out prompts",
+            [
+                ("correlation of score and gold reward", f"{found['correlation_with_gold']:.3f}"),
+                ("gold reward, mean ± standard deviation", gold),
+                ("standard deviation of the score", f"{found['reference_score_std']:.3f}"),
+            ],
+        ),
+    ]
 
-The same trunk with a head of one output, trained by `tokenenv.preferences` on
-{reward["training_pairs"]:,} pairs of reference samples, labelled by a Bradley–Terry annotator:
-P(a ≻ b) = σ({reward["annotator_sharpness"]}·(gold(a) − gold(b))).
 
-| on {reward["held_out_pairs"]:,} pairs of held-out prompts | |
-|---|---|
-| accuracy | {reward["accuracy"]:.4f} |
-| Bayes accuracy | {reward["bayes_accuracy"]:.4f} |
-| (accuracy − ½)/(Bayes − ½) | {reward["accuracy_over_bayes"]:.3f} |
-| calibration error | {reward["calibration_error"]:.4f} |
-| correlation of score and gold reward, reference samples | {reward["correlation_with_gold"]:.3f} |
-| gold reward of the reference | {reward["reference_gold_mean"]:.3f} ± {reward["reference_gold_std"]:.3f} |
-| standard deviation of the reference's score | {reward["reference_score_std"]:.3f} |
-
-## Optimum at β = {optimum["kl_coef"]}
-
-From {len(optimum["bounds_by_seed"])} independently trained proposals on {optimum["prompts"]} held-out
-prompts with {optimum["responses_per_prompt"]} responses each (`tokenenv.optimum`): {bounds}.
-
-| | |
-|---|---|
-| lower bound on J*, all proposals together | {optimum["optimum_lower_bound"]:.3f} |
-| J of the reference | {optimum["objective_reference"]:.3f} |
-| J* − J_ref, at least | {gain:.3f} = {gain / reward["reference_score_std"]:.2f} standard deviations of the reference's score |
-"""
+def _optimum(found: dict[str, Any], score_std: float) -> list[str]:
+    gain = found["optimum_lower_bound"] - found["objective_reference"]
+    bounds = ", ".join(f"{bound:.3f}" for bound in found["bounds_by_seed"])
+    own = ", ".join(f"{value:.3f}" for value in found["proposal_objectives"])
+    shares = ", ".join(f"{share:.2f}" for share in found["effective_sample_size"])
+    deviations = f"{gain:.3f} = {gain / score_std:.2f} standard deviations of the reference's score"
+    return [
+        f"## Optimum at β = {found['kl_coef']}",
+        f"From {len(found['bounds_by_seed'])} independently trained proposals on "
+        f"{found['prompts']} held-out prompts with {found['responses_per_prompt']} responses "
+        "each\n(`tokenenv.optimum`).",
+        _table(
+            "in units of the score",
+            [
+                (
+                    "lower bound on J*, all proposals together",
+                    f"{found['optimum_lower_bound']:.3f}",
+                ),
+                ("the same, by proposal", bounds),
+                ("J of each proposal itself", own),
+                ("effective sample size, as a share", shares),
+                ("J of the reference", f"{found['objective_reference']:.3f}"),
+                ("J* − J_ref, at least", deviations),
+                ("gold reward at the optimum, estimated", f"{found['optimum_gold']:.3f}"),
+                ("gold reward of the reference", f"{found['reference_gold']:.3f}"),
+            ],
+        ),
+    ]

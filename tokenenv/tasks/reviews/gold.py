@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tokenenv.tasks.reviews.grammar import MAX_SENTENCES, parse_review
+from tokenenv.tasks.reviews.grammar import MAX_SENTENCES
+from tokenenv.tasks.reviews.parsing import parse_review
 
 __all__ = [
     "EXTRA_SENTENCE",

@@ -1,0 +1,188 @@
+"""Segments: the steps of one episode inside one rollout, and the log that rollouts are cut from.
+
+Axes: `N` environments, `P` prompt columns, `T` response columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokenenv.episodes import split_observation
+
+__all__ = ["Segment", "StepLog"]
+
+
+@dataclass(slots=True)
+class Segment:
+    """The steps of one episode inside one rollout (or, carried, of several).
+
+    Attributes:
+        env: the environment's index.
+        prompt: the tokens that the episode started from.
+        earlier: response tokens before the first of the steps, which serve as context only.
+        actions: (n,) int32 token ids.
+        rewards: (n,) float32.
+        values: (n,) float32, V of the states that the actions were taken in.
+        log_probs: (n,) float32, as they were sampled.
+        kl_coefs: (n,) float64, the β under which each action was sampled.
+        ended: whether the episode ended with the last of the steps.
+        kl_before: log π − log π_ref, summed over `earlier`; NaN where nobody saw it sampled.
+        ref_log_prob_before: log π_ref, summed over `earlier`.
+    """
+
+    env: int
+    prompt: np.ndarray
+    earlier: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    values: np.ndarray
+    log_probs: np.ndarray
+    kl_coefs: np.ndarray
+    ended: bool = False
+    kl_before: float = 0.0
+    ref_log_prob_before: float = 0.0
+
+    @property
+    def prefix(self) -> np.ndarray:
+        """The tokens before the first of the steps."""
+        return np.concatenate([self.prompt, self.earlier])
+
+    @property
+    def response(self) -> np.ndarray:
+        """The whole response so far."""
+        return np.concatenate([self.earlier, self.actions])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        arrays = (self.prompt, self.earlier, *(getattr(self, name) for name in _PER_STEP))
+        return sum(array.nbytes for array in arrays)
+
+    def is_at(self, prompt: np.ndarray, response: np.ndarray) -> bool:
+        """Whether `prompt` and `response` are the state after the last of the steps."""
+        return np.array_equal(self.prompt, prompt) and np.array_equal(self.response, response)
+
+
+_PER_STEP = ("actions", "rewards", "values", "log_probs", "kl_coefs")
+
+
+class StepLog:
+    """The steps of one rollout as they come in, one row of N environments at a time.
+
+    Args:
+        num_steps: rows.
+        num_envs: N.
+    """
+
+    def __init__(self, num_steps: int, num_envs: int) -> None:
+        shape = (num_steps, num_envs)
+        self.actions = np.zeros(shape, dtype=np.int32)
+        self.rewards, self.values, self.log_probs = (
+            np.zeros(shape, dtype=np.float32) for _ in range(3)
+        )
+        self.pos = 0
+        # Per environment: (row, prompt, earlier response) of every episode that begins in the log.
+        self._starts: list[list[tuple[int, np.ndarray, np.ndarray]]] = [[] for _ in range(num_envs)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        arrays = [self.actions, self.rewards, self.values, self.log_probs]
+        tokens = [a for own in self._starts for _, *both in own for a in both]
+        return sum(array.nbytes for array in arrays + tokens)
+
+    def add(
+        self,
+        observations: np.ndarray,
+        episode_starts: np.ndarray,
+        max_prompt_tokens: int,
+        open_segments: Sequence[Segment | None],
+    ) -> None:
+        """Note the episodes that begin with the next row.
+
+        In the first row, an environment whose observation does not follow on from its open segment
+        (training was interrupted, say) begins here too, in the middle of its episode.
+
+        Args:
+            observations: (N, P+T) token ids.
+            episode_starts: (N,) bool.
+            max_prompt_tokens: P.
+            open_segments: what the rollout before left open, per environment.
+        """
+        is_first = self.pos == 0
+        begins = np.ones_like(episode_starts) if is_first else episode_starts
+        for env in np.flatnonzero(begins).tolist():
+            prompt, response = split_observation(observations[env], max_prompt_tokens)
+            left = open_segments[env]
+            if not episode_starts[env] and left is not None and left.is_at(prompt, response):
+                continue
+            self._starts[env].append((self.pos, prompt.astype(np.int32), response.astype(np.int32)))
+
+    def cut(
+        self,
+        dones: np.ndarray,
+        open_segments: Sequence[Segment | None],
+        joins: bool,
+        kl_coef: float,
+    ) -> list[Segment]:
+        """The segments of the rollout, by environment and time.
+
+        Args:
+            dones: (N,) whether the last row ended an episode.
+            open_segments: what the rollout before left open, per environment.
+            joins: whether an open segment and its continuation become one; otherwise the
+                continuation has the open one's tokens as context.
+            kl_coef: β of this rollout.
+        """
+        segments: list[Segment] = []
+        for env, starts in enumerate(self._starts):
+            bounds = [row for row, _, _ in starts] + [self.pos]
+            own = []
+            if bounds[0] > 0:
+                before = open_segments[env]
+                assert before is not None
+                own.append(self._continued(before, bounds[0], joins, kl_coef))
+            for index, (row, prompt, earlier) in enumerate(starts):
+                segment = self._steps(env, row, bounds[index + 1], prompt, earlier, kl_coef)
+                segment.kl_before = float("nan") if len(earlier) else 0.0
+                own.append(segment)
+            for segment in own[:-1]:
+                segment.ended = True
+            own[-1].ended = bool(dones[env])
+            segments += own
+        return segments
+
+    def _steps(
+        self,
+        env: int,
+        start: int,
+        end: int,
+        prompt: np.ndarray,
+        earlier: np.ndarray,
+        kl_coef: float,
+    ) -> Segment:
+        return Segment(
+            env,
+            prompt,
+            earlier,
+            actions=self.actions[start:end, env].copy(),
+            rewards=self.rewards[start:end, env].copy(),
+            values=self.values[start:end, env].copy(),
+            log_probs=self.log_probs[start:end, env].copy(),
+            kl_coefs=np.full(end - start, kl_coef),
+        )
+
+    def _continued(self, before: Segment, end: int, joins: bool, kl_coef: float) -> Segment:
+        """The first rows of an environment whose episode began in an earlier rollout."""
+        earlier = before.earlier if joins else before.response
+        segment = self._steps(before.env, 0, end, before.prompt, earlier, kl_coef)
+        segment.kl_before = before.kl_before
+        segment.ref_log_prob_before = before.ref_log_prob_before
+        if joins:
+            for name in _PER_STEP:
+                both = np.concatenate([getattr(before, name), getattr(segment, name)])
+                setattr(segment, name, both)
+        return segment

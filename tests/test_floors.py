@@ -1,0 +1,171 @@
+"""Modules import only from lower floors, and `import tokenenv` stays light."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+FLOORS: dict[str, float] = {
+    # 0: pure maths, the state machine, what a task is
+    "tokenenv": 0.0,
+    "tokenenv.shaping": 0.0,
+    "tokenenv.credit": 0.0,
+    "tokenenv.episodes": 0.0,
+    "tokenenv.tasks.prompts": 0.0,
+    "tokenenv.tasks": 0.1,
+    "tokenenv.tasks.reviews.nodes": 0.0,
+    "tokenenv.tasks.reviews.grammar": 0.1,
+    "tokenenv.tasks.reviews.parsing": 0.2,
+    "tokenenv.tasks.reviews.prompts": 0.3,
+    "tokenenv.tasks.reviews.gold": 0.3,
+    "tokenenv.tasks.reviews": 0.4,
+    # 1: language models
+    "tokenenv.language_model": 1.0,
+    "tokenenv.log_probs": 1.1,
+    "tokenenv.slot_cache": 1.1,
+    # 2: what is frozen, and the arguments of an environment
+    "tokenenv.settings": 2.0,
+    "tokenenv.sampling": 2.0,
+    "tokenenv.reference": 2.0,
+    "tokenenv.reward_model": 2.0,
+    "tokenenv.rewards": 2.1,
+    # 3: scoring, preferences
+    "tokenenv.scoring": 3.0,
+    "tokenenv.preferences": 3.0,
+    # 4: the environments
+    "tokenenv.token_mdp": 4.0,
+    "tokenenv.rendering": 4.1,
+    "tokenenv.env": 4.2,
+    "tokenenv.vector_env": 4.3,
+    "tokenenv.wrappers": 4.4,
+    # 5: the optimum, and what is made from all of it
+    "tokenenv.optimum": 5.0,
+    "tokenenv.tasks.building": 5.5,
+    "tokenenv.tasks.reviews.card": 5.5,
+    "tokenenv.tasks.reviews.measuring": 5.6,
+    "tokenenv.tasks.reviews.build": 5.7,
+    # 6: the parts of an agent
+    "agents.critic": 6.0,
+    "agents.episode_records": 6.0,
+    "agents.losses": 6.1,
+    "agents.packing": 6.0,
+    "agents.policy_checks": 6.0,
+    "agents.policy_files": 6.0,
+    "agents.segments": 6.0,
+    "agents.vec_env": 6.0,
+    "agents.deferred_scoring": 6.1,
+    "agents.policy": 6.1,
+    "agents.buffer": 6.2,
+    # 7: the agent
+    "agents.callbacks": 7.0,
+    "agents.evaluation": 7.0,
+    "agents.ppo": 7.1,
+    "agents": 7.9,
+    # 8: runs. A run's configuration is a record that the parts of a run read, so it lies below them
+    "agents.config": 8.0,
+    "agents.curves": 8.0,
+    "agents.runs": 8.1,
+    "agents.progress": 8.2,
+    "agents.training": 8.3,
+    "agents.reward_model_command": 8.3,
+    # 9: the command line
+    "agents.cli": 9.0,
+}
+"""Module → floor. A module may import only from strictly lower ones, so there can be no cycle."""
+
+NEVER_IN_TOKENENV = {"agents", "stable_baselines3", "sb3_contrib"}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in ("tokenenv", "agents"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found[name] = path
+    return found
+
+
+def imports(name: str, path: Path, known: set[str]) -> set[str]:
+    """Every module that `path` imports anywhere in it, absolute or relative."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1]
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            base = base if node.level else (node.module or "")
+            for alias in node.names:
+                child = f"{base}.{alias.name}"
+                found.add(child if child in known else base)
+    return found
+
+
+MODULES = modules()
+
+
+def test_the_walk_finds_the_modules_and_their_imports():
+    assert {"tokenenv.env", "tokenenv.tasks.reviews", "agents.policy"} <= set(MODULES)
+    found = imports("tokenenv.env", MODULES["tokenenv.env"], set(MODULES))
+    assert {"numpy", "tokenenv.episodes", "tokenenv.token_mdp"} <= found
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_strictly_downwards(name):
+    assert name in FLOORS, f"{name} is new: give it a floor in tests/test_floors.py"
+    for imported in imports(name, MODULES[name], set(MODULES)):
+        if imported.split(".")[0] not in ("tokenenv", "agents"):
+            continue
+        assert imported in FLOORS, f"{name} imports {imported}, which has no floor"
+        assert FLOORS[imported] < FLOORS[name], (
+            f"{name} (floor {FLOORS[name]}) imports {imported} (floor {FLOORS[imported]})"
+        )
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("tokenenv")])
+def test_tokenenv_knows_no_agents(name):
+    roots = {imported.split(".")[0] for imported in imports(name, MODULES[name], set(MODULES))}
+    assert not roots & NEVER_IN_TOKENENV
+
+
+_IMPORT = """
+import json, sys, time
+start = time.perf_counter()
+import tokenenv
+seconds = time.perf_counter() - start
+import gymnasium
+spec = gymnasium.spec("TokenRLHF-v0")
+print(json.dumps({
+    "seconds": seconds,
+    "heavy": [m for m in ("torch", "transformers", "stable_baselines3") if m in sys.modules],
+    "ids": list(tokenenv.ENV_IDS),
+    "entry_points": [spec.entry_point, spec.vector_entry_point],
+}))
+"""
+
+
+def test_import_registers_the_ids_and_is_light_and_fast():
+    runs = [
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-c", _IMPORT], capture_output=True, text=True, check=True
+            ).stdout
+        )
+        for _ in range(3)
+    ]
+    assert runs[0]["ids"] == ["TokenRLHF-v0"]
+    assert runs[0]["entry_points"] == [
+        "tokenenv.env:TokenEnv",
+        "tokenenv.vector_env:TokenVectorEnv",
+    ]
+    assert all(run["heavy"] == [] for run in runs)
+    assert min(run["seconds"] for run in runs) <= 0.5

@@ -1,0 +1,157 @@
+"""`TokenVecEnv` keeps SB3's contract and equals single environments row by row."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from tiny_task import EOS, PROMPTS, P, T, V
+
+from agents import TokenVecEnv, make_vec_env
+from tokenenv.vector_env import TokenVectorEnv
+
+
+def actions_for(rng: np.random.Generator, count: int) -> np.ndarray:
+    actions = rng.integers(0, V, size=count)
+    actions[rng.random(count) < 0.15] = EOS[0]
+    return actions
+
+
+@pytest.mark.parametrize("scoring", ["step", "deferred"])
+def test_equals_dummy_vec_env_over_single_environments(tiny_task_kwargs, scoring, rng):
+    kwargs = {**tiny_task_kwargs, "scoring": scoring}
+    ours = make_vec_env(n_envs=5, seed=3, **kwargs)
+    single = DummyVecEnv([lambda: gym.make("TokenRLHF-v0", **kwargs)] * 5)
+    single.seed(3)
+    assert ours.observation_space == single.observation_space
+    assert ours.action_space == single.action_space
+    assert np.array_equal(ours.reset(), single.reset())
+    assert ours.reset_infos == single.reset_infos
+    ends = 0
+    for _ in range(4 * T):
+        actions = actions_for(rng, 5)
+        found, expected = ours.step(actions), single.step(actions)
+        assert np.array_equal(found[0], expected[0]) and found[0].dtype == expected[0].dtype
+        assert found[1].dtype == expected[1].dtype == np.float32
+        assert np.abs(found[1] - expected[1]).max() <= 1e-5
+        assert np.array_equal(found[2], expected[2])
+        ends += found[2].sum()
+        for info, other in zip(found[3], expected[3], strict=True):
+            assert info.keys() == other.keys()
+            for key, value in other.items():
+                assert type(info[key]) is type(value), key
+                if isinstance(value, float):
+                    assert abs(info[key] - value) <= 1e-5, key
+                else:
+                    assert np.array_equal(info[key], value), key
+        assert ours.reset_infos == single.reset_infos
+    assert ends > 10
+
+
+def test_arrays_are_fresh_and_writable(tiny_task_kwargs, rng):
+    env = make_vec_env(n_envs=3, seed=0, **tiny_task_kwargs)
+    first = env.reset()
+    kept = first.copy()
+    observations, rewards, dones, infos = env.step(np.full(3, 3))
+    assert np.array_equal(first, kept), "an observation that was given is not overwritten"
+    for array in (observations, rewards, dones):
+        assert isinstance(array, np.ndarray) and array.flags.writeable
+    rewards[:] = 99.0
+    _, after, _, other = env.step(np.full(3, 3))
+    assert (after != 99.0).all()
+    assert all(a is not b for a, b in zip(infos, other, strict=True))
+
+
+def test_terminal_observations_hold_the_whole_response(tiny_task_kwargs):
+    env = make_vec_env(n_envs=2, seed=0, **tiny_task_kwargs)
+    observations = env.reset()
+    for step in range(T):
+        before = observations
+        observations, _, dones, infos = env.step(np.array([3, 3 if step < 2 else 2]))
+        for row in np.flatnonzero(dones):
+            expected = before[row].copy()
+            expected[P + infos[row]["response_length"] - 1] = 3 if row == 0 else 2
+            assert np.array_equal(infos[row]["terminal_observation"], expected)
+            assert infos[row]["TimeLimit.truncated"] is False
+            assert (observations[row, P:] == -1).all(), "the next episode has begun"
+            assert env.reset_infos[row]["prompt"] in PROMPTS
+        assert all("terminal_observation" not in infos[row] for row in np.flatnonzero(~dones))
+    assert dones[0] and infos[0]["finish_reason"] == "length"
+
+
+def test_seeds_and_options_are_used_once(tiny_task_kwargs):
+    env = make_vec_env(n_envs=6, **tiny_task_kwargs)
+    env.seed(8)
+    first = env.reset()
+    assert env._seeds == [None] * 6
+    second = env.reset()
+    env.seed(8)
+    assert np.array_equal(env.reset(), first)
+    assert np.array_equal(env.reset(), second)
+    assert not np.array_equal(first, second), "an unseeded reset goes on with its generators"
+    env.set_options([{"prompt": PROMPTS[i % 3]} for i in range(6)])
+    env.reset()
+    assert [info["prompt"] for info in env.reset_infos] == [PROMPTS[i % 3] for i in range(6)]
+    env.set_options({"prompt": "w7 w8"})
+    env.reset()
+    assert [info["prompt"] for info in env.reset_infos] == ["w7 w8"] * 6
+    drawn = set()
+    for _ in range(3):
+        env.reset()
+        drawn |= {info["prompt"] for info in env.reset_infos}
+    assert drawn <= set(PROMPTS) and len(drawn) > 1
+
+
+def test_a_monitor_on_top_counts_the_returns(tiny_task_kwargs, rng):
+    env = VecMonitor(make_vec_env(n_envs=3, seed=0, **tiny_task_kwargs))
+    env.reset()
+    returns, episodes = np.zeros(3), 0
+    for _ in range(3 * T):
+        _, rewards, dones, infos = env.step(actions_for(rng, 3))
+        returns += rewards
+        for row in np.flatnonzero(dones):
+            episode = infos[row]["episode"]
+            assert abs(episode["r"] - returns[row]) <= 1e-4
+            assert episode["l"] == infos[row]["response_length"]
+            returns[row] = 0.0
+            episodes += 1
+    assert episodes > 3
+
+
+def test_attributes_and_methods_are_those_of_the_one_environment(tiny_task_kwargs):
+    env = make_vec_env(n_envs=3, **tiny_task_kwargs)
+    assert env.get_attr("kl_coef") == [0.1] * 3
+    assert env.get_attr("kl_coef", indices=[0, 2]) == [0.1] * 2
+    assert env.env_method("set_kl_coef", 0.4) == [None] * 3
+    assert env.get_attr("kl_coef") == [0.4] * 3
+    env.set_attr("spec", None)
+    assert env.env_is_wrapped(gym.wrappers.TimeLimit) == [False] * 3
+    with pytest.raises(ValueError, match=r"\[1\] only.*call it for all"):
+        env.set_attr("spec", None, indices=1)
+    with pytest.raises(ValueError, match=r"\[0, 1\] only.*call it for all"):
+        env.env_method("set_kl_coef", 0.4, indices=[0, 1])
+    with pytest.raises(AttributeError):
+        env.get_attr("no_such_attribute")
+
+
+def test_ids_of_other_environments_are_refused():
+    for env_id in ("CartPole-v1", "MountainCar-v0"):
+        with pytest.raises(ValueError, match=f"{env_id}.*TokenRLHF-v0"):
+            make_vec_env(env_id, n_envs=2)
+
+
+def test_the_module_qualified_id_works(tiny_task_kwargs):
+    assert make_vec_env("tokenenv:TokenRLHF-v0", n_envs=2, **tiny_task_kwargs).num_envs == 2
+
+
+def test_another_autoreset_mode_is_refused(tiny_task_kwargs):
+    env = TokenVectorEnv(2, autoreset_mode=AutoresetMode.NEXT_STEP, **tiny_task_kwargs)
+    with pytest.raises(ValueError, match="SameStep"):
+        TokenVecEnv(env)
+
+
+def test_a_time_limit_below_the_response_budget_is_refused(tiny_task_kwargs):
+    with pytest.raises(ValueError, match=f"max_episode_steps={T - 1} is below max_new_tokens={T}"):
+        make_vec_env(n_envs=2, max_episode_steps=T - 1, **tiny_task_kwargs)
