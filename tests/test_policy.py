@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ARCHITECTURES
 from gymnasium import spaces
+from stable_baselines3 import PPO
 from tiny_task import (
     EOS,
     P,
@@ -30,7 +31,7 @@ from tiny_task import (
 )
 from transformers import AutoModelForCausalLM, pipeline
 
-from agents import LMActorCriticPolicy, TokenPPO, make_vec_env
+from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
 from agents.packing import PackedSequences, pack
 from tokenenv.language_model import load_frozen
 from tokenenv.reward_model import load_reward_model
@@ -348,15 +349,14 @@ def json_eos(policy: LMActorCriticPolicy) -> list[int]:
     return policy.actor.generation_config.eos_token_id
 
 
-def test_training_leaves_the_callers_policy_kwargs_alone(tiny_task_kwargs):
+@pytest.mark.parametrize("agent", [PPO, TokenPPO])
+def test_training_leaves_the_callers_policy_kwargs_alone(tiny_task_kwargs, agent):
+    """With a config among them, the next policy made of them would be randomly initialised."""
     given = {"actor": tiny_task_kwargs["reference"]}
-    model = TokenPPO(
-        LMActorCriticPolicy,
-        make_vec_env(n_envs=2, **tiny_task_kwargs),
-        n_steps=8,
-        policy_kwargs=given,
-    )
-    model.learn(16)
+    env = make_vec_env(n_envs=2, **tiny_task_kwargs)
+    model = agent(LMActorCriticPolicy, env, n_steps=8, batch_size=16, policy_kwargs=given)
+    model.learn(16, callback=RLHFCallback())
+    assert "config" in model.policy_kwargs
     assert given == {"actor": tiny_task_kwargs["reference"]}
 
 

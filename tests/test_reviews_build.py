@@ -40,6 +40,7 @@ TINY = BuildSettings(
     optimum_responses=8,
     proposals=2,
     proposal_rounds=1,
+    proposal_prompts=4,
     workers=1,
 )
 

@@ -1,4 +1,4 @@
-"""The slot cache gives what a full forward of every sequence gives, whatever the ages of the episodes."""
+"""The slot cache gives what a full forward of every sequence gives, whatever the episodes' ages."""
 
 from __future__ import annotations
 

@@ -199,11 +199,11 @@ class ProposalSettings:
     """
 
     kl_coef: float
-    rounds: int = 10
+    rounds: int = 8
     prompts_per_round: int = 64
     responses_per_prompt: int = 32
     batch_size: int = 128
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
 
 
 def fit_proposal(
@@ -219,7 +219,8 @@ def fit_proposal(
     Adaptive importance sampling: each round samples from the current proposal, weights the
     responses by π*/q (normalised over the responses to one prompt) and fits the model to them by
     weighted maximum likelihood, which lowers KL(π* ‖ q): the cross-entropy method (Rubinstein 1999;
-    Cappé et al. 2008, https://arxiv.org/abs/0710.4242). β comes down to its value over the rounds.
+    Cappé et al. 2008, https://arxiv.org/abs/0710.4242). β comes down to its
+    value over the first half of the rounds.
 
     Args:
         model: starts as a copy of the reference.
@@ -233,7 +234,7 @@ def fit_proposal(
     eos = scorer.reference.language_model.eos_token_ids
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     for round_ in range(settings.rounds):
-        kl_coef = settings.kl_coef * settings.rounds / (round_ + 1)
+        kl_coef = settings.kl_coef * max(1.0, settings.rounds / 2 / (round_ + 1))
         chosen = [prompts[i] for i in rng.integers(len(prompts), size=settings.prompts_per_round)]
         repeated = [prompt for prompt in chosen for _ in range(settings.responses_per_prompt)]
         sampled = sample_responses(

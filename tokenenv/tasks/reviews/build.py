@@ -81,6 +81,7 @@ class BuildSettings:
         optimum_responses: responses for each of them and each proposal.
         proposals: independently seeded proposals.
         proposal_rounds: of fitting each.
+        proposal_prompts: prompts of each round.
         workers: processes; the outcome does not depend on it.
     """
 
@@ -88,11 +89,11 @@ class BuildSettings:
     hidden_size: int = 64
     layers: int = 3
     tokenizer_texts: int = 20_000
-    lm_steps: int = 3_500
+    lm_steps: int = 3_000
     lm_batch: int = 32
     lm_learning_rate: float = 3e-3
     held_out_reviews: int = 4_000
-    pairs: int = 24_000
+    pairs: int = 20_000
     held_out_pairs: int = 5_000
     sharpness: float = 12.0
     reward_epochs: int = 2
@@ -101,7 +102,8 @@ class BuildSettings:
     optimum_prompts: int = 64
     optimum_responses: int = 256
     proposals: int = 3
-    proposal_rounds: int = 10
+    proposal_rounds: int = 8
+    proposal_prompts: int = 64
     workers: int = 2
 
 
@@ -135,7 +137,11 @@ def _bound(folder: Path, settings: BuildSettings, seed: int) -> tuple[MixtureSam
         scorer,
         training,
         TASK.max_new_tokens,
-        ProposalSettings(TASK.kl_coef, rounds=settings.proposal_rounds),
+        ProposalSettings(
+            TASK.kl_coef,
+            rounds=settings.proposal_rounds,
+            prompts_per_round=settings.proposal_prompts,
+        ),
         seed,
     )
     samples = sample_mixture(
