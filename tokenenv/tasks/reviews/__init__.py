@@ -28,7 +28,7 @@ TASK = Task(
     prompts=reviews_prompts,
     max_prompt_tokens=16,
     max_new_tokens=32,
-    kl_coef=0.3,
+    kl_coef=0.25,
     gold_reward=_gold_reward,
     card=FOLDER / "card.json",
 )
