@@ -26,6 +26,7 @@ FLOORS: dict[str, float] = {
     "tokenenv.tasks.reviews.prompts": 0.3,
     "tokenenv.tasks.reviews.gold": 0.3,
     "tokenenv.tasks.reviews": 0.4,
+    "tokenenv.tasks.reviews.build": 0.4,  # finds `tokenenv.building.reviews` by name
     # 1: language models
     "tokenenv.language_model": 1.0,
     "tokenenv.log_probs": 1.1,
@@ -47,10 +48,11 @@ FLOORS: dict[str, float] = {
     "tokenenv.wrappers": 4.4,
     # 5: the optimum, and what is made from all of it
     "tokenenv.optimum": 5.0,
-    "tokenenv.tasks.building": 5.5,
-    "tokenenv.tasks.reviews.card": 5.5,
-    "tokenenv.tasks.reviews.measuring": 5.6,
-    "tokenenv.tasks.reviews.build": 5.7,
+    "tokenenv.building": 5.5,
+    "tokenenv.building.parts": 5.6,
+    "tokenenv.building.reviews_card": 5.6,
+    "tokenenv.building.reviews_measuring": 5.7,
+    "tokenenv.building.reviews": 5.8,
     # 6: the parts of an agent
     "agents.critic": 6.0,
     "agents.episode_records": 6.0,

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from tokenenv.language_model import load_frozen
-from tokenenv.scoring import EpisodeScorer
-from tokenenv.tasks.reviews import FOLDER, TASK
-from tokenenv.tasks.reviews.build import BuildSettings, build
-from tokenenv.tasks.reviews.card import render_card
-from tokenenv.tasks.reviews.grammar import review_entropy
-from tokenenv.tasks.reviews.measuring import (
+from tokenenv.building.reviews import BuildSettings, build
+from tokenenv.building.reviews_card import render_card
+from tokenenv.building.reviews_measuring import (
     load_scorer,
     measure_cross_entropy,
     measure_reward_model,
     sample_episodes,
     sample_pairs,
 )
+from tokenenv.language_model import load_frozen
+from tokenenv.scoring import EpisodeScorer
+from tokenenv.tasks.reviews import FOLDER, TASK
+from tokenenv.tasks.reviews.grammar import review_entropy
 
 TINY = BuildSettings(
     hidden_size=16,

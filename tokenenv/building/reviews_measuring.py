@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tokenenv.building.parts import LabelledPairs, annotate, text_log_probs
 from tokenenv.language_model import LanguageModel, load_frozen
 from tokenenv.optimum import Comparison, MixtureSamples, log_mean_exp
 from tokenenv.preferences import evaluate_preferences
@@ -17,7 +18,6 @@ from tokenenv.reward_model import load_reward_model
 from tokenenv.rewards import Episode, LearnedReward
 from tokenenv.sampling import SampledResponse, sample_responses
 from tokenenv.scoring import EpisodeScorer
-from tokenenv.tasks.building import LabelledPairs, annotate, text_log_probs
 from tokenenv.tasks.reviews import TASK
 from tokenenv.tasks.reviews.gold import gold_reward
 from tokenenv.tasks.reviews.grammar import review_entropy, sample_review
