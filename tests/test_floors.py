@@ -26,7 +26,7 @@ FLOORS: dict[str, float] = {
     "tokenenv.tasks.reviews.prompts": 0.3,
     "tokenenv.tasks.reviews.gold": 0.3,
     "tokenenv.tasks.reviews": 0.4,
-    "tokenenv.tasks.reviews.build": 0.4,  # finds `tokenenv.building.reviews` by name
+    "tokenenv.tasks.reviews.build": 0.5,  # finds `tokenenv.building.reviews` by name
     # 1: language models
     "tokenenv.language_model": 1.0,
     "tokenenv.log_probs": 1.1,
