@@ -1,4 +1,4 @@
-"""Every Python block of the README and the docs runs; every command that they name exists."""
+"""Every Python block of README and docs runs, every example too; what they name exists."""
 
 from __future__ import annotations
 
@@ -32,6 +32,16 @@ def test_python_block_runs(block, tmp_path):
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_example_runs(example, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert len(example.read_text(encoding="utf-8").splitlines()) <= 60
 
 
 def test_links_to_files_lead_somewhere():
