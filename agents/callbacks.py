@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from agents.buffer import EpisodeRolloutBuffer
@@ -21,7 +22,7 @@ from agents.policy import LMActorCriticPolicy
 from tokenenv.language_model import load_tokenizer
 from tokenenv.scoring import build_scorer
 from tokenenv.settings import EnvSettings
-from tokenenv.shaping import actor_half
+from tokenenv.shaping import actor_half, reference_half
 
 __all__ = ["RLHFCallback", "env_settings"]
 
@@ -70,8 +71,14 @@ class RLHFCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         env = self.training_env
+        if not isinstance(self.model, OnPolicyAlgorithm):
+            raise ValueError(
+                f"{type(self.model).__name__} keeps no log-probabilities of its actions, so the KL "
+                "can't be completed: RLHFCallback is for PPO, A2C and other on-policy algorithms."
+            )
         _refuse_normalizers(env)
         self.settings = env_settings(env)
+        _refuse_other_widths(env, self.settings)
         policy = self.model.policy
         if isinstance(policy, LMActorCriticPolicy):
             _check_policy(policy, self.settings)
@@ -126,6 +133,7 @@ class RLHFCallback(BaseCallback):
         dones: np.ndarray = self.locals["dones"]
         log_probs = self.locals["log_probs"].detach().cpu().numpy().astype(np.float64)
         self._refuse_time_limits(infos, dones)
+        paid = self.locals["rewards"].copy()
         if self.settings.kl_shaping == "k1":
             # In place: SB3 hands the same array to the buffer.
             rewards = self.locals["rewards"]
@@ -134,6 +142,7 @@ class RLHFCallback(BaseCallback):
         self._num_steps += len(log_probs)
         if not self.is_deferred:
             ref_log_probs = np.array([info["ref_logprob"] for info in infos])
+            self._refuse_changed_rewards(paid, ref_log_probs, infos, dones)
             self._kl += log_probs - ref_log_probs
             self._ref_log_prob += ref_log_probs
         for env in np.flatnonzero(dones).tolist():
@@ -176,6 +185,26 @@ class RLHFCallback(BaseCallback):
                     "max_episode_steps."
                 )
 
+    def _refuse_changed_rewards(
+        self,
+        paid: np.ndarray,
+        ref_log_probs: np.ndarray,
+        infos: list[dict[str, Any]],
+        dones: np.ndarray,
+    ) -> None:
+        """What the environment said that it paid must be what arrives here."""
+        expected = np.zeros(len(infos))
+        if self.settings.kl_shaping == "k1":
+            expected += reference_half(ref_log_probs, self._step_kl_coefs(infos))
+        expected[dones] += [infos[env]["score"] for env in np.flatnonzero(dones)]
+        if not np.allclose(paid, expected, rtol=1e-3, atol=1e-3):
+            env = int(np.abs(paid - expected).argmax())
+            raise ValueError(
+                f"a wrapper changed the reward: the environment paid {expected[env]:.4g}, "
+                f"{paid[env]:.4g} arrived. A scaled reward is no longer score and KL: take reward "
+                "wrappers and normalisers off; the score is normalised already."
+            )
+
     # Rollout's end -------------------------------------------------------------------------------
 
     def _on_rollout_end(self) -> None:
@@ -209,6 +238,17 @@ def _refuse_normalizers(env: VecEnv) -> None:
                 "already."
             )
         layer = layer.venv
+
+
+def _refuse_other_widths(env: VecEnv, settings: EnvSettings) -> None:
+    assert settings.max_prompt_tokens is not None and settings.max_new_tokens is not None
+    width = settings.max_prompt_tokens + settings.max_new_tokens
+    if env.observation_space.shape != (width,):
+        raise ValueError(
+            f"observations have shape {env.observation_space.shape}, the environment's are "
+            f"({width},): a wrapper (frame stacking?) changed them. Take it off: the state is "
+            "whole in every observation."
+        )
 
 
 def _check_policy(policy: LMActorCriticPolicy, settings: EnvSettings) -> None:

@@ -16,6 +16,7 @@ from agents.config import EvaluateConfig, RewardModelConfig, SampleConfig, Train
 
 if TYPE_CHECKING:
     from agents.evaluation import ResponseReport
+    from agents.runs import RunFolder
 
 __all__ = ["main"]
 
@@ -38,17 +39,37 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("stopped.")
         return 130
-    except ValueError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(str(error))}")
+    except (OSError, ValueError) as error:
+        said = _file_error(error) if isinstance(error, OSError) else str(error)
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(said)}")
         return 2
     return 0
+
+
+def _file_error(error: OSError) -> str:
+    if error.filename is None:
+        return str(error)
+    return (
+        f"{str(error.filename)!r} can't be read or written ({error.strerror}): give another path, "
+        "or make this one accessible."
+    )
+
+
+def _config_of(run: RunFolder) -> TrainConfig:
+    """The configuration of a run; ValueError where its file is broken."""
+    try:
+        return run.read_config()
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{str(run.config)!r} is no configuration of a run: {error} Restore the file, or train "
+            "again."
+        ) from error
 
 
 def _train(config: TrainConfig, console: Console) -> None:
     from agents.training import Interrupted, TrainingRun
 
     run = TrainingRun(config, console)
-    console.print(f"training in [bold]{escape(str(run.run.root))}[/bold]")
     try:
         summary = run.train()
     except Interrupted as stopped:
@@ -69,15 +90,19 @@ def _evaluate(config: EvaluateConfig, console: Console) -> None:
     from agents.training import summarize
 
     run = RunFolder.open(config.run)
-    trained = run.read_config()
-    held_out = HeldOut.of(trained.environment(), config.eval_prompts or trained.eval_prompts)
+    trained = _config_of(run)
+    # None, and nothing else, stands for the run's own.
+    prompts, responses = config.eval_prompts, config.eval_responses
+    prompts = trained.eval_prompts if prompts is None else prompts
+    responses = trained.eval_responses if responses is None else responses
+    held_out = HeldOut.of(trained.environment(), prompts)
     policy = LMActorCriticPolicy.from_pretrained(run.policy, held_out.settings.device)
     with progress_bar(console) as bar:
         task = bar.add_task("evaluating", total=None, note="")
         comparison = evaluate(
             policy.actor,
             held_out,
-            config.eval_responses or trained.eval_responses,
+            responses,
             config.seed,
             lambda done, total: bar.update(task, completed=done, total=total),
         )
@@ -93,7 +118,7 @@ def _sample(config: SampleConfig, console: Console) -> None:
     from tokenenv.token_mdp import TokenMDP
 
     run = RunFolder.open(config.run)
-    mdp = TokenMDP(EnvSettings(**run.read_config().environment("eval")), num_envs=1)
+    mdp = TokenMDP(EnvSettings(**_config_of(run).environment("eval")), num_envs=1)
     prompt = mdp.encode_prompt(config.prompt)
     policy = LMActorCriticPolicy.from_pretrained(run.policy, mdp.settings.device)
     reference = mdp.language_model.model

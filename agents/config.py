@@ -6,14 +6,38 @@ Importing this loads neither torch nor transformers, so that `--help` answers at
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from agents.checks import (
+    COUNT,
+    COUNT_OR_0,
+    OPTIONAL_COUNT,
+    OPTIONAL_RESPONSES,
+    PPO_RANGES,
+    RESPONSES,
+    SEED,
+    WEIGHT,
+    Range,
+    check_ranges,
+)
+
 __all__ = ["EvaluateConfig", "RewardModelConfig", "SampleConfig", "TrainConfig"]
+
+_TRAIN_RANGES: dict[str, Range] = {
+    **PPO_RANGES,
+    "seed": SEED,
+    "total_tokens": COUNT,
+    "n_envs": COUNT,
+    "eval_prompts": COUNT,
+    "eval_responses": RESPONSES,
+    "eval_every": COUNT_OR_0,
+    "checkpoint_every": COUNT_OR_0,
+    "num_threads": OPTIONAL_COUNT,
+}
 
 
 @dataclass(frozen=True)
@@ -108,13 +132,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no run could use; the rest is refused where it is used."""
-        for name in ("total_tokens", "n_envs", "n_steps", "batch_size", "n_epochs", "eval_prompts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
-        if self.eval_responses < 2:
-            raise ValueError(f"eval_responses={self.eval_responses} must be at least 2.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate >= 0):
-            raise ValueError(f"learning_rate={self.learning_rate} must be 0 or positive.")
+        check_ranges(vars(self), _TRAIN_RANGES)
+        if self.value_head == "shared" and self.critic != "actor":
+            raise ValueError(
+                f"critic={self.critic!r} is for a critic with a trunk of its own, but "
+                "value_head is 'shared': pass --value-head separate, or leave --critic out."
+            )
 
     def environment(self, split: str = "train") -> dict[str, Any]:
         """The keyword arguments of the environment."""
@@ -140,7 +163,15 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> TrainConfig:
-        """From what `as_json` gave."""
+        """From what `as_json` gave; ValueError where it is something else."""
+        if not isinstance(found, dict):
+            raise ValueError(f"the settings of a run are a JSON object, not {found!r:.80}.")
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = ", ".join(map(repr, sorted(found.keys() - known)))
+        if unknown:
+            raise ValueError(
+                f"unknown settings: {unknown}. Remove them, or use the version that wrote them."
+            )
         out = found.get("out")
         return cls(**{**found, "out": None if out is None else Path(out)})
 
@@ -158,6 +189,11 @@ class EvaluateConfig:
     eval_responses: int | None = None
     """Responses for each; as in the run unless given."""
 
+    def __post_init__(self) -> None:
+        """Refuse what can't be measured with."""
+        ranges = {"eval_prompts": OPTIONAL_COUNT, "eval_responses": OPTIONAL_RESPONSES}
+        check_ranges(vars(self), {"seed": SEED, **ranges})
+
 
 @dataclass(frozen=True)
 class SampleConfig:
@@ -173,6 +209,10 @@ class SampleConfig:
     """Take the most likely token instead of sampling."""
     seed: int = 0
     """Seed of the sampling."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can't be sampled."""
+        check_ranges(vars(self), {"n": COUNT, "seed": SEED})
 
 
 @dataclass(frozen=True)
@@ -203,3 +243,8 @@ class RewardModelConfig:
     """Torch device."""
     seed: int = 0
     """Seed of head, split and order."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can't train; the rest is refused by `RewardTrainingSettings`."""
+        ranges = {"max_tokens": OPTIONAL_COUNT, "centering_coef": WEIGHT, "seed": SEED}
+        check_ranges(vars(self), ranges)

@@ -76,7 +76,8 @@ def score_segments(
     if scores.is_per_token and not takes_token_rewards:
         raise ValueError(
             "the reward function returned rewards per token, which reach the tokens of an episode "
-            "only if all of them are in one update: use rollout_buffer_kwargs={'cut': 'carry'}."
+            "only if all of them are in one update: use rollout_buffer_kwargs={'cut': 'carry'}, on "
+            "the command line --cut carry."
         )
     records = []
     for row, i in enumerate(ended):

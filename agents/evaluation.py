@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from tokenenv.optimum import Comparison, compare, sample_mixture
+from agents.files import whole_folder
+from tokenenv.optimum import Comparison, compare, rescaled, sample_mixture
 from tokenenv.rewards import Episode
 from tokenenv.sampling import sample_responses
 from tokenenv.scoring import EpisodeScorer
@@ -94,8 +94,9 @@ def evaluate(
     responses_per_prompt: int,
     seed: int,
     on_progress: Callable[[int, int], None] | None = None,
+    starting_actor: Any = None,
 ) -> Comparison:
-    """J of `actor`, J of the reference and a bound on J*, on one set of fresh samples.
+    """J of `actor`, J of the untrained actor and a bound on J*, on fresh samples.
 
     Args:
         actor: a causal LM.
@@ -103,6 +104,7 @@ def evaluate(
         responses_per_prompt: half the actor's, half the reference's.
         seed: of the sampling.
         on_progress: called with (responses done, all).
+        starting_actor: the untrained actor, where it was not the reference.
     """
     samples = sample_mixture(
         actor,
@@ -115,7 +117,20 @@ def evaluate(
     )
     kl_coef = held_out.settings.kl_coef
     assert kl_coef is not None
-    return compare(samples, kl_coef, held_out.known_optimum, seed=seed)
+    found = compare(samples, kl_coef, held_out.known_optimum, seed=seed)
+    if starting_actor is None:
+        return found
+    before = sample_mixture(
+        starting_actor,
+        held_out.scorer,
+        held_out.prompts,
+        held_out.max_new_tokens,
+        responses_per_prompt,
+        seed,
+    )
+    # Its own bound counts too: both mixtures are proposals for the same optimum.
+    known = compare(before, kl_coef, found.optimum_lower_bound, seed=seed)
+    return rescaled(found, known.objective, known.optimum_lower_bound)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,19 +232,20 @@ class EvaluationCallback(BaseCallback):
             self.logger.record("eval/gold_reward", gold)
         if objective > self.best_objective:
             self.best_objective = objective
-            self.model.policy.save_pretrained(self.best, self.tokenizer)  # type: ignore[operator]
+            policy: Any = self.model.policy
+            with whole_folder(self.best) as folder:
+                policy.save_pretrained(folder, self.tokenizer)
 
     def _objective(self) -> tuple[float, float, float | None]:
         held_out, n = self.held_out, self.responses_per_prompt
-        with torch.random.fork_rng(devices=[]):
-            reports = respond(
-                self.model.policy.actor,
-                held_out.scorer,
-                [text for text in held_out.texts for _ in range(n)],
-                [prompt for prompt in held_out.prompts for _ in range(n)],
-                held_out.max_new_tokens,
-                self.seed,
-            )
+        reports = respond(
+            self.model.policy.actor,
+            held_out.scorer,
+            [text for text in held_out.texts for _ in range(n)],
+            [prompt for prompt in held_out.prompts for _ in range(n)],
+            held_out.max_new_tokens,
+            self.seed,
+        )
         score = float(np.mean([r.score for r in reports]))
         kl_coef = float(self.training_env.get_attr("kl_coef")[0])
         kl = float(np.mean([r.kl for r in reports]))

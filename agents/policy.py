@@ -134,6 +134,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             **self.optimizer_kwargs,
         )
         self._decoders: dict[str, tuple[SlotDecoder, ...]] = {}
+        self._trunk_weights = [p for trunk in self._trunks() for p in trunk.parameters()]
+        self._seen_version = -1
         self._watch_optimizer()
         self.register_load_state_dict_post_hook(_drop_caches_of)
 
@@ -172,6 +174,10 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             **self.rebuild_kwargs(),
         }
 
+    def _trunks(self) -> list[Any]:
+        """The actor, and the critic's model where it has its own."""
+        return [self.actor] + ([self.critic.model] if self.critic is not None else [])
+
     # Caches --------------------------------------------------------------------------------------
 
     def drop_caches(self) -> None:
@@ -191,11 +197,16 @@ class LMActorCriticPolicy(ActorCriticPolicy):
 
         One per trunk: the actor's, and the critic's where it has its own.
         """
+        version = sum(p._version for p in self._trunk_weights)
+        if (
+            version != self._seen_version
+        ):  # somebody wrote into the weights behind the policy's back
+            self.drop_caches()
+            self._seen_version = version
         slots, width = observations.shape
         decoders = self._decoders.get(purpose)
         if decoders is None or decoders[0].num_slots != slots:
-            trunks = [self.actor] + ([self.critic.model] if self.critic is not None else [])
-            decoders = tuple(SlotDecoder(trunk, slots, width) for trunk in trunks)
+            decoders = tuple(SlotDecoder(trunk, slots, width) for trunk in self._trunks())
             self._decoders[purpose] = decoders
         return tuple(decoder.hidden_states(observations) for decoder in decoders)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +46,53 @@ def load_policy(policy_class: type[Any], folder: Path) -> Any:
             f"{str(folder)!r} holds no policy, {_POLICY_FILE} is missing: give a folder that "
             "save_pretrained wrote."
         )
-    kwargs = json.loads((folder / _POLICY_FILE).read_text(encoding="utf-8"))
-    width, vocabulary_size = kwargs.pop("width"), kwargs.pop("vocabulary_size")
-    policy = policy_class(
-        spaces.Box(NO_TOKEN, vocabulary_size - 1, (width,), np.int64),
-        spaces.Discrete(vocabulary_size),
-        lambda _: 0.0,
-        **{**kwargs, "actor": str(folder), "config": None},
-    )
-    critic = torch.load(folder / _CRITIC_FILE, map_location="cpu", weights_only=True)
-    missing, unexpected = policy.load_state_dict(critic, strict=False)
-    assert not unexpected and all(name.startswith(_ACTOR_PREFIX) for name in missing)
+    policy = policy_class(**_read_arguments(policy_class, folder))
+    _load_critic(policy, folder / _CRITIC_FILE)
     return policy
+
+
+def _read_arguments(policy_class: type[Any], folder: Path) -> dict[str, Any]:
+    """The arguments that build the policy; ValueError where its file is broken."""
+    file = folder / _POLICY_FILE
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        width, vocabulary_size = int(found.pop("width")), int(found.pop("vocabulary_size"))
+        arguments = {
+            "observation_space": spaces.Box(NO_TOKEN, vocabulary_size - 1, (width,), np.int64),
+            "action_space": spaces.Discrete(vocabulary_size),
+            "lr_schedule": lambda _: 0.0,
+            **{**found, "actor": str(folder), "config": None},
+        }
+        inspect.signature(policy_class).bind(**arguments)
+    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{str(file)!r} is broken ({type(error).__name__}: {error}): save the policy again, or "
+            "restore the file."
+        ) from error
+    return arguments
+
+
+def _load_critic(policy: Any, file: Path) -> None:
+    """Load everything but the actor; ValueError where the file is missing or not this policy's."""
+    if not file.is_file():
+        raise ValueError(
+            f"{str(file)!r} is missing, which holds the policy's critic: save the policy again, or "
+            "restore the file."
+        )
+    try:
+        critic = torch.load(file, map_location="cpu", weights_only=True)
+        missing, unexpected = policy.load_state_dict(critic, strict=False)
+    except (EOFError, LookupError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{str(file)!r} does not hold this policy's critic ({type(error).__name__}): save the "
+            "policy again, or restore the file."
+        ) from error
+    wrong = [*unexpected, *(name for name in missing if not name.startswith(_ACTOR_PREFIX))]
+    if wrong:
+        raise ValueError(
+            f"{str(file)!r} does not hold this policy's critic (it differs in {wrong[0]!r}): save "
+            "the policy again, or restore the file."
+        )
 
 
 def json_config(model: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from stable_baselines3.common.utils import (
 
 from agents.buffer import EpisodeRolloutBuffer
 from agents.callbacks import RLHFCallback
+from agents.checks import PPO_RANGES, check_ranges
 from agents.losses import micro_batches, ppo_losses, whiten
 from agents.policy import LMActorCriticPolicy
 
@@ -99,6 +100,9 @@ class TokenPPO(PPO):
         stats_window_size: int = 100,
         _init_setup_model: bool = True,
     ) -> None:
+        given = locals()  # first of all, so that it holds the arguments
+        # A schedule is checked by nobody: what it gives is known only in training.
+        check_ranges(given, {n: r for n, r in PPO_RANGES.items() if not callable(given[n])})
         if normalize_advantage and whiten_advantages:
             raise ValueError(
                 "normalize_advantage (per minibatch) and whiten_advantages (per rollout) do the "

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.config import RewardModelConfig
+from agents.files import write_json
 from agents.progress import progress_bar
-from agents.runs import write_json
 from tokenenv.language_model import resolve_device
 from tokenenv.preferences import (
     PreferencePair,
@@ -33,12 +33,7 @@ def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, An
     Raises:
         ValueError: the pairs, the base or the folder can't be used.
     """
-    if config.out.exists() and (config.out.is_file() or any(config.out.iterdir())):
-        if config.out.is_file() or not config.overwrite:
-            raise ValueError(
-                f"out={str(config.out)!r} exists already: choose another folder, or pass "
-                "--overwrite."
-            )
+    _check_folder(config)
     settings = RewardTrainingSettings(
         epochs=config.epochs,
         batch_size=config.batch_size,
@@ -51,10 +46,8 @@ def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, An
     device = resolve_device(config.device)
     reward_model = new_reward_model(model_source(config.base, "reference"), device, config.seed)
     kept = _short_enough(pairs, reward_model, config.max_tokens)
-    if len(kept) < len(pairs):
-        console.print(
-            f"{len(pairs) - len(kept):,} of {len(pairs):,} pairs are too long and were left out."
-        )
+    _print_notes(console, pairs, kept)
+    config.out.mkdir(parents=True, exist_ok=True)  # fails before the training, not after it
     with progress_bar(console) as bar:
         task = bar.add_task("training", total=None, note="")
         report = train_reward_model(
@@ -80,6 +73,28 @@ def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, An
     return found
 
 
+def _check_folder(config: RewardModelConfig) -> None:
+    """Raise ValueError where writing to `config.out` would replace something unasked."""
+    if config.out.exists() and (config.out.is_file() or any(config.out.iterdir())):
+        if config.out.is_file() or not config.overwrite:
+            raise ValueError(
+                f"out={str(config.out)!r} exists already: choose another folder, or pass "
+                "--overwrite."
+            )
+
+
+def _print_notes(console: Console, pairs: list[PreferencePair], kept: list[PreferencePair]) -> None:
+    if len(kept) < len(pairs):
+        console.print(
+            f"{len(pairs) - len(kept):,} of {len(pairs):,} pairs are too long and were left out."
+        )
+    same = sum(pair.chosen == pair.rejected for pair in kept)
+    if same:
+        console.print(
+            f"note: {same:,} of {len(kept):,} pairs have the same text twice and teach nothing."
+        )
+
+
 def _short_enough(
     pairs: list[PreferencePair], reward_model: RewardModel, max_tokens: int | None
 ) -> list[PreferencePair]:
@@ -88,7 +103,9 @@ def _short_enough(
     Raises:
         ValueError: none can be read.
     """
-    limit = max_tokens or getattr(reward_model.model.config, "max_position_embeddings", None)
+    limit = max_tokens
+    if limit is None:
+        limit = getattr(reward_model.model.config, "max_position_embeddings", None)
     if limit is None:
         return pairs
     kept = [

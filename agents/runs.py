@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -15,15 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from agents.config import TrainConfig
+from agents.files import write_json
 
-__all__ = ["RunFolder", "write_json"]
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON so that a reader sees either the old file or the whole new one."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+__all__ = ["RunFolder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +41,7 @@ class RunFolder:
         if root.is_file():
             raise ValueError(f"out={str(root)!r} is a file: give a folder for the run.")
         if root.is_dir() and any(root.iterdir()):
-            if not config.overwrite:
-                raise ValueError(
-                    f"out={str(root)!r} exists already: choose another folder, or pass "
-                    "--overwrite to replace the run in it."
-                )
-            _remove_run(root)
+            _clear(root, config)
         run = cls(root)
         run.checkpoints.mkdir(parents=True, exist_ok=True)
         write_json(run.config, config.as_json())
@@ -139,11 +127,44 @@ _CONTENTS = (
 )
 
 
-def _remove_run(root: Path) -> None:
-    """Remove what a run leaves, and nothing else that a user may keep there."""
-    for name in _CONTENTS:
+def _clear(root: Path, config: TrainConfig) -> None:
+    """Remove the run in `root`, and nothing else that a user may keep there.
+
+    Raises:
+        ValueError: `overwrite` is off, what is there is no run, or this run reads from it.
+    """
+    if not config.overwrite:
+        raise ValueError(
+            f"out={str(root)!r} exists already: choose another folder, or pass "
+            "--overwrite to replace the run in it."
+        )
+    held = [name for name in _CONTENTS if (root / name).exists()]
+    if held and not _is_run(root):
+        raise ValueError(
+            f"out={str(root)!r} holds {', '.join(held)}, but not of a run: nothing was removed. "
+            "Choose another folder."
+        )
+    for source in (config.actor, config.reference, config.reward_model, config.prompts):
+        if source is not None and root.resolve() in [Path(source).resolve(), *_parents(source)]:
+            raise ValueError(
+                f"{source!r} lies in out={str(root)!r}, which --overwrite would remove: choose "
+                "another folder."
+            )
+    for name in held:
         path = root / name
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.exists():
+        else:
             path.unlink()
+
+
+def _parents(source: str) -> list[Path]:
+    return list(Path(source).resolve().parents)
+
+
+def _is_run(root: Path) -> bool:
+    try:
+        TrainConfig.from_json(json.loads((root / "config.json").read_text(encoding="utf-8")))
+    except (OSError, TypeError, ValueError):
+        return False
+    return True

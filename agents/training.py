@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import JSONOutputFormat, Logger, TensorBoardOutputFormat
 
 from agents.callbacks import RLHFCallback
 from agents.config import TrainConfig
 from agents.curves import draw_curves, read_metrics
 from agents.evaluation import EvaluationCallback, HeldOut, ResponseReport, evaluate
+from agents.files import whole_folder, write_json
 from agents.policy import LMActorCriticPolicy
 from agents.ppo import TokenPPO
 from agents.progress import CheckpointCallback, ProgressCallback, SamplesCallback, progress_bar
-from agents.runs import RunFolder, write_json
+from agents.runs import RunFolder
 from agents.vec_env import TokenVecEnv, make_vec_env
 from tokenenv.optimum import Comparison
 from tokenenv.rewards import LearnedReward
@@ -26,7 +34,20 @@ __all__ = ["Interrupted", "TrainingRun", "summarize"]
 
 
 class Interrupted(Exception):
-    """Training was stopped by Ctrl-C; the message says what was kept and where."""
+    """A run was stopped by Ctrl-C; the message says what was kept and where."""
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, as schedulers send it, keep the same things as Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class TrainingRun:
@@ -46,6 +67,10 @@ class TrainingRun:
         self.held_out = HeldOut.of(config.environment(), config.eval_prompts)
         self.model = build_agent(config, self.env)
         _choose_threads(config, self.model)
+        # The reference, unless training starts from another model: then a copy of that.
+        self.starting_actor = self.held_out.scorer.reference.language_model.model
+        if config.actor is not None:
+            self.starting_actor = copy.deepcopy(self.model.policy.actor).requires_grad_(False)
         self.run = RunFolder.create(config)
         self.tokenizer = self.held_out.scorer.reference.language_model.tokenizer
         self.before: list[ResponseReport] = []
@@ -55,63 +80,94 @@ class TrainingRun:
         """Train, save, evaluate; returns the summary.
 
         Raises:
-            Interrupted: by Ctrl-C; a checkpoint, the policy and the metrics so far are kept.
+            Interrupted: by Ctrl-C or SIGTERM; what there is by then is kept, and the message says
+                where.
         """
+        self.console.print(f"training in [bold]{escape(str(self.run.root))}[/bold]")
+        with _sigterm_as_ctrl_c():
+            seconds = self._learn()
+            try:
+                return self._finish(seconds)
+            except KeyboardInterrupt:
+                raise Interrupted(
+                    f"training is done, the evaluation was stopped. Kept in {self.run.root}: "
+                    "policy/, checkpoints/, metrics.jsonl and samples.jsonl. Measure it with: "
+                    f"tokenrlhf evaluate {self.run.root}"
+                ) from None
+
+    def _learn(self) -> float:
+        """Train and save the models; returns the seconds it took."""
         config, run, model = self.config, self.run, self.model
-        logger = Logger(
-            str(run.root),
-            [JSONOutputFormat(str(run.metrics)), TensorBoardOutputFormat(str(run.tensorboard))],
-        )
+        outputs = [
+            JSONOutputFormat(str(run.metrics)),
+            TensorBoardOutputFormat(str(run.tensorboard)),
+        ]
+        logger = Logger(str(run.root), outputs)
         model.set_logger(logger)
-        metrics = RLHFCallback()
-        samples = SamplesCallback(run, self.held_out, max(1, config.eval_every))
-        progress = ProgressCallback(self.console, metrics, config.total_tokens)
-        checkpoints = CheckpointCallback(run.checkpoints, config.checkpoint_every)
-        callbacks = [metrics, samples, checkpoints, progress]
-        if config.eval_every:
-            best = run.checkpoints / "best"
-            callbacks.append(
-                EvaluationCallback(
-                    self.held_out,
-                    config.eval_every,
-                    best,
-                    seed=config.seed,
-                    tokenizer=self.tokenizer,
-                )
-            )
-        self.before = samples.respond(self.held_out.scorer.reference.language_model.model)
+        progress, callbacks = self._callbacks()
         start = time.perf_counter()
         try:
-            model.learn(config.total_tokens, callback=list(callbacks))
+            self.before = self.samples.respond(self.starting_actor)
+            model.learn(config.total_tokens, callback=callbacks)
         except KeyboardInterrupt:
             progress.close()
-            raise self._interrupted(checkpoints) from None
+            kept = self._keep("interrupted")
+            raise Interrupted(f"stopped after {model.num_timesteps:,} tokens. {kept}") from None
+        except Exception:  # a user's reward function, say: what was learned so far is not lost
+            progress.close()
+            self.console.print(escape(self._keep("failed")))
+            raise
         finally:
             progress.close()
             logger.dump(model.num_timesteps)  # what the last update recorded
             logger.close()
         seconds = time.perf_counter() - start
-        checkpoints.save(f"tokens-{model.num_timesteps}")
+        self.checkpoints.save(f"tokens-{model.num_timesteps}")
         self._save_models()
-        self.after = samples.respond(model.policy.actor)
-        run.append_samples(model.num_timesteps, self.after)
-        return self._summarize(seconds)
+        return seconds
 
-    def _interrupted(self, checkpoints: CheckpointCallback) -> Interrupted:
-        """Keep what there is; a second Ctrl-C meanwhile is the user's own wish."""
-        path = checkpoints.save("interrupted")
+    def _callbacks(self) -> tuple[ProgressCallback, list[BaseCallback]]:
+        config, run = self.config, self.run
+        metrics = RLHFCallback()
+        self.samples = SamplesCallback(run, self.held_out, max(1, config.eval_every))
+        self.checkpoints = CheckpointCallback(run.checkpoints, config.checkpoint_every)
+        self.checkpoints.init_callback(self.model)
+        progress = ProgressCallback(self.console, metrics, config.total_tokens)
+        callbacks: list[BaseCallback] = [metrics, self.samples, self.checkpoints, progress]
+        if config.eval_every:
+            callbacks.append(
+                EvaluationCallback(
+                    self.held_out,
+                    config.eval_every,
+                    run.checkpoints / "best",
+                    seed=config.seed,
+                    tokenizer=self.tokenizer,
+                )
+            )
+        return progress, callbacks
+
+    def _keep(self, name: str) -> str:
+        """Save what there is, and say where."""
+        path = self.checkpoints.save(name)
         self._save_models()
-        return Interrupted(
-            f"stopped after {self.model.num_timesteps:,} tokens. Kept in {self.run.root}: "
-            f"{path.relative_to(self.run.root)} (TokenPPO.load reads it), policy/, metrics.jsonl "
-            "and samples.jsonl."
+        return (
+            f"Kept in {self.run.root}: {path.relative_to(self.run.root)} (TokenPPO.load reads it), "
+            "policy/, metrics.jsonl and samples.jsonl."
         )
 
+    def _finish(self, seconds: float) -> dict[str, Any]:
+        self.after = self.samples.respond(self.model.policy.actor)
+        self.run.append_samples(self.model.num_timesteps, self.after)
+        return self._summarize(seconds)
+
     def _save_models(self) -> None:
-        self.model.policy.save_pretrained(self.run.policy, self.tokenizer)  # type: ignore[operator]
+        policy: Any = self.model.policy
+        with whole_folder(self.run.policy) as folder:
+            policy.save_pretrained(folder, self.tokenizer)
         reward = self.held_out.scorer.reward
         if isinstance(reward, LearnedReward):
-            reward.reward_model.save_pretrained(self.run.reward_model)
+            with whole_folder(self.run.reward_model) as folder:
+                reward.reward_model.save_pretrained(folder)
 
     def _summarize(self, seconds: float) -> dict[str, Any]:
         with progress_bar(self.console) as bar:
@@ -122,6 +178,7 @@ class TrainingRun:
                 self.config.eval_responses,
                 self.config.seed,
                 lambda done, total: bar.update(task, completed=done, total=total),
+                starting_actor=None if self.config.actor is None else self.starting_actor,
             )
         tokens = self.model.num_timesteps
         summary = summarize(self.config, self.held_out, comparison)

@@ -6,9 +6,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 from tiny_task import P, Spy, T, begin, collect, make_agent, perturb, save_actor
 
 from agents import EpisodeRolloutBuffer, LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
@@ -243,3 +243,32 @@ def test_an_observation_wrapper_is_refused_before_training(tiny_task_kwargs):
     assert env.observation_space.shape == (P + T,)
     with pytest.raises(ValueError, match="Take observation wrappers and normalisers off"):
         stock(DummyVecEnv([lambda: env]), tiny_task_kwargs)
+
+
+@pytest.mark.parametrize("wrapper", ["normalize", "scale"])
+def test_a_wrapper_that_changes_the_reward_is_refused(tiny_task_kwargs, wrapper):
+    def wrapped() -> gym.Env:
+        env = gym.make("TokenRLHF-v0", **tiny_task_kwargs)
+        if wrapper == "normalize":
+            return gym.wrappers.NormalizeReward(env)
+        return gym.wrappers.TransformReward(env, lambda reward: 100.0 * reward)
+
+    model = stock(DummyVecEnv([wrapped]), tiny_task_kwargs)
+    with pytest.raises(ValueError, match="wrapper changed the reward"):
+        model.learn(24, callback=RLHFCallback())
+
+
+def test_stacked_frames_are_refused(tiny_task_kwargs):
+    env = VecFrameStack(make_vec_env(n_envs=2, **tiny_task_kwargs), 2)
+    model = TokenPPO(
+        LMActorCriticPolicy, env, n_steps=12, policy_kwargs={"actor": tiny_task_kwargs["reference"]}
+    )
+    with pytest.raises(ValueError, match="wrapper"):
+        model.learn(24)
+
+
+def test_an_off_policy_algorithm_is_refused(tiny_task_kwargs):
+    env = make_vec_env(n_envs=1, **tiny_task_kwargs)
+    model = DQN("MlpPolicy", env, buffer_size=100, learning_starts=10)
+    with pytest.raises(ValueError, match="on-policy"):
+        model.learn(20, callback=RLHFCallback())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,9 @@ TINY = [
     ),
     *("--device", "cpu"),
 ]
+
+
+REWARD_MODEL = ["reward-model", "--pairs", "no.jsonl", "--base", "reviews", "--out", "rm"]
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +159,33 @@ def test_a_run_folder_that_exists_is_refused_unless_told(run, tmp_path, capsys):
         (["train", "--device", "quantum"], ["device='quantum'", "cpu"]),
         (["evaluate", "/nowhere"], ["/nowhere", "no run"]),
         (["sample", "/nowhere", "--prompt", "x"], ["/nowhere", "no run"]),
-        (["reward-model", "--pairs", "no.jsonl", "--base", "reviews", "--out", "rm"], ["no.jsonl"]),
+        (["train", "--clip-range", "0"], ["clip_range=0", "greater than 0"]),
+        (["train", "--clip-range-vf", "-0.2"], ["clip_range_vf=-0.2", "or None"]),
+        (["train", "--num-threads", "0"], ["num_threads=0", "at least 1"]),
+        (["train", "--vf-coef", "-1"], ["vf_coef=-1", "0 or a positive"]),
+        (["train", "--ent-coef", "inf"], ["ent_coef=inf", "finite"]),
+        (["train", "--learning-rate", "nan"], ["learning_rate=nan", "finite"]),
+        (["train", "--max-grad-norm", "0"], ["max_grad_norm=0", "greater than 0"]),
+        (["train", "--gamma", "1.1"], ["gamma=1.1", "from 0 to 1"]),
+        (["train", "--gae-lambda", "-0.1"], ["gae_lambda=-0.1", "from 0 to 1"]),
+        (["train", "--target-kl", "0"], ["target_kl=0", "or None"]),
+        (["train", "--micro-batch-tokens", "0"], ["micro_batch_tokens=0", "at least 1"]),
+        (["train", "--eval-every", "-1"], ["eval_every=-1", "0 for none"]),
+        (["train", "--checkpoint-every", "-1"], ["checkpoint_every=-1", "0 for none"]),
+        (["train", "--eval-responses", "0"], ["eval_responses=0", "even"]),
+        (["train", "--eval-responses", "7"], ["eval_responses=7", "even"]),
+        (["train", "--seed", "-1"], ["seed=-1", "0 or more"]),
+        (["train", "--critic", "reward_model"], ["'reward_model'", "--value-head separate"]),
+        (["evaluate", "run", "--eval-prompts", "0"], ["eval_prompts=0", "at least 1"]),
+        (["evaluate", "run", "--eval-responses", "0"], ["eval_responses=0", "even"]),
+        (["evaluate", "run", "--eval-responses", "3"], ["eval_responses=3", "even"]),
+        (["evaluate", "run", "--seed", "-1"], ["seed=-1"]),
+        (["sample", "run", "--prompt", "x", "--n", "0"], ["n=0", "at least 1"]),
+        (["sample", "run", "--prompt", "x", "--seed", "-1"], ["seed=-1"]),
+        ([*REWARD_MODEL, "--max-tokens", "0"], ["max_tokens=0", "at least 1"]),
+        ([*REWARD_MODEL, "--centering-coef", "-1"], ["centering_coef=-1", "0 or a positive"]),
+        ([*REWARD_MODEL, "--seed", "-1"], ["seed=-1"]),
+        (REWARD_MODEL, ["no.jsonl"]),
     ],
 )
 def test_a_mistake_gets_an_answer_and_no_traceback(
@@ -163,6 +193,7 @@ def test_a_mistake_gets_an_answer_and_no_traceback(
 ):
     monkeypatch.chdir(tmp_path)
     if arguments[0] == "train":
+        # the last of two wins
         arguments = [*TINY, *arguments[1:], "--out", str(tmp_path / "run")]
         arguments.insert(0, "train")
     try:
@@ -175,6 +206,76 @@ def test_a_mistake_gets_an_answer_and_no_traceback(
     for part in telling:
         assert part in said
     assert "Traceback" not in captured.err + captured.out
+
+
+def refused(arguments, capsys) -> str:
+    """What a command that must fail with status 2 said."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1000")
+    file = tmp_path / "file"
+    file.write_text("not a folder")
+    assert str(file) in refused(["train", "--out", str(file / "run"), *TINY], capsys)
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"p{i}", "chosen": " good", "rejected": " bad"} for i in range(4)]
+    pairs.write_text("\n".join(map(json.dumps, rows)))
+    arguments = ["reward-model", "--pairs", str(pairs), "--base", "reviews"]
+    assert str(file) in refused([*arguments, "--out", str(file / "rm")], capsys)
+
+
+def test_a_mistake_in_the_constructor_is_refused_like_one_on_the_command_line():
+    from agents import LMActorCriticPolicy, TokenPPO
+
+    for name, value in {"clip_range": 0.0, "gamma": 2.0, "vf_coef": -1, "n_epochs": 0}.items():
+        with pytest.raises(ValueError, match=f"{name}={value} must be"):
+            TokenPPO(LMActorCriticPolicy, None, **{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "telling"),
+    [
+        ("config.json", "{", "config.json"),
+        ("config.json", "[1]", "JSON object"),
+        ("config.json", '{"colour": 1, "out": "x"}', "'colour'"),
+        ("config.json", '{"n_envs": "many"}', "n_envs='many'"),
+        ("policy/policy.json", "{", "policy.json"),
+        ("policy/policy.json", "[]", "policy.json"),
+        ("policy/policy.json", '{"width": 4}', "vocabulary_size"),
+        ("policy/critic.pt", None, "critic.pt"),
+        ("policy/critic.pt", "nonsense", "critic.pt"),
+    ],
+)
+def test_a_broken_file_of_a_run_is_named(
+    run, name, content, telling, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("COLUMNS", "1000")
+    broken = tmp_path / "broken"
+    shutil.copytree(run, broken)
+    if content is None:
+        (broken / name).unlink()
+    else:
+        (broken / name).write_text(content)
+    said = refused(["sample", str(broken), "--prompt", "The plot", "--n", "1"], capsys)
+    assert str(broken / name) in said and telling in said
+
+
+def test_pairs_with_the_same_text_twice_are_counted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1000")
+    rows = [
+        {"prompt": f"The plot {i}", "chosen": " was fun.", "rejected": " was dull."}
+        for i in range(8)
+    ]
+    rows[3]["rejected"] = rows[3]["chosen"]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("\n".join(map(json.dumps, rows)))
+    arguments = ["reward-model", "--pairs", str(pairs), "--base", "reviews", "--device", "cpu"]
+    arguments += ["--epochs", "1", "--eval-fraction", "0.3", "--out", str(tmp_path / "rm")]
+    assert main(arguments) == 0
+    assert "1 of 8 pairs have the same text twice" in capsys.readouterr().out
 
 
 def test_help_explains_every_setting(capsys):

@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 import warnings
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -428,6 +429,16 @@ def test_prompts_from_a_text_file(settings, tmp_path, ending):
     file = tmp_path / "prompts.txt"
     file.write_bytes(ending.join([*PROMPTS, "", ""]).encode())
     assert make(settings, prompts=str(file)).mdp.prompts == PROMPTS
+
+
+def test_models_and_prompts_may_be_given_as_paths(settings, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(PROMPTS))
+    folders = {name: Path(settings[name]) for name in ("reference", "reward_model")}
+    env = make(settings, prompts=file, **folders)
+    assert env.mdp.prompts == PROMPTS
+    assert env.mdp.settings.reference == str(folders["reference"])
+    assert env.mdp.settings.reward_model == str(folders["reward_model"])
 
 
 def test_every_tenth_prompt_of_a_file_without_splits_is_held_out(settings, tmp_path):

@@ -45,7 +45,6 @@ FLOORS: dict[str, float] = {
     "tokenenv.rendering": 4.1,
     "tokenenv.env": 4.2,
     "tokenenv.vector_env": 4.3,
-    "tokenenv.wrappers": 4.4,
     # 5: the optimum, and what is made from all of it
     "tokenenv.optimum": 5.0,
     "tokenenv.building": 5.5,
@@ -54,8 +53,10 @@ FLOORS: dict[str, float] = {
     "tokenenv.building.reviews_measuring": 5.7,
     "tokenenv.building.reviews": 5.8,
     # 6: the parts of an agent
+    "agents.checks": 6.0,
     "agents.critic": 6.0,
     "agents.episode_records": 6.0,
+    "agents.files": 6.0,
     "agents.losses": 6.1,
     "agents.packing": 6.0,
     "agents.policy_checks": 6.0,

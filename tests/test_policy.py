@@ -134,7 +134,9 @@ def test_entropy_and_gradients_are_those_of_the_distribution(tiny_folder, rng):
     assert max(float(gradient.abs().max()) for gradient in own) > 1e-2
 
 
-@pytest.mark.parametrize("event", ["training mode", "optimizer step", "state dict"])
+@pytest.mark.parametrize(
+    "event", ["training mode", "optimizer step", "state dict", "the actor's own state dict"]
+)
 def test_caches_are_dropped_where_weights_can_change(tiny_folder, event, rng):
     policy = make_policy(save_actor(tiny_folder / "llama", "llama"))
     obs = states(rng, 4)
@@ -147,6 +149,9 @@ def test_caches_are_dropped_where_weights_can_change(tiny_folder, event, rng):
         changed = {k: v + 0.05 * torch.randn_like(v) for k, v in weights(policy).items()}
         if event == "state dict":
             policy.load_state_dict(changed)
+        elif event == "the actor's own state dict":
+            own = {k.removeprefix("actor."): v for k, v in changed.items() if "actor." in k}
+            policy.actor.load_state_dict(own)
         else:
             policy.set_training_mode(True)
             with torch.no_grad():

@@ -23,6 +23,7 @@ from tokenenv.preferences import (
     train_reward_model,
 )
 from tokenenv.reward_model import load_reward_model, new_reward_model
+from tokenenv.tasks import load_task
 
 LN2 = math.log(2.0)
 
@@ -482,3 +483,13 @@ def test_a_pad_that_is_eos_never_hides_the_final_eos_in_plain_transformers(
         logit = plain(input_ids=torch.as_tensor(sequence)[None]).logits.item()
     assert logit == pytest.approx(model.raw_rewards([sequence])[0], abs=1e-5)
     assert abs(logit - model.raw_rewards([sequence[:-1]])[0]) > 1e-2
+
+
+def test_a_shared_reward_model_is_not_trained():
+    """The one in the process-level cache belongs to every environment."""
+    shared = load_reward_model(load_task("reviews").reward_model)
+    pairs = [PreferencePair(f"prompt {i}", "good", "bad") for i in range(4)]
+    before = [p.clone() for p in shared.model.parameters()]
+    with pytest.raises(ValueError, match="new_reward_model"):
+        train_reward_model(pairs, shared)
+    assert all(map(torch.equal, before, shared.model.parameters()))

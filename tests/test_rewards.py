@@ -113,6 +113,20 @@ def test_a_callable_object_with_state_works(settings):
     assert vector.step(np.array([9, EOS, 9]))[1].tolist() == [0.0, 2.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    "returned",
+    [[True, False, True], np.array([True, False, True]), torch.tensor([True, False, True])],
+    ids=["list", "numpy", "torch"],
+)
+def test_true_and_false_count_as_1_and_0(language_model, returned):
+    rewards = function(language_model, lambda prompts, responses: returned)(EPISODES)
+    assert rewards.raw.tolist() == [1.0, 0.0, 1.0]
+    assert rewards.raw.dtype == np.float64
+    per_token = [[True, False], [False] * 4, [True]]
+    rewards = function(language_model, lambda prompts, responses: per_token)(EPISODES)
+    assert rewards.raw.tolist() == [1.0, 0.0, 1.0]
+
+
 def test_a_function_is_found_by_its_name(settings, language_model):
     env = gym.make("TokenRLHF-v0", reward_model=f"{__name__}:word_count", **settings)
     env.reset()
@@ -135,8 +149,6 @@ def test_a_function_is_found_by_its_name(settings, language_model):
         (np.array([1.0, np.nan, 1.0]), r"returned nan for response 1"),
         ([1.0, "2", 3.0], r"returned '2' \(str\) for response 1; a reward is a float"),
         ([1.0, None, 3.0], r"returned None \(NoneType\) for response 1"),
-        ([True, False, True], r"returned True \(bool\) for response 0; a reward is a float"),
-        (np.array([True, False, True]), r"returned True \(bool\) for response 0"),
         ([1.0, 2j, 3.0], r"returned 2j \(complex\) for response 1"),
         ([1.0, [1.0] * 4, 3.0], r"mixed floats and lists"),
         ([[1.0] * 3, [1.0] * 3, [1.0]], r"3 token rewards for response 1, which has 4 tokens"),

@@ -11,7 +11,7 @@ Axes: `X` prompts, `n` responses from each of the two.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from tokenenv.rewards import Episode
 from tokenenv.sampling import SampledResponse, sample_responses
 from tokenenv.scoring import EpisodeScorer
 
-__all__ = ["Comparison", "MixtureSamples", "compare", "log_mean_exp", "sample_mixture"]
+__all__ = ["Comparison", "MixtureSamples", "compare", "log_mean_exp", "rescaled", "sample_mixture"]
 
 LOW_EFFECTIVE_SAMPLE_SIZE = 0.05
 """Share of the samples under which the bound is called unreliable."""
@@ -226,6 +226,23 @@ def compare(
         eos_rate=float(samples.stopped[0].mean()),
         prompts=samples.scores.shape[1],
         responses_per_prompt=2 * samples.scores.shape[2],
+    )
+
+
+def rescaled(
+    found: Comparison, objective_reference: float, optimum_lower_bound: float | None
+) -> Comparison:
+    """`found` between another untrained actor's J and another bound, without an interval."""
+    fraction = None
+    if optimum_lower_bound is not None and optimum_lower_bound > objective_reference:
+        reach = optimum_lower_bound - objective_reference
+        fraction = (found.objective - objective_reference) / reach
+    return replace(
+        found,
+        objective_reference=objective_reference,
+        optimum_lower_bound=optimum_lower_bound,
+        objective_fraction=fraction,
+        fraction_interval=None,
     )
 
 

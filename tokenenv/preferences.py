@@ -102,6 +102,10 @@ class RewardTrainingSettings:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
         if not 0 < self.eval_fraction < 1:
             raise ValueError(f"eval_fraction={self.eval_fraction} must lie between 0 and 1.")
+        if not 0 <= self.centering_coef < float("inf"):
+            raise ValueError(
+                f"centering_coef={self.centering_coef} must be 0 or a positive, finite number."
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +230,7 @@ def train_reward_model(
 
     Args:
         pairs: at least two prompts' worth, as text or as tokens.
-        reward_model: from `new_reward_model`, or one to train further.
+        reward_model: from `new_reward_model`; a shared one of `load_reward_model` is refused.
         settings: how; the defaults otherwise.
         on_step: called after every step with (step, all steps, training loss).
 
@@ -238,6 +242,11 @@ def train_reward_model(
             reads.
     """
     settings = settings or RewardTrainingSettings()
+    if reward_model.is_shared:
+        raise ValueError(
+            "this reward model is shared by every environment that uses it and must not change: "
+            "train one from new_reward_model(folder), which starts from the same trunk."
+        )
     tokens = [_tokenize(pair, reward_model) for pair in pairs]
     rng = np.random.default_rng(settings.seed)
     training, held_out = _split(tokens, settings.eval_fraction, rng)

@@ -40,15 +40,17 @@ class RewardModel:
     Args:
         model: a transformers sequence classifier with `num_labels == 1`.
         tokenizer: its tokenizer.
+        is_shared: whether it lives in the process-level cache, where nobody may train it.
 
     Attributes:
         mean: of the raw reward on reference samples; kept in `model.config.reward_mean`.
         std: likewise, in `model.config.reward_std`.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, is_shared: bool = False) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.is_shared = is_shared
 
     @property
     def mean(self) -> float:
@@ -181,7 +183,8 @@ def load_reward_model(name: str, device: str = "cpu", dtype: str = "float32") ->
     check_complete(report, name, "reward_model")
     disable_dropout(model)
     freeze(model)
-    return RewardModel(model.to(device), load_tokenizer(name, "reward_model"))
+    tokenizer = load_tokenizer(name, "reward_model")
+    return RewardModel(model.to(device), tokenizer, is_shared=True)
 
 
 def _check_classifier(config: Any, name: str) -> None:

@@ -2,8 +2,9 @@
 
 Both are `RewardSource`s: finished episodes in, raw rewards out. A function takes
 `(prompts: list[str], responses: list[str])` and returns one float per response, or one list of
-floats per response: rewards per token. A function with a third parameter `response_tokens` is also
-given the text of each token, so that it can count them as the actor did.
+floats per response: rewards per token. True and False count as 1 and 0. A function with a third
+parameter `response_tokens` is also given the text of each token, so that it can count them as the
+actor did.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ class FunctionReward:
     def _number(self, reward: Any, where: str) -> float:
         if hasattr(reward, "tolist"):
             reward = reward.tolist()
-        if isinstance(reward, bool) or not isinstance(reward, numbers.Real):
+        if not isinstance(reward, numbers.Real):
             raise ValueError(
                 f"{self.name} returned {reward!r} ({type(reward).__name__}) for {where}; a reward "
                 "is a float."

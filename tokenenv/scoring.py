@@ -71,7 +71,7 @@ class EpisodeScorer:
         score = rewards.normalized
         if self.score_clip is not None:
             score = np.clip(score, -self.score_clip, self.score_clip)
-        stopped = np.array([e.stopped for e in episodes])
+        stopped = np.array([e.stopped for e in episodes], dtype=bool)
         score = score - self.missing_eos_penalty * ~stopped
         return EpisodeScores(
             rewards.raw,

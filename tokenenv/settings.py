@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,10 @@ SCORINGS = ("step", "deferred")
 
 @dataclass(frozen=True)
 class EnvSettings:
-    """The keyword arguments of `gym.make`, as `TokenEnv` documents them. None: the task's own."""
+    """The keyword arguments of `gym.make`, as `TokenEnv` documents them. None: the task's own.
+
+    A `pathlib.Path` will do for `reference`, `reward_model` and `prompts`; it becomes a string.
+    """
 
     task: str = "reviews"
     reference: str | None = None
@@ -44,6 +48,8 @@ class EnvSettings:
 
     def __post_init__(self) -> None:
         """Refuse what can be refused without loading a model."""
+        for name in ("reference", "reward_model", "prompts"):
+            object.__setattr__(self, name, _without_path(getattr(self, name)))
         check_split(self.split)
         _one_of("kl_shaping", self.kl_shaping, KL_SHAPINGS)
         _one_of("scoring", self.scoring, SCORINGS)
@@ -80,7 +86,7 @@ class EnvSettings:
             if getattr(self, name) is None
         }
         for name in ("reference", "reward_model"):
-            own[name] = model_source(own.get(name) or getattr(self, name), name)
+            own[name] = model_source(_without_path(own.get(name) or getattr(self, name)), name)
         return dataclasses.replace(self, device=resolve_device(self.device), **own)
 
 
@@ -89,6 +95,10 @@ def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
         raise ValueError(
             f"{name}={value!r} is unknown: choose one of {', '.join(map(repr, allowed))}."
         )
+
+
+def _without_path(value: Any) -> Any:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def _is_finite(value: Any) -> bool:

@@ -1,0 +1,130 @@
+"""A run's folder: nothing that was computed is lost, and nothing of the user's is removed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from agents.config import TrainConfig
+from agents.curves import read_metrics
+from agents.files import whole_folder
+from agents.runs import RunFolder
+from agents.training import TrainingRun
+
+TINY = {
+    **{"total_tokens": 512, "n_envs": 16, "n_steps": 16, "batch_size": 128, "device": "cpu"},
+    **{"eval_prompts": 4, "eval_responses": 8, "eval_every": 0},
+}
+
+
+def train(out: Path, **given) -> tuple[TrainingRun, dict]:
+    run = TrainingRun(TrainConfig(out=out, **{**TINY, **given}), Console(quiet=True))
+    return run, run.train()
+
+
+def test_overwrite_removes_a_run_and_nothing_else(tmp_path):
+    out = tmp_path / "run"
+    train(out)
+    (out / "notes.txt").write_text("mine")
+    RunFolder.create(TrainConfig(out=out, overwrite=True))
+    assert (out / "notes.txt").read_text() == "mine"
+    assert not (out / "policy").exists() and not (out / "summary.json").exists()
+
+
+def test_overwrite_refuses_what_is_no_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "policy").mkdir()
+    with pytest.raises(ValueError, match="not of a run: nothing was removed"):
+        RunFolder.create(TrainConfig(out=tmp_path, overwrite=True))
+    assert (tmp_path / "policy").is_dir() and (tmp_path / "config.json").is_file()
+
+
+def test_overwrite_refuses_to_remove_what_the_run_reads(tmp_path):
+    out = tmp_path / "run"
+    train(out)
+    config = TrainConfig(out=out, overwrite=True, actor=str(out / "policy"))
+    with pytest.raises(ValueError, match="lies in out="):
+        RunFolder.create(config)
+    assert (out / "policy" / "model.safetensors").is_file()
+
+
+def test_j_of_the_untrained_actor_is_measured_where_it_is_not_the_reference(tmp_path):
+    """An actor that learns nothing has gained nothing, however good it was to begin with."""
+    first = {"n_envs": 32, "total_tokens": 8192, "learning_rate": 1e-3, "eval_responses": 64}
+    _, summary = train(tmp_path / "first", **first)
+    assert summary["objective"] - summary["objective_reference"] > 0.3
+    _, again = train(
+        tmp_path / "again",
+        actor=str(tmp_path / "first" / "policy"),
+        learning_rate=0.0,
+        eval_responses=64,
+    )
+    assert again["objective"] == pytest.approx(again["objective_reference"], abs=1e-6)
+    assert again["objective_fraction"] == pytest.approx(0.0, abs=1e-5)
+    assert again["score_reference"] < again["score"]
+
+
+def test_a_reward_that_fails_in_the_middle_loses_nothing(tmp_path, monkeypatch):
+    (tmp_path / "flaky.py").write_text(
+        "calls = []\n"
+        "def reward(prompts, responses):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) > 3:\n"
+        "        raise RuntimeError('the server is gone')\n"
+        "    return [1.0] * len(responses)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="the server is gone"):
+        train(out, reward_model="flaky:reward", total_tokens=4096)
+    assert (out / "checkpoints" / "failed.zip").is_file()
+    assert (out / "policy" / "model.safetensors").is_file()
+    assert read_metrics(out / "metrics.jsonl")
+
+
+def test_sigterm_keeps_what_ctrl_c_keeps(tmp_path):
+    out = tmp_path / "run"
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    command = ["-m", "agents.cli", "train", "--out", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, *command, *flags, "--total-tokens=100000000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    deadline = time.monotonic() + 90
+    while len(read_metrics(out / "metrics.jsonl")) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "stopped after" in said and "Traceback" not in said + errors
+    assert (out / "checkpoints" / "interrupted.zip").is_file()
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    place = tmp_path / "policy"
+    with whole_folder(place) as folder:
+        (folder / "a").write_text("old")
+    with pytest.raises(RuntimeError), whole_folder(place) as folder:
+        (folder / "a").write_text("half")
+        raise RuntimeError
+    assert (place / "a").read_text() == "old"
+    with whole_folder(place) as folder:
+        (folder / "b").write_text("new")
+    assert [path.name for path in place.iterdir()] == ["b"]
+
+
+def test_the_summary_is_json_that_anyone_reads(tmp_path):
+    train(tmp_path / "run")
+    text = (tmp_path / "run" / "summary.json").read_text()
+    assert "NaN" not in text and json.loads(text)["tokens"] == 512
