@@ -61,8 +61,8 @@ def _config_of(run: RunFolder) -> TrainConfig:
         return run.read_config()
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"{str(run.config)!r} is no configuration of a run: {error} Restore the file, or train "
-            "again."
+            f"{str(run.config)!r} is no configuration of a run ({str(error).rstrip('.')}): "
+            "restore the file, or train again."
         ) from error
 
 
@@ -88,6 +88,7 @@ def _evaluate(config: EvaluateConfig, console: Console) -> None:
     from agents.progress import progress_bar
     from agents.runs import RunFolder
     from agents.training import summarize
+    from tokenenv.language_model import load_trainable
 
     run = RunFolder.open(config.run)
     trained = _config_of(run)
@@ -105,6 +106,7 @@ def _evaluate(config: EvaluateConfig, console: Console) -> None:
             responses,
             config.seed,
             lambda done, total: bar.update(task, completed=done, total=total),
+            None if trained.actor is None else load_trainable(trained.actor).model,
         )
     seeded = dataclasses.replace(trained, seed=config.seed)
     _print_summary(console, summarize(seeded, held_out, comparison))

@@ -193,7 +193,6 @@ def test_a_mistake_gets_an_answer_and_no_traceback(
 ):
     monkeypatch.chdir(tmp_path)
     if arguments[0] == "train":
-        # the last of two wins
         arguments = [*TINY, *arguments[1:], "--out", str(tmp_path / "run")]
         arguments.insert(0, "train")
     try:
@@ -232,7 +231,7 @@ def test_a_mistake_in_the_constructor_is_refused_like_one_on_the_command_line():
 
     for name, value in {"clip_range": 0.0, "gamma": 2.0, "vf_coef": -1, "n_epochs": 0}.items():
         with pytest.raises(ValueError, match=f"{name}={value} must be"):
-            TokenPPO(LMActorCriticPolicy, None, **{name: value})  # type: ignore[arg-type]
+            TokenPPO(LMActorCriticPolicy, None, **{name: value})
 
 
 @pytest.mark.parametrize(
