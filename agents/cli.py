@@ -258,7 +258,10 @@ def _print_places(console: Console, root: Path, prompt: str) -> None:
     console.print(f"in [bold]{escape(str(root))}[/bold]:")
     for name, meaning in places.items():
         console.print(f"  {name:<15} {meaning}")
-    console.print(f"next: tokenrlhf sample {escape(str(root))} --prompt {escape(repr(prompt))}")
+    # As it was called: `make demo` calls it out of a virtual environment that is not activated.
+    called = Path(sys.argv[0])
+    command = str(called) if called.name == "tokenrlhf" and called.is_file() else "tokenrlhf"
+    console.print(f"next: {command} sample {escape(str(root))} --prompt {escape(repr(prompt))}")
 
 
 if __name__ == "__main__":

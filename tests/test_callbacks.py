@@ -188,7 +188,8 @@ def test_a_normaliser_that_does_nothing_is_none(tiny_task_kwargs):
     env = VecNormalize(
         make_vec_env(n_envs=2, **tiny_task_kwargs), norm_obs=False, norm_reward=False
     )
-    stock(env, tiny_task_kwargs).learn(1, callback=RLHFCallback())
+    model = stock(env, tiny_task_kwargs).learn(1, callback=RLHFCallback())
+    assert model.num_timesteps == 24  # one whole rollout: nothing refused it
 
 
 def test_a_temperature_mismatch_is_refused(tiny_task_kwargs):

@@ -13,9 +13,8 @@ from gymnasium import spaces
 from tokenenv.episodes import NO_TOKEN
 from tokenenv.rendering import render_episode
 from tokenenv.rewards import RewardFunction
-from tokenenv.scoring import EpisodeScorer
-from tokenenv.settings import EnvSettings, check_kl_coef
-from tokenenv.token_mdp import TokenMDP
+from tokenenv.settings import EnvSettings
+from tokenenv.token_mdp import MDPFace, TokenMDP
 
 __all__ = ["TokenEnv", "token_spaces"]
 
@@ -28,7 +27,7 @@ def token_spaces(mdp: TokenMDP) -> tuple[spaces.Box, spaces.Discrete]:
     return observation_space, spaces.Discrete(vocabulary_size)
 
 
-class TokenEnv(gym.Env[np.ndarray, np.int64]):
+class TokenEnv(MDPFace, gym.Env[np.ndarray, np.int64]):
     """Generate a response to a prompt, one token per step, for a learned reward.
 
     ## Description
@@ -121,25 +120,6 @@ class TokenEnv(gym.Env[np.ndarray, np.int64]):
         self.mdp = TokenMDP(EnvSettings(**settings), num_envs=1)
         self.observation_space, self.action_space = token_spaces(self.mdp)
         self.render_mode = render_mode
-
-    @property
-    def settings(self) -> EnvSettings:
-        """The resolved arguments."""
-        return self.mdp.settings
-
-    @property
-    def scorer(self) -> EpisodeScorer:
-        """The part that scores finished episodes."""
-        return self.mdp.scorer
-
-    @property
-    def kl_coef(self) -> float:
-        """β."""
-        return self.mdp.kl_coef
-
-    def set_kl_coef(self, kl_coef: float) -> None:
-        """Change β, between rollouts; ValueError where it is negative."""
-        self.mdp.kl_coef = check_kl_coef(kl_coef)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

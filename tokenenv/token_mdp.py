@@ -15,13 +15,13 @@ import numpy as np
 from tokenenv.episodes import NO_TOKEN, Episodes
 from tokenenv.language_model import LanguageModel, check_context
 from tokenenv.rewards import Episode
-from tokenenv.scoring import build_scorer
+from tokenenv.scoring import EpisodeScorer, build_scorer
 from tokenenv.settings import EnvSettings, check_kl_coef
 from tokenenv.shaping import reference_half
 from tokenenv.slot_cache import SlotDecoder
 from tokenenv.tasks import is_bundled, load_task, read_prompts
 
-__all__ = ["StepResult", "TokenMDP"]
+__all__ = ["MDPFace", "StepResult", "TokenMDP"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,3 +228,32 @@ class TokenMDP:
         return Episode(
             self.episodes.prompt(row), self.episodes.response(row), bool(self.episodes.stopped[row])
         )
+
+
+class MDPFace:
+    """What an environment over a `TokenMDP` shows of it.
+
+    Attributes:
+        mdp: the token MDP.
+    """
+
+    mdp: TokenMDP
+
+    @property
+    def settings(self) -> EnvSettings:
+        """The resolved arguments."""
+        return self.mdp.settings
+
+    @property
+    def scorer(self) -> EpisodeScorer:
+        """The part that scores finished episodes."""
+        return self.mdp.scorer
+
+    @property
+    def kl_coef(self) -> float:
+        """β."""
+        return self.mdp.kl_coef
+
+    def set_kl_coef(self, kl_coef: float) -> None:
+        """Change β, between rollouts; ValueError where it is negative."""
+        self.mdp.kl_coef = check_kl_coef(kl_coef)

@@ -13,14 +13,13 @@ from gymnasium.vector.utils import batch_space
 
 from tokenenv.env import token_spaces
 from tokenenv.rendering import render_episode
-from tokenenv.scoring import EpisodeScorer
-from tokenenv.settings import EnvSettings, check_kl_coef
-from tokenenv.token_mdp import StepResult, TokenMDP
+from tokenenv.settings import EnvSettings
+from tokenenv.token_mdp import MDPFace, StepResult, TokenMDP
 
 __all__ = ["TokenVectorEnv"]
 
 
-class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+class TokenVectorEnv(MDPFace, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """N token MDPs in one process, row by row equal to N `TokenEnv`s.
 
     Args:
@@ -70,25 +69,6 @@ class TokenVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self._seeds: list[int] = [-1] * num_envs
         self._waiting = np.zeros(num_envs, dtype=bool)
         self._all_rows = np.arange(num_envs)
-
-    @property
-    def settings(self) -> EnvSettings:
-        """The resolved arguments."""
-        return self.mdp.settings
-
-    @property
-    def scorer(self) -> EpisodeScorer:
-        """The part that scores finished episodes."""
-        return self.mdp.scorer
-
-    @property
-    def kl_coef(self) -> float:
-        """β."""
-        return self.mdp.kl_coef
-
-    def set_kl_coef(self, kl_coef: float) -> None:
-        """Change β, between rollouts; ValueError where it is negative."""
-        self.mdp.kl_coef = check_kl_coef(kl_coef)
 
     @property  # type: ignore[misc]
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
