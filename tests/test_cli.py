@@ -296,7 +296,8 @@ def test_help_loads_no_model_library():
     assert done.returncode == 0, done.stderr
 
 
-def test_ctrl_c_keeps_a_checkpoint_and_the_metrics(tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_stopped_run_keeps_a_checkpoint_and_the_metrics(tmp_path, stop):
     folder = tmp_path / "stopped"
     arguments = ["train", "--out", str(folder), *TINY, "--total-tokens", "100000000"]
     arguments[arguments.index("--checkpoint-every") + 1] = "0"
@@ -310,7 +311,7 @@ def test_ctrl_c_keeps_a_checkpoint_and_the_metrics(tmp_path):
     deadline = time.monotonic() + 90
     while len(read_metrics(folder / "metrics.jsonl")) < 2 and time.monotonic() < deadline:
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(stop)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "stopped after" in out and str(folder) in out.replace("\n", "")
