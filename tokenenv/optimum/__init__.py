@@ -1,0 +1,60 @@
+"""How good a policy can be, and how good one is: J*, J and everything between.
+
+- `solve` and `evaluate_exactly`: tasks small enough to enumerate, to the last decimal (`exact.py`).
+- `plain_returns`: the same for agents that know nothing of KL (`plain_return.py`).
+- `sample_mixture` and `compare`: J* bounded from samples, for every other task (`mixture.py`).
+"""
+
+from tokenenv.optimum.exact import (
+    ActionValues,
+    ExactEvaluation,
+    RankedResponse,
+    Solution,
+    evaluate_exactly,
+    rank_responses,
+    solve,
+    true_advantages,
+)
+from tokenenv.optimum.mixture import (
+    Comparison,
+    MixtureSamples,
+    compare,
+    log_mean_exp,
+    rescaled,
+    sample_mixture,
+)
+from tokenenv.optimum.plain_return import PlainReturns, plain_return, plain_returns
+from tokenenv.optimum.prefix_tree import (
+    MAX_RESPONSES,
+    Levels,
+    PrefixTree,
+    enumerate_mdp,
+    enumerate_task,
+    policy_levels,
+)
+
+__all__ = [
+    "MAX_RESPONSES",
+    "ActionValues",
+    "Comparison",
+    "ExactEvaluation",
+    "Levels",
+    "MixtureSamples",
+    "PlainReturns",
+    "PrefixTree",
+    "RankedResponse",
+    "Solution",
+    "compare",
+    "enumerate_mdp",
+    "enumerate_task",
+    "evaluate_exactly",
+    "log_mean_exp",
+    "plain_return",
+    "plain_returns",
+    "policy_levels",
+    "rank_responses",
+    "rescaled",
+    "sample_mixture",
+    "solve",
+    "true_advantages",
+]

@@ -1,0 +1,327 @@
+"""The optimum of a token MDP whose states can all be enumerated, and any policy judged exactly.
+
+The KL-regularised objective J(π) = E[R] − β·KL(π ‖ π_ref) has the optimum
+π*(y|x) ∝ π_ref(y|x)·exp(R(x, y)/β) (Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, eq. 3;
+Korbak et al. 2022, https://arxiv.org/abs/2205.11275), which soft backward induction finds token by
+token (Levine 2018, https://arxiv.org/abs/1805.00909). Everything is float64; nothing is sampled.
+
+Axes and levels are those of `prefix_tree`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from tokenenv.optimum.prefix_tree import (
+    Levels,
+    Policy,
+    PrefixTree,
+    enumerate_task,
+    policy_levels,
+)
+from tokenenv.settings import check_kl_coef
+
+__all__ = [
+    "ActionValues",
+    "ExactEvaluation",
+    "RankedResponse",
+    "Solution",
+    "evaluate_exactly",
+    "expectation",
+    "solve",
+    "true_advantages",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RankedResponse:
+    """A finished response with its probability under some policy.
+
+    Attributes:
+        text: decoded.
+        tokens: (n,) token ids.
+        probability: of the whole response.
+    """
+
+    text: str
+    tokens: np.ndarray
+    probability: float
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The optimum of the KL-regularised objective.
+
+    Attributes:
+        tree: the token MDP.
+        kl_coef: β.
+        optimum: J*, mean over prompts.
+        objective_reference: J_ref = E[R] under π_ref, mean over prompts.
+        optimum_by_prompt: (X,) J*(x).
+        log_policy: T levels (X, C^t, V) of log π*(a|s).
+        q_values: T levels (X, C^t, V) of Q*(s, a) = R at the end, V*(s') before it.
+        values: T levels (X, C^t) of V*(s) = β·log Σ_a π_ref(a|s)·exp(Q*(s, a)/β).
+    """
+
+    tree: PrefixTree
+    kl_coef: float
+    optimum: float
+    objective_reference: float
+    optimum_by_prompt: np.ndarray
+    log_policy: Levels
+    q_values: Levels
+    values: Levels
+
+    def most_likely(self, prompt: int, count: int = 5) -> list[RankedResponse]:
+        """The `count` most likely responses of π* to the prompt with that index, in order."""
+        return rank_responses(self.tree, self.log_policy, prompt, count)
+
+
+def rank_responses(
+    tree: PrefixTree, log_policy: Levels, prompt: int, count: int
+) -> list[RankedResponse]:
+    """The `count` most likely responses of a policy to the prompt with that index."""
+    probabilities = np.exp(tree.response_log_probs(log_policy)[prompt])
+    best = np.argsort(-probabilities, kind="stable")[:count]
+    responses = tree.responses()
+    decode = tree.language_model.decode
+    return [
+        RankedResponse(decode(responses[i]), responses[i], float(probabilities[i])) for i in best
+    ]
+
+
+def solve(task: str | PrefixTree, kl_coef: float | None = None) -> Solution:
+    """The optimal policy by soft backward induction over the tree of prefixes.
+
+    Args:
+        task: name of a task, or its tree from `enumerate_task`, which saves enumerating it again.
+        kl_coef: β > 0; the task's own unless given.
+
+    Raises:
+        ValueError: the task is too large to enumerate, or β is 0 or negative.
+    """
+    tree = _tree(task)
+    kl_coef = _positive_kl_coef(tree, kl_coef)
+    q_values: Levels = []
+    values: Levels = []
+    log_policy: Levels = []
+    after: np.ndarray | None = None
+    for t in reversed(range(tree.depth)):
+        q = np.where(tree.ending(t), tree.scores[t], tree.after(t, after))
+        unnormalized = tree.ref_log_probs[t] + q / kl_coef
+        normalizer = _log_sum_exp(unnormalized)
+        after = kl_coef * normalizer
+        q_values.insert(0, q)
+        values.insert(0, after)
+        log_policy.insert(0, unnormalized - normalizer[:, :, None])
+    reference = evaluate_levels(tree, tree.ref_log_probs, kl_coef)
+    return Solution(
+        tree=tree,
+        kl_coef=kl_coef,
+        optimum=float(values[0].mean()),
+        objective_reference=float(reference.objective.mean()),
+        optimum_by_prompt=values[0][:, 0],
+        log_policy=log_policy,
+        q_values=q_values,
+        values=values,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ExactEvaluation:
+    """What a policy reaches, by summation over all responses; means over prompts.
+
+    Attributes:
+        objective: J(π) = E[R] − β·KL(π ‖ π_ref).
+        objective_reference: J_ref.
+        optimum: J*.
+        objective_fraction: (J − J_ref)/(J* − J_ref); None where there is nothing to gain.
+        score: E[R].
+        kl: KL(π ‖ π_ref) per response, in nats.
+        kl_to_optimum: KL(π ‖ π*) per response, in nats: (J* − J)/β.
+        gold_reward: E[gold], or None.
+        score_reference: E[R] under π_ref.
+        gold_reward_reference: E[gold] under π_ref, or None.
+        response_length: mean tokens.
+        eos_rate: share of responses that end with EOS.
+    """
+
+    objective: float
+    objective_reference: float
+    optimum: float
+    objective_fraction: float | None
+    score: float
+    kl: float
+    kl_to_optimum: float
+    gold_reward: float | None
+    score_reference: float
+    gold_reward_reference: float | None
+    response_length: float
+    eos_rate: float
+
+
+def evaluate_exactly(
+    policy: Policy, task: str | PrefixTree | Solution, kl_coef: float | None = None
+) -> ExactEvaluation:
+    """J(π), E[R], KL(π ‖ π_ref) and KL(π ‖ π*) of a policy, by enumeration.
+
+    Args:
+        policy: see `policy_levels`.
+        task: name of a task, its tree, or its solution, which saves solving it again.
+        kl_coef: β > 0; the solution's, or the task's own, unless given.
+
+    Raises:
+        ValueError: `policy` is none, or as `solve`.
+    """
+    solution = task if isinstance(task, Solution) else solve(task, kl_coef)
+    if kl_coef is not None and kl_coef != solution.kl_coef:
+        solution = solve(solution.tree, kl_coef)
+    tree, kl_coef = solution.tree, solution.kl_coef
+    log_policy = policy_levels(policy, tree)
+    found = evaluate_levels(tree, log_policy, kl_coef)
+    reference = evaluate_levels(tree, tree.ref_log_probs, kl_coef)
+    objective = float(found.objective.mean())
+    reach = solution.optimum - solution.objective_reference
+    gained = objective - solution.objective_reference
+    return ExactEvaluation(
+        objective=objective,
+        objective_reference=solution.objective_reference,
+        optimum=solution.optimum,
+        objective_fraction=gained / reach if reach > 1e-9 else None,
+        score=float(found.score.mean()),
+        kl=float(found.kl.mean()),
+        kl_to_optimum=float(_divergence(tree, log_policy, solution.log_policy).mean()),
+        gold_reward=_mean(found.gold_reward),
+        score_reference=float(reference.score.mean()),
+        gold_reward_reference=_mean(reference.gold_reward),
+        response_length=float(found.response_length.mean()),
+        eos_rate=float(found.eos_rate.mean()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ActionValues:
+    """Exact values of a policy, its own KL in the reward.
+
+    Attributes:
+        values: T levels (X, C^t) of V^π(s).
+        q_values: T levels (X, C^t, V) of Q^π(s, a).
+        advantages: T levels (X, C^t, V) of A^π(s, a) = Q^π(s, a) − V^π(s).
+    """
+
+    values: Levels
+    q_values: Levels
+    advantages: Levels
+
+
+def true_advantages(
+    policy: Policy, task: str | PrefixTree, kl_coef: float | None = None
+) -> ActionValues:
+    """V^π, Q^π and A^π under r(s, a) = R at the end − β·(log π(a|s) − log π_ref(a|s)), γ = 1.
+
+    An action that π never takes has Q^π = ∞ where β > 0: the first of its probability costs no KL.
+
+    Args:
+        policy: see `policy_levels`.
+        task: name of a task, or its tree.
+        kl_coef: β ≥ 0; the task's own unless given.
+
+    Raises:
+        ValueError: `policy` is none, the task is too large to enumerate, or β is negative.
+    """
+    tree = _tree(task)
+    kl_coef = tree.kl_coef if kl_coef is None else check_kl_coef(kl_coef)
+    log_policy = policy_levels(policy, tree)
+    values: Levels = []
+    q_values: Levels = []
+    after: np.ndarray | None = None
+    for t in reversed(range(tree.depth)):
+        q = tree.after(t, after) + action_rewards(tree, log_policy, t, kl_coef)
+        after = expectation(log_policy[t], q)
+        q_values.insert(0, q)
+        values.insert(0, after)
+    advantages = [q - v[:, :, None] for q, v in zip(q_values, values, strict=True)]
+    return ActionValues(values, q_values, advantages)
+
+
+# Parts -------------------------------------------------------------------------------------------
+
+
+def action_rewards(tree: PrefixTree, log_policy: Levels, t: int, kl_coef: float) -> np.ndarray:
+    """(X, C^t, V) r(s, a) with the policy's own KL, k1 as in training."""
+    shaping = kl_coef * (log_policy[t] - tree.ref_log_probs[t]) if kl_coef else 0.0
+    return np.where(tree.ending(t), tree.scores[t], 0.0) - shaping
+
+
+def expectation(log_policy: np.ndarray, of_actions: np.ndarray) -> np.ndarray:
+    """Σ_a π(a|s)·f(s, a) over the last axis; what π never does counts nothing, even where f = ∞."""
+    probabilities = np.exp(log_policy)
+    with np.errstate(invalid="ignore"):  # 0·∞
+        return np.where(probabilities > 0, probabilities * of_actions, 0.0).sum(axis=-1)
+
+
+@dataclass(frozen=True, slots=True)
+class _PerPrompt:
+    """(X,) arrays of what `ExactEvaluation` holds the means of."""
+
+    objective: np.ndarray
+    score: np.ndarray
+    kl: np.ndarray
+    gold_reward: np.ndarray | None
+    response_length: np.ndarray
+    eos_rate: np.ndarray
+
+
+def evaluate_levels(tree: PrefixTree, log_policy: Levels, kl_coef: float) -> _PerPrompt:
+    """Expectations over all finished responses, per prompt."""
+    log_probs = tree.response_log_probs(log_policy)
+    score = expectation(log_probs, tree.finished(tree.scores))
+    kl = _divergence(tree, log_policy, tree.ref_log_probs)
+    gold = tree.gold_rewards
+    lengths = [np.full(tree.shape(t), t + 1.0) for t in range(tree.depth)]
+    stops = [np.broadcast_to(tree.ending(0), tree.shape(t)) * 1.0 for t in range(tree.depth)]
+    return _PerPrompt(
+        objective=score - kl_coef * kl,
+        score=score,
+        kl=kl,
+        gold_reward=None if gold is None else expectation(log_probs, tree.finished(gold)),
+        response_length=expectation(log_probs, tree.finished(lengths)),
+        eos_rate=expectation(log_probs, tree.finished(stops)),
+    )
+
+
+def _divergence(tree: PrefixTree, log_policy: Levels, other: Levels) -> np.ndarray:
+    """(X,) KL(π ‖ other) of whole responses: Σ_s d^π(s)·KL(π(·|s) ‖ other(·|s))."""
+    total = np.zeros(len(tree.prompts))
+    for t, state in enumerate(tree.state_log_probs(log_policy)):
+        with np.errstate(invalid="ignore"):  # −∞ − −∞
+            ratio = log_policy[t] - other[t]
+        total += expectation(state, expectation(log_policy[t], ratio))
+    return total
+
+
+def _log_sum_exp(values: np.ndarray) -> np.ndarray:
+    """Over the last axis, without overflow."""
+    peak = values.max(axis=-1, keepdims=True)
+    return np.log(np.exp(values - peak).sum(axis=-1)) + peak.squeeze(-1)
+
+
+def _mean(values: np.ndarray | None) -> float | None:
+    return None if values is None else float(values.mean())
+
+
+def _tree(task: str | PrefixTree) -> PrefixTree:
+    return task if isinstance(task, PrefixTree) else enumerate_task(task)
+
+
+def _positive_kl_coef(tree: PrefixTree, kl_coef: float | None) -> float:
+    found = tree.kl_coef if kl_coef is None else check_kl_coef(kl_coef)
+    if found == 0:
+        raise ValueError(
+            "kl_coef=0 has no soft optimum: as β → 0 the best policy puts everything on the "
+            "response of the greatest score, max_y R(x, y). Give a positive kl_coef, or take "
+            "tokenenv.optimum.plain_returns, whose optimum at kl_coef=0 is that score."
+        )
+    return found
