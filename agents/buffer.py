@@ -14,12 +14,17 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from stable_baselines3.common.vec_env import VecEnv
 
+from agents.checks import check_estimator, check_rollout_length
 from agents.deferred_scoring import RewardBinding, score_segments
 from agents.episode_records import EpisodeRecord
+from agents.groups import NO_GROUP, GroupQueue, check_groups
+from agents.kl_penalty import ReferencedSamples, pay_full_kl
 from agents.packing import minibatch_indices, pack
 from agents.segments import Segment, StepLog
-from tokenenv.credit import generalized_advantages
+from tokenenv.credit import GROUPED, token_advantages, whiten_rewards
+from tokenenv.settings import EnvSettings
 
 __all__ = ["CUTS", "EpisodeRolloutBuffer", "RewardBinding"]
 
@@ -42,16 +47,28 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             used at once, with the critic's value of the next state; the rest follows in the next
             update with the earlier tokens as context. `"carry"`: its steps wait, with the
             log-probabilities they were sampled with, for the update in which the episode finishes.
+        advantage_estimator: one of `tokenenv.credit.ADVANTAGE_ESTIMATORS`. `"gae"` uses
+            `gae_lambda`; `"monte-carlo"` and `"td"` are GAE with λ = 1 and λ = 0. `"rloo"`,
+            `"group"` and `"reinforce"` use no critic: all tokens of a response share the sum of its
+            rewards, score and KL together, less a baseline. They need `cut="carry"` and γ = 1.
+        group_size: responses to the same prompt that `"rloo"` and `"group"` compare; the others
+            ignore it. Finished episodes wait, as carried ones do, until so many answer the same
+            prompt. The environment must draw its prompts with the same `group_size`.
+        whiten_rewards: divide the rewards of all tokens of the update by their standard deviation
+            before anything is computed from them; their mean stays.
 
     Attributes:
         records: the episodes that finished in the last rollout (deferred scoring only).
         lengths: (S,) steps of each of the S segments in the update.
-        advantages: (n,) float32, like `returns`, `values`, `rewards` and `log_probs`: of the n
-            tokens in the update, segment after segment.
+        advantages: (n,) float32, like `returns`, `values`, `rewards` (as they were paid) and
+            `log_probs`: of the n tokens in the update, segment after segment; for `"rloo"` and
+            `"group"`, group after group. Without a critic, `returns` are the rewards to come.
         actions: (n,) int32.
+        ref_log_probs: (n,) float32 log π_ref of the tokens, or (0,) where the update needs none.
+        kl_coef: β of the last rollout.
 
     Raises:
-        ValueError: `cut` is unknown.
+        ValueError: `cut` or the estimator is unknown, or they can't be combined.
         RuntimeError: a step is added before `RLHFCallback` has bound the buffer.
     """
 
@@ -65,10 +82,16 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         gamma: float = 1.0,
         n_envs: int = 1,
         cut: str = "bootstrap",
+        advantage_estimator: str = "gae",
+        group_size: int = 1,
+        whiten_rewards: bool = False,
     ) -> None:
         if cut not in CUTS:
             raise ValueError(f"cut={cut!r} is unknown: choose one of {', '.join(map(repr, CUTS))}.")
-        self.cut = cut
+        check_estimator(advantage_estimator, group_size, cut, gamma)
+        self.cut, self.advantage_estimator = cut, advantage_estimator
+        self.group_size, self.whiten_rewards = group_size, whiten_rewards
+        self._groups = GroupQueue(group_size) if advantage_estimator in GROUPED else None
         self.binding: RewardBinding | None = None
         self._open: list[Segment | None] = [None] * n_envs
         super().__init__(
@@ -81,20 +104,36 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         Raises:
             ValueError: with `cut="carry"` a rollout could end without one finished episode.
         """
-        if self.cut == "carry" and self.buffer_size < binding.max_new_tokens:
-            raise ValueError(
-                f"cut='carry' needs n_steps ≥ max_new_tokens = {binding.max_new_tokens}, got "
-                f"n_steps={self.buffer_size}: in fewer steps no episode might finish. Raise "
-                "n_steps, or use cut='bootstrap'."
-            )
+        check_rollout_length(self.cut, self.buffer_size, binding.max_new_tokens)
+        if self.binding is not None and self.binding.penalty != binding.penalty:
+            # What waits was paid for by another rule: it can't be finished by this one.
+            self._open = [None] * self.n_envs
+            self._groups = None if self._groups is None else GroupQueue(self.group_size)
         self.binding = binding
+
+    def check_environment(self, env: VecEnv, settings: EnvSettings) -> None:
+        """Refuse an environment that would not bring the groups which the estimator compares.
+
+        Args:
+            env: that training is about to use.
+            settings: of the token MDP behind it.
+
+        Raises:
+            ValueError: its `group_size` is another, or rollouts are too short for a group.
+        """
+        if self._groups is not None:
+            check_groups(self.group_size, self.buffer_size, env, settings)
 
     # Filling -------------------------------------------------------------------------------------
 
     def reset(self) -> None:
         """Make room for a rollout; episodes that are still open stay."""
-        self._log = StepLog(self.buffer_size, self.n_envs)
+        found = self.binding
+        # Deferred scoring finds them at the rollout's end, for all tokens at once.
+        keeps_ref = found is not None and found.penalty.keeps_ref_log_probs and not found.scorer
+        self._log = StepLog(self.buffer_size, self.n_envs, keeps_ref)
         self._keep([])
+        self.kl_coef = 0.0
         self.records: list[EpisodeRecord] = []
         self.pos, self.full, self.generator_ready = 0, False, False
 
@@ -129,6 +168,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         log.pos += 1
         self.pos, self.full = log.pos, log.pos == self.buffer_size
 
+    def note_ref_log_probs(self, ref_log_probs: np.ndarray) -> None:
+        """Keep (N,) log π_ref of the step that `add` adds next; `RLHFCallback` knows them first."""
+        self._log.ref_log_probs[self._log.pos] = ref_log_probs
+
     def _bound(self) -> RewardBinding:
         if self.binding is None:
             raise RuntimeError(
@@ -140,7 +183,9 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     # Rewards, advantages -------------------------------------------------------------------------
 
     def compute_returns_and_advantage(self, last_values: torch.Tensor, dones: np.ndarray) -> None:
-        """Close the rollout: cut it into segments, score them where that is deferred, compute GAE.
+        """Close the rollout: cut it, score it where that is deferred, compute advantages.
+
+        Episodes are scored in the rollout that finishes them, whether or not they wait after that.
 
         Args:
             last_values: (N, 1) V of the observations after the last step.
@@ -151,14 +196,20 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             ValueError: the reward function pays in a way that `cut` does not allow.
         """
         binding, carries = self._bound(), self.cut == "carry"
-        segments = self._log.cut(
-            np.asarray(dones, dtype=bool), self._open, carries, float(binding.kl_coef())
-        )
+        self.kl_coef = float(binding.kl_coef())
+        segments = self._log.cut(np.asarray(dones, dtype=bool), self._open, carries, self.kl_coef)
+        if binding.penalty.pays_full and segments:
+            assert binding.reference is not None
+            pay_full_kl(segments, binding.actor, binding.reference)
         used = [s for s in segments if s.ended] if carries else segments
         if binding.scorer is not None and used:
-            self.records = score_segments(used, binding.scorer, binding.kl_shaping, carries)
+            self.records = score_segments(
+                used, binding.scorer, binding.kl_shaping, carries, binding.penalty
+            )
         for segment in segments:
             self._open[segment.env] = None if segment.ended else segment
+        if self._groups is not None:
+            used = self._groups.complete(used)
         self._log = StepLog(0, self.n_envs)  # the update needs the memory
         self._keep(used)
         self._compute_advantages(used, last_values.detach().cpu().numpy().reshape(self.n_envs))
@@ -171,22 +222,23 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self.rewards = _joined([s.rewards for s in segments], np.float32)
         self.values = _joined([s.values for s in segments], np.float32)
         self.log_probs = _joined([s.log_probs for s in segments], np.float32)
+        self.ref_log_probs = _joined([s.ref_log_probs for s in segments], np.float32)
         self.advantages = self.returns = np.zeros(0, dtype=np.float32)
         prefixes = [s.prefix for s in segments]
         self._prefixes = _joined(prefixes, np.int32)
         self._prefix_offsets = _offsets([len(prefix) for prefix in prefixes])
 
     def _compute_advantages(self, segments: Sequence[Segment], last_values: np.ndarray) -> None:
-        columns = np.arange(int(self.lengths.max(initial=1)))
-        is_step = columns[None, :] < self.lengths[:, None]
-        rewards, values = (np.zeros(is_step.shape) for _ in range(2))
-        rewards[is_step], values[is_step] = self.rewards, self.values
-        bootstrap = np.array([0.0 if s.ended else last_values[s.env] for s in segments])
-        found = generalized_advantages(
-            rewards, values, self.lengths, bootstrap, self.gamma, self.gae_lambda
+        self.advantages, self.returns = token_advantages(
+            self.advantage_estimator,
+            whiten_rewards(self.rewards) if self.whiten_rewards else self.rewards,
+            self.values,
+            self.lengths,
+            np.array([0.0 if s.ended else last_values[s.env] for s in segments]),
+            self.gamma,
+            self.gae_lambda,
+            self.group_size,
         )
-        self.advantages = found[is_step].astype(np.float32)
-        self.returns = self.advantages + self.values
 
     @property
     def num_tokens(self) -> int:
@@ -195,7 +247,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything stored."""
+        """Bytes of everything stored, what waits for a later update included."""
         arrays = (
             self.lengths,
             self.offsets,
@@ -203,13 +255,15 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             self.rewards,
             self.values,
             self.log_probs,
+            self.ref_log_probs,
             self.advantages,
             self.returns,
             self._prefixes,
             self._prefix_offsets,
         )
         still_open = sum(segment.nbytes for segment in self._open if segment is not None)
-        return sum(array.nbytes for array in arrays) + self._log.nbytes + still_open
+        waiting = 0 if self._groups is None else self._groups.nbytes
+        return sum(array.nbytes for array in arrays) + self._log.nbytes + still_open + waiting
 
     # Minibatches ---------------------------------------------------------------------------------
 
@@ -222,8 +276,13 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         Yields:
             SB3's samples; `observations` is the `PackedSequences` of the states, everything else
             1-D in their order.
+
+        Raises:
+            RuntimeError: the rollout completed no group, so that there is nothing to yield.
         """
         assert self.full, "the rollout is not complete"
+        if not self.num_tokens:
+            raise RuntimeError(NO_GROUP.format(self.group_size))
         rng = np.random.default_rng(np.random.randint(2**31))  # SB3 seeds numpy's global generator
         for chosen in minibatch_indices(self.lengths, batch_size, rng):
             yield self._minibatch(chosen)
@@ -237,7 +296,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             np.split(actions, np.cumsum(self.lengths[chosen])[:-1]),
             self.device,
         )
-        return RolloutBufferSamples(
+        samples = RolloutBufferSamples(
             observations=packed,  # type: ignore[arg-type]
             actions=self.to_torch(actions),
             old_values=self.to_torch(self.values[picked]),
@@ -245,6 +304,9 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             advantages=self.to_torch(self.advantages[picked]),
             returns=self.to_torch(self.returns[picked]),
         )
+        if not len(self.ref_log_probs):
+            return samples
+        return ReferencedSamples(*samples, self.to_torch(self.ref_log_probs[picked]))  # type: ignore
 
 
 def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`RLHFCallback`: completes the KL shaping, binds the buffer, and logs what RLHF needs to see.
+"""`RLHFCallback`: pays the agent's part of the KL, binds the buffer, moves β, and logs.
 
 SB3 calls `on_step` after `env.step` and before the buffer's `add`, with `rewards`, `log_probs` and
 `infos` in its locals; so this is the one place where `−β·log π(a_t|s_t)` enters the reward, for
@@ -8,40 +8,26 @@ PPO, A2C and TRPO, with SB3's own buffers and with ours.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from agents.buffer import EpisodeRolloutBuffer
 from agents.deferred_scoring import RewardBinding
+from agents.env_checks import check_policy, env_settings, refuse_normalizers, refuse_other_widths
 from agents.episode_records import EpisodeRecord, rlhf_metrics
+from agents.kl_checks import check_buffer_and_policy, resolve_kl
+from agents.kl_penalty import load_reference, token_penalties
+from agents.kl_settings import check_controller
 from agents.policy import LMActorCriticPolicy
-from tokenenv.language_model import load_tokenizer
 from tokenenv.scoring import build_scorer
-from tokenenv.settings import EnvSettings
-from tokenenv.shaping import actor_half, reference_half
+from tokenenv.shaping import FixedKL, actor_half, reference_half
 
-__all__ = ["RLHFCallback", "env_settings"]
-
-
-def env_settings(env: VecEnv) -> EnvSettings:
-    """The settings of the token MDP behind an SB3 environment, through any wrapper.
-
-    Raises:
-        ValueError: there is no token MDP behind it.
-    """
-    try:
-        found = env.get_attr("settings")[0]
-    except AttributeError as error:
-        raise ValueError(
-            "RLHFCallback found no token MDP behind the environment: make it with "
-            "agents.make_vec_env, or from gym.make('tokenenv:TokenRLHF-v0')."
-        ) from error
-    assert isinstance(found, EnvSettings)
-    return found
+__all__ = ["RLHFCallback", "has_rlhf_callback"]
 
 
 class RLHFCallback(BaseCallback):
@@ -49,21 +35,44 @@ class RLHFCallback(BaseCallback):
 
     At the start of training it checks that environment and policy fit and binds the buffer to the
     scorer; at every step it completes the reward; at the end of every rollout it logs `rlhf/`
-    metrics and `time/tokens_per_second`, over the episodes that finished in it.
+    metrics and `time/tokens_per_second`, over the episodes that finished in it, and lets the KL
+    controller move β in the environment for the next.
+
+    Args:
+        verbose: SB3's.
+        kl_estimator: one of `KL_ESTIMATORS`, of the penalty in the reward; None: the model's own
+            where it is a `TokenPPO`, else k1. All but k1 need an environment with
+            `kl_shaping="none"`; full needs an `EpisodeRolloutBuffer`.
+        kl_controller: one of `KL_CONTROLLERS`; None: the model's own, else fixed.
+        kl_target: KL per response, in nats, that the controller steers to.
+        kl_horizon: of the adaptive controller, in episodes.
+        kl_dual_rate: of the dual controller, change of β per nat and rollout.
 
     Attributes:
         records: the episodes that finished in the last rollout; one that was under way before
             training began, so that its first tokens were not seen, is left out.
-        metrics: of the last rollout, as logged under `rlhf/`.
+        metrics: of the last rollout, as logged under `rlhf/`. Whatever the estimator, `kl` is the
+            sum of k1 over a response; `kl_coef` is β of the rollout, before it moved.
 
     Raises:
         ValueError: at the start of training, where environment and policy do not fit: normalisers
             in front of the policy, temperatures or tokenizers that differ, deferred scoring with a
-            buffer that can't score. At a step, where a `TimeLimit` cut an episode.
+            buffer that can't score, a KL penalty that would be paid twice, or that contradicts
+            `TokenPPO`'s. At a step, where a `TimeLimit` cut an episode.
     """
 
-    def __init__(self, verbose: int = 0) -> None:
+    def __init__(
+        self,
+        verbose: int = 0,
+        kl_estimator: str | None = None,
+        kl_controller: str | None = None,
+        kl_target: float | None = None,
+        kl_horizon: float = 10_000,
+        kl_dual_rate: float = 0.1,
+    ) -> None:
         super().__init__(verbose)
+        self._given_kl = (kl_estimator, kl_controller, kl_target, kl_horizon, kl_dual_rate)
+        resolve_kl(None, *self._given_kl)  # refuses what no model could use
         self.records: list[EpisodeRecord] = []
         self.metrics: dict[str, float] = {}
 
@@ -76,23 +85,42 @@ class RLHFCallback(BaseCallback):
                 f"{type(self.model).__name__} keeps no log-probabilities of its actions, so the KL "
                 "can't be completed: RLHFCallback is for PPO, A2C and other on-policy algorithms."
             )
-        _refuse_normalizers(env)
+        refuse_normalizers(env)
         self.settings = env_settings(env)
-        _refuse_other_widths(env, self.settings)
+        refuse_other_widths(env, self.settings)
         policy = self.model.policy
         if isinstance(policy, LMActorCriticPolicy):
-            _check_policy(policy, self.settings)
+            check_policy(policy, self.settings)
             policy.entropy_needs_gradient = bool(getattr(self.model, "ent_coef", 1.0))
             # A new dictionary: this one may be the caller's, who may build another policy of it.
             kwargs = self.model.policy_kwargs or {}
             self.model.policy_kwargs = {**kwargs, **policy.rebuild_kwargs()}
         self.is_deferred = self.settings.scoring == "deferred"
+        self._begin_kl()
         self._bind_buffer(env)
         starts = getattr(self.model, "_last_episode_starts", None)
         under_way = np.zeros(env.num_envs, dtype=bool) if starts is None else ~starts.astype(bool)
         self._kl = np.where(under_way, np.nan, 0.0)
         self._ref_log_prob = np.zeros(env.num_envs)
         self._rollout_ended = time.perf_counter()
+
+    def _begin_kl(self) -> None:
+        """Settle estimator and controller, and give the environment the β of a loaded model."""
+        self.penalty, self.controller = resolve_kl(self.model, *self._given_kl)
+        self.penalty.check_kl_shaping(self.settings.kl_shaping)
+        check_buffer_and_policy(self.penalty, self.model)
+        saved = getattr(self.model, "restored_kl_coef", None)
+        if saved is not None and not isinstance(self.controller, FixedKL):
+            self.training_env.env_method("set_kl_coef", saved)
+        is_paid = self.penalty.estimator != "k1" or self.settings.kl_shaping == "k1"
+        check_controller(self.controller, self._kl_coef(), is_paid)
+        self._remember_kl_coef()
+
+    def _remember_kl_coef(self) -> None:
+        """Let `TokenPPO` save β with itself; its one owner is the environment."""
+        model: Any = self.model
+        if hasattr(model, "kl_coef"):
+            model.kl_coef, model.restored_kl_coef = self._kl_coef(), None
 
     def _bind_buffer(self, env: VecEnv) -> None:
         buffer = getattr(self.model, "rollout_buffer", None)
@@ -104,8 +132,10 @@ class RLHFCallback(BaseCallback):
                     "scoring='step' to the environment."
                 )
             return
-        settings = self.settings
+        settings, penalty = self.settings, self.penalty
+        needs_reference = penalty.estimator == "full"
         assert settings.max_prompt_tokens is not None and settings.max_new_tokens is not None
+        buffer.check_environment(env, settings)
         buffer.bind(
             RewardBinding(
                 scorer=build_scorer(settings) if self.is_deferred else None,
@@ -113,6 +143,9 @@ class RLHFCallback(BaseCallback):
                 kl_coef=self._kl_coef,
                 max_prompt_tokens=int(settings.max_prompt_tokens),
                 max_new_tokens=int(settings.max_new_tokens),
+                penalty=penalty,
+                actor=self.model.policy.actor if needs_reference else None,
+                reference=load_reference(settings) if needs_reference else None,
             )
         )
 
@@ -143,11 +176,23 @@ class RLHFCallback(BaseCallback):
         if not self.is_deferred:
             ref_log_probs = np.array([info["ref_logprob"] for info in infos])
             self._refuse_changed_rewards(paid, ref_log_probs, infos, dones)
+            self._pay_token_penalties(log_probs, ref_log_probs, infos)
             self._kl += log_probs - ref_log_probs
             self._ref_log_prob += ref_log_probs
         for env in np.flatnonzero(dones).tolist():
             self._end_episode(env, infos[env])
         return True
+
+    def _pay_token_penalties(
+        self, log_probs: np.ndarray, ref_log_probs: np.ndarray, infos: list[dict[str, Any]]
+    ) -> None:
+        """Subtract β·k2 or β·k3 whole, or keep log π_ref for the loss that takes their place."""
+        if self.penalty.pays_log_ratio:
+            kl_coefs, rewards = self._step_kl_coefs(infos), self.locals["rewards"]
+            owed = token_penalties(self.penalty, log_probs, ref_log_probs, kl_coefs)
+            rewards -= owed.astype(rewards.dtype)
+        if self.penalty.keeps_ref_log_probs:
+            self.model.rollout_buffer.note_ref_log_probs(ref_log_probs)  # type: ignore[attr-defined]
 
     def _step_kl_coefs(self, infos: list[dict[str, Any]]) -> float | np.ndarray:
         """β of this step, as the environment paid it; where it pays later, of this rollout."""
@@ -216,6 +261,7 @@ class RLHFCallback(BaseCallback):
         self.metrics["entropy"] = -self._log_prob_sum / self._num_steps
         for name, value in self.metrics.items():
             self.logger.record(f"rlhf/{name}", value)
+        self._move_kl_coef()
         now = time.perf_counter()
         self.logger.record("time/tokens_per_second", self._num_steps / (now - self._rollout_ended))
         self._rollout_ended = now
@@ -227,45 +273,23 @@ class RLHFCallback(BaseCallback):
             {"r": r.score + shaped * r.ref_log_prob, "l": r.length, "t": 0.0} for r in self.records
         )
 
-
-def _refuse_normalizers(env: VecEnv) -> None:
-    layer: Any = env
-    while isinstance(layer, VecEnvWrapper):
-        if isinstance(layer, VecNormalize) and (layer.norm_obs or layer.norm_reward):
-            raise ValueError(
-                "VecNormalize stands in front of the policy: scaled token ids are no ids, and a "
-                "scaled reward is no longer score and KL. Take it off; the score is normalised "
-                "already."
-            )
-        layer = layer.venv
-
-
-def _refuse_other_widths(env: VecEnv, settings: EnvSettings) -> None:
-    assert settings.max_prompt_tokens is not None and settings.max_new_tokens is not None
-    width = settings.max_prompt_tokens + settings.max_new_tokens
-    if env.observation_space.shape != (width,):
-        raise ValueError(
-            f"observations have shape {env.observation_space.shape}, the environment's are "
-            f"({width},): a wrapper (frame stacking?) changed them. Take it off: the state is "
-            "whole in every observation."
-        )
+    def _move_kl_coef(self) -> None:
+        """Let the controller set β for the next rollout; this one's rewards are final by now."""
+        # While only the critic learns the KL says nothing of β: the actor has not moved.
+        is_warming_up = getattr(self.model, "is_warming_up", False)
+        if self.records and not is_warming_up:
+            before = self._kl_coef()
+            kl_coef = self.controller.update(before, self.metrics["kl"], len(self.records))
+            if kl_coef != before:
+                self.training_env.env_method("set_kl_coef", kl_coef)
+        self._remember_kl_coef()
 
 
-def _check_policy(policy: LMActorCriticPolicy, settings: EnvSettings) -> None:
-    if policy.temperature != settings.temperature:
-        raise ValueError(
-            f"the policy samples at temperature {policy.temperature}, the environment's reference "
-            f"scores at {settings.temperature}: the KL would be biased. Give both the same."
-        )
-    if policy.actor_source != settings.reference:
-        assert settings.reference is not None
-        try:
-            own = load_tokenizer(policy.actor_source, "actor").get_vocab()
-        except ValueError:  # a loaded model whose first checkpoint is gone
-            return
-        if own != load_tokenizer(settings.reference, "reference").get_vocab():
-            raise ValueError(
-                f"the actor {policy.actor_source!r} and the reference {settings.reference!r} have "
-                "different tokenizers, so that the same token ids would mean different texts. "
-                "Train an actor with the reference's tokenizer."
-            )
+def has_rlhf_callback(callbacks: Iterable[Any]) -> bool:
+    """Whether an `RLHFCallback` is among callbacks, or in a list among them."""
+    return any(
+        has_rlhf_callback(callback.callbacks)
+        if isinstance(callback, CallbackList)
+        else isinstance(callback, RLHFCallback)
+        for callback in callbacks
+    )

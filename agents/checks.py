@@ -1,4 +1,4 @@
-"""The ranges that settings must lie in, for the command line's and `TokenPPO`'s alike."""
+"""What settings must be, for the command line, `TokenPPO` and the buffer alike."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["PPO_RANGES", "Range", "check_ranges"]
+from tokenenv.credit import ADVANTAGE_ESTIMATORS, CRITIC_FREE, GROUPED
+
+__all__ = [
+    "PPO_RANGES",
+    "Range",
+    "check_estimator",
+    "check_ranges",
+    "check_rollout_length",
+    "check_warmup",
+    "value_loss_weight",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,9 @@ OPTIONAL_POSITIVE = Range(
     "a number greater than 0, or None for none", 0, is_open=True, is_optional=True
 )
 WEIGHT = Range("0 or a positive, finite number", 0, _FINITE)
+OPTIONAL_WEIGHT = Range(
+    "0 or a positive, finite number, or None (leave it out)", 0, _FINITE, is_optional=True
+)
 FRACTION = Range("a number from 0 to 1", 0, 1)
 
 PPO_RANGES: dict[str, Range] = {
@@ -76,9 +89,13 @@ PPO_RANGES: dict[str, Range] = {
     "clip_range": POSITIVE,
     "clip_range_vf": OPTIONAL_POSITIVE,
     "ent_coef": WEIGHT,
-    "vf_coef": WEIGHT,
+    "vf_coef": OPTIONAL_WEIGHT,
     "max_grad_norm": POSITIVE,
     "target_kl": OPTIONAL_POSITIVE,
+    "kl_target": OPTIONAL_POSITIVE,
+    "kl_horizon": POSITIVE,
+    "kl_dual_rate": POSITIVE,
+    "critic_warmup": COUNT_OR_0,
 }
 """Those of PPO's hyperparameters."""
 
@@ -88,3 +105,104 @@ def check_ranges(settings: Mapping[str, Any], ranges: Mapping[str, Range]) -> No
     for name, allowed in ranges.items():
         if not allowed.holds(settings[name]):
             raise ValueError(f"{name}={settings[name]!r} must be {allowed.words}.")
+
+
+def check_estimator(estimator: str, group_size: int, cut: str, gamma: float) -> None:
+    """Refuse what an advantage estimator can't be combined with.
+
+    Args:
+        estimator: its name.
+        group_size: responses to the same prompt.
+        cut: what happens to the episodes that the end of a rollout cuts.
+        gamma: discount factor γ.
+
+    Raises:
+        ValueError: there is no such estimator, or it can't be used with the others.
+    """
+    if estimator not in ADVANTAGE_ESTIMATORS:
+        allowed = ", ".join(map(repr, ADVANTAGE_ESTIMATORS))
+        raise ValueError(f"advantage_estimator={estimator!r} is unknown: choose one of {allowed}.")
+    check_ranges({"group_size": group_size}, {"group_size": COUNT})
+    if estimator not in CRITIC_FREE:
+        return
+    name = f"advantage_estimator={estimator!r}"
+    if cut != "carry":
+        raise ValueError(
+            f"{name} pays every token of a response the return of the whole response, but "
+            f"cut={cut!r} uses the first part of a cut one before the rest is known: use "
+            "rollout_buffer_kwargs={'cut': 'carry'}, on the command line --cut carry."
+        )
+    if gamma != 1:
+        raise ValueError(
+            f"{name} gives all tokens of a response the same, undiscounted return, but "
+            f"gamma={gamma!r} discounts: use gamma=1, or an estimator with a critic."
+        )
+    if estimator in GROUPED and group_size < 2:
+        raise ValueError(
+            f"{name} with one response per prompt (group_size={group_size}) has no others to "
+            "compare it with: give the buffer and the environment a group_size of 2 or more, on "
+            "the command line --group-size, or use 'reinforce'."
+        )
+
+
+def check_rollout_length(cut: str, n_steps: int, max_new_tokens: int) -> None:
+    """Refuse rollouts that could end without one finished episode where only those are used.
+
+    Args:
+        cut: what happens to the episodes that the end of a rollout cuts.
+        n_steps: steps per environment and rollout.
+        max_new_tokens: T.
+
+    Raises:
+        ValueError: `cut` is `"carry"` and `n_steps` is below T.
+    """
+    if cut == "carry" and n_steps < max_new_tokens:
+        raise ValueError(
+            f"cut='carry' needs n_steps ≥ max_new_tokens = {max_new_tokens}, got n_steps={n_steps}:"
+            " in fewer steps no episode might finish. Raise n_steps, or use cut='bootstrap' (and "
+            "an estimator with a critic)."
+        )
+
+
+def value_loss_weight(vf_coef: float | None, estimator: str) -> float:
+    """The weight of the value loss: `vf_coef`, or where that is None what the estimator needs.
+
+    Args:
+        vf_coef: None for 0.1 with a critic and 0 without.
+        estimator: name of the advantage estimator.
+
+    Raises:
+        ValueError: a weight above 0, and the estimator asks no critic.
+    """
+    needs_critic = estimator not in CRITIC_FREE
+    if vf_coef is None:
+        return 0.1 if needs_critic else 0.0
+    if vf_coef > 0 and not needs_critic:
+        raise ValueError(
+            f"vf_coef={vf_coef!r} trains a critic, but advantage_estimator={estimator!r} asks "
+            "none: leave vf_coef out, or use an estimator with a critic."
+        )
+    return vf_coef
+
+
+def check_warmup(updates: int, estimator: str, vf_coef: float) -> None:
+    """Refuse a critic's warm-up in which nothing would learn.
+
+    Args:
+        updates: `critic_warmup`.
+        estimator: name of the advantage estimator.
+        vf_coef: weight of the value loss.
+
+    Raises:
+        ValueError: there is no critic, or it does not learn.
+    """
+    if updates and estimator in CRITIC_FREE:
+        raise ValueError(
+            f"critic_warmup={updates} with advantage_estimator={estimator!r}, which asks no "
+            "critic: use critic_warmup=0, or an estimator with a critic."
+        )
+    if updates and vf_coef == 0:
+        raise ValueError(
+            f"critic_warmup={updates} with vf_coef=0: nothing would learn in these updates. Give "
+            "vf_coef a positive weight, or use critic_warmup=0."
+        )

@@ -1,4 +1,4 @@
-"""The command line: `tokenrlhf train | evaluate | sample | reward-model`."""
+"""The command line: `tokenrlhf train | evaluate | sample | reward-model | verify`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from agents.config import EvaluateConfig, RewardModelConfig, SampleConfig, TrainConfig
+from agents.config import (
+    EvaluateConfig,
+    RewardModelConfig,
+    SampleConfig,
+    TrainConfig,
+    VerifyConfig,
+)
 
 if TYPE_CHECKING:
     from agents.evaluation import ResponseReport
@@ -25,11 +31,15 @@ Command = (
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
+    | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 2 for a mistake in the input, 130 for Ctrl-C."""
+    """Run one command; returns the exit status.
+
+    0; 1 where `verify` found a failure; 2 for a mistake in the input; 130 for Ctrl-C.
+    """
     console = Console()
     # A console script does not see the folder it is called in; 'package.module:function' needs it.
     sys.path.insert(0, os.getcwd())
@@ -83,7 +93,8 @@ def _train(config: TrainConfig, console: Console) -> None:
 def _evaluate(config: EvaluateConfig, console: Console) -> None:
     import dataclasses
 
-    from agents.evaluation import HeldOut, evaluate
+    from agents.evaluation import evaluate
+    from agents.held_out import HeldOut
     from agents.policy import LMActorCriticPolicy
     from agents.progress import progress_bar
     from agents.runs import RunFolder
@@ -144,11 +155,19 @@ def _reward_model(config: RewardModelConfig, console: Console) -> None:
     train_from_file(config, console)
 
 
+def _verify(config: VerifyConfig, console: Console) -> None:
+    from agents.verification.command import verify
+
+    if not verify(config, console):
+        raise SystemExit(1)
+
+
 _RUNNERS: dict[type, Any] = {
     TrainConfig: _train,
     EvaluateConfig: _evaluate,
     SampleConfig: _sample,
     RewardModelConfig: _reward_model,
+    VerifyConfig: _verify,
 }
 
 
@@ -198,12 +217,15 @@ def _print_responses(console: Console, title: str, reports: list[ResponseReport]
 _MEANING = {
     "objective": "J = E[R] − β·KL, held-out prompts",
     "objective_reference": "J of the untrained actor",
+    "optimum": "J*, exact: all responses enumerated",
     "optimum_lower_bound": "J* is at least this",
     "optimum_interval": "95 % interval of this run's own bound",
-    "objective_fraction": "(J − J_ref)/(J* − J_ref), at most",
+    "objective_fraction": "(J − J_ref)/(J* − J_ref)",
     "fraction_interval": "95 % interval",
-    "effective_sample_size": "share of the samples that carry the bound",
+    "effective_sample_size": "share of the samples that carry the bound, median prompt",
+    "least_effective_sample_size": "the same, of the prompt where it is least",
     "kl": "KL(π ‖ π_ref) per response, nats",
+    "kl_to_optimum": "KL(π ‖ π*) per response, nats",
     "kl_coef": "β",
     "score": "E[R]",
     "score_reference": "E[R] of the reference",
@@ -223,17 +245,20 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
     table.add_column("")
     table.add_column("", justify="right")
     table.add_column("")
+    is_exact = summary.get("optimum") is not None
     for name, meaning in _MEANING.items():
         if summary.get(name) is not None:
-            table.add_row(name, _shown(summary[name]), meaning)
+            at_most = ", at most" if name == "objective_fraction" and not is_exact else ""
+            table.add_row(name, _shown(summary[name]), meaning + at_most)
     console.print(table)
-    share = summary.get("effective_sample_size")
+    share = summary.get("least_effective_sample_size")
     if share is not None and not summary["is_reliable"]:
         console.print(
-            f"[yellow]warning:[/yellow] the bound on J* rests on {share:.1%} of the samples: take "
-            "it as a rough one, or raise --eval-responses."
+            "[yellow]warning:[/yellow] for some prompt the bound on J* rests on "
+            f"{share:.1%} of the samples: the policy lacks responses that the optimum has. Take "
+            "bound and fraction as rough ones, or raise --eval-responses."
         )
-    if summary["prompts"] < 64:
+    if not is_exact and summary["prompts"] < 64:
         console.print(
             f"[yellow]note:[/yellow] measured on {summary['prompts']} held-out prompts; 64 or more "
             "give a steadier number."

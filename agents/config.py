@@ -22,10 +22,15 @@ from agents.checks import (
     SEED,
     WEIGHT,
     Range,
+    check_estimator,
     check_ranges,
+    check_warmup,
+    value_loss_weight,
 )
+from agents.kl_settings import KLPenalty, check_controller, kl_controller
+from tokenenv.credit import CRITIC_FREE
 
-__all__ = ["EvaluateConfig", "RewardModelConfig", "SampleConfig", "TrainConfig"]
+__all__ = ["EvaluateConfig", "RewardModelConfig", "SampleConfig", "TrainConfig", "VerifyConfig"]
 
 _TRAIN_RANGES: dict[str, Range] = {
     **PPO_RANGES,
@@ -69,6 +74,18 @@ class TrainConfig:
     """Longest response, T."""
     kl_coef: float | None = None
     """β, the weight of the KL penalty."""
+    kl_estimator: Literal["k1", "k2", "k3", "full"] = "k1"
+    """Of the KL per token: from the sampled token alone (k1, k2, k3), or over the vocabulary."""
+    use_kl_loss: bool = False
+    """Put the KL into the loss, differentiated itself, instead of into the reward; not k1."""
+    kl_controller: Literal["fixed", "adaptive", "dual"] = "fixed"
+    """What moves β after every rollout: nothing, Ziegler et al.'s controller, dual ascent."""
+    kl_target: float | None = None
+    """KL per response, in nats, that an adaptive or dual controller steers to."""
+    kl_horizon: float = 10_000
+    """Episodes in which the adaptive controller changes β by a fifth, at the most."""
+    kl_dual_rate: float = 0.1
+    """Change of β per nat and rollout by the dual controller."""
     temperature: float = 1.0
     """Sampling temperature; of the reference's log-probabilities too."""
     score_clip: float | None = None
@@ -92,6 +109,14 @@ class TrainConfig:
     """Adam's, decaying linearly to 0."""
     gamma: float = 1.0
     """Discount factor γ."""
+    advantage_estimator: Literal["gae", "monte-carlo", "td", "rloo", "group", "reinforce"] = "gae"
+    """How rewards become advantages. With a critic: 'gae', and its ends 'monte-carlo' (λ = 1) and
+    'td' (λ = 0). Without one: 'rloo' (minus the mean of the other responses to the prompt), 'group'
+    (standardised among them, as GRPO) and 'reinforce' (minus the mean of the batch)."""
+    group_size: int = 1
+    """Responses to every prompt; 'rloo' and 'group' compare them and need 2 or more."""
+    whiten_rewards: bool = False
+    """Divide the rewards of an update by their standard deviation; their mean stays."""
     gae_lambda: float = 0.95
     """λ of generalised advantage estimation."""
     clip_range: float = 0.2
@@ -102,8 +127,8 @@ class TrainConfig:
     """Whiten advantages over the whole rollout."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
-    vf_coef: float = 0.1
-    """Weight of the value loss."""
+    vf_coef: float | None = None
+    """Weight of the value loss; 0.1 unless given, or 0 where the estimator asks no critic."""
     max_grad_norm: float = 1.0
     """Clip gradients to this norm."""
     target_kl: float | None = None
@@ -112,8 +137,12 @@ class TrainConfig:
     """A linear head on the actor's trunk, or a critic with a trunk of its own."""
     critic: str = "actor"
     """Where a separate critic starts from: 'actor', 'reward_model', or a folder."""
-    cut: Literal["bootstrap", "carry"] = "bootstrap"
-    """Episodes that a rollout's end cuts: use at once with the critic's value, or wait."""
+    critic_warmup: int = 0
+    """Updates at the start in which only the critic learns."""
+    cut: Literal["bootstrap", "carry"] | None = None
+    """Episodes that a rollout's end cuts: 'bootstrap' uses them at once with the critic's value,
+    'carry' lets them wait. Unless given, 'carry' for estimators without a critic, else
+    'bootstrap'."""
 
     eval_prompts: int = 64
     """Held-out prompts that J, J_ref and the bound on J* are measured on."""
@@ -138,6 +167,27 @@ class TrainConfig:
                 f"critic={self.critic!r} is for a critic with a trunk of its own, but "
                 "value_head is 'shared': pass --value-head separate, or leave --critic out."
             )
+        buffer = self.rollout_buffer()
+        check_estimator(self.advantage_estimator, self.group_size, buffer["cut"], self.gamma)
+        weight = value_loss_weight(self.vf_coef, self.advantage_estimator)
+        check_warmup(self.critic_warmup, self.advantage_estimator, weight)
+        KLPenalty(self.kl_estimator, self.use_kl_loss)
+        check_controller(
+            kl_controller(self.kl_controller, self.kl_target, self.kl_horizon, self.kl_dual_rate),
+            self.kl_coef,
+        )
+        if self.value_head == "separate" and self.advantage_estimator in CRITIC_FREE:
+            raise ValueError(
+                f"value_head='separate' is a critic, but advantage_estimator="
+                f"{self.advantage_estimator!r} asks none: leave --value-head out, or use an "
+                "estimator with a critic."
+            )
+
+    def rollout_buffer(self) -> dict[str, Any]:
+        """The keyword arguments of the rollout buffer."""
+        own = "carry" if self.advantage_estimator in CRITIC_FREE else "bootstrap"
+        names = ("advantage_estimator", "group_size", "whiten_rewards")
+        return {"cut": self.cut or own, **{name: getattr(self, name) for name in names}}
 
     def environment(self, split: str = "train") -> dict[str, Any]:
         """The keyword arguments of the environment."""
@@ -151,9 +201,12 @@ class TrainConfig:
                 "max_new_tokens",
             ),
             *("kl_coef", "temperature", "score_clip", "missing_eos_penalty", "scoring"),
+            "group_size",
             *("device", "dtype"),
         )
-        return {"split": split, **{name: getattr(self, name) for name in names}}
+        kl_shaping = KLPenalty(self.kl_estimator, self.use_kl_loss).kl_shaping
+        own = {name: getattr(self, name) for name in names}
+        return {"split": split, "kl_shaping": kl_shaping, **own}
 
     def as_json(self) -> dict[str, Any]:
         """For `config.json`."""
@@ -248,3 +301,22 @@ class RewardModelConfig:
         """Refuse what can't train; the rest is refused by `RewardTrainingSettings`."""
         ranges = {"max_tokens": OPTIONAL_COUNT, "centering_coef": WEIGHT, "seed": SEED}
         check_ranges(vars(self), ranges)
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Check this installation: the mathematics, the environment and the agents, on the exact task.
+
+    Prints a table of check, expected, found and pass; the exit status is 1 if any check failed.
+    """
+
+    learning: bool = True
+    """Train two agents to the optimum as well, which takes most of the time."""
+    seed: int = 0
+    """Seed of the agents."""
+    json: Path | None = None
+    """Write the table here too."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can't seed."""
+        check_ranges(vars(self), {"seed": SEED})

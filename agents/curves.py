@@ -40,9 +40,9 @@ def draw_curves(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path)
     }
     if summary.get("gold_reward_reference") is not None:
         lines["gold_reward"].append((summary["gold_reward_reference"], "reference", _REFERENCE))
-    if summary.get("optimum_lower_bound") is not None:
-        optimum = summary["optimum_lower_bound"]
-        lines["objective"].append((optimum, "optimum, lower bound", _OPTIMUM))
+    for name, label in (("optimum", "optimum"), ("optimum_lower_bound", "optimum, lower bound")):
+        if summary.get(name) is not None:
+            lines["objective"].append((summary[name], label, _OPTIMUM))
     titles = {
         "score": "score R(x, y)",
         "gold_reward": "gold reward",

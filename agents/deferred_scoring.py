@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from agents.episode_records import EpisodeRecord
+from agents.kl_penalty import token_penalties
+from agents.kl_settings import KLPenalty
 from agents.segments import Segment
+from tokenenv.reference import Reference
 from tokenenv.rewards import Episode
 from tokenenv.scoring import EpisodeScorer, EpisodeScores
 from tokenenv.shaping import reference_half
@@ -19,7 +23,7 @@ __all__ = ["RewardBinding", "score_segments"]
 
 @dataclass(frozen=True, slots=True)
 class RewardBinding:
-    """What the buffer must know of the environment; `RLHFCallback` makes it.
+    """What the buffer must know of the environment and the KL penalty; `RLHFCallback` makes it.
 
     Attributes:
         scorer: scores whole rollouts where scoring is deferred; None where `step` pays.
@@ -27,6 +31,9 @@ class RewardBinding:
         kl_coef: a function that gives β, which the environment owns.
         max_prompt_tokens: P.
         max_new_tokens: T.
+        penalty: what the agent's side pays for the KL.
+        actor: the causal LM that samples; only where whole distributions are compared.
+        reference: what it is compared with; likewise.
     """
 
     scorer: EpisodeScorer | None
@@ -34,12 +41,19 @@ class RewardBinding:
     kl_coef: Callable[[], float]
     max_prompt_tokens: int
     max_new_tokens: int
+    penalty: KLPenalty = field(default_factory=KLPenalty)
+    actor: Any = None
+    reference: Reference | None = None
 
 
 def score_segments(
-    segments: Sequence[Segment], scorer: EpisodeScorer, kl_shaping: str, takes_token_rewards: bool
+    segments: Sequence[Segment],
+    scorer: EpisodeScorer,
+    kl_shaping: str,
+    takes_token_rewards: bool,
+    penalty: KLPenalty | None = None,
 ) -> list[EpisodeRecord]:
-    """Add the environment's half of the rewards to segments, in place.
+    """Add the environment's part of the rewards to segments, in place, and the KL penalty's.
 
     Args:
         segments: of one rollout; not scored yet.
@@ -47,6 +61,8 @@ def score_segments(
         kl_shaping: the environment's.
         takes_token_rewards: whether every ended segment holds its episode from the first token on,
             so that rewards per token find their tokens.
+        penalty: k2 and k3 are paid here, where log π_ref is known; full is paid elsewhere, by
+            `pay_full_kl`.
 
     Returns:
         A record of each episode that ended and was seen from its start.
@@ -67,6 +83,10 @@ def score_segments(
         own = found[len(segment.earlier) :]
         if kl_shaping == "k1":
             segment.rewards += reference_half(own, segment.kl_coefs)
+        if penalty is not None and penalty.pays_log_ratio:
+            segment.rewards -= token_penalties(penalty, segment.log_probs, own, segment.kl_coefs)
+        if penalty is not None and penalty.keeps_ref_log_probs:
+            segment.ref_log_probs = own.astype(np.float32)
         segment.kl_before += float((segment.log_probs - own).sum())
         segment.ref_log_prob_before += float(own.sum())
     ended = [i for i, segment in enumerate(segments) if segment.ended]

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,76 +15,20 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.files import whole_folder
-from tokenenv.optimum import Comparison, compare, rescaled, sample_mixture
+from agents.held_out import HeldOut
+from tokenenv.optimum import (
+    Comparison,
+    ExactEvaluation,
+    compare,
+    evaluate_exactly,
+    rescaled,
+    sample_mixture,
+)
 from tokenenv.rewards import Episode
 from tokenenv.sampling import sample_responses
 from tokenenv.scoring import EpisodeScorer
-from tokenenv.settings import EnvSettings
-from tokenenv.tasks import load_task
-from tokenenv.token_mdp import TokenMDP
 
-__all__ = ["EvaluationCallback", "HeldOut", "ResponseReport", "evaluate", "respond"]
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """The fixed prompts that a run is judged on.
-
-    Attributes:
-        settings: the environment's, resolved, of the `eval` split.
-        scorer: its scorer.
-        texts: X prompts.
-        prompts: the same as token ids.
-        max_new_tokens: T.
-        known_optimum: the card's bound on J* for just these prompts and settings, or None.
-    """
-
-    settings: EnvSettings
-    scorer: EpisodeScorer
-    texts: list[str]
-    prompts: list[np.ndarray]
-    max_new_tokens: int
-    known_optimum: float | None
-
-    @classmethod
-    def of(cls, environment: dict[str, Any], count: int) -> HeldOut:
-        """The first `count` prompts of the `eval` split of an environment.
-
-        Args:
-            environment: keyword arguments of `TokenEnv`.
-            count: X, at most.
-
-        Raises:
-            ValueError: the environment's arguments can't be used.
-        """
-        mdp = TokenMDP(EnvSettings(**{**environment, "split": "eval"}), num_envs=1)
-        texts = mdp.prompts[:count]
-        return cls(
-            mdp.settings,
-            mdp.scorer,
-            texts,
-            [mdp.encode_prompt(text) for text in texts],
-            mdp.max_new_tokens,
-            _card_optimum(mdp.settings, len(texts)),
-        )
-
-
-def _card_optimum(settings: EnvSettings, prompts: int) -> float | None:
-    """The card's bound, where the settings are those that it was measured with."""
-    task = load_task(settings.task)
-    if task.card is None or not task.card.is_file():
-        return None
-    own = EnvSettings(
-        task=settings.task,
-        split=settings.split,
-        scoring=settings.scoring,
-        device=settings.device,
-        dtype=settings.dtype,
-        render_mode=settings.render_mode,
-    ).resolved(task)
-    card = json.loads(task.card.read_text(encoding="utf-8"))["optimum"]
-    same = own == settings and card["kl_coef"] == settings.kl_coef and card["prompts"] == prompts
-    return float(card["optimum_lower_bound"]) if same else None
+__all__ = ["EvaluationCallback", "ResponseReport", "evaluate", "respond"]
 
 
 def evaluate(
@@ -95,17 +38,23 @@ def evaluate(
     seed: int,
     on_progress: Callable[[int, int], None] | None = None,
     starting_actor: Any = None,
-) -> Comparison:
-    """J of `actor`, J of the untrained actor and a bound on J*, on fresh samples.
+) -> Comparison | ExactEvaluation:
+    """J of `actor`, J of the untrained actor and J*: exactly where all responses can be enumerated.
+
+    Elsewhere by fresh samples, with a bound on J*.
 
     Args:
         actor: a causal LM.
         held_out: the prompts.
-        responses_per_prompt: half the actor's, half the reference's.
+        responses_per_prompt: half the actor's, half the reference's. Where there are fewer prompts
+            than were asked for, each gets more, so that there are as many responses in all.
         seed: of the sampling.
         on_progress: called with (responses done, all).
         starting_actor: the untrained actor, where it was not the reference.
     """
+    if held_out.solution is not None:
+        return _exactly(actor, held_out, starting_actor)
+    responses_per_prompt *= -(-held_out.asked_for // len(held_out.prompts))
     samples = sample_mixture(
         actor,
         held_out.scorer,
@@ -131,6 +80,14 @@ def evaluate(
     # Its own bound counts too: both mixtures are proposals for the same optimum.
     known = compare(before, kl_coef, found.optimum_lower_bound, seed=seed)
     return rescaled(found, known.objective, known.optimum_lower_bound)
+
+
+def _exactly(actor: Any, held_out: HeldOut, starting_actor: Any) -> ExactEvaluation:
+    assert held_out.solution is not None
+    found = evaluate_exactly(actor, held_out.solution)
+    if starting_actor is None:
+        return found
+    return found.starting_from(evaluate_exactly(starting_actor, held_out.solution).objective)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,29 +182,38 @@ class EvaluationCallback(BaseCallback):
         self._rollouts += 1
         if self._rollouts % self.every:
             return
-        objective, score, gold = self._objective()
-        self.logger.record("eval/objective", objective)
-        self.logger.record("eval/score", score)
-        if gold is not None:
-            self.logger.record("eval/gold_reward", gold)
+        found = self._measure()
+        for name, value in found.items():
+            self.logger.record(f"eval/{name}", value)
+        objective = found["objective"]
         if objective > self.best_objective:
             self.best_objective = objective
             policy: Any = self.model.policy
             with whole_folder(self.best) as folder:
                 policy.save_pretrained(folder, self.tokenizer)
 
-    def _objective(self) -> tuple[float, float, float | None]:
+    def _measure(self) -> dict[str, float]:
+        """J and its parts, at the β that the run is judged by whatever a controller does to it."""
         held_out, n = self.held_out, self.responses_per_prompt
+        actor: Any = self.model.policy.actor
+        if held_out.solution is not None:
+            exact = evaluate_exactly(actor, held_out.solution)
+            names = ("objective", "objective_fraction", "score", "kl", "gold_reward")
+            known = {name: getattr(exact, name) for name in names}
+            return {name: value for name, value in known.items() if value is not None}
         reports = respond(
-            self.model.policy.actor,
+            actor,
             held_out.scorer,
             [text for text in held_out.texts for _ in range(n)],
             [prompt for prompt in held_out.prompts for _ in range(n)],
             held_out.max_new_tokens,
             self.seed,
         )
-        score = float(np.mean([r.score for r in reports]))
-        kl_coef = float(self.training_env.get_attr("kl_coef")[0])
-        kl = float(np.mean([r.kl for r in reports]))
+        score, kl = (
+            float(np.mean([getattr(r, name) for r in reports])) for name in ("score", "kl")
+        )
+        kl_coef = held_out.settings.kl_coef
+        assert kl_coef is not None
+        found = {"objective": score - kl_coef * kl, "score": score, "kl": kl}
         gold = [r.gold_reward for r in reports if r.gold_reward is not None]
-        return score - kl_coef * kl, score, float(np.mean(gold)) if gold else None
+        return {**found, "gold_reward": float(np.mean(gold))} if gold else found

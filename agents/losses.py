@@ -16,7 +16,16 @@ from torch.nn.functional import mse_loss
 
 from agents.packing import PackedSequences, micro_batch_indices
 
-__all__ = ["PPOLosses", "micro_batches", "ppo_losses", "whiten"]
+__all__ = ["LOGGED_NAMES", "PPOLosses", "micro_batches", "ppo_losses", "whiten"]
+
+
+LOGGED_NAMES = {
+    "policy": "policy_gradient_loss",
+    "value": "value_loss",
+    "entropy": "entropy_loss",
+    "kl": "kl_loss",
+}
+"""What SB3's logger calls the parts of a loss under `train/`; the others keep their name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +47,9 @@ class PPOLosses:
     clip_fraction: torch.Tensor
 
     def total(self, ent_coef: float, vf_coef: float) -> torch.Tensor:
-        """The loss that is minimised."""
-        return self.policy + ent_coef * self.entropy + vf_coef * self.value
+        """The loss that is minimised; a critic of weight 0 is left out, and gets no gradient."""
+        loss = self.policy + ent_coef * self.entropy
+        return loss + vf_coef * self.value if vf_coef else loss
 
 
 def ppo_losses(
@@ -98,12 +108,6 @@ def micro_batches(
             packed.columns[index],
         )
         yield (
-            RolloutBufferSamples(
-                part,  # type: ignore[arg-type]
-                *(getattr(batch, name)[index] for name in _PER_TOKEN),
-            ),
+            type(batch)(part, *(per_token[index] for per_token in batch[1:])),  # type: ignore
             index,
         )
-
-
-_PER_TOKEN = ("actions", "old_values", "old_log_prob", "advantages", "returns")

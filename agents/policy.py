@@ -243,6 +243,12 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         Returns:
             (n, 1) values, (n,) log-probabilities, (n,) entropies in nats.
         """
+        return self.evaluate_with_logits(obs, actions)[:3]
+
+    def evaluate_with_logits(
+        self, obs: PyTorchObs | PackedSequences, actions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `evaluate_actions`, and the (n, V) logits, divided by the temperature."""
         packed = obs if isinstance(obs, PackedSequences) else self._packed(obs)
         hidden, critic_hidden = self._hidden_states(packed)
         logits = output_logits(self.actor, hidden) / self.temperature
@@ -251,7 +257,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.entropy_needs_gradient):
             probabilities = torch.exp(logits - log_normalizer[:, None])
             entropies = log_normalizer - (probabilities * logits).sum(dim=-1)
-        return self._value(critic_hidden), log_probs, entropies
+        return self._value(critic_hidden), log_probs, entropies, logits
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """The distribution over the next token at (N, P+T) observations, by a full forward."""

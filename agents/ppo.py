@@ -1,20 +1,21 @@
 """`TokenPPO`: SB3's PPO with the defaults and the batch handling that RLHF needs.
 
 The update is that of Schulman et al. 2017, https://arxiv.org/abs/1707.06347, as SB3 computes it;
-with whitening and micro-batches off it gives the same weights as stock PPO.
+with whitening, micro-batches, the KL loss and the critic's warm-up off it gives the same weights as
+stock PPO.
 """
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import (
     GymEnv,
@@ -29,10 +30,14 @@ from stable_baselines3.common.utils import (
 )
 
 from agents.buffer import EpisodeRolloutBuffer
-from agents.callbacks import RLHFCallback
-from agents.checks import PPO_RANGES, check_ranges
-from agents.losses import micro_batches, ppo_losses, whiten
+from agents.callbacks import RLHFCallback, has_rlhf_callback
+from agents.checks import PPO_RANGES, check_ranges, value_loss_weight
+from agents.critic_warmup import check_critic_warmup, only_the_critic_learns
+from agents.kl_penalty import kl_loss
+from agents.kl_settings import KLPenalty, kl_controller
+from agents.losses import LOGGED_NAMES, micro_batches, ppo_losses, whiten
 from agents.policy import LMActorCriticPolicy
+from tokenenv.shaping import KLController
 
 __all__ = ["TokenPPO"]
 
@@ -55,11 +60,22 @@ class TokenPPO(PPO):
         normalize_advantage: per minibatch, as SB3 does it.
         whiten_advantages: once over the whole rollout, instead.
         ent_coef: weight of the entropy bonus.
-        vf_coef: weight of the value loss.
+        vf_coef: weight of the value loss; None for 0.1, or 0 where the buffer's
+            `advantage_estimator` asks no critic.
         max_grad_norm: gradients are clipped to this norm.
         target_kl: stop the epochs of an update where the approximate KL exceeds 1.5 times this.
         micro_batch_tokens: tokens, padding included, per forward and backward; the gradients of a
             minibatch add up over its micro-batches, so this changes memory and not the result.
+        kl_estimator: of the KL penalty: `"k1"` (paid in two halves, the environment's and ours),
+            `"k2"`, `"k3"` or `"full"` (ours alone: the environment needs `kl_shaping="none"`).
+        use_kl_loss: add β times the estimator's mean over the tokens to the loss, instead of
+            subtracting it from the rewards; β is the environment's in that rollout. Not for k1.
+        kl_controller: what moves β between rollouts: `"fixed"` (nothing), `"adaptive"`
+            (proportional, Ziegler et al. 2019) or `"dual"` (gradient ascent on the multiplier).
+        kl_target: KL per response, in nats, that the controller steers to.
+        kl_horizon: of the adaptive controller, in episodes.
+        kl_dual_rate: of the dual controller, change of β per nat and rollout.
+        critic_warmup: updates at the start of the model's life in which only the critic learns.
         rollout_buffer_class: `EpisodeRolloutBuffer` unless given.
         rollout_buffer_kwargs: of the buffer.
         tensorboard_log: folder, or None.
@@ -69,6 +85,14 @@ class TokenPPO(PPO):
         device: a torch device or "auto".
         stats_window_size: SB3's.
         _init_setup_model: SB3's.
+
+    Attributes:
+        kl_coef: β as it was last seen in the environment, its owner; None before training. It is
+            saved, so that a loaded model's controller goes on from there.
+        num_updates: updates in the model's life; each is `n_epochs` passes over a rollout.
+
+    Raises:
+        ValueError: a setting can't be used, alone or with the others.
     """
 
     def __init__(
@@ -86,10 +110,17 @@ class TokenPPO(PPO):
         normalize_advantage: bool = False,
         whiten_advantages: bool = True,
         ent_coef: float = 0.0,
-        vf_coef: float = 0.1,
+        vf_coef: float | None = None,
         max_grad_norm: float = 1.0,
         target_kl: float | None = None,
         micro_batch_tokens: int | None = None,
+        kl_estimator: str = "k1",
+        use_kl_loss: bool = False,
+        kl_controller: str = "fixed",
+        kl_target: float | None = None,
+        kl_horizon: float = 10_000,
+        kl_dual_rate: float = 0.1,
+        critic_warmup: int = 0,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         tensorboard_log: str | None = None,
@@ -110,6 +141,12 @@ class TokenPPO(PPO):
             )
         self.whiten_advantages = whiten_advantages
         self.micro_batch_tokens = micro_batch_tokens
+        self.kl_estimator, self.use_kl_loss = kl_estimator, use_kl_loss
+        self.kl_controller, self.kl_target = kl_controller, kl_target
+        self.kl_horizon, self.kl_dual_rate = kl_horizon, kl_dual_rate
+        _ = self.kl_penalty, self.kl_control  # refuse what they can't be made of
+        self.kl_coef: float | None = None
+        self.critic_warmup, self.num_updates = critic_warmup, 0
         self.decays_learning_rate = isinstance(learning_rate, int | float)
         if isinstance(learning_rate, int | float):
             learning_rate = LinearSchedule(float(learning_rate), 0.0, 1.0)
@@ -129,7 +166,9 @@ class TokenPPO(PPO):
                 clip_range_vf=clip_range_vf,
                 normalize_advantage=normalize_advantage,
                 ent_coef=ent_coef,
-                vf_coef=vf_coef,
+                vf_coef=value_loss_weight(
+                    vf_coef, (rollout_buffer_kwargs or {}).get("advantage_estimator", "gae")
+                ),
                 max_grad_norm=max_grad_norm,
                 target_kl=target_kl,
                 rollout_buffer_class=rollout_buffer_class or EpisodeRolloutBuffer,
@@ -148,11 +187,35 @@ class TokenPPO(PPO):
         if isinstance(self.policy, LMActorCriticPolicy):
             # So that a model which was never trained loads without its first checkpoint, too.
             self.policy_kwargs = {**self.policy_kwargs, **self.policy.rebuild_kwargs()}
+        # Called by the constructor and, once the attributes are back, by `load`.
+        self.restored_kl_coef = self.kl_coef
+        check_critic_warmup(
+            self.critic_warmup, self.policy, self._advantage_estimator, self.vf_coef
+        )
+
+    @property
+    def _advantage_estimator(self) -> str:
+        return (self.rollout_buffer_kwargs or {}).get("advantage_estimator", "gae")
+
+    @property
+    def kl_penalty(self) -> KLPenalty:
+        """The estimator of the KL penalty, and where it is paid."""
+        return KLPenalty(self.kl_estimator, self.use_kl_loss)
+
+    @property
+    def kl_control(self) -> KLController:
+        """What moves β between rollouts."""
+        return kl_controller(self.kl_controller, self.kl_target, self.kl_horizon, self.kl_dual_rate)
+
+    @property
+    def is_warming_up(self) -> bool:
+        """Whether the next update teaches the critic alone."""
+        return self.num_updates < self.critic_warmup
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         """Put `RLHFCallback` in front, unless there is one: others need complete rewards."""
         given = callback if isinstance(callback, list) else [callback] if callback else []
-        if not any(isinstance(c, RLHFCallback) for c in _flatten(given)):
+        if not has_rlhf_callback(given):
             given = [RLHFCallback(), *given]
         ready = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in given]
         return super()._init_callback(ready, progress_bar)
@@ -177,11 +240,26 @@ class TokenPPO(PPO):
             update_learning_rate(optimizer, learning_rate)
 
     def train(self) -> None:
-        """Update the policy: `n_epochs` passes over the rollout, in minibatches of sequences."""
+        """Update the policy: `n_epochs` passes over the rollout, in minibatches of sequences.
+
+        A rollout that completed no group of responses to compare leaves everything as it is.
+        """
+        buffer = self.rollout_buffer
+        if isinstance(buffer, EpisodeRolloutBuffer) and not buffer.num_tokens:
+            return
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         if self.whiten_advantages:
             self.rollout_buffer.advantages = whiten(self.rollout_buffer.advantages)
+        with contextlib.ExitStack() as stack:
+            if self.is_warming_up:
+                stack.enter_context(only_the_critic_learns(self.policy.actor))
+            means = self._run_epochs()
+        self.num_updates += 1
+        self._log_update(means)
+
+    def _run_epochs(self) -> list[dict[str, float]]:
+        """Step through all minibatches; returns the losses of each."""
         means: list[dict[str, float]] = []
         for _ in range(self.n_epochs):
             for batch in self.rollout_buffer.get(self.batch_size):
@@ -196,7 +274,7 @@ class TokenPPO(PPO):
                 continue
             self._n_updates += 1
             break
-        self._log_update(means)
+        return means
 
     def _accumulate_gradients(self, batch: RolloutBufferSamples) -> dict[str, float]:
         """Leave the gradient of a minibatch's loss in the parameters; returns its parts."""
@@ -211,9 +289,7 @@ class TokenPPO(PPO):
             clip_range_vf = clip_range_vf(progress)  # type: ignore[operator]
         sums: dict[str, float] = {}
         for part, index in micro_batches(batch, self.micro_batch_tokens):
-            values, log_probs, entropies = self.policy.evaluate_actions(
-                part.observations, part.actions.long().flatten()
-            )
+            values, log_probs, entropies, logits = self._evaluate(part)
             entropies = log_probs.neg() if entropies is None else entropies
             losses = ppo_losses(
                 values.flatten(),
@@ -226,32 +302,31 @@ class TokenPPO(PPO):
             )
             share = len(log_probs) / len(advantages)
             loss = losses.total(self.ent_coef, self.vf_coef)
+            if self.use_kl_loss:
+                buffer: Any = self.rollout_buffer
+                reference = buffer.binding.reference
+                kl = kl_loss(self.kl_penalty, part, log_probs, logits, reference)
+                loss = loss + buffer.kl_coef * kl
+                sums["kl"] = sums.get("kl", 0.0) + share * float(kl.detach())
             (share * loss).backward()
             for name in ("policy", "value", "entropy", "approx_kl", "clip_fraction"):
                 sums[name] = sums.get(name, 0.0) + share * float(getattr(losses, name).detach())
             sums["loss"] = sums.get("loss", 0.0) + share * float(loss.detach())
         return sums
 
+    def _evaluate(self, part: RolloutBufferSamples) -> tuple[Any, ...]:
+        """Values, log-probabilities, entropies; and logits, where the KL loss needs them all."""
+        states, actions, policy = part.observations, part.actions.long().flatten(), self.policy
+        if self.use_kl_loss and self.kl_estimator == "full":
+            assert isinstance(policy, LMActorCriticPolicy)
+            return policy.evaluate_with_logits(states, actions)
+        return (*policy.evaluate_actions(states, actions), None)
+
     def _log_update(self, means: list[dict[str, float]]) -> None:
-        names = {
-            "policy": "policy_gradient_loss",
-            "value": "value_loss",
-            "entropy": "entropy_loss",
-            "approx_kl": "approx_kl",
-            "clip_fraction": "clip_fraction",
-            "loss": "loss",
-        }
-        for name, shown in names.items():
-            self.logger.record(f"train/{shown}", float(np.mean([m[name] for m in means])))
+        for name in means[0]:
+            mean = float(np.mean([m[name] for m in means]))
+            self.logger.record(f"train/{LOGGED_NAMES.get(name, name)}", mean)
         buffer = self.rollout_buffer
         explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
         self.logger.record("train/explained_variance", float(explained))
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-
-
-def _flatten(callbacks: list[Any]) -> Iterator[Any]:
-    for callback in callbacks:
-        if isinstance(callback, CallbackList):
-            yield from _flatten(callback.callbacks)
-        else:
-            yield callback

@@ -20,7 +20,8 @@ from rich.progress import (
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.callbacks import RLHFCallback
-from agents.evaluation import HeldOut, respond
+from agents.evaluation import respond
+from agents.held_out import HeldOut
 from agents.runs import RunFolder
 
 __all__ = ["CheckpointCallback", "ProgressCallback", "SamplesCallback", "progress_bar"]

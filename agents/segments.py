@@ -6,7 +6,7 @@ Axes: `N` environments, `P` prompt columns, `T` response columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,8 +29,11 @@ class Segment:
         log_probs: (n,) float32, as they were sampled.
         kl_coefs: (n,) float64, the β under which each action was sampled.
         ended: whether the episode ended with the last of the steps.
+        end: the row of the last rollout that follows the last of the steps.
         kl_before: log π − log π_ref, summed over `earlier`; NaN where nobody saw it sampled.
         ref_log_prob_before: log π_ref, summed over `earlier`.
+        ref_log_probs: (n,) float32 log π_ref of the actions, or (0,) where the update needs none.
+        new_steps: how many of the steps, the last ones, are of the last rollout.
     """
 
     env: int
@@ -42,8 +45,11 @@ class Segment:
     log_probs: np.ndarray
     kl_coefs: np.ndarray
     ended: bool = False
+    end: int = 0
     kl_before: float = 0.0
     ref_log_prob_before: float = 0.0
+    ref_log_probs: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    new_steps: int = 0
 
     @property
     def prefix(self) -> np.ndarray:
@@ -66,7 +72,7 @@ class Segment:
         return np.array_equal(self.prompt, prompt) and np.array_equal(self.response, response)
 
 
-_PER_STEP = ("actions", "rewards", "values", "log_probs", "kl_coefs")
+_PER_STEP = ("actions", "rewards", "values", "log_probs", "kl_coefs", "ref_log_probs")
 
 
 class StepLog:
@@ -75,10 +81,13 @@ class StepLog:
     Args:
         num_steps: rows.
         num_envs: N.
+        keeps_ref_log_probs: whether log π_ref of the actions is kept with them.
     """
 
-    def __init__(self, num_steps: int, num_envs: int) -> None:
+    def __init__(self, num_steps: int, num_envs: int, keeps_ref_log_probs: bool = False) -> None:
         shape = (num_steps, num_envs)
+        kept = shape if keeps_ref_log_probs else (0, num_envs)
+        self.ref_log_probs = np.zeros(kept, dtype=np.float32)
         self.actions = np.zeros(shape, dtype=np.int32)
         self.rewards, self.values, self.log_probs = (
             np.zeros(shape, dtype=np.float32) for _ in range(3)
@@ -90,7 +99,7 @@ class StepLog:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        arrays = [self.actions, self.rewards, self.values, self.log_probs]
+        arrays = [self.actions, self.rewards, self.values, self.log_probs, self.ref_log_probs]
         tokens = [a for own in self._starts for _, *both in own for a in both]
         return sum(array.nbytes for array in arrays + tokens)
 
@@ -173,6 +182,9 @@ class StepLog:
             values=self.values[start:end, env].copy(),
             log_probs=self.log_probs[start:end, env].copy(),
             kl_coefs=np.full(end - start, kl_coef),
+            ref_log_probs=self.ref_log_probs[start:end, env].copy(),
+            new_steps=end - start,
+            end=end,
         )
 
     def _continued(self, before: Segment, end: int, joins: bool, kl_coef: float) -> Segment:

@@ -18,16 +18,20 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import JSONOutputFormat, Logger, TensorBoardOutputFormat
 
 from agents.callbacks import RLHFCallback
+from agents.checks import check_rollout_length
 from agents.config import TrainConfig
 from agents.curves import draw_curves, read_metrics
-from agents.evaluation import EvaluationCallback, HeldOut, ResponseReport, evaluate
+from agents.evaluation import EvaluationCallback, ResponseReport, evaluate
 from agents.files import whole_folder, write_json
+from agents.groups import check_groups
+from agents.held_out import HeldOut
 from agents.policy import LMActorCriticPolicy
 from agents.ppo import TokenPPO
 from agents.progress import CheckpointCallback, ProgressCallback, SamplesCallback, progress_bar
 from agents.runs import RunFolder
 from agents.vec_env import TokenVecEnv, make_vec_env
-from tokenenv.optimum import Comparison
+from tokenenv.credit import GROUPED
+from tokenenv.optimum import Comparison, ExactEvaluation
 from tokenenv.rewards import LearnedReward
 
 __all__ = ["Interrupted", "TrainingRun", "summarize"]
@@ -188,14 +192,19 @@ class TrainingRun:
         return summary
 
 
-def summarize(config: TrainConfig, held_out: HeldOut, comparison: Comparison) -> dict[str, Any]:
+def summarize(
+    config: TrainConfig, held_out: HeldOut, found: Comparison | ExactEvaluation
+) -> dict[str, Any]:
     """What `summary.json` holds of an evaluation."""
+    known: dict[str, Any] = asdict(found)
+    if isinstance(found, Comparison):
+        known["is_reliable"] = found.is_reliable
     return {
         "task": config.task,
         "seed": config.seed,
         "kl_coef": held_out.settings.kl_coef,
-        **asdict(comparison),
-        "is_reliable": comparison.is_reliable,
+        "prompts": len(held_out.texts),
+        **known,
     }
 
 
@@ -217,6 +226,11 @@ def build_agent(config: TrainConfig, env: TokenVecEnv) -> TokenPPO:
         ValueError: a setting can't be used.
     """
     settings = env.env.settings
+    buffer = config.rollout_buffer()
+    # The buffer checks it too, when training starts; here nothing has been written yet.
+    check_rollout_length(buffer["cut"], config.n_steps, env.env.mdp.max_new_tokens)
+    if config.advantage_estimator in GROUPED:
+        check_groups(config.group_size, config.n_steps, env, settings)
     return TokenPPO(
         LMActorCriticPolicy,
         env,
@@ -234,7 +248,14 @@ def build_agent(config: TrainConfig, env: TokenVecEnv) -> TokenPPO:
         max_grad_norm=config.max_grad_norm,
         target_kl=config.target_kl,
         micro_batch_tokens=config.micro_batch_tokens,
-        rollout_buffer_kwargs={"cut": config.cut},
+        kl_estimator=config.kl_estimator,
+        use_kl_loss=config.use_kl_loss,
+        kl_controller=config.kl_controller,
+        kl_target=config.kl_target,
+        kl_horizon=config.kl_horizon,
+        kl_dual_rate=config.kl_dual_rate,
+        critic_warmup=config.critic_warmup,
+        rollout_buffer_kwargs=buffer,
         policy_kwargs={
             "actor": config.actor or settings.reference,
             "value_head": config.value_head,

@@ -43,6 +43,7 @@ class TokenVecEnv(VecEnv):
         """Start episodes in all environments; honours `seed()` and `set_options()`."""
         prompts = [(options or {}).get("prompt") for options in self._options]
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
+        self.env.mdp.begin_group()  # the episodes under way are lost, and so is their group
         observations, infos = self.env.reset(seed=seeds, options={"prompt": prompts})
         self.reset_infos = _rows(infos, self.num_envs)
         self._reset_seeds()

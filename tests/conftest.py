@@ -81,6 +81,22 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
+@pytest.fixture(scope="session")
+def exact_tree() -> Any:
+    """All states and responses of the bundled task `exact`."""
+    from tokenenv.optimum import enumerate_task
+
+    return enumerate_task("exact")
+
+
+@pytest.fixture(scope="session")
+def exact_solution(exact_tree: Any) -> Any:
+    """Its optimum at its own β."""
+    from tokenenv.optimum import solve
+
+    return solve(exact_tree)
+
+
 @pytest.fixture
 def shared() -> Path:
     """The folder of real data beside the project; the test skips where it is absent."""

@@ -1,11 +1,17 @@
-"""Generalised advantage estimation, against an independent implementation and closed forms."""
+"""Advantages with a critic and without, against independent implementations and closed forms."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from tokenenv.credit import generalized_advantages
+from tokenenv.credit import (
+    batch_baseline_advantages,
+    generalized_advantages,
+    group_advantages,
+    leave_one_out_advantages,
+    whiten_rewards,
+)
 
 
 def naive_advantages(rewards, values, bootstrap, gamma, lam):
@@ -94,3 +100,110 @@ def test_nothing_leaks_across_rows_or_from_the_padding(rng):
     rewards[0, 2:], values[0, 2:] = np.nan, np.inf  # what stands behind the end of a row
     after = generalized_advantages(rewards, values, lengths, bootstrap, 0.99, 0.95)
     np.testing.assert_array_equal(after[[0, 2]], before[[0, 2]])
+
+
+# Without a critic ---------------------------------------------------------------------------------
+
+
+def test_leave_one_out_by_hand():
+    # The others of 1, 2 and 6 have the means 4, 3.5 and 1.5; of 5, 5 and 8: 6.5, 6.5 and 5.
+    found = leave_one_out_advantages(np.array([[1, 2, 6], [5, 5, 8]]))
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, [[-3, -1.5, 4.5], [-1.5, -1.5, 3]], rtol=0, atol=1e-15)
+
+
+def test_group_advantages_by_hand():
+    # Mean 3, deviations −2, −1, 3, whose squares sum to 14: variance 14/2 = 7 (14/3 with ddof=0).
+    found = group_advantages(np.array([[1, 2, 6]]))
+    assert found.dtype == np.float64
+    expected = np.array([[-2, -1, 3]]) / (7**0.5 + 1e-4)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-15)
+
+
+def test_batch_baseline_by_hand():
+    found = batch_baseline_advantages(np.array([1, 2, 6]))  # mean 3
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found, [-2, -1, 3])
+    assert batch_baseline_advantages(np.zeros(0)).shape == (0,)
+
+
+@pytest.mark.parametrize("k", [2, 3, 8])
+def test_leave_one_out_is_the_centred_return_times_k_over_k_minus_1(rng, k):
+    returns = rng.normal(size=(50, k))
+    centred = returns - returns.mean(axis=1, keepdims=True)
+    found = leave_one_out_advantages(returns)
+    np.testing.assert_allclose(found, k / (k - 1) * centred, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(found.mean(axis=1), np.zeros(50), rtol=0, atol=1e-14)
+
+
+def test_a_baseline_takes_out_what_all_responses_to_a_prompt_have_in_common(rng):
+    returns, shift = rng.normal(size=(20, 4)), rng.normal(scale=10, size=(20, 1))
+    for advantages in (leave_one_out_advantages, group_advantages):
+        np.testing.assert_allclose(
+            advantages(returns + shift), advantages(returns), rtol=0, atol=1e-13
+        )
+    flat = returns.reshape(-1)
+    np.testing.assert_allclose(
+        batch_baseline_advantages(flat + 7.5), batch_baseline_advantages(flat), rtol=0, atol=1e-13
+    )
+
+
+def test_the_scale_of_the_rewards_leaves_group_advantages_as_they_are_and_scales_the_others(rng):
+    returns = rng.normal(size=(20, 4))
+    scaled, own = (group_advantages(x, epsilon=0.0) for x in (250 * returns, returns))
+    np.testing.assert_allclose(scaled, own, rtol=0, atol=1e-13)
+    np.testing.assert_allclose(own.std(axis=1, ddof=1), np.ones(20), rtol=0, atol=1e-13)
+    np.testing.assert_allclose(
+        leave_one_out_advantages(250 * returns),
+        250 * leave_one_out_advantages(returns),
+        rtol=0,
+        atol=1e-11,
+    )
+
+
+@pytest.mark.parametrize("epsilon", [1e-4, 0.0])
+def test_a_group_of_equal_returns_has_no_advantages(epsilon):
+    # The mean of three times 0.1 is not 0.1 in floating point, and 0/0 is none either.
+    returns = np.array([[0.1, 0.1, 0.1], [1.0, 2.0, 3.0]])
+    found = group_advantages(returns, epsilon)
+    assert np.all(found[0] == 0.0) and found[1, 0] < found[1, 1] == 0.0 < found[1, 2]
+    assert np.all(leave_one_out_advantages(returns)[0] == 0.0)
+
+
+def test_rounding_of_float32_is_no_difference_between_responses():
+    returns = np.array([[3.0, np.nextafter(np.float32(3.0), np.float32(4.0))]], dtype=np.float32)
+    assert np.abs(group_advantages(returns)).max() < 2e-3  # 2.4e-7/2 over 1e-4
+
+
+@pytest.mark.parametrize("advantages", [leave_one_out_advantages, group_advantages])
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (2, 2, 2)])
+def test_a_response_without_others_is_refused(advantages, shape):
+    with pytest.raises(ValueError, match="at least 2 responses per group"):
+        advantages(np.ones(shape))
+
+
+def test_batch_baseline_wants_one_return_per_response():
+    with pytest.raises(ValueError, match=r"shape \(2, 2\)"):
+        batch_baseline_advantages(np.ones((2, 2)))
+
+
+# Whitening of rewards -----------------------------------------------------------------------------
+
+
+def test_whitened_rewards_by_hand():
+    # Mean 1; squared deviations 1 + 1 + 1 + 9 = 12, over 3: variance 4, standard deviation 2.
+    found = whiten_rewards(np.array([0, 0, 0, 4]))
+    np.testing.assert_allclose(found, [0.5, 0.5, 0.5, 2.5], rtol=0, atol=1e-8)
+
+
+def test_whitening_sets_the_spread_and_keeps_the_mean(rng):
+    rewards = rng.normal(3.0, 0.2, size=400)
+    found = whiten_rewards(rewards)
+    assert abs(found.mean() - rewards.mean()) <= 1e-12
+    assert abs(found.std(ddof=1) - 1) <= 1e-6  # 1e-8 beside a variance of 0.04
+
+
+def test_rewards_without_a_spread_stay():
+    np.testing.assert_array_equal(whiten_rewards(np.array([2.0])), [2.0])
+    np.testing.assert_array_equal(whiten_rewards(np.full(5, 2.0)), np.full(5, 2.0))
+    assert whiten_rewards(np.zeros(0)).shape == (0,)

@@ -27,6 +27,10 @@ FLOORS: dict[str, float] = {
     "tokenenv.tasks.reviews.gold": 0.3,
     "tokenenv.tasks.reviews": 0.4,
     "tokenenv.tasks.reviews.build": 0.5,  # finds `tokenenv.building.reviews` by name
+    "tokenenv.tasks.exact.grammar": 0.2,
+    "tokenenv.tasks.exact.gold": 0.3,
+    "tokenenv.tasks.exact": 0.4,
+    "tokenenv.tasks.exact.build": 0.5,  # finds `tokenenv.building.exact` by name
     # 1: language models
     "tokenenv.language_model": 1.0,
     "tokenenv.log_probs": 1.1,
@@ -46,17 +50,33 @@ FLOORS: dict[str, float] = {
     "tokenenv.env": 4.2,
     "tokenenv.vector_env": 4.3,
     # 5: the optimum, and what is made from all of it
-    "tokenenv.optimum": 5.0,
+    "tokenenv.optimum.mixture": 5.0,
+    "tokenenv.optimum.prefix_tree": 5.0,
+    "tokenenv.optimum.exact": 5.1,
+    "tokenenv.optimum.plain_return": 5.2,
+    "tokenenv.optimum.tree_sampling": 5.1,
+    "tokenenv.optimum.gradients": 5.2,
+    "tokenenv.optimum": 5.4,
+    "tokenenv.laboratory": 5.2,
     "tokenenv.building": 5.5,
     "tokenenv.building.parts": 5.6,
-    "tokenenv.building.reviews_card": 5.6,
+    "tokenenv.building.builder": 5.6,
+    "tokenenv.building.card_parts": 5.6,
+    "tokenenv.building.measuring": 5.65,
+    "tokenenv.building.reviews_card": 5.65,
     "tokenenv.building.reviews_measuring": 5.7,
     "tokenenv.building.reviews": 5.8,
+    "tokenenv.building.exact_card": 5.65,
+    "tokenenv.building.exact_measuring": 5.7,
+    "tokenenv.building.exact_melodies": 5.7,
+    "tokenenv.building.exact": 5.8,
     # 6: the parts of an agent
     "agents.checks": 6.0,
     "agents.critic": 6.0,
     "agents.episode_records": 6.0,
     "agents.files": 6.0,
+    "agents.kl_settings": 6.0,
+    "agents.kl_penalty": 6.05,
     "agents.losses": 6.1,
     "agents.packing": 6.0,
     "agents.policy_checks": 6.0,
@@ -64,10 +84,15 @@ FLOORS: dict[str, float] = {
     "agents.segments": 6.0,
     "agents.vec_env": 6.0,
     "agents.deferred_scoring": 6.1,
+    "agents.groups": 6.1,
     "agents.policy": 6.1,
     "agents.buffer": 6.2,
+    "agents.critic_warmup": 6.2,
+    "agents.env_checks": 6.2,
+    "agents.kl_checks": 6.3,
     # 7: the agent
     "agents.callbacks": 7.0,
+    "agents.held_out": 6.0,
     "agents.evaluation": 7.0,
     "agents.ppo": 7.1,
     "agents": 7.9,
@@ -78,6 +103,13 @@ FLOORS: dict[str, float] = {
     "agents.progress": 8.2,
     "agents.training": 8.3,
     "agents.reward_model_command": 8.3,
+    "agents.verification": 8.0,
+    "agents.verification.checks": 8.1,
+    "agents.verification.mathematics": 8.2,
+    "agents.verification.environment": 8.2,
+    "agents.verification.estimate": 8.2,
+    "agents.verification.learning": 8.2,
+    "agents.verification.command": 8.3,
     # 9: the command line
     "agents.cli": 9.0,
 }
@@ -165,7 +197,7 @@ def test_import_registers_the_ids_and_is_light_and_fast():
         )
         for _ in range(3)
     ]
-    assert runs[0]["ids"] == ["TokenRLHF-v0"]
+    assert runs[0]["ids"] == ["TokenRLHF-v0", "TokenRLHF-Exact-v0"]
     assert runs[0]["entry_points"] == [
         "tokenenv.env:TokenEnv",
         "tokenenv.vector_env:TokenVectorEnv",

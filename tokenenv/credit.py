@@ -1,13 +1,39 @@
-"""Credit assignment as pure maths: generalised advantage estimation on padded sequences.
+"""Credit assignment as pure maths: advantages with a critic and without, and reward whitening.
 
-Axes: `B` sequences, `T` time steps. Everything is computed in float64.
+Axes: `B` sequences, `T` time steps; `G` groups of `k` responses to one prompt each, `n` responses
+or tokens of a batch. Everything is computed in float64.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["generalized_advantages"]
+__all__ = [
+    "ADVANTAGE_ESTIMATORS",
+    "CRITIC_FREE",
+    "GROUPED",
+    "batch_baseline_advantages",
+    "generalized_advantages",
+    "group_advantages",
+    "leave_one_out_advantages",
+    "token_advantages",
+    "whiten_rewards",
+]
+
+ADVANTAGE_ESTIMATORS = ("gae", "monte-carlo", "td", "rloo", "group", "reinforce")
+"""Ways to turn rewards into advantages.
+
+`"gae"`: `generalized_advantages`; `"monte-carlo"`: the same with λ = 1, the rewards to come minus
+V; `"td"`: with λ = 0, one-step temporal differences. The others need no critic and give all tokens
+of a response one number: `"rloo"`: `leave_one_out_advantages`; `"group"`: `group_advantages`;
+`"reinforce"`: `batch_baseline_advantages`.
+"""
+
+CRITIC_FREE = ("rloo", "group", "reinforce")
+"""The estimators without a critic."""
+
+GROUPED = ("rloo", "group")
+"""The estimators that compare responses to the same prompt."""
 
 
 def generalized_advantages(
@@ -52,3 +78,151 @@ def generalized_advantages(
         following = deltas[:, step] + gamma * gae_lambda * following * ~is_last[:, step]
         advantages[:, step] = following
     return advantages
+
+
+def leave_one_out_advantages(returns: np.ndarray) -> np.ndarray:
+    """RLOO: each return minus the mean of the others in its group; unbiased, without a critic.
+
+    A_i = R_i − (1/(k−1))·Σ_{j≠i} R_j, Ahmadian et al. 2024, https://arxiv.org/abs/2402.14740. It
+    equals k/(k−1)·(R_i − mean).
+
+    Args:
+        returns: (G, k) of G groups of k ≥ 2 responses.
+
+    Returns:
+        (G, k) float64; every row sums to 0.
+
+    Raises:
+        ValueError: `returns` has another shape.
+    """
+    deviations = _group_deviations(returns, "rloo")
+    return deviations * deviations.shape[1] / (deviations.shape[1] - 1)
+
+
+def group_advantages(returns: np.ndarray, epsilon: float = 1e-4) -> np.ndarray:
+    """GRPO's: returns standardised in their group.
+
+    A_i = (R_i − mean)/(std + ε), Shao et al. 2024, https://arxiv.org/abs/2402.03300, section 4.1.2.
+    The paper leaves the standard deviation open; this is the sample's, which divides by k − 1, as
+    TRL and verl have it. ε is far above float32's rounding, so that the responses of a group that
+    differ by rounding only, as equal ones do after scoring in different batches, get about 0.
+
+    Args:
+        returns: (G, k) of G groups of k ≥ 2 responses.
+        epsilon: ε.
+
+    Returns:
+        (G, k) float64; 0 in a group of equal returns.
+
+    Raises:
+        ValueError: `returns` has another shape.
+    """
+    deviations = _group_deviations(returns, "group")
+    spread = deviations.std(axis=1, ddof=1, keepdims=True) + epsilon
+    return np.divide(deviations, spread, out=np.zeros_like(deviations), where=deviations != 0)
+
+
+def _group_deviations(returns: np.ndarray, estimator: str) -> np.ndarray:
+    """(G, k) returns minus the mean of their group: 0 exactly where all of a group are equal."""
+    returns = np.asarray(returns, dtype=np.float64)
+    if returns.ndim != 2 or returns.shape[1] < 2:
+        raise ValueError(
+            f"{estimator!r} compares responses to the same prompt, but the returns have shape "
+            f"{returns.shape}: give (groups, responses) with at least 2 responses per group."
+        )
+    # Counted from the first of the group, so that the mean of equal returns has no rounding error.
+    shifted = returns - returns[:, :1]
+    return shifted - shifted.mean(axis=1, keepdims=True)
+
+
+def batch_baseline_advantages(returns: np.ndarray) -> np.ndarray:
+    """REINFORCE with the mean return of the batch as its baseline: A_i = R_i − mean.
+
+    Williams 1992, https://doi.org/10.1007/BF00992696, with the mean as its baseline b.
+
+    Args:
+        returns: (n,) of n responses.
+
+    Returns:
+        (n,) float64.
+
+    Raises:
+        ValueError: `returns` has another shape.
+    """
+    returns = np.asarray(returns, dtype=np.float64)
+    if returns.ndim != 1:
+        raise ValueError(f"the returns have shape {returns.shape}: give one for each response.")
+    return returns - returns.mean() if returns.size else returns
+
+
+def token_advantages(
+    estimator: str,
+    rewards: np.ndarray,
+    values: np.ndarray,
+    lengths: np.ndarray,
+    bootstrap_values: np.ndarray,
+    gamma: float,
+    gae_lambda: float,
+    group_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Advantages and returns of joined sequences, by the name of an estimator.
+
+    Args:
+        estimator: one of `ADVANTAGE_ESTIMATORS`.
+        rewards: (n,) of all B sequences, one after another.
+        values: (n,), V(s_t) of the same steps; `CRITIC_FREE` ones ignore it.
+        lengths: (B,) int, steps of each.
+        bootstrap_values: (B,), V of the state after each sequence's last step, 0 at an end.
+        gamma: discount factor γ; `CRITIC_FREE` ones take 1.
+        gae_lambda: λ of `"gae"`.
+        group_size: k of `GROUPED` ones, whose sequences come group after group.
+
+    Returns:
+        (n,) float32 advantages and (n,) float32 returns: advantages + values with a critic, the
+        rewards to come without one.
+    """
+    columns = np.arange(int(np.max(lengths, initial=1)))
+    is_step = columns[None, :] < np.asarray(lengths)[:, None]
+    padded_rewards, padded_values = (np.zeros(is_step.shape) for _ in range(2))
+    padded_rewards[is_step] = rewards
+    if estimator not in CRITIC_FREE:
+        padded_values[is_step] = values
+        own_lambda = {"monte-carlo": 1.0, "td": 0.0}.get(estimator, gae_lambda)
+        found = generalized_advantages(
+            padded_rewards, padded_values, lengths, bootstrap_values, gamma, own_lambda
+        )
+        advantages = found[is_step].astype(np.float32)
+        return advantages, advantages + np.asarray(values, dtype=np.float32)
+    # With V = 0 and γ = λ = 1, GAE sums up the rewards to come: all of them, at the first step.
+    ended = np.zeros(len(is_step))
+    to_come = generalized_advantages(padded_rewards, padded_values, lengths, ended, 1.0, 1.0)
+    per_response = _response_advantages(estimator, to_come[:, 0], group_size)
+    return np.repeat(per_response, lengths).astype(np.float32), to_come[is_step].astype(np.float32)
+
+
+def _response_advantages(estimator: str, returns: np.ndarray, group_size: int) -> np.ndarray:
+    """(B,) advantages of whole responses from their (B,) returns."""
+    if estimator == "reinforce":
+        return batch_baseline_advantages(returns)
+    found = {"rloo": leave_one_out_advantages, "group": group_advantages}[estimator]
+    return found(np.reshape(returns, (-1, group_size))).reshape(-1)
+
+
+def whiten_rewards(rewards: np.ndarray) -> np.ndarray:
+    """Rewards of standard deviation 1 about the mean they had: (r − mean)/√(var + 1e-8) + mean.
+
+    The mean stays, because a moved one would pay every token for its mere existence, and so change
+    how long responses should be. The variance divides by n − 1; all of it as TRL's
+    `masked_whiten(rewards, shift_mean=False)` over the real tokens.
+
+    Args:
+        rewards: (n,) of all tokens of a batch, no padding among them.
+
+    Returns:
+        (n,) float64; fewer than two rewards come back as they are.
+    """
+    rewards = np.asarray(rewards, dtype=np.float64)
+    if rewards.size < 2:
+        return rewards
+    mean = rewards.mean()
+    return (rewards - mean) / np.sqrt(rewards.var(ddof=1) + 1e-8) + mean

@@ -52,7 +52,8 @@ class TokenEnv(MDPFace, gym.Env[np.ndarray, np.int64]):
     `scoring="deferred"`, `step` pays 0 and the trainer's buffer scores whole rollouts at once.
 
     ## Starting State
-    A prompt drawn uniformly from the split; `reset(options={"prompt": "text"})` gives one.
+    A prompt drawn uniformly from the split, the same for `group_size` starts in a row; a reset with
+    a seed draws anew. `reset(options={"prompt": "text"})` gives one, which counts to no group.
 
     ## Episode End
     EOS or the T-th token: `terminated=True`, and `info["finish_reason"]` is `"stop"` or
@@ -79,11 +80,15 @@ class TokenEnv(MDPFace, gym.Env[np.ndarray, np.int64]):
         max_new_tokens: T.
         kl_coef: β ≥ 0. This environment is its one owner: `set_kl_coef` changes it between
             rollouts.
-        kl_shaping: `"k1"` pays the reference's half of the KL penalty, `"none"` only the score.
+        kl_shaping: `"k1"` pays the reference's half of the KL penalty, `"none"` only the score: for
+            agents that pay the whole penalty themselves, with another estimator or in their loss.
         temperature: of the reference's log-probabilities; the agent must sample with the same.
         score_clip: normalised scores are clipped to ±`score_clip`.
         missing_eos_penalty: subtracted from the score of a response that ends by its length.
         scoring: `"step"` or `"deferred"`.
+        group_size: how many episodes in a row start from the same prompt; in a vector environment,
+            whichever rows start next. Estimators that compare the responses to a prompt need 2 or
+            more.
         device: a torch device, or `"auto"`.
         dtype: of the frozen models: `"float32"`, `"float64"`, `"bfloat16"`, `"float16"`.
         render_mode: `"ansi"`, `"human"` or None.
@@ -112,6 +117,7 @@ class TokenEnv(MDPFace, gym.Env[np.ndarray, np.int64]):
         score_clip: float | None = None,
         missing_eos_penalty: float = 0.0,
         scoring: str = "step",
+        group_size: int = 1,
         device: str = "auto",
         dtype: str = "float32",
         render_mode: str | None = None,
@@ -130,6 +136,8 @@ class TokenEnv(MDPFace, gym.Env[np.ndarray, np.int64]):
             ValueError: the prompt is empty or too long.
         """
         super().reset(seed=seed)
+        if seed is not None:
+            self.mdp.begin_group()
         info = self.mdp.start(0, self.np_random, (options or {}).get("prompt"))
         self._show()
         return self._observation(), info

@@ -42,6 +42,7 @@ class EnvSettings:
     score_clip: float | None = None
     missing_eos_penalty: float = 0.0
     scoring: str = "step"
+    group_size: int = 1
     device: str = "auto"
     dtype: str = "float32"
     render_mode: str | None = None
@@ -58,10 +59,9 @@ class EnvSettings:
         if not isinstance(self.task, str):
             raise ValueError(f"task={self.task!r} must be the name of a task.")
         for name in ("max_prompt_tokens", "max_new_tokens"):
-            value = getattr(self, name)
-            is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-            if value is not None and not (is_whole and value >= 1):
-                raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
+        _check_count("group_size", self.group_size)
         if self.kl_coef is not None:
             check_kl_coef(self.kl_coef)
         if not (_is_finite(self.temperature) and self.temperature > 0):
@@ -95,6 +95,12 @@ def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
         raise ValueError(
             f"{name}={value!r} is unknown: choose one of {', '.join(map(repr, allowed))}."
         )
+
+
+def _check_count(name: str, value: Any) -> None:
+    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not (is_whole and value >= 1):
+        raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
 
 
 def _without_path(value: Any) -> Any:

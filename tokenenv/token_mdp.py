@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,6 @@ class TokenMDP:
     def __init__(self, settings: EnvSettings, num_envs: int) -> None:
         self.task = load_task(settings.task)
         self.settings = settings.resolved(self.task)
-        assert self.settings.kl_coef is not None
-        self.kl_coef = check_kl_coef(self.settings.kl_coef)
         self.num_envs = num_envs
         self._connect()
         limits = self.settings
@@ -69,6 +68,7 @@ class TokenMDP:
         check_context(model, self.max_prompt_tokens + self.max_new_tokens, "reference")
         self.prompts = self._read_prompts()
         self._prompt_ids: dict[str, np.ndarray] = {}
+        self._group_prompt, self._group_left = "", 0
         own = (settings.reference, settings.prompts, settings.max_prompt_tokens)
         if any(setting is not None for setting in own):  # a task's own prompts fit its own limits
             for prompt in self.prompts:
@@ -99,6 +99,16 @@ class TokenMDP:
         self.__dict__.update(state)
         self.task = load_task(self.settings.task)
         self._connect()
+
+    @property
+    def kl_coef(self) -> float:
+        """β, as `settings` holds it."""
+        assert self.settings.kl_coef is not None
+        return float(self.settings.kl_coef)
+
+    def set_kl_coef(self, kl_coef: float) -> None:
+        """Change β; ValueError where it is negative."""
+        self.settings = dataclasses.replace(self.settings, kl_coef=check_kl_coef(kl_coef))
 
     @property
     def is_deferred(self) -> bool:
@@ -149,12 +159,26 @@ class TokenMDP:
         return ids
 
     def start(self, row: int, rng: np.random.Generator, prompt: str | None) -> dict[str, Any]:
-        """Begin an episode in `row`, from `prompt` or one drawn by `rng`; give the reset's info."""
+        """Begin an episode in `row`; give the reset's info.
+
+        Args:
+            row: which.
+            rng: draws a prompt where a group begins.
+            prompt: what to start from; it counts to no group. None: the prompt of the group.
+        """
         if prompt is None:
-            prompt = self.prompts[int(rng.integers(len(self.prompts)))]
+            if self._group_left == 0:
+                self._group_prompt = self.prompts[int(rng.integers(len(self.prompts)))]
+                self._group_left = int(self.settings.group_size)
+            self._group_left -= 1
+            prompt = self._group_prompt
         self.episodes.start(row, self.encode_prompt(prompt))
         self.token_rewards[row] = 0.0
         return {"prompt": prompt}
+
+    def begin_group(self) -> None:
+        """Let the next start draw a prompt, whether or not the group before it is complete."""
+        self._group_left = 0
 
     # Steps ---------------------------------------------------------------------------------------
 
@@ -241,7 +265,7 @@ class MDPFace:
 
     @property
     def settings(self) -> EnvSettings:
-        """The resolved arguments."""
+        """The resolved arguments, with the β that holds now."""
         return self.mdp.settings
 
     @property
@@ -251,9 +275,9 @@ class MDPFace:
 
     @property
     def kl_coef(self) -> float:
-        """β."""
+        """β, which this environment owns: who needs it asks here, or reads `info`."""
         return self.mdp.kl_coef
 
     def set_kl_coef(self, kl_coef: float) -> None:
         """Change β, between rollouts; ValueError where it is negative."""
-        self.mdp.kl_coef = check_kl_coef(kl_coef)
+        self.mdp.set_kl_coef(kl_coef)

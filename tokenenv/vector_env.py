@@ -110,6 +110,8 @@ class TokenVectorEnv(MDPFace, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         rows = self._masked_rows(options.get("reset_mask"))
         prompts = self._row_prompts(options.get("prompt"))
         infos: dict[str, Any] = {}
+        if any(seeds[row] is not None for row in rows.tolist()):
+            self.mdp.begin_group()
         for row in rows.tolist():
             info = self.mdp.start(row, self._rng(row, seeds[row]), prompts[row])
             infos = self._add_info(infos, info, row)

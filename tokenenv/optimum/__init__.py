@@ -32,6 +32,7 @@ from tokenenv.optimum.prefix_tree import (
     enumerate_task,
     policy_levels,
 )
+from tokenenv.optimum.tree_sampling import sample_tree_mixture
 
 __all__ = [
     "MAX_RESPONSES",
@@ -55,6 +56,7 @@ __all__ = [
     "rank_responses",
     "rescaled",
     "sample_mixture",
+    "sample_tree_mixture",
     "solve",
     "true_advantages",
 ]

@@ -10,7 +10,7 @@ Axes and levels are those of `prefix_tree`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -77,6 +77,20 @@ class Solution:
     def most_likely(self, prompt: int, count: int = 5) -> list[RankedResponse]:
         """The `count` most likely responses of π* to the prompt with that index, in order."""
         return rank_responses(self.tree, self.log_policy, prompt, count)
+
+    def policy_between(self, share: float) -> Levels:
+        """The policy that lies `share` of the way from the reference (0) to π* (1).
+
+        Log-linear at every state: π(a|s) ∝ π_ref(a|s)^(1 − share)·π*(a|s)^share.
+
+        Returns:
+            T levels (X, C^t, V) of log-probabilities.
+        """
+        levels = []
+        for reference, best in zip(self.tree.ref_log_probs, self.log_policy, strict=True):
+            mixed = (1.0 - share) * reference + share * best
+            levels.append(mixed - _log_sum_exp(mixed)[:, :, None])
+        return levels
 
 
 def rank_responses(
@@ -161,6 +175,19 @@ class ExactEvaluation:
     response_length: float
     eos_rate: float
 
+    def starting_from(self, objective_reference: float) -> ExactEvaluation:
+        """The same between another untrained actor's J and the optimum."""
+        return replace(
+            self,
+            objective_reference=objective_reference,
+            objective_fraction=_fraction(self.objective, objective_reference, self.optimum),
+        )
+
+
+def _fraction(objective: float, objective_reference: float, optimum: float) -> float | None:
+    reach = optimum - objective_reference
+    return (objective - objective_reference) / reach if reach > 1e-9 else None
+
 
 def evaluate_exactly(
     policy: Policy, task: str | PrefixTree | Solution, kl_coef: float | None = None
@@ -183,13 +210,12 @@ def evaluate_exactly(
     found = evaluate_levels(tree, log_policy, kl_coef)
     reference = evaluate_levels(tree, tree.ref_log_probs, kl_coef)
     objective = float(found.objective.mean())
-    reach = solution.optimum - solution.objective_reference
-    gained = objective - solution.objective_reference
+    worst, best = solution.objective_reference, solution.optimum
     return ExactEvaluation(
         objective=objective,
-        objective_reference=solution.objective_reference,
-        optimum=solution.optimum,
-        objective_fraction=gained / reach if reach > 1e-9 else None,
+        objective_reference=worst,
+        optimum=best,
+        objective_fraction=_fraction(objective, worst, best),
         score=float(found.score.mean()),
         kl=float(found.kl.mean()),
         kl_to_optimum=float(_divergence(tree, log_policy, solution.log_policy).mean()),

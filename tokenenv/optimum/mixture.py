@@ -75,6 +75,7 @@ class Comparison:
             β = 0, and where the bound shows nothing to gain (a constant reward).
         fraction_interval: 95 % bootstrap interval of the fraction.
         effective_sample_size: of the weights, as a share of the samples, median over prompts.
+        least_effective_sample_size: of the prompt where it is least.
         kl: E[log π − log π_ref] per response.
         score: E[R] under π.
         score_reference: E[R] under π_ref.
@@ -93,6 +94,7 @@ class Comparison:
     objective_fraction: float | None
     fraction_interval: tuple[float, float] | None
     effective_sample_size: float | None
+    least_effective_sample_size: float | None
     kl: float
     score: float
     score_reference: float
@@ -105,8 +107,12 @@ class Comparison:
 
     @property
     def is_reliable(self) -> bool:
-        """Whether the effective sample size is large enough to believe the bound."""
-        found = self.effective_sample_size
+        """Whether the effective sample size of every prompt is large enough to believe the bound.
+
+        One prompt tells: where the policy lacks a mode, the reference's few samples of it carry
+        nearly all the weight, and prompts that happen to have none show nothing.
+        """
+        found = self.least_effective_sample_size
         return found is not None and found >= LOW_EFFECTIVE_SAMPLE_SIZE
 
 
@@ -193,11 +199,12 @@ def compare(
     objectives = samples.scores[0] - kl_coef * (samples.log_probs[0] - samples.ref_log_probs[0])
     reference_scores = samples.scores[1]
     objective, objective_reference = float(objectives.mean()), float(reference_scores.mean())
-    optimum = interval = fraction = fraction_interval = share = None
+    optimum = interval = fraction = fraction_interval = share = least_share = None
     if kl_coef > 0:
         log_weights = samples.log_weights(kl_coef)
         optimum = float(kl_coef * log_mean_exp(log_weights).mean())
-        share = float(np.median(_effective_share(log_weights)))
+        shares = _effective_share(log_weights)
+        share, least_share = float(np.median(shares)), float(shares.min())
         draws = _bootstrap(objectives, reference_scores, log_weights, kl_coef, bootstrap, seed)
         interval = _interval(draws[2])
         best = optimum if known_optimum is None else max(optimum, known_optimum)
@@ -217,6 +224,7 @@ def compare(
         objective_fraction=fraction,
         fraction_interval=fraction_interval,
         effective_sample_size=share,
+        least_effective_sample_size=least_share,
         kl=float((samples.log_probs[0] - samples.ref_log_probs[0]).mean()),
         score=float(samples.scores[0].mean()),
         score_reference=objective_reference,

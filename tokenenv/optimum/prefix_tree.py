@@ -120,6 +120,27 @@ class PrefixTree:
         found[:, :, columns : columns + t] = prefixes
         return found.reshape(-1, shape[-1])
 
+    def locate_state(self, prefix: np.ndarray) -> int:
+        """The index, at its depth, of the state after the tokens of `prefix`."""
+        state = 0
+        for token in prefix:
+            state = state * len(self.continuing) + int(np.searchsorted(self.continuing, token))
+        return state
+
+    def locate(self, response: np.ndarray) -> tuple[int, int, int]:
+        """Depth, state and last action of a finished response, as indices into levels.
+
+        Raises:
+            ValueError: the tree has no such response.
+        """
+        depth = len(response) - 1
+        if 0 <= depth < self.depth and self.ending(depth)[response[-1]]:
+            return depth, self.locate_state(response[:-1]), int(response[-1])
+        raise ValueError(
+            f"{list(map(int, response))} is no finished response: it must end with one of "
+            f"{self.eos.tolist()}, or have {self.depth} tokens."
+        )
+
     # Along the tree ------------------------------------------------------------------------------
 
     def after(self, t: int, of_states: np.ndarray | None) -> np.ndarray:
@@ -202,35 +223,47 @@ def enumerate_task(
         ValueError: the task is too large to enumerate, or an argument can't be used.
     """
     settings = EnvSettings(**{"split": "eval", **environment, "task": task})
-    return enumerate_mdp(TokenMDP(settings, num_envs=1), max_responses)
+    return enumerate_mdp(TokenMDP(settings, num_envs=1), max_responses=max_responses)
 
 
-def enumerate_mdp(mdp: TokenMDP, max_responses: int = MAX_RESPONSES) -> PrefixTree:
-    """The tree of a token MDP, over the prompts of its split.
+def count_mdp_responses(mdp: TokenMDP, prompts: int) -> int:
+    """Finished responses of a token MDP to that many prompts."""
+    language_model = mdp.language_model
+    eos = len(set(language_model.eos_token_ids))
+    return count_responses(prompts, language_model.vocabulary_size, eos, mdp.max_new_tokens)
+
+
+def enumerate_mdp(
+    mdp: TokenMDP, prompts: Sequence[str] | None = None, max_responses: int = MAX_RESPONSES
+) -> PrefixTree:
+    """The tree of a token MDP.
+
+    Args:
+        mdp: the token MDP.
+        prompts: X texts; those of its split unless given.
+        max_responses: refuse more.
 
     Raises:
-        ValueError: it is too large to enumerate.
+        ValueError: it is too large to enumerate, or a prompt can't be used.
     """
     language_model = mdp.language_model
-    eos = np.array(sorted(set(language_model.eos_token_ids)))
-    continuing = np.setdiff1d(np.arange(language_model.vocabulary_size), eos)
-    count = count_responses(
-        len(mdp.prompts), language_model.vocabulary_size, len(eos), mdp.max_new_tokens
-    )
+    texts = list(mdp.prompts if prompts is None else prompts)
+    count = count_mdp_responses(mdp, len(texts))
     if count > max_responses:
         raise ValueError(
-            f"task {mdp.task.name!r} has {_about(count)} finished responses ({len(mdp.prompts)} "
+            f"task {mdp.task.name!r} has {_about(count)} finished responses ({len(texts)} "
             f"prompts, {language_model.vocabulary_size} token ids, up to {mdp.max_new_tokens} of "
             f"them), more than the {max_responses:,} that are enumerated: estimate its optimum "
             "from samples instead, with tokenenv.optimum.sample_mixture and compare (`tokenrlhf "
             "evaluate` does it for a run), or take a task like 'exact'."
         )
+    eos = np.array(sorted(set(language_model.eos_token_ids)))
     tree = PrefixTree(
         mdp.settings,
         language_model,
-        list(mdp.prompts),
-        [mdp.encode_prompt(prompt) for prompt in mdp.prompts],
-        continuing,
+        texts,
+        [mdp.encode_prompt(prompt) for prompt in texts],
+        np.setdiff1d(np.arange(language_model.vocabulary_size), eos),
         eos,
         ref_log_probs=[],
         scores=[],

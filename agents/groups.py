@@ -1,0 +1,101 @@
+"""Groups of responses to the same prompt: the queue in which finished episodes wait for theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.segments import Segment
+from agents.vec_env import TokenVecEnv
+from tokenenv.settings import EnvSettings
+
+__all__ = ["NO_GROUP", "GroupQueue", "check_groups"]
+
+NO_GROUP = (
+    "this rollout completed no group of {} responses to the same prompt, as can happen after an "
+    "interruption; its episodes wait for the next one. TokenPPO skips such an update, SB3's own "
+    "algorithms can't: use TokenPPO, or raise n_envs."
+)
+"""What a rollout says that has nothing to update with; {} is the group size."""
+
+
+class GroupQueue:
+    """Finished episodes that wait until `group_size` of them answer the same prompt.
+
+    They wait as they are, with the rewards they were paid and the log-probabilities they were
+    sampled with, for as many rollouts as it takes. None is dropped and none is given twice.
+
+    Args:
+        group_size: k.
+    """
+
+    def __init__(self, group_size: int) -> None:
+        self.group_size = group_size
+        self._waiting: dict[bytes, list[Segment]] = {}
+
+    def complete(self, finished: Sequence[Segment]) -> list[Segment]:
+        """Take in the episodes that a rollout finished; give those whose group is complete now.
+
+        Args:
+            finished: whole episodes, all of them scored.
+
+        Returns:
+            Group after group, k episodes each, in the order in which they finished.
+        """
+        found: list[Segment] = []
+        for segment in sorted(finished, key=lambda s: (s.end, s.env)):
+            prompt = segment.prompt.astype(np.int32).tobytes()
+            group = self._waiting.setdefault(prompt, [])
+            group.append(segment)
+            if len(group) == self.group_size:
+                found += self._waiting.pop(prompt)
+        return found
+
+    def __len__(self) -> int:
+        """Episodes that wait."""
+        return sum(map(len, self._waiting.values()))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays of what waits."""
+        segments = sum(s.nbytes for group in self._waiting.values() for s in group)
+        return segments + sum(map(len, self._waiting))
+
+
+def check_groups(group_size: int, n_steps: int, env: VecEnv, settings: EnvSettings) -> None:
+    """Refuse an environment whose rollouts would not bring the groups that an estimator needs.
+
+    The rows of one `TokenVecEnv` fill groups together: k starts in a row take at most ⌈k/N⌉
+    responses of every row. Separate environments fill a group of their own each.
+
+    Args:
+        group_size: k, of the buffer.
+        n_steps: steps per environment and rollout.
+        env: the environment that training is about to use.
+        settings: of the token MDP behind it.
+
+    Raises:
+        ValueError: the environment draws a new prompt after another number of episodes, or a
+            rollout could end without one complete group.
+    """
+    if settings.group_size != group_size:
+        raise ValueError(
+            f"the buffer compares group_size={group_size} responses to the same prompt, but the "
+            f"environment gives each prompt to group_size={settings.group_size} episodes: pass the "
+            f"same to both, as in make_vec_env(..., group_size={group_size}) and "
+            f"rollout_buffer_kwargs={{'group_size': {group_size}}}."
+        )
+    is_shared = isinstance(env.unwrapped, TokenVecEnv)
+    rows = env.num_envs if is_shared else 1
+    assert settings.max_new_tokens is not None
+    needed = -(-group_size // rows) * int(settings.max_new_tokens)
+    if n_steps < needed:
+        together = "" if is_shared else ", use agents.make_vec_env, whose rows fill groups together"
+        raise ValueError(
+            f"group_size={group_size} needs n_steps ≥ {needed} here, got n_steps={n_steps}: in "
+            f"fewer steps no group might be complete, as a response may take max_new_tokens="
+            f"{settings.max_new_tokens} steps and {rows} of a group's are sampled at a time. Raise "
+            f"n_steps{' or n_envs' if is_shared else ''}{together}, or lower group_size."
+        )

@@ -1,0 +1,96 @@
+"""The fixed prompts that a run is judged on, and what is known of the optimum for them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tokenenv.optimum import MAX_RESPONSES, Solution, enumerate_mdp, solve
+from tokenenv.optimum.prefix_tree import count_mdp_responses
+from tokenenv.rewards import LearnedReward
+from tokenenv.scoring import EpisodeScorer
+from tokenenv.settings import EnvSettings
+from tokenenv.tasks import load_task
+from tokenenv.token_mdp import TokenMDP
+
+__all__ = ["HeldOut"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The fixed prompts that a run is judged on.
+
+    Attributes:
+        settings: the environment's, resolved, of the `eval` split.
+        scorer: its scorer.
+        texts: X prompts.
+        prompts: the same as token ids.
+        asked_for: how many were asked for; there may be fewer.
+        max_new_tokens: T.
+        known_optimum: the card's bound on J* for just these prompts and settings, or None.
+        solution: the exact optimum, where all responses can be enumerated; None otherwise.
+    """
+
+    settings: EnvSettings
+    scorer: EpisodeScorer
+    texts: list[str]
+    prompts: list[np.ndarray]
+    asked_for: int
+    max_new_tokens: int
+    known_optimum: float | None
+    solution: Solution | None
+
+    @classmethod
+    def of(cls, environment: dict[str, Any], count: int) -> HeldOut:
+        """The first `count` prompts of the `eval` split of an environment.
+
+        Args:
+            environment: keyword arguments of `TokenEnv`.
+            count: X, at most.
+
+        Raises:
+            ValueError: the environment's arguments can't be used.
+        """
+        # What is measured depends neither on training's groups nor on who pays the KL there.
+        own = {**environment, "split": "eval", "group_size": 1, "kl_shaping": "k1"}
+        mdp = TokenMDP(EnvSettings(**own), num_envs=1)
+        texts = mdp.prompts[:count]
+        return cls(
+            mdp.settings,
+            mdp.scorer,
+            texts,
+            [mdp.encode_prompt(text) for text in texts],
+            count,
+            mdp.max_new_tokens,
+            _card_optimum(mdp.settings, len(texts)),
+            _solution(mdp, texts),
+        )
+
+
+def _card_optimum(settings: EnvSettings, prompts: int) -> float | None:
+    """The card's bound, where the settings are those that it was measured with."""
+    task = load_task(settings.task)
+    if task.card is None or not task.card.is_file():
+        return None
+    own = EnvSettings(
+        task=settings.task,
+        split=settings.split,
+        scoring=settings.scoring,
+        device=settings.device,
+        dtype=settings.dtype,
+        render_mode=settings.render_mode,
+    ).resolved(task)
+    card = json.loads(task.card.read_text(encoding="utf-8"))["optimum"]
+    same = own == settings and card["kl_coef"] == settings.kl_coef and card["prompts"] == prompts
+    return float(card["optimum_lower_bound"]) if same else None
+
+
+def _solution(mdp: TokenMDP, texts: list[str]) -> Solution | None:
+    """The exact optimum for `texts` where it is small work: a user's function may be slow."""
+    enumerable = count_mdp_responses(mdp, len(texts)) <= MAX_RESPONSES
+    if not (enumerable and mdp.kl_coef > 0 and isinstance(mdp.scorer.reward, LearnedReward)):
+        return None
+    return solve(enumerate_mdp(mdp, texts))

@@ -1,0 +1,144 @@
+"""The agent's side of the KL penalty where that is no sum of two halves: k2, k3 and full.
+
+Axes: `n` tokens, `V` the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from agents.kl_settings import KLPenalty
+from agents.packing import PackedSequences, pack
+from agents.segments import Segment
+from tokenenv.language_model import load_frozen, trunk_hidden_states
+from tokenenv.log_probs import MICRO_BATCH_TOKENS, log_softmax, micro_batches
+from tokenenv.reference import Reference
+from tokenenv.settings import EnvSettings
+from tokenenv.shaping import full_kl, kl_estimate
+
+__all__ = ["ReferencedSamples", "kl_loss", "load_reference", "pay_full_kl", "token_penalties"]
+
+MAX_LOG_PROBS = 2**22
+"""Log-probabilities of whole distributions that one chunk without gradient holds at most."""
+
+
+class ReferencedSamples(NamedTuple):
+    """SB3's `RolloutBufferSamples`, and log π_ref of the actions, (n,) float32."""
+
+    observations: PackedSequences
+    actions: torch.Tensor
+    old_values: torch.Tensor
+    old_log_prob: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
+    ref_log_prob: torch.Tensor
+
+
+def load_reference(settings: EnvSettings) -> Reference:
+    """The reference of an environment, from its resolved settings and the cached models."""
+    assert settings.reference is not None
+    language_model = load_frozen(settings.reference, settings.device, settings.dtype)
+    return Reference(language_model, settings.temperature)
+
+
+def token_penalties(
+    penalty: KLPenalty,
+    log_probs: np.ndarray,
+    ref_log_probs: np.ndarray,
+    kl_coefs: float | np.ndarray,
+) -> np.ndarray:
+    """(n,) float64 β·k2 or β·k3 of tokens, from their log-probabilities under π and π_ref."""
+    log_ratio = np.asarray(log_probs, dtype=np.float64) - ref_log_probs
+    return kl_coefs * kl_estimate(penalty.estimator, log_ratio)
+
+
+# Whole distributions, in the reward ---------------------------------------------------------------
+
+
+def pay_full_kl(segments: Sequence[Segment], actor: Any, reference: Reference) -> None:
+    """Subtract β·KL(π ‖ π_ref) at their states from the rewards of the last rollout's steps.
+
+    Called before the weights change, so that π is the policy that sampled the steps; those that an
+    earlier rollout left waiting were paid for then.
+
+    Args:
+        segments: of the last rollout; their rewards change in place.
+        actor: the causal LM that sampled them.
+        reference: whose temperature is the actor's, too.
+    """
+    counts = [segment.new_steps for segment in segments]
+    contexts = [
+        np.concatenate([segment.prefix, segment.actions[: len(segment.actions) - count]])
+        for segment, count in zip(segments, counts, strict=True)
+    ]
+    lengths = np.array([len(c) + n for c, n in zip(contexts, counts, strict=True)])
+    for chosen in micro_batches(lengths, MICRO_BATCH_TOKENS):
+        packed = pack(
+            [contexts[i].astype(np.int64) for i in chosen],
+            [segments[i].actions[-counts[i] :].astype(np.int64) for i in chosen],
+            actor.device,
+        )
+        found = _full_kls(packed, actor, reference)
+        bounds = np.cumsum([counts[i] for i in chosen])[:-1]
+        for i, kls in zip(chosen, np.split(found, bounds), strict=True):
+            own = segments[i]
+            own.rewards[-counts[i] :] -= (own.kl_coefs[-counts[i] :] * kls).astype(np.float32)
+
+
+@torch.no_grad()
+def _full_kls(packed: PackedSequences, actor: Any, reference: Reference) -> np.ndarray:
+    """(n,) float64 KL(π ‖ π_ref) at states; never more than a chunk of (n, V) at a time."""
+    hidden = _hidden_states(packed, actor)
+    ref_hidden = _hidden_states(packed, reference.language_model.model)
+    size = max(1, MAX_LOG_PROBS // reference.language_model.vocabulary_size)
+    found = [
+        full_kl(
+            log_softmax(actor, own, reference.temperature),
+            log_softmax(reference.language_model.model, ref, reference.temperature).to(own.device),
+        )
+        for own, ref in zip(hidden.split(size), ref_hidden.split(size), strict=True)
+    ]
+    return torch.cat(found).double().cpu().numpy()
+
+
+def _hidden_states(packed: PackedSequences, model: Any) -> torch.Tensor:
+    """(n, h) of states, on the model's own device."""
+    hidden = trunk_hidden_states(model, packed.tokens.to(model.device))
+    return hidden[packed.rows.to(model.device), packed.columns.to(model.device)]
+
+
+# As a loss ----------------------------------------------------------------------------------------
+
+
+def kl_loss(
+    penalty: KLPenalty,
+    samples: Any,
+    log_probs: torch.Tensor,
+    logits: torch.Tensor | None,
+    reference: Reference | None,
+) -> torch.Tensor:
+    """The mean over tokens of k2, k3 or the full KL, differentiable in the actor.
+
+    The tokens are those of the policy that sampled them; after its first step the actor has moved
+    on, and the mean is taken over its old states and, for k2 and k3, its old actions.
+
+    Args:
+        penalty: whose `as_loss` is set.
+        samples: a minibatch, or a part of one.
+        log_probs: (n,) log π of the actions.
+        logits: (n, V) of the actor, divided by the temperature; only for full.
+        reference: only for full: one forward of it without gradient, whose (n, V) live as long as
+            the actor's; micro-batches bound both.
+    """
+    if penalty.estimator != "full":
+        return kl_estimate(penalty.estimator, log_probs - samples.ref_log_prob).mean()
+    assert logits is not None and reference is not None
+    with torch.no_grad():
+        model = reference.language_model.model
+        hidden = _hidden_states(samples.observations, model)
+        ref_log_probs = log_softmax(model, hidden, reference.temperature).to(logits.device)
+    return full_kl(torch.log_softmax(logits, dim=-1), ref_log_probs).mean()

@@ -1,0 +1,1 @@
+"""What `tokenrlhf verify` checks on an installed package: mathematics, environment, learning."""

@@ -1,0 +1,49 @@
+"""One line of the table that `tokenrlhf verify` prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Check", "at_least", "at_most", "near", "states"]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A fact that holds on a sound installation.
+
+    Attributes:
+        name: what is checked.
+        expected: what must be, in words or numbers.
+        found: what is.
+        passed: whether it is so.
+    """
+
+    name: str
+    expected: str
+    found: str
+    passed: bool
+
+
+def near(name: str, found: float, expected: float, tolerance: float) -> Check:
+    """`found` lies within `tolerance` of `expected`."""
+    return Check(
+        name,
+        f"{expected:.6g} ± {tolerance:.0e}",
+        f"{found:.6g}, off by {abs(found - expected):.1e}",
+        abs(found - expected) <= tolerance,
+    )
+
+
+def at_most(name: str, found: float, limit: float) -> Check:
+    """`found` ≤ `limit`; NaN fails."""
+    return Check(name, f"≤ {limit:.4g}", f"{found:.4g}", found <= limit)
+
+
+def at_least(name: str, found: float, limit: float) -> Check:
+    """`found` ≥ `limit`; NaN fails."""
+    return Check(name, f"≥ {limit:.4g}", f"{found:.4g}", found >= limit)
+
+
+def states(name: str, expected: str, found: object, passed: bool) -> Check:
+    """Something that is no single number."""
+    return Check(name, expected, str(found), bool(passed))

@@ -1,0 +1,317 @@
+"""KL estimators and controllers by hand, and what the estimators' gradients are, exactly.
+
+Every expectation here is a sum over a small vocabulary in float64, never a sample.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from agents.checks import check_warmup
+from agents.kl_settings import KLPenalty, check_controller, kl_controller
+from agents.losses import ppo_losses, whiten
+from tokenenv.rewards import Episode, RawRewards
+from tokenenv.scoring import EpisodeScorer
+from tokenenv.shaping import (
+    KL_ESTIMATORS,
+    AdaptiveKL,
+    DualKL,
+    FixedKL,
+    full_kl,
+    k1,
+    k2,
+    k3,
+    kl_estimate,
+)
+
+V = 7
+
+
+def random_logits(*shape: int, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+@pytest.fixture
+def pair() -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of an actor, with gradient, and log-probabilities of a reference."""
+    return random_logits(V).requires_grad_(), torch.log_softmax(random_logits(V, seed=1), -1)
+
+
+def gradient(value: torch.Tensor, *of: torch.Tensor) -> torch.Tensor:
+    found = torch.autograd.grad(value, of, retain_graph=True)
+    return torch.cat([part.flatten() for part in found])
+
+
+# Estimators ---------------------------------------------------------------------------------------
+
+
+def test_estimators_by_hand():
+    # π = ½, π_ref = ¼: ρ = ln 2; exp(−ρ) = ½. And the other way round: ρ = −ln 2; exp(−ρ) = 2.
+    ln2 = 0.6931471805599453
+    rho = np.array([ln2, -ln2, 0.0])
+    assert np.abs(k1(rho) - [ln2, -ln2, 0]).max() <= 1e-15
+    # ½·0.4804530139 = 0.2402265070, twice.
+    assert np.abs(k2(rho) - [0.2402265069591007, 0.2402265069591007, 0]).max() <= 1e-15
+    # ½ − 1 + 0.6931471806 = 0.1931471806; 2 − 1 − 0.6931471806 = 0.3068528194.
+    assert np.abs(k3(rho) - [0.1931471805599453, 0.3068528194400547, 0]).max() <= 1e-15
+    # π = (½, ¼, ¼), π_ref = (¼, ½, ¼): ½·ln 2 − ¼·ln 2 + 0 = ¼·ln 2 = 0.1732867951.
+    pi, ref = np.log([0.5, 0.25, 0.25]), np.log([0.25, 0.5, 0.25])
+    assert abs(full_kl(pi, ref) - 0.17328679513998632) <= 1e-15
+    rows = full_kl(np.stack([pi, ref, pi]), np.stack([ref, pi, pi]))
+    assert np.abs(rows - [0.17328679513998632, 0.17328679513998632, 0]).max() <= 1e-15
+
+
+@pytest.mark.parametrize("name", ["k1", "k2", "k3"])
+def test_one_formula_serves_arrays_and_tensors(name):
+    rho = np.linspace(-3, 3, 13)
+    assert np.abs(kl_estimate(name, torch.as_tensor(rho)).numpy() - kl_estimate(name, rho)).max() \
+        <= 1e-15  # fmt: skip
+    with pytest.raises(ValueError, match="'k1', 'k2', 'k3'"):
+        kl_estimate("full", rho)
+
+
+def test_k3_keeps_its_digits_where_actor_and_reference_hardly_differ():
+    # exp(−ρ) − 1 + ρ = ½ρ² − ρ³/6 + …; written with exp, all of it would be rounding error.
+    rho = np.array([1e-6, -1e-6])
+    assert np.abs(k3(rho) / (0.5 * rho**2) - 1).max() <= 1e-3
+
+
+def test_means_over_the_policy(pair):
+    logits, ref = pair
+    log_probs = torch.log_softmax(logits.detach(), -1)
+    probs, rho = log_probs.exp(), log_probs - ref
+    kl = full_kl(log_probs, ref)
+    assert kl > 0.1
+    assert abs((probs * k1(rho)).sum() - kl) <= 1e-12
+    assert abs((probs * k3(rho)).sum() - kl) <= 1e-12
+    bias = (probs * k2(rho)).sum() - kl
+    assert abs(bias - (probs * (0.5 * rho**2 - rho)).sum()) <= 1e-12
+    # In powers of ρ the bias is Σπρ³/6 − Σπρ⁴/24 + …, from Σ_a π·(exp(−ρ) − 1) = 0.
+    series = sum((probs * (-rho) ** n).sum() / float(math.factorial(n)) for n in range(3, 60))
+    assert abs(bias + series) <= 1e-12 and abs(bias) >= 0.01
+    for values in (k2(rho), k3(rho)):
+        assert values.min() >= 0
+    for seed in range(20):
+        other = torch.log_softmax(3 * random_logits(V, seed=seed), -1)
+        assert full_kl(other, ref) >= 0
+
+
+# Gradients, one state -----------------------------------------------------------------------------
+
+
+def test_gradients_as_a_loss(pair):
+    """E_π[∇k], the actions drawn from π and held."""
+    logits, ref = pair
+    log_probs = torch.log_softmax(logits, -1)
+    probs = log_probs.exp().detach()
+    forward = gradient(full_kl(log_probs, ref), logits)
+    reverse = gradient(full_kl(ref, log_probs), logits)
+    assert (forward - reverse).abs().max() >= 0.05
+    found = {
+        name: gradient((probs * kl_estimate(name, log_probs - ref)).sum(), logits)
+        for name in ("k1", "k2", "k3")
+    }
+    assert found["k1"].abs().max() <= 1e-12, "k1 as a loss holds nothing"
+    assert (found["k2"] - forward).abs().max() <= 1e-12
+    assert (found["k3"] - reverse).abs().max() <= 1e-12
+
+
+def test_gradients_as_a_reward(pair):
+    """E_π[k·∇log π], the score-function gradient of a penalty on the sampled action."""
+    logits, ref = pair
+    log_probs = torch.log_softmax(logits, -1)
+    forward = gradient(full_kl(log_probs, ref), logits)
+    weights = {name: kl_estimate(name, log_probs - ref) for name in ("k1", "k2", "k3")}
+    weights["full"] = full_kl(log_probs, ref).expand(V)
+    found = {
+        name: gradient((log_probs.exp() * weight).detach() @ log_probs, logits)
+        for name, weight in weights.items()
+    }
+    assert (found["k1"] - forward).abs().max() <= 1e-12
+    for name in ("k2", "k3"):
+        assert (found[name] - forward).abs().max() >= 0.01
+    assert found["full"].abs().max() <= 1e-12, "it does not depend on the action"
+
+
+# Gradients, two steps -----------------------------------------------------------------------------
+
+
+def test_gradients_of_the_kl_of_a_sequence():
+    """Two tokens from tables: k1 in the reward is right, full needs its loss beside its reward."""
+    first = random_logits(V, seed=2).requires_grad_()
+    second = random_logits(V, V, seed=3).requires_grad_()  # row: the first token
+    ref_first = torch.log_softmax(random_logits(V, seed=4), -1)
+    ref_second = torch.log_softmax(random_logits(V, V, seed=5), -1)
+    log_first, log_second = torch.log_softmax(first, -1), torch.log_softmax(second, -1)
+    joint = log_first[:, None] + log_second  # (V, V) log π(a_1, a_2)
+    parameters = (first, second)
+    exact = gradient(full_kl(joint.flatten(), (ref_first[:, None] + ref_second).flatten()),
+                     *parameters)  # fmt: skip
+
+    # Σ over sequences of π·Σ_t (Σ_{t' ≥ t} penalty_t')·∇log π(a_t|s_t).
+    def in_reward(penalty_first: torch.Tensor, penalty_second: torch.Tensor) -> torch.Tensor:
+        to_go = penalty_first[:, None] + penalty_second
+        surrogate = to_go.detach() * log_first[:, None] + penalty_second.detach() * log_second
+        return gradient((joint.exp().detach() * surrogate).sum(), *parameters)
+
+    rho = (log_first - ref_first, log_second - ref_second)
+    assert (in_reward(*rho) - exact).abs().max() <= 1e-12
+
+    kl_first = full_kl(log_first, ref_first)
+    kl_second = full_kl(log_second, ref_second)  # (V,), of the states after the first token
+    as_reward = in_reward(kl_first.expand(V), kl_second[:, None].expand(V, V))
+    as_loss = gradient(kl_first + log_first.exp().detach() @ kl_second, *parameters)
+    assert (as_reward + as_loss - exact).abs().max() <= 1e-12
+    for half in (as_reward, as_loss, in_reward(k2(rho[0]), k2(rho[1]))):
+        assert (half - exact).abs().max() >= 0.01
+    assert as_reward[V:].abs().max() <= 1e-12, "no state follows the second token"
+
+
+# Controllers --------------------------------------------------------------------------------------
+
+
+def test_the_adaptive_controller_by_hand():
+    control = AdaptiveKL(target=6.0, horizon=100.0)
+    # e = (6.6 − 6)/6 = 0.1; 0.2·(1 + 0.1·50/100) = 0.21.
+    assert control.update(0.2, 6.6, 50) == pytest.approx(0.21, abs=1e-15)
+    # e = (5.4 − 6)/6 = −0.1; 0.2·(1 − 0.1·20/100) = 0.196.
+    assert control.update(0.2, 5.4, 20) == pytest.approx(0.196, abs=1e-15)
+    # Far off, e is clipped to ±0.2: 0.2·(1 ± 0.2·50/100) = 0.22 and 0.18.
+    assert control.update(0.2, 60.0, 50) == pytest.approx(0.22, abs=1e-15)
+    assert control.update(0.2, -60.0, 50) == pytest.approx(0.18, abs=1e-15)
+    assert control.update(0.2, 6.0, 50) == 0.2
+    with pytest.raises(ValueError, match=r"kl_horizon=100.* 500 episodes.*more than 100"):
+        control.update(0.2, 6.0, 500)
+
+
+def test_the_dual_controller_by_hand():
+    control = DualKL(target=6.0, rate=0.05)
+    # 0.2 + 0.05·(8 − 6) = 0.3; 0.2 + 0.05·(3 − 6) = 0.05; 0.2 + 0.05·(1 − 6) < 0 → 0.
+    assert control.update(0.2, 8.0, 7) == pytest.approx(0.3, abs=1e-15)
+    assert control.update(0.2, 3.0, 7) == pytest.approx(0.05, abs=1e-15)
+    assert control.update(0.2, 1.0, 7) == 0.0
+    assert control.update(0.0, 8.0, 7) == pytest.approx(0.1, abs=1e-15), "0 is no trap"
+    assert FixedKL().update(0.2, 80.0, 7) == 0.2
+
+
+# Refusals -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("pid", None, 1.0, 1.0), "kl_controller='pid' .*'fixed', 'adaptive', 'dual'"),
+        (("fixed", 6.0, 1.0, 1.0), "kl_target=6.0 with kl_controller='fixed'"),
+        (("adaptive", None, 1.0, 1.0), "'adaptive' needs kl_target"),
+        (("dual", None, 1.0, 1.0), "'dual' needs kl_target"),
+        (("adaptive", 0.0, 1.0, 1.0), "kl_target=0.0 must be a positive"),
+        (("adaptive", 6.0, -1.0, 1.0), "kl_horizon=-1.0 must be a positive"),
+        (("dual", 6.0, 1.0, 0.0), "kl_dual_rate=0.0 must be a positive"),
+        (("dual", math.nan, 1.0, 1.0), "kl_target=nan must be a positive"),
+    ],
+)
+def test_controllers_that_can_not_steer_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        kl_controller(*given)
+
+
+def test_the_right_controller_is_made():
+    assert kl_controller("fixed", None, 1.0, 2.0) == FixedKL()
+    assert kl_controller("adaptive", 6.0, 1.0, 2.0) == AdaptiveKL(6.0, 1.0)
+    assert kl_controller("dual", 6.0, 1.0, 2.0) == DualKL(6.0, 2.0)
+    with pytest.raises(ValueError, match="kl_coef=0 it would stay 0 for ever"):
+        check_controller(AdaptiveKL(6.0, 1.0), 0.0)
+    check_controller(DualKL(6.0, 1.0), 0.0)
+    with pytest.raises(ValueError, match="pays no KL at all"):
+        check_controller(DualKL(6.0, 1.0), 0.1, is_paid=False)
+
+
+def test_penalties_that_would_not_hold_or_be_paid_twice_are_refused():
+    with pytest.raises(ValueError, match=r"gradient of k1 as a loss is E\[∇log π\] = 0"):
+        KLPenalty("k1", as_loss=True)
+    with pytest.raises(ValueError, match=r"kl_estimator='k4' is unknown.*'k1', 'k2', 'k3', 'full'"):
+        KLPenalty("k4")
+    for name in KL_ESTIMATORS[1:]:
+        for as_loss in (False, True):
+            penalty = KLPenalty(name, as_loss)
+            penalty.check_kl_shaping("none")
+            with pytest.raises(ValueError, match=r"counted twice.*kl_shaping='none'"):
+                penalty.check_kl_shaping("k1")
+    KLPenalty("k1").check_kl_shaping("none")
+    KLPenalty("k1").check_kl_shaping("k1")
+
+
+def test_a_warm_up_in_which_nothing_learns_is_refused():
+    check_warmup(0, "rloo", 0.0)
+    check_warmup(3, "gae", 0.1)
+    with pytest.raises(ValueError, match=r"critic_warmup=3.*'rloo', which asks no critic"):
+        check_warmup(3, "rloo", 0.0)
+    with pytest.raises(ValueError, match="critic_warmup=3 with vf_coef=0"):
+        check_warmup(3, "gae", 0.0)
+
+
+# The parts of PPO's loss and of the score, by hand ------------------------------------------------
+
+
+class Batch:
+    """What `ppo_losses` reads of a minibatch."""
+
+    def __init__(self, old_log_prob, old_values, returns) -> None:
+        self.old_log_prob, self.old_values, self.returns = (
+            torch.tensor(values, dtype=torch.float64)
+            for values in (old_log_prob, old_values, returns)
+        )
+
+
+def test_ppo_losses_by_hand():
+    ratio = torch.tensor([1.5, 0.5, 1.1], dtype=torch.float64)
+    batch = Batch([-1.0, -2.0, -3.0], [0.0, 1.0, 2.0], [1.0, 0.5, 2.5])
+    log_probs = (batch.old_log_prob + ratio.log()).requires_grad_()
+    advantages = torch.tensor([2.0, -1.0, -1.0], dtype=torch.float64)
+    values = torch.tensor([1.0, 0.5, 2.1], dtype=torch.float64)
+    entropies = torch.tensor([0.5, 1.0, 1.5], dtype=torch.float64).requires_grad_()
+    given = (values, log_probs, entropies, batch, advantages, 0.2)
+    losses = ppo_losses(*given, clip_range_vf=0.2)
+    # min(2·1.5, 2·1.2) = 2.4; min(−0.5, −0.8) = −0.8; min(−1.1, −1.1) = −1.1; −(0.5)/3.
+    assert losses.policy.item() == pytest.approx(-0.5 / 3, abs=1e-12)
+    # Changes +1, −0.5, +0.1 become +0.2, −0.2, +0.1: errors 0.8, −0.3, 0.4 of the returns.
+    assert losses.value.item() == pytest.approx((0.64 + 0.09 + 0.16) / 3, abs=1e-12)
+    # Without the clip the errors are 0, 0 and 0.4.
+    unclipped = ppo_losses(*given, clip_range_vf=None)
+    assert unclipped.value.item() == pytest.approx(0.16 / 3, abs=1e-12)
+    assert losses.entropy.item() == pytest.approx(-1.0, abs=1e-12)
+    assert float(losses.clip_fraction) == pytest.approx(2 / 3, abs=1e-7)
+    expected = -0.5 / 3 + 0.01 * -1.0 + 0.5 * 0.89 / 3
+    assert losses.total(0.01, 0.5).item() == pytest.approx(expected, abs=1e-12)
+    losses.total(0.01, 0.5).backward()
+    # The bonus: every token's entropy pushes up by 0.01/3. Clipped ratios push nothing.
+    assert torch.allclose(entropies.grad, torch.full((3,), -0.01 / 3, dtype=torch.float64))
+    assert log_probs.grad.tolist() == pytest.approx([0.0, 0.0, 1.1 / 3], abs=1e-12)
+
+
+def test_whitening_by_hand():
+    # Mean 2, squares 1 + 0 + 1 over n − 1 = 2: standard deviation 1.
+    assert np.abs(whiten(np.array([1.0, 2.0, 3.0])) - [-1, 0, 1]).max() <= 1e-7
+
+
+def test_score_clipping_and_the_missing_eos_penalty_by_hand():
+    normalized = np.array([3.0, -0.25, -4.0, 1.0])
+    episodes = [
+        Episode(np.array([4]), np.arange(5, 5 + n), stopped)
+        for n, stopped in ((1, True), (3, True), (2, False), (2, False))
+    ]
+    scorer = EpisodeScorer(
+        None, lambda _: RawRewards(10 * normalized, normalized, None),
+        score_clip=1.5, missing_eos_penalty=0.5,
+    )  # fmt: skip
+    scores = scorer.score(episodes)
+    # Clipped to ±1.5 first; then 0.5 less for the two that did not stop: −1.5 − 0.5, 1 − 0.5.
+    assert scores.score.tolist() == [1.5, -0.25, -2.0, 0.5]
+    assert scores.rm_score.tolist() == [30.0, -2.5, -40.0, 10.0]
+    paid = [rewards.tolist() for rewards in scores.token_rewards]
+    assert paid == [[1.5], [0.0, 0.0, -0.25], [0.0, -2.0], [0.0, 0.5]], "on the last token"
