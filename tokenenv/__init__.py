@@ -13,12 +13,18 @@ from gymnasium.envs.registration import register
 
 __all__ = ["ENV_IDS"]
 
-ENV_IDS = ("TokenRLHF-v0",)
+_TASK_KWARGS: dict[str, dict[str, str]] = {
+    "TokenRLHF-v0": {},
+    "TokenRLHF-Exact-v0": {"task": "exact"},
+}
 
-for _env_id in ENV_IDS:
+ENV_IDS = tuple(_TASK_KWARGS)
+
+for _env_id, _kwargs in _TASK_KWARGS.items():
     register(
         id=_env_id,
         entry_point="tokenenv.env:TokenEnv",
         vector_entry_point="tokenenv.vector_env:TokenVectorEnv",
         order_enforce=True,
+        kwargs=_kwargs,
     )

@@ -83,11 +83,26 @@ class LanguageModel:
         return self.model.device
 
     def encode(self, text: str) -> np.ndarray:
-        """(n,) int64 token ids of a prompt: with the tokenizer's own BOS, without an EOS of its."""
-        ids = list(self.tokenizer(text)["input_ids"])
+        """(n,) int64 token ids of a prompt: with the tokenizer's own BOS, without an EOS of its.
+
+        Raises:
+            ValueError: the text has words that the tokenizer does not know, and it can't spell.
+        """
+        try:
+            ids = list(self.tokenizer(text)["input_ids"])
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ValueError(
+                f"the prompt {text[:60]!r} can't be encoded by the tokenizer of {self.name!r} "
+                f"({error}): use words of its vocabulary, {self._some_words()}."
+            ) from error
         if ids and ids[-1] in self.eos_token_ids and not self._ends_with_special(text):
             ids = ids[:-1]
         return np.asarray(ids, dtype=np.int64)
+
+    def _some_words(self, count: int = 10) -> str:
+        words = [self.tokenizer.decode([i]) for i in range(min(count, len(self.tokenizer)))]
+        plain = [word for word in words if word not in self.tokenizer.all_special_tokens]
+        return ", ".join(plain) + (", …" if len(self.tokenizer) > count else "")
 
     def _ends_with_special(self, text: str) -> bool:
         return any(text.endswith(self.tokenizer.decode([i])) for i in self.eos_token_ids)

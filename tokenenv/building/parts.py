@@ -1,6 +1,6 @@
 """The parts that a bundled task's models are built with: tokenizer, reference, preference pairs.
 
-Used by `python -m tokenenv.tasks.reviews.build`; nothing here is needed at run time.
+Used by `python -m tokenenv.tasks.TASK.build`; nothing here is needed at run time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tokenenv.language_model import output_logits, pad_right, trunk_hidden_state
 from tokenenv.log_probs import response_log_probs, token_log_probs
 from tokenenv.preferences import TokenPair
 from tokenenv.rewards import Episode
-from tokenenv.sampling import SampledResponse, sample_responses
+from tokenenv.sampling import sample_responses
 from tokenenv.scoring import EpisodeScorer
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "text_log_probs",
     "train_language_model",
     "train_tokenizer",
+    "word_tokenizer",
 ]
 
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
@@ -62,6 +63,14 @@ def train_tokenizer(texts: Iterator[str], vocabulary_size: int) -> PreTrainedTok
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD
     )
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words between spaces, and EOS behind them: nothing else has an id."""
+    vocabulary = {word: index for index, word in enumerate([*words, EOS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS)
 
 
 def train_language_model(
@@ -143,8 +152,8 @@ class LabelledPairs:
 def annotate(
     prompts: Sequence[np.ndarray],
     names: Sequence[str],
-    first: Sequence[SampledResponse],
-    second: Sequence[SampledResponse],
+    first: Sequence[np.ndarray],
+    second: Sequence[np.ndarray],
     gold: tuple[np.ndarray, np.ndarray],
     sharpness: float,
     rng: np.random.Generator,
@@ -156,7 +165,7 @@ def annotate(
     Args:
         prompts: B arrays of token ids.
         names: B texts that identify the prompts.
-        first: B responses.
+        first: B responses as token ids.
         second: B other responses to the same prompts.
         gold: (B,) gold rewards of the first and of the second responses.
         sharpness: how sure the annotator is of a difference in gold reward.
@@ -167,7 +176,7 @@ def annotate(
     is_first = rng.random(len(difference)) < first_wins
     pairs = []
     for prompt, name, a, b, wins in zip(prompts, names, first, second, is_first, strict=True):
-        one, other = (np.concatenate([prompt, response.tokens]) for response in (a, b))
+        one, other = (np.concatenate([prompt, response]) for response in (a, b))
         pairs.append(TokenPair(one, other, name) if wins else TokenPair(other, one, name))
     return LabelledPairs(
         pairs,

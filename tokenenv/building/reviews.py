@@ -7,11 +7,8 @@ All of it is seeded; a few minutes on two cores.
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import multiprocessing
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +19,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from tokenenv.building.builder import Builder, run_command
 from tokenenv.building.parts import (
     LabelledPairs,
     ProposalSettings,
@@ -39,10 +37,8 @@ from tokenenv.building.reviews_measuring import (
     sample_episodes,
     sample_pairs,
 )
-from tokenenv.language_model import build_language_model, load_frozen, quiet_loading
+from tokenenv.language_model import build_language_model
 from tokenenv.optimum import Comparison, MixtureSamples, compare, sample_mixture
-from tokenenv.preferences import RewardTrainingSettings, train_reward_model
-from tokenenv.reward_model import load_reward_model, new_reward_model
 from tokenenv.tasks.reviews import FOLDER, TASK
 from tokenenv.tasks.reviews.grammar import count_reviews, review_entropy, sample_review
 from tokenenv.tasks.reviews.prompts import reviews_prompts
@@ -150,27 +146,18 @@ def _bound(folder: Path, settings: BuildSettings, seed: int) -> tuple[MixtureSam
     return samples, compare(samples, TASK.kl_coef)
 
 
-class _Builder:
-    """The steps of one build, in order; each leaves its measurements in `card`."""
+class _Builder(Builder):
+    """The steps of one build, in order."""
 
     def __init__(
         self,
         folder: Path,
         settings: BuildSettings,
-        console: Console,
+        console: Console | None,
         pool: ProcessPoolExecutor | None,
     ) -> None:
-        self.folder, self.settings, self.console, self.pool = folder, settings, console, pool
-        self.rng = np.random.default_rng(settings.seed)
-        self.card: dict[str, Any] = {"task": "reviews", "seed": settings.seed}
-        self.start = time.perf_counter()
-        torch.manual_seed(settings.seed)
-
-    def say(self, text: str) -> None:
-        self.console.print(f"[dim]{time.perf_counter() - self.start:6.1f} s[/dim]  {text}")
-
-    def seed(self) -> int:
-        return int(self.rng.integers(2**31))
+        super().__init__(TASK.name, folder, settings.seed, console)
+        self.settings, self.pool = settings, pool
 
     def run_all(
         self, function: Callable[..., Result], jobs: Iterable[tuple[Any, ...]]
@@ -193,10 +180,7 @@ class _Builder:
         model = build_language_model(_shape(tokenizer, settings))
         self.say(f"training the reference, {model.num_parameters() / 1e6:.2f} M parameters")
         train_language_model(model, next_batch, settings.lm_steps, settings.lm_learning_rate)
-        with quiet_loading():
-            model.to(torch.float16).save_pretrained(self.folder / "reference")
-            tokenizer.save_pretrained(self.folder / "reference")
-        reference = load_frozen(str(self.folder / "reference"))
+        reference = self.save_reference(model, tokenizer)
         found = measure_cross_entropy(reference, settings.held_out_reviews, self.rng)
         self.card["reference"] = {
             "parameters": model.num_parameters(),
@@ -221,22 +205,12 @@ class _Builder:
     def build_reward_model(self) -> None:
         settings = self.settings
         pairs = self.sample_pairs("train", settings.pairs)
-        self.say(f"training the reward model on {settings.pairs} pairs")
-        trained = new_reward_model(str(self.folder / "reference"), seed=settings.seed)
-        train_reward_model(
+        trained = self.train_rewards(
             pairs.pairs,
-            trained,
-            RewardTrainingSettings(
-                epochs=settings.reward_epochs,
-                batch_size=settings.reward_batch,
-                learning_rate=settings.reward_learning_rate,
-                weight_decay=0.0,
-                eval_fraction=0.03,
-                evaluations_per_epoch=1,
-                seed=settings.seed,
-            ),
+            settings.reward_epochs,
+            settings.reward_batch,
+            settings.reward_learning_rate,
         )
-        trained.model.to(torch.float16).float()  # normalised as it ships, rounded
         normal = sample_episodes(self.folder, "train", settings.held_out_pairs, self.seed())
         trained.measure_normalization(
             trained.raw_rewards([np.concatenate([e.prompt, e.response]) for e in normal])
@@ -285,9 +259,6 @@ def build(
         The card.
     """
     settings = settings or BuildSettings()
-    folder.mkdir(parents=True, exist_ok=True)
-    load_frozen.cache_clear()  # an earlier build into the same folder may be in there
-    load_reward_model.cache_clear()
     pool = None
     if settings.workers > 1:
         pool = ProcessPoolExecutor(
@@ -297,7 +268,7 @@ def build(
             initargs=(1,),
         )
     try:
-        builder = _Builder(folder, settings, console or Console(quiet=True), pool)
+        builder = _Builder(folder, settings, console, pool)
         builder.build_reference()
         builder.build_reward_model()
         builder.measure_reward_model()
@@ -305,23 +276,17 @@ def build(
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
-    card = builder.card
-    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(render_card(card), encoding="utf-8")
-    for file in folder.rglob("*.safetensors"):
-        file.chmod(0o644)  # safetensors leaves them readable to their owner only
-    builder.say(f"done: {folder}")
-    return card
+    return builder.finish(render_card(builder.card))
 
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=FOLDER, help="where to (default: the package)")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)  # the models are too small to gain from more
-    build(arguments.out, BuildSettings(seed=arguments.seed), Console())
+    run_command(
+        lambda folder, seed, console: build(folder, BuildSettings(seed=seed), console),
+        __doc__,
+        FOLDER,
+        BuildSettings().seed,
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
+
+from tokenenv.building.card_parts import accuracy_rows, table
 
 __all__ = ["render_card"]
 
@@ -22,11 +23,6 @@ def render_card(card: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(head: str, rows: Iterable[tuple[str, str]]) -> str:
-    lines = [f"| {head} | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
-    return "\n".join(lines)
-
-
 def _reference(found: dict[str, Any]) -> list[str]:
     cross_entropy = (
         f"{found['cross_entropy_per_review']:.4f} ± {found['cross_entropy_standard_error']:.4f}"
@@ -40,7 +36,7 @@ def _reference(found: dict[str, Any]) -> list[str]:
         f"Llama architecture, {found['parameters']:,} parameters, byte-level BPE with "
         f"{found['vocabulary_size']} entries, trained on\nreviews drawn from the grammar "
         f"({found['distinct_reviews']:.2e} distinct ones).",
-        _table(
+        table(
             "nats per review",
             [
                 ("cross-entropy of the model, on fresh reviews (± standard error)", cross_entropy),
@@ -57,24 +53,17 @@ def _reference(found: dict[str, Any]) -> list[str]:
 
 
 def _reward_model(found: dict[str, Any]) -> list[str]:
-    accuracy = f"{found['accuracy']:.4f} ± {found['accuracy_standard_error']:.4f}"
     gold = f"{found['reference_gold_mean']:.3f} ± {found['reference_gold_std']:.3f}"
     return [
         "## Reward model",
         "The same trunk with a head of one output, trained by `tokenenv.preferences` on "
         f"{found['training_pairs']:,} pairs of\nreference samples, labelled by a Bradley–Terry "
         f"annotator: P(a ≻ b) = σ({found['annotator_sharpness']:g}·(gold(a) − gold(b))).",
-        _table(
+        table(
             f"on {found['held_out_pairs']:,} pairs of held-out prompts",
-            [
-                ("accuracy (± standard error)", accuracy),
-                ("accuracy in expectation over the labels", f"{found['expected_accuracy']:.4f}"),
-                ("Bayes accuracy", f"{found['bayes_accuracy']:.4f}"),
-                ("(accuracy − ½)/(Bayes − ½)", f"{found['accuracy_over_bayes']:.3f}"),
-                ("calibration error", f"{found['calibration_error']:.4f}"),
-            ],
+            accuracy_rows(found),
         ),
-        _table(
+        table(
             "on reference samples for held-out prompts",
             [
                 ("correlation of score and gold reward", f"{found['correlation_with_gold']:.3f}"),
@@ -96,7 +85,7 @@ def _optimum(found: dict[str, Any], score_std: float) -> list[str]:
         f"From {len(found['bounds_by_seed'])} independently trained proposals on "
         f"{found['prompts']} held-out prompts with {found['responses_per_prompt']} responses "
         "each\n(`tokenenv.optimum`).",
-        _table(
+        table(
             "in units of the score",
             [
                 (

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from tokenenv.building.measuring import measure_reward_model
 from tokenenv.building.parts import LabelledPairs, annotate, text_log_probs
 from tokenenv.language_model import LanguageModel, load_frozen
 from tokenenv.optimum import Comparison, MixtureSamples, log_mean_exp
-from tokenenv.preferences import evaluate_preferences
 from tokenenv.reference import Reference
 from tokenenv.reward_model import load_reward_model
 from tokenenv.rewards import Episode, LearnedReward
@@ -80,7 +80,8 @@ def sample_pairs(
     prompts = [reference.encode(name) for name in names]
     first, second = (_sample(reference, prompts, int(rng.integers(2**31))) for _ in range(2))
     gold = (_gold(reference, names, first), _gold(reference, names, second))
-    return annotate(prompts, names, first, second, gold, sharpness, rng)
+    tokens = [[response.tokens for response in side] for side in (first, second)]
+    return annotate(prompts, names, tokens[0], tokens[1], gold, sharpness, rng)
 
 
 def sample_episodes(folder: Path, split: str, count: int, seed: int) -> list[Episode]:
@@ -108,39 +109,6 @@ def _gold(
         for name, response in zip(names, responses, strict=True)
     ]
     return np.array([gold_reward(text) for text in texts])
-
-
-def measure_reward_model(
-    scorer: EpisodeScorer, pairs: LabelledPairs, episodes: Sequence[Episode]
-) -> dict[str, float]:
-    """Accuracy on held-out pairs against the best possible, and agreement with the gold reward."""
-    assert isinstance(scorer.reward, LearnedReward)
-    reward_model = scorer.reward.reward_model
-    chosen, rejected = (
-        reward_model.raw_rewards([getattr(pair, side) for pair in pairs.pairs])
-        for side in ("chosen", "rejected")
-    )
-    report = evaluate_preferences(chosen, rejected)
-    accuracy, bayes = report.accuracy, pairs.bayes_accuracy
-    agreement = np.where(chosen > rejected, pairs.probabilities, 1 - pairs.probabilities)
-    scores = scorer.score(episodes)
-    assert scores.gold_reward is not None
-    return {
-        "held_out_pairs": report.pairs,
-        "accuracy": accuracy,
-        "accuracy_standard_error": math.sqrt(accuracy * (1 - accuracy) / report.pairs),
-        "expected_accuracy": float(agreement.mean()),
-        "bayes_accuracy": bayes,
-        "accuracy_over_bayes": (accuracy - 0.5) / (bayes - 0.5),
-        "loss": report.loss,
-        "calibration_error": report.calibration_error,
-        "reward_mean": reward_model.mean,
-        "reward_std": reward_model.std,
-        "correlation_with_gold": float(np.corrcoef(scores.score, scores.gold_reward)[0, 1]),
-        "reference_gold_mean": float(scores.gold_reward.mean()),
-        "reference_gold_std": float(scores.gold_reward.std()),
-        "reference_score_std": float(scores.score.std()),
-    }
 
 
 def measure_optimum(

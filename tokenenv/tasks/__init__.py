@@ -28,7 +28,10 @@ __all__ = [
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 """Where the bundled models live."""
 
-_BUNDLED = {"reviews": "tokenenv.tasks.reviews:TASK"}
+_BUNDLED = {
+    "reviews": "tokenenv.tasks.reviews:TASK",
+    "exact": "tokenenv.tasks.exact:TASK",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class Task:
         name: the task's name.
         reference: folder or hub id of the causal LM that is the reference.
         reward_model: folder or hub id of the reward model, or `"package.module:function"`.
-        prompts: split ("train" or "eval") → prompts, disjoint between the splits.
+        prompts: split ("train" or "eval") → prompts, disjoint between the splits unless all that
+            can happen is enumerated.
         max_prompt_tokens: P.
         max_new_tokens: T.
         kl_coef: β.
