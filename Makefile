@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-slow check numbers clean
+.PHONY: setup demo verify test test-slow check numbers exact clean
 
 setup: $(READY)
 
@@ -16,6 +16,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: setup
 	$(BIN)/tokenrlhf train
+
+verify: setup
+	$(BIN)/tokenrlhf verify
 
 test: setup
 	$(BIN)/python -m pytest
@@ -30,6 +33,9 @@ check: setup
 
 numbers: setup
 	$(BIN)/python benchmarks/bench_core.py
+
+exact: setup
+	$(BIN)/python benchmarks/bench_exact.py
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -10,7 +10,13 @@ from agents.policy import LMActorCriticPolicy
 from tokenenv.language_model import load_tokenizer
 from tokenenv.settings import EnvSettings
 
-__all__ = ["check_policy", "env_settings", "refuse_normalizers", "refuse_other_widths"]
+__all__ = [
+    "check_policy",
+    "env_settings",
+    "find_env_settings",
+    "refuse_normalizers",
+    "refuse_other_widths",
+]
 
 
 def env_settings(env: VecEnv) -> EnvSettings:
@@ -19,15 +25,22 @@ def env_settings(env: VecEnv) -> EnvSettings:
     Raises:
         ValueError: there is no token MDP behind it.
     """
-    try:
-        found = env.get_attr("settings")[0]
-    except AttributeError as error:
+    found = find_env_settings(env)
+    if found is None:
         raise ValueError(
             "RLHFCallback found no token MDP behind the environment: make it with "
             "agents.make_vec_env, or from gym.make('tokenenv:TokenRLHF-v0')."
-        ) from error
-    assert isinstance(found, EnvSettings)
+        )
     return found
+
+
+def find_env_settings(env: VecEnv | None) -> EnvSettings | None:
+    """The settings of the token MDP behind an SB3 environment; None where there is none."""
+    try:
+        found = None if env is None else env.get_attr("settings")[0]
+    except AttributeError:
+        return None
+    return found if isinstance(found, EnvSettings) else None
 
 
 def refuse_normalizers(env: VecEnv) -> None:

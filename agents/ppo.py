@@ -33,6 +33,7 @@ from agents.buffer import EpisodeRolloutBuffer
 from agents.callbacks import RLHFCallback, has_rlhf_callback
 from agents.checks import PPO_RANGES, check_ranges, value_loss_weight
 from agents.critic_warmup import check_critic_warmup, only_the_critic_learns
+from agents.env_checks import find_env_settings
 from agents.kl_penalty import kl_loss
 from agents.kl_settings import KLPenalty, kl_controller
 from agents.losses import LOGGED_NAMES, micro_batches, ppo_losses, whiten
@@ -79,7 +80,8 @@ class TokenPPO(PPO):
         rollout_buffer_class: `EpisodeRolloutBuffer` unless given.
         rollout_buffer_kwargs: of the buffer.
         tensorboard_log: folder, or None.
-        policy_kwargs: of the policy.
+        policy_kwargs: of the policy; its actor is a copy of the environment's reference unless
+            one is given.
         verbose: SB3's.
         seed: of everything.
         device: a torch device or "auto".
@@ -183,6 +185,9 @@ class TokenPPO(PPO):
             )
 
     def _setup_model(self) -> None:
+        settings = find_env_settings(self.env)
+        if settings is not None and issubclass(self.policy_class, LMActorCriticPolicy):
+            self.policy_kwargs = {"actor": settings.reference, **self.policy_kwargs}
         super()._setup_model()
         if isinstance(self.policy, LMActorCriticPolicy):
             # So that a model which was never trained loads without its first checkpoint, too.

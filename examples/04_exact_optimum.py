@@ -9,10 +9,10 @@ for index, prompt in enumerate(tree.prompts):
     best = solution.most_likely(index, 3)
     print(f"{prompt!r}: " + ", ".join(f"{r.text!r} {r.probability:.2f}" for r in best))
 
-for share in (0.0, 0.5, 1.0):
+for share in (0.25, 0.5, 0.75, 1.0):
     found = evaluate_exactly(solution.policy_between(share), solution)
     print(
-        f"{share:.1f} of the way: J = {found.objective:.3f}, E[R] = {found.score:.3f}, "
+        f"{share:.2f} of the way: J = {found.objective:.3f}, E[R] = {found.score:.3f}, "
         f"KL(π‖π_ref) = {found.kl:.3f}, KL(π‖π*) = {found.kl_to_optimum:.3f}, "
         f"objective_fraction = {found.objective_fraction:.3f}"
     )

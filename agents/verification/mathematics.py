@@ -126,7 +126,7 @@ def _kl(solution: Solution) -> float:
 def kl_checks(solution: Solution) -> list[Check]:
     """Means and gradients of the KL estimators."""
     tree, reference = solution.tree, solution.tree.ref_log_probs
-    policy = random_policy(tree, np.random.default_rng(1))
+    policy = solution.policy_between(0.5)
     log_ratio = [p - r for p, r in zip(policy, reference, strict=True)]
     exact = evaluate_exactly(policy, solution).kl
     full = [
