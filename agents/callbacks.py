@@ -2,7 +2,7 @@
 
 SB3 calls `on_step` after `env.step` and before the buffer's `add`, with `rewards`, `log_probs` and
 `infos` in its locals; so this is the one place where `−β·log π(a_t|s_t)` enters the reward, for
-PPO, A2C and TRPO, with SB3's own buffers and with ours.
+PPO and A2C, with SB3's own buffers and with ours.
 """
 
 from __future__ import annotations

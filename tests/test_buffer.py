@@ -445,7 +445,7 @@ def test_rewards_per_token_are_refused_under_bootstrap(tiny_task_kwargs):
 
 
 def test_padding_changes_nothing(tiny_task_kwargs):
-    """A prompt budget and a response budget with room to spare: more −1, the same numbers."""
+    """A prompt budget with room to spare: more −1, the same numbers."""
     found = []
     for extra in (0, 7):
         kwargs = {**tiny_task_kwargs, "scoring": "deferred", "max_prompt_tokens": P + extra}

@@ -95,8 +95,16 @@ class EpisodeScorer:
     def _gold(self, episodes: Sequence[Episode]) -> np.ndarray | None:
         if self.gold_reward is None:
             return None
-        decode = self.reference.language_model.decode
-        return np.array([self.gold_reward(decode(e.prompt), decode(e.response)) for e in episodes])
+        # Prompts repeat, and so do responses where all of them are enumerated.
+        known: dict[bytes, str] = {}
+
+        def text(ids: np.ndarray) -> str:
+            key = ids.tobytes()
+            if key not in known:
+                known[key] = self.reference.language_model.decode(ids)
+            return known[key]
+
+        return np.array([self.gold_reward(text(e.prompt), text(e.response)) for e in episodes])
 
     def ref_log_probs(self, episodes: Sequence[Episode]) -> list[np.ndarray]:
         """Log π_ref of every response token of episodes, finished or not, in one pass."""
