@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo verify test test-slow check numbers exact clean
+.PHONY: setup demo verify test test-slow check numbers exact bench clean
 
 setup: $(READY)
 
@@ -33,6 +33,12 @@ check: setup
 
 numbers: setup
 	$(BIN)/python benchmarks/bench_core.py
+
+bench: setup
+	$(BIN)/python benchmarks/bench_ppo.py
+	$(BIN)/python benchmarks/bench_rollout.py
+	$(BIN)/python benchmarks/bench_env.py
+	$(BIN)/python benchmarks/bench_memory.py
 
 exact: setup
 	$(BIN)/python benchmarks/bench_exact.py

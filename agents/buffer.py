@@ -22,7 +22,7 @@ from agents.episode_records import EpisodeRecord
 from agents.groups import NO_GROUP, GroupQueue, check_groups
 from agents.kl_penalty import ReferencedSamples, pay_full_kl
 from agents.packing import minibatch_indices, pack
-from agents.segments import Segment, StepLog
+from agents.segments import Segment, StepLog, joined, offsets
 from tokenenv.credit import GROUPED, token_advantages, whiten_rewards
 from tokenenv.settings import EnvSettings
 
@@ -52,10 +52,11 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             `"group"` and `"reinforce"` use no critic: all tokens of a response share the sum of its
             rewards, score and KL together, less a baseline. They need `cut="carry"` and γ = 1.
         group_size: responses to the same prompt that `"rloo"` and `"group"` compare; the others
-            ignore it. Finished episodes wait, as carried ones do, until so many answer the same
-            prompt. The environment must draw its prompts with the same `group_size`.
-        whiten_rewards: divide the rewards of all tokens of the update by their standard deviation
-            before anything is computed from them; their mean stays.
+            ignore it. Finished episodes wait, as carried ones do, for the others of the group that
+            the environment started them in, with the same `group_size`.
+        whiten_rewards: scale the rewards of all tokens of the update to standard deviation 1 about
+            their mean before anything is computed from them; see `tokenenv.credit.whiten_rewards`
+            for what that does to long responses. Not for `"rloo"`, `"group"` and `"reinforce"`.
 
     Attributes:
         records: the episodes that finished in the last rollout (deferred scoring only).
@@ -88,41 +89,57 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     ) -> None:
         if cut not in CUTS:
             raise ValueError(f"cut={cut!r} is unknown: choose one of {', '.join(map(repr, CUTS))}.")
-        check_estimator(advantage_estimator, group_size, cut, gamma)
+        check_estimator(advantage_estimator, group_size, cut, gamma, whiten_rewards)
         self.cut, self.advantage_estimator = cut, advantage_estimator
         self.group_size, self.whiten_rewards = group_size, whiten_rewards
-        self._groups = GroupQueue(group_size) if advantage_estimator in GROUPED else None
+        self._groups: GroupQueue | None = None
+        self._next_groups: Sequence[int | None] = [None] * n_envs
+        self._last_dones: np.ndarray | None = None
         self.binding: RewardBinding | None = None
         self._open: list[Segment | None] = [None] * n_envs
         super().__init__(
             buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs
         )
 
-    def bind(self, binding: RewardBinding) -> None:
+    def bind(self, binding: RewardBinding, episode_starts: np.ndarray | None = None) -> None:
         """Tell the buffer where rewards come from.
 
-        Raises:
-            ValueError: with `cut="carry"` a rollout could end without one finished episode.
+        What an environment that was reset since, or another one, had left open or waiting, is
+        dropped: it was paid for by other rules, and nothing will finish it.
+
+        Args:
+            binding: of the environment that training is about to use.
+            episode_starts: (N,) bool, SB3's for the first step: the very array that closed the last
+                rollout where training goes on, a new one, all true, after a reset.
         """
-        check_rollout_length(self.cut, self.buffer_size, binding.max_new_tokens)
-        if self.binding is not None and self.binding.penalty != binding.penalty:
-            # What waits was paid for by another rule: it can't be finished by this one.
+        known, self.binding = self.binding, binding
+        was_reset = (
+            episode_starts is not None
+            and episode_starts is not self._last_dones
+            and bool(episode_starts.all())
+        )
+        if was_reset or (known is not None and known.penalty != binding.penalty):
             self._open = [None] * self.n_envs
-            self._groups = None if self._groups is None else GroupQueue(self.group_size)
-        self.binding = binding
+            self._groups = None
+        if self._groups is None and self.advantage_estimator in GROUPED:
+            self._groups = GroupQueue(self.group_size, binding.shares_groups)
 
     def check_environment(self, env: VecEnv, settings: EnvSettings) -> None:
-        """Refuse an environment that would not bring the groups which the estimator compares.
+        """Refuse an environment whose rollouts would not bring the episodes that an update needs.
 
         Args:
             env: that training is about to use.
             settings: of the token MDP behind it.
 
         Raises:
-            ValueError: its `group_size` is another, or rollouts are too short for a group.
+            ValueError: with `cut="carry"` a rollout could end without one finished episode; or,
+                where groups are compared, its `group_size` is another, or rollouts are too short
+                for a group.
         """
-        if self._groups is not None:
+        if self.advantage_estimator in GROUPED:
             check_groups(self.group_size, self.buffer_size, env, settings)
+        assert settings.max_new_tokens is not None
+        check_rollout_length(self.cut, self.buffer_size, int(settings.max_new_tokens))
 
     # Filling -------------------------------------------------------------------------------------
 
@@ -160,7 +177,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             RuntimeError: the buffer is not bound.
         """
         log, started = self._log, np.asarray(episode_start, dtype=bool)
-        log.add(obs, started, self._bound().max_prompt_tokens, self._open)
+        prompt_columns = self._bound().max_prompt_tokens
+        log.add(obs, started, prompt_columns, self._open, self._next_groups)
         log.actions[log.pos] = np.asarray(action).reshape(self.n_envs)
         log.rewards[log.pos] = reward
         log.values[log.pos] = value.detach().cpu().numpy().reshape(self.n_envs)
@@ -171,6 +189,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     def note_ref_log_probs(self, ref_log_probs: np.ndarray) -> None:
         """Keep (N,) log π_ref of the step that `add` adds next; `RLHFCallback` knows them first."""
         self._log.ref_log_probs[self._log.pos] = ref_log_probs
+
+    def note_groups(self, groups: Sequence[int | None]) -> None:
+        """Keep the groups of the N episodes that the step which `add` adds next belongs to."""
+        self._next_groups = groups
 
     def _bound(self) -> RewardBinding:
         if self.binding is None:
@@ -196,6 +218,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             ValueError: the reward function pays in a way that `cut` does not allow.
         """
         binding, carries = self._bound(), self.cut == "carry"
+        self._last_dones = dones
         self.kl_coef = float(binding.kl_coef())
         segments = self._log.cut(np.asarray(dones, dtype=bool), self._open, carries, self.kl_coef)
         if binding.penalty.pays_full and segments:
@@ -217,16 +240,16 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     def _keep(self, segments: Sequence[Segment]) -> None:
         """Store the segments of the update, one array per quantity instead of many small ones."""
         self.lengths = np.array([len(s.actions) for s in segments], dtype=np.int32)
-        self.offsets = _offsets(self.lengths)
-        self.actions = _joined([s.actions for s in segments], np.int32)
-        self.rewards = _joined([s.rewards for s in segments], np.float32)
-        self.values = _joined([s.values for s in segments], np.float32)
-        self.log_probs = _joined([s.log_probs for s in segments], np.float32)
-        self.ref_log_probs = _joined([s.ref_log_probs for s in segments], np.float32)
+        self.offsets = offsets(self.lengths)
+        self.actions = joined([s.actions for s in segments], np.int32)
+        self.rewards = joined([s.rewards for s in segments], np.float32)
+        self.values = joined([s.values for s in segments], np.float32)
+        self.log_probs = joined([s.log_probs for s in segments], np.float32)
+        self.ref_log_probs = joined([s.ref_log_probs for s in segments], np.float32)
         self.advantages = self.returns = np.zeros(0, dtype=np.float32)
         prefixes = [s.prefix for s in segments]
-        self._prefixes = _joined(prefixes, np.int32)
-        self._prefix_offsets = _offsets([len(prefix) for prefix in prefixes])
+        self._prefixes = joined(prefixes, np.int32)
+        self._prefix_offsets = offsets([len(prefix) for prefix in prefixes])
 
     def _compute_advantages(self, segments: Sequence[Segment], last_values: np.ndarray) -> None:
         self.advantages, self.returns = token_advantages(
@@ -307,12 +330,3 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         if not len(self.ref_log_probs):
             return samples
         return ReferencedSamples(*samples, self.to_torch(self.ref_log_probs[picked]))  # type: ignore
-
-
-def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate(arrays) if arrays else np.zeros(0, dtype=dtype)
-
-
-def _offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """(S + 1,) where each of S parts begins in the array that joins them, and the last one ends."""
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

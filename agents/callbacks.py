@@ -18,12 +18,20 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.buffer import EpisodeRolloutBuffer
 from agents.deferred_scoring import RewardBinding
-from agents.env_checks import check_policy, env_settings, refuse_normalizers, refuse_other_widths
+from agents.env_checks import (
+    check_buffer_and_policy,
+    check_policy,
+    env_settings,
+    refuse_changed_rewards,
+    refuse_normalizers,
+    refuse_other_widths,
+    refuse_time_limits,
+)
 from agents.episode_records import EpisodeRecord, rlhf_metrics
-from agents.kl_checks import check_buffer_and_policy, resolve_kl
 from agents.kl_penalty import load_reference, token_penalties
-from agents.kl_settings import check_controller
+from agents.kl_settings import DEFAULT_DUAL_RATE, DEFAULT_HORIZON, check_controller, resolve_kl
 from agents.policy import LMActorCriticPolicy
+from agents.vec_env import TokenVecEnv
 from tokenenv.scoring import build_scorer
 from tokenenv.shaping import FixedKL, actor_half, reference_half
 
@@ -45,20 +53,24 @@ class RLHFCallback(BaseCallback):
             `kl_shaping="none"`; full needs an `EpisodeRolloutBuffer`.
         kl_controller: one of `KL_CONTROLLERS`; None: the model's own, else fixed.
         kl_target: KL per response, in nats, that the controller steers to.
-        kl_horizon: of the adaptive controller, in episodes.
-        kl_dual_rate: of the dual controller, change of β per nat and rollout.
+        kl_horizon: of the adaptive controller: episodes in which β changes by a fifth at the most.
+        kl_dual_rate: of the dual controller: step in log β at a KL of twice the target.
+
+    A controller's β is kept in the model's attribute `kl_coef`, which SB3 saves: a loaded model's
+    controller goes on from there. β's one owner is the environment all the same.
 
     Attributes:
         records: the episodes that finished in the last rollout; one that was under way before
             training began, so that its first tokens were not seen, is left out.
         metrics: of the last rollout, as logged under `rlhf/`. Whatever the estimator, `kl` is the
-            sum of k1 over a response; `kl_coef` is β of the rollout, before it moved.
+            sum of k1 over a response; `kl_coef` is β of the rollout, before it moved, and
+            `objective` is J at that β, which moves where a controller moves it.
 
     Raises:
         ValueError: at the start of training, where environment and policy do not fit: normalisers
             in front of the policy, temperatures or tokenizers that differ, deferred scoring with a
-            buffer that can't score, a KL penalty that would be paid twice, or that contradicts
-            `TokenPPO`'s. At a step, where a `TimeLimit` cut an episode.
+            buffer that can't score, a KL penalty that would be paid twice or not at all, or that
+            contradicts `TokenPPO`'s. At a step, where a `TimeLimit` cut an episode.
     """
 
     def __init__(
@@ -67,8 +79,8 @@ class RLHFCallback(BaseCallback):
         kl_estimator: str | None = None,
         kl_controller: str | None = None,
         kl_target: float | None = None,
-        kl_horizon: float = 10_000,
-        kl_dual_rate: float = 0.1,
+        kl_horizon: float = DEFAULT_HORIZON,
+        kl_dual_rate: float = DEFAULT_DUAL_RATE,
     ) -> None:
         super().__init__(verbose)
         self._given_kl = (kl_estimator, kl_controller, kl_target, kl_horizon, kl_dual_rate)
@@ -97,8 +109,9 @@ class RLHFCallback(BaseCallback):
             self.model.policy_kwargs = {**kwargs, **policy.rebuild_kwargs()}
         self.is_deferred = self.settings.scoring == "deferred"
         self._begin_kl()
-        self._bind_buffer(env)
         starts = getattr(self.model, "_last_episode_starts", None)
+        self._bind_buffer(env, starts)
+        self._groups = self._reset_groups(range(env.num_envs))
         under_way = np.zeros(env.num_envs, dtype=bool) if starts is None else ~starts.astype(bool)
         self._kl = np.where(under_way, np.nan, 0.0)
         self._ref_log_prob = np.zeros(env.num_envs)
@@ -107,22 +120,25 @@ class RLHFCallback(BaseCallback):
     def _begin_kl(self) -> None:
         """Settle estimator and controller, and give the environment the β of a loaded model."""
         self.penalty, self.controller = resolve_kl(self.model, *self._given_kl)
-        self.penalty.check_kl_shaping(self.settings.kl_shaping)
         check_buffer_and_policy(self.penalty, self.model)
-        saved = getattr(self.model, "restored_kl_coef", None)
-        if saved is not None and not isinstance(self.controller, FixedKL):
+        model: Any = self.model
+        saved = getattr(model, "kl_coef", None)
+        # SB3 saves the model's attributes, and not those of its policy: without the mark, this
+        # model was loaded. In one that was not, β is what the environment says, as always.
+        is_loaded = not hasattr(model.policy, "kl_coef_is_in_the_environment")
+        model.policy.kl_coef_is_in_the_environment = True
+        if is_loaded and saved is not None and not isinstance(self.controller, FixedKL):
             self.training_env.env_method("set_kl_coef", saved)
-        is_paid = self.penalty.estimator != "k1" or self.settings.kl_shaping == "k1"
-        check_controller(self.controller, self._kl_coef(), is_paid)
+        self.penalty.check_kl_shaping(self.settings.kl_shaping, self._kl_coef())
+        check_controller(self.controller, self._kl_coef())
         self._remember_kl_coef()
 
     def _remember_kl_coef(self) -> None:
-        """Let `TokenPPO` save β with itself; its one owner is the environment."""
+        """Let the model save a β that a controller moves; a fixed one is the environment's."""
         model: Any = self.model
-        if hasattr(model, "kl_coef"):
-            model.kl_coef, model.restored_kl_coef = self._kl_coef(), None
+        model.kl_coef = None if isinstance(self.controller, FixedKL) else self._kl_coef()
 
-    def _bind_buffer(self, env: VecEnv) -> None:
+    def _bind_buffer(self, env: VecEnv, episode_starts: np.ndarray | None) -> None:
         buffer = getattr(self.model, "rollout_buffer", None)
         if not isinstance(buffer, EpisodeRolloutBuffer):
             if self.is_deferred:
@@ -146,8 +162,15 @@ class RLHFCallback(BaseCallback):
                 penalty=penalty,
                 actor=self.model.policy.actor if needs_reference else None,
                 reference=load_reference(settings) if needs_reference else None,
-            )
+                shares_groups=isinstance(env.unwrapped, TokenVecEnv),
+            ),
+            episode_starts,
         )
+
+    def _reset_groups(self, rows: Iterable[int]) -> dict[int, int | None]:
+        """Row → the group of the episode that its last reset began; None: of none."""
+        found = self.training_env.unwrapped.reset_infos
+        return {row: found[row].get("group") for row in rows}
 
     def _kl_coef(self) -> float:
         """β, from its owner."""
@@ -165,7 +188,7 @@ class RLHFCallback(BaseCallback):
         infos: list[dict[str, Any]] = self.locals["infos"]
         dones: np.ndarray = self.locals["dones"]
         log_probs = self.locals["log_probs"].detach().cpu().numpy().astype(np.float64)
-        self._refuse_time_limits(infos, dones)
+        refuse_time_limits(infos, dones, self.settings)
         paid = self.locals["rewards"].copy()
         if self.settings.kl_shaping == "k1":
             # In place: SB3 hands the same array to the buffer.
@@ -175,13 +198,26 @@ class RLHFCallback(BaseCallback):
         self._num_steps += len(log_probs)
         if not self.is_deferred:
             ref_log_probs = np.array([info["ref_logprob"] for info in infos])
-            self._refuse_changed_rewards(paid, ref_log_probs, infos, dones)
+            expected = np.zeros(len(infos))
+            if self.settings.kl_shaping == "k1":
+                expected += reference_half(ref_log_probs, self._step_kl_coefs(infos))
+            expected[dones] += [infos[env]["score"] for env in np.flatnonzero(dones)]
+            refuse_changed_rewards(paid, expected)
             self._pay_token_penalties(log_probs, ref_log_probs, infos)
             self._kl += log_probs - ref_log_probs
             self._ref_log_prob += ref_log_probs
-        for env in np.flatnonzero(dones).tolist():
+        ended = np.flatnonzero(dones).tolist()
+        for env in ended:
             self._end_episode(env, infos[env])
+        self._note_groups(ended)
         return True
+
+    def _note_groups(self, ended: list[int]) -> None:
+        """Tell the buffer the groups of this step; the environment is at the next already."""
+        buffer = getattr(self.model, "rollout_buffer", None)
+        if self.settings.group_size > 1 and isinstance(buffer, EpisodeRolloutBuffer):
+            buffer.note_groups(list(self._groups.values()))
+            self._groups.update(self._reset_groups(ended))
 
     def _pay_token_penalties(
         self, log_probs: np.ndarray, ref_log_probs: np.ndarray, infos: list[dict[str, Any]]
@@ -220,36 +256,6 @@ class RLHFCallback(BaseCallback):
             )
         self._kl[env] = self._ref_log_prob[env] = 0.0
 
-    def _refuse_time_limits(self, infos: list[dict[str, Any]], dones: np.ndarray) -> None:
-        for env in np.flatnonzero(dones):
-            if infos[env].get("TimeLimit.truncated", False):
-                raise ValueError(
-                    "a TimeLimit cut an episode before its own limit of max_new_tokens="
-                    f"{self.settings.max_new_tokens}: it has no score, and SB3 would put the "
-                    "critic's value in its place. Lower max_new_tokens instead of "
-                    "max_episode_steps."
-                )
-
-    def _refuse_changed_rewards(
-        self,
-        paid: np.ndarray,
-        ref_log_probs: np.ndarray,
-        infos: list[dict[str, Any]],
-        dones: np.ndarray,
-    ) -> None:
-        """What the environment said that it paid must be what arrives here."""
-        expected = np.zeros(len(infos))
-        if self.settings.kl_shaping == "k1":
-            expected += reference_half(ref_log_probs, self._step_kl_coefs(infos))
-        expected[dones] += [infos[env]["score"] for env in np.flatnonzero(dones)]
-        if not np.allclose(paid, expected, rtol=1e-3, atol=1e-3):
-            env = int(np.abs(paid - expected).argmax())
-            raise ValueError(
-                f"a wrapper changed the reward: the environment paid {expected[env]:.4g}, "
-                f"{paid[env]:.4g} arrived. A scaled reward is no longer score and KL: take reward "
-                "wrappers and normalisers off; the score is normalised already."
-            )
-
     # Rollout's end -------------------------------------------------------------------------------
 
     def _on_rollout_end(self) -> None:
@@ -275,9 +281,8 @@ class RLHFCallback(BaseCallback):
 
     def _move_kl_coef(self) -> None:
         """Let the controller set β for the next rollout; this one's rewards are final by now."""
-        # While only the critic learns the KL says nothing of β: the actor has not moved.
-        is_warming_up = getattr(self.model, "is_warming_up", False)
-        if self.records and not is_warming_up:
+        # Of an actor that has not moved yet, the KL says nothing of β.
+        if self.records and not getattr(self.model, "actor_has_rested", False):
             before = self._kl_coef()
             kl_coef = self.controller.update(before, self.metrics["kl"], len(self.records))
             if kl_coef != before:

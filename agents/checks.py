@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agents.kl_settings import KLPenalty, kl_controller
 from tokenenv.credit import ADVANTAGE_ESTIMATORS, CRITIC_FREE, GROUPED
 
 __all__ = [
+    "DEFAULT_LAMBDA",
     "PPO_RANGES",
     "Range",
+    "check_agent",
     "check_estimator",
     "check_ranges",
     "check_rollout_length",
-    "check_warmup",
     "value_loss_weight",
 ]
 
@@ -78,6 +80,9 @@ OPTIONAL_WEIGHT = Range(
 )
 FRACTION = Range("a number from 0 to 1", 0, 1)
 
+DEFAULT_LAMBDA = 0.95
+"""λ of generalised advantage estimation."""
+
 PPO_RANGES: dict[str, Range] = {
     "n_steps": COUNT,
     "batch_size": COUNT,
@@ -107,7 +112,9 @@ def check_ranges(settings: Mapping[str, Any], ranges: Mapping[str, Range]) -> No
             raise ValueError(f"{name}={settings[name]!r} must be {allowed.words}.")
 
 
-def check_estimator(estimator: str, group_size: int, cut: str, gamma: float) -> None:
+def check_estimator(
+    estimator: str, group_size: int, cut: str, gamma: float, whiten_rewards: bool = False
+) -> None:
     """Refuse what an advantage estimator can't be combined with.
 
     Args:
@@ -115,6 +122,7 @@ def check_estimator(estimator: str, group_size: int, cut: str, gamma: float) -> 
         group_size: responses to the same prompt.
         cut: what happens to the episodes that the end of a rollout cuts.
         gamma: discount factor γ.
+        whiten_rewards: whether rewards are scaled before anything is computed from them.
 
     Raises:
         ValueError: there is no such estimator, or it can't be used with the others.
@@ -136,6 +144,12 @@ def check_estimator(estimator: str, group_size: int, cut: str, gamma: float) -> 
         raise ValueError(
             f"{name} gives all tokens of a response the same, undiscounted return, but "
             f"gamma={gamma!r} discounts: use gamma=1, or an estimator with a critic."
+        )
+    if whiten_rewards:
+        raise ValueError(
+            f"{name} compares the sums of the rewards of whole responses, which whiten_rewards=True"
+            " shifts by an amount for every token: leave whiten_rewards out; whiten_advantages sets"
+            " the scale."
         )
     if estimator in GROUPED and group_size < 2:
         raise ValueError(
@@ -165,44 +179,71 @@ def check_rollout_length(cut: str, n_steps: int, max_new_tokens: int) -> None:
 
 
 def value_loss_weight(vf_coef: float | None, estimator: str) -> float:
-    """The weight of the value loss: `vf_coef`, or where that is None what the estimator needs.
+    """The weight of the value loss: `vf_coef`, or 0.1 with a critic and 0 without where it is None.
 
     Args:
-        vf_coef: None for 0.1 with a critic and 0 without.
+        vf_coef: the weight, or None.
         estimator: name of the advantage estimator.
-
-    Raises:
-        ValueError: a weight above 0, and the estimator asks no critic.
     """
-    needs_critic = estimator not in CRITIC_FREE
-    if vf_coef is None:
-        return 0.1 if needs_critic else 0.0
-    if vf_coef > 0 and not needs_critic:
-        raise ValueError(
-            f"vf_coef={vf_coef!r} trains a critic, but advantage_estimator={estimator!r} asks "
-            "none: leave vf_coef out, or use an estimator with a critic."
-        )
-    return vf_coef
+    if vf_coef is not None:
+        return vf_coef
+    return 0.0 if estimator in CRITIC_FREE else 0.1
 
 
-def check_warmup(updates: int, estimator: str, vf_coef: float) -> None:
-    """Refuse a critic's warm-up in which nothing would learn.
+def check_agent(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of `TokenPPO` that can't be used, alone or with each other.
+
+    The command line, the constructor and `load` all ask here, so that none lets through what
+    another refuses.
 
     Args:
-        updates: `critic_warmup`.
-        estimator: name of the advantage estimator.
-        vf_coef: weight of the value loss.
+        settings: name → value of its arguments. Schedules are checked by nobody: what they give is
+            known only in training.
 
     Raises:
-        ValueError: there is no critic, or it does not learn.
+        ValueError: it says which, and what to do.
     """
-    if updates and estimator in CRITIC_FREE:
+    check_ranges(settings, {n: r for n, r in PPO_RANGES.items() if not callable(settings[n])})
+    if settings["normalize_advantage"] and settings["whiten_advantages"]:
         raise ValueError(
-            f"critic_warmup={updates} with advantage_estimator={estimator!r}, which asks no "
-            "critic: use critic_warmup=0, or an estimator with a critic."
+            "normalize_advantage (per minibatch) and whiten_advantages (per rollout) do the "
+            "same thing twice: choose one."
         )
-    if updates and vf_coef == 0:
+    KLPenalty(settings["kl_estimator"], settings["use_kl_loss"])
+    names = ("kl_controller", "kl_target", "kl_horizon", "kl_dual_rate")
+    kl_controller(*(settings[name] for name in names))
+    estimator = (settings["rollout_buffer_kwargs"] or {}).get("advantage_estimator", "gae")
+    value_head = (settings["policy_kwargs"] or {}).get("value_head", "shared")
+    _check_critic(estimator, value_head, settings)
+
+
+def _check_critic(estimator: str, value_head: str, settings: Mapping[str, Any]) -> None:
+    """Refuse what would train a critic that nobody asks, and settings that would do nothing."""
+    name, warmup = f"advantage_estimator={estimator!r}", settings["critic_warmup"]
+    vf_coef = value_loss_weight(settings["vf_coef"], estimator)
+    if estimator in CRITIC_FREE and value_head == "separate":
         raise ValueError(
-            f"critic_warmup={updates} with vf_coef=0: nothing would learn in these updates. Give "
+            f"value_head='separate' is a critic, but {name} asks none: leave value_head out (on "
+            "the command line, leave --value-head out), or use an estimator with a critic."
+        )
+    if estimator in CRITIC_FREE and vf_coef > 0:
+        raise ValueError(
+            f"vf_coef={vf_coef!r} trains a critic, but {name} asks none: use vf_coef=0, which it "
+            "is unless given, or an estimator with a critic."
+        )
+    if estimator in CRITIC_FREE and warmup:
+        raise ValueError(
+            f"critic_warmup={warmup} with {name}, which asks no critic: use critic_warmup=0, or an "
+            "estimator with a critic."
+        )
+    if warmup and vf_coef == 0:
+        raise ValueError(
+            f"critic_warmup={warmup} with vf_coef=0: nothing would learn in these updates. Give "
             "vf_coef a positive weight, or use critic_warmup=0."
+        )
+    gae_lambda = settings["gae_lambda"]
+    if estimator != "gae" and gae_lambda != DEFAULT_LAMBDA:
+        raise ValueError(
+            f"gae_lambda={gae_lambda!r} is without effect with {name}: leave it at its default of "
+            f"{DEFAULT_LAMBDA}, or use advantage_estimator='gae'."
         )

@@ -96,7 +96,7 @@ def _evaluate(config: EvaluateConfig, console: Console) -> None:
     from agents.evaluation import evaluate
     from agents.held_out import HeldOut
     from agents.policy import LMActorCriticPolicy
-    from agents.progress import progress_bar
+    from agents.progress import evaluation_progress
     from agents.runs import RunFolder
     from agents.training import summarize
     from tokenenv.language_model import load_trainable
@@ -109,14 +109,13 @@ def _evaluate(config: EvaluateConfig, console: Console) -> None:
     responses = trained.eval_responses if responses is None else responses
     held_out = HeldOut.of(trained.environment(), prompts)
     policy = LMActorCriticPolicy.from_pretrained(run.policy, held_out.settings.device)
-    with progress_bar(console) as bar:
-        task = bar.add_task("evaluating", total=None, note="")
+    with evaluation_progress(console, held_out) as on_progress:
         comparison = evaluate(
             policy.actor,
             held_out,
             responses,
             config.seed,
-            lambda done, total: bar.update(task, completed=done, total=total),
+            on_progress,
             None if trained.actor is None else load_trainable(trained.actor).model,
         )
     seeded = dataclasses.replace(trained, seed=config.seed)
@@ -251,14 +250,23 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
             at_most = ", at most" if name == "objective_fraction" and not is_exact else ""
             table.add_row(name, _shown(summary[name]), meaning + at_most)
     console.print(table)
+    if not is_exact:
+        _warn_of_the_estimate(console, summary)
+
+
+def _warn_of_the_estimate(console: Console, summary: dict[str, Any]) -> None:
     share = summary.get("least_effective_sample_size")
     if share is not None and not summary["is_reliable"]:
         console.print(
-            "[yellow]warning:[/yellow] for some prompt the bound on J* rests on "
-            f"{share:.1%} of the samples: the policy lacks responses that the optimum has. Take "
-            "bound and fraction as rough ones, or raise --eval-responses."
+            "[yellow]warning:[/yellow] take the bound on J* and the fraction as rough ones: "
+            f"{summary['prompts'] * summary['responses_per_prompt'] // 2:,} samples of the "
+            f"reference (4,096 or more show rare responses), of which {share:.1%} carry the bound "
+            "at some prompt (under 5 %, the policy lacks responses that the optimum has). "
+            "--eval-responses raises the first."
         )
-    if not is_exact and summary["prompts"] < 64:
+    if summary["prompts"] < min(64, summary["prompts_asked_for"]):
+        return  # there are no more
+    if summary["prompts"] < 64:
         console.print(
             f"[yellow]note:[/yellow] measured on {summary['prompts']} held-out prompts; 64 or more "
             "give a steadier number."

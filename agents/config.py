@@ -15,6 +15,7 @@ import tyro
 from agents.checks import (
     COUNT,
     COUNT_OR_0,
+    DEFAULT_LAMBDA,
     OPTIONAL_COUNT,
     OPTIONAL_RESPONSES,
     PPO_RANGES,
@@ -22,12 +23,17 @@ from agents.checks import (
     SEED,
     WEIGHT,
     Range,
+    check_agent,
     check_estimator,
     check_ranges,
-    check_warmup,
-    value_loss_weight,
 )
-from agents.kl_settings import KLPenalty, check_controller, kl_controller
+from agents.kl_settings import (
+    DEFAULT_DUAL_RATE,
+    DEFAULT_HORIZON,
+    KLPenalty,
+    check_controller,
+    kl_controller,
+)
 from tokenenv.credit import CRITIC_FREE
 
 __all__ = ["EvaluateConfig", "RewardModelConfig", "SampleConfig", "TrainConfig", "VerifyConfig"]
@@ -77,15 +83,17 @@ class TrainConfig:
     kl_estimator: Literal["k1", "k2", "k3", "full"] = "k1"
     """Of the KL per token: from the sampled token alone (k1, k2, k3), or over the vocabulary."""
     use_kl_loss: bool = False
-    """Put the KL into the loss, differentiated itself, instead of into the reward; not k1."""
+    """Put the KL into the loss, differentiated itself, instead of into the reward; not k1. Where
+    advantages are whitened, it is divided by their standard deviation too."""
     kl_controller: Literal["fixed", "adaptive", "dual"] = "fixed"
-    """What moves β after every rollout: nothing, Ziegler et al.'s controller, dual ascent."""
+    """What moves β after every rollout: nothing, Ziegler et al.'s controller, dual ascent in log β.
+    The last two start from a positive β."""
     kl_target: float | None = None
     """KL per response, in nats, that an adaptive or dual controller steers to."""
-    kl_horizon: float = 10_000
+    kl_horizon: float = DEFAULT_HORIZON
     """Episodes in which the adaptive controller changes β by a fifth, at the most."""
-    kl_dual_rate: float = 0.1
-    """Change of β per nat and rollout by the dual controller."""
+    kl_dual_rate: float = DEFAULT_DUAL_RATE
+    """Step of the dual controller in log β per rollout whose KL is twice the target."""
     temperature: float = 1.0
     """Sampling temperature; of the reference's log-probabilities too."""
     score_clip: float | None = None
@@ -116,9 +124,11 @@ class TrainConfig:
     group_size: int = 1
     """Responses to every prompt; 'rloo' and 'group' compare them and need 2 or more."""
     whiten_rewards: bool = False
-    """Divide the rewards of an update by their standard deviation; their mean stays."""
-    gae_lambda: float = 0.95
-    """λ of generalised advantage estimation."""
+    """Scale the rewards of an update to standard deviation 1 about their mean, as TRL does. Besides
+    its share every token is then paid mean·(1 - 1/deviation), which changes how long responses
+    should be. Not for estimators without a critic."""
+    gae_lambda: float = DEFAULT_LAMBDA
+    """λ of generalised advantage estimation; for 'gae' alone."""
     clip_range: float = 0.2
     """Clip range of the probability ratio."""
     clip_range_vf: float | None = 0.2
@@ -168,20 +178,25 @@ class TrainConfig:
                 "value_head is 'shared': pass --value-head separate, or leave --critic out."
             )
         buffer = self.rollout_buffer()
-        check_estimator(self.advantage_estimator, self.group_size, buffer["cut"], self.gamma)
-        weight = value_loss_weight(self.vf_coef, self.advantage_estimator)
-        check_warmup(self.critic_warmup, self.advantage_estimator, weight)
-        KLPenalty(self.kl_estimator, self.use_kl_loss)
+        check_estimator(
+            self.advantage_estimator,
+            self.group_size,
+            buffer["cut"],
+            self.gamma,
+            self.whiten_rewards,
+        )
+        check_agent(
+            {
+                **vars(self),
+                "normalize_advantage": False,
+                "rollout_buffer_kwargs": buffer,
+                "policy_kwargs": {"value_head": self.value_head},
+            }
+        )
         check_controller(
             kl_controller(self.kl_controller, self.kl_target, self.kl_horizon, self.kl_dual_rate),
             self.kl_coef,
         )
-        if self.value_head == "separate" and self.advantage_estimator in CRITIC_FREE:
-            raise ValueError(
-                f"value_head='separate' is a critic, but advantage_estimator="
-                f"{self.advantage_estimator!r} asks none: leave --value-head out, or use an "
-                "estimator with a critic."
-            )
 
     def rollout_buffer(self) -> dict[str, Any]:
         """The keyword arguments of the rollout buffer."""

@@ -6,10 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from agents.checks import check_warmup
-from agents.policy import LMActorCriticPolicy
-
-__all__ = ["check_critic_warmup", "only_the_critic_learns"]
+__all__ = ["only_the_critic_learns"]
 
 
 @contextlib.contextmanager
@@ -27,25 +24,3 @@ def only_the_critic_learns(actor: Any) -> Iterator[None]:
     finally:
         for weight in held:
             weight.requires_grad_(True)
-
-
-def check_critic_warmup(updates: int, policy: Any, estimator: str, vf_coef: float) -> None:
-    """Refuse a warm-up in which nothing would learn, or more than the critic.
-
-    Args:
-        updates: `critic_warmup`.
-        policy: the agent's.
-        estimator: the buffer's `advantage_estimator`.
-        vf_coef: weight of the value loss.
-
-    Raises:
-        ValueError: it says which, and what to do.
-    """
-    if not updates:
-        return
-    if not isinstance(policy, LMActorCriticPolicy):
-        raise ValueError(
-            f"critic_warmup={updates} holds the actor's weights, and of {type(policy).__name__} it "
-            "is not known which they are: use LMActorCriticPolicy, or critic_warmup=0."
-        )
-    check_warmup(updates, estimator, vf_coef)

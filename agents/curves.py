@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-__all__ = ["draw_curves", "read_metrics"]
+__all__ = ["draw_curves", "judged_rows", "read_metrics"]
 
 _ACTOR, _REFERENCE, _OPTIMUM, _EVALUATION = "#1f6fb2", "#7f7f7f", "#2a8f4f", "#d1662c"
 
@@ -21,6 +21,24 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
+def judged_rows(rows: list[dict[str, Any]], kl_coef: float) -> list[dict[str, Any]]:
+    """The rows with J of the training samples at one β.
+
+    What they hold as `rlhf/objective` is at the β of each rollout, which a controller moves: a
+    curve of it would mix J's that can't be compared, neither with each other nor with a summary's.
+
+    Args:
+        rows: of `metrics.jsonl`; they stay as they are.
+        kl_coef: β that the run is judged by.
+    """
+    return [
+        {**row, "rlhf/objective": row["rlhf/score"] - kl_coef * row["rlhf/kl"]}
+        if "rlhf/score" in row
+        else row
+        for row in rows
+    ]
+
+
 def draw_curves(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path) -> None:
     """Draw the curves of a run.
 
@@ -29,6 +47,7 @@ def draw_curves(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path)
         summary: of `summary.json`; gives the lines for the reference and the optimum.
         path: PNG to write.
     """
+    rows = judged_rows(rows, summary["kl_coef"])
     figure = Figure(figsize=(10, 6.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2, sharex=True)

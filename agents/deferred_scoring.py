@@ -34,6 +34,7 @@ class RewardBinding:
         penalty: what the agent's side pays for the KL.
         actor: the causal LM that samples; only where whole distributions are compared.
         reference: what it is compared with; likewise.
+        shares_groups: whether the rows of the environment fill groups of responses together.
     """
 
     scorer: EpisodeScorer | None
@@ -44,6 +45,7 @@ class RewardBinding:
     penalty: KLPenalty = field(default_factory=KLPenalty)
     actor: Any = None
     reference: Reference | None = None
+    shares_groups: bool = True
 
 
 def score_segments(

@@ -1,21 +1,28 @@
-"""What `RLHFCallback` refuses before anything is trained: environments that do not fit an agent."""
+"""What `RLHFCallback` refuses: parts that do not fit each other, and what wrappers did."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
+from agents.buffer import EpisodeRolloutBuffer
+from agents.kl_settings import KLPenalty
 from agents.policy import LMActorCriticPolicy
 from tokenenv.language_model import load_tokenizer
 from tokenenv.settings import EnvSettings
 
 __all__ = [
+    "check_buffer_and_policy",
     "check_policy",
     "env_settings",
     "find_env_settings",
+    "refuse_changed_rewards",
     "refuse_normalizers",
     "refuse_other_widths",
+    "refuse_time_limits",
 ]
 
 
@@ -87,3 +94,55 @@ def check_policy(policy: LMActorCriticPolicy, settings: EnvSettings) -> None:
                 "different tokenizers, so that the same token ids would mean different texts. "
                 "Train an actor with the reference's tokenizer."
             )
+
+
+def check_buffer_and_policy(penalty: KLPenalty, model: Any) -> None:
+    """Raise ValueError where the buffer or the policy can't do what the penalty needs."""
+    buffer, policy = getattr(model, "rollout_buffer", None), model.policy
+    needs_buffer = penalty.as_loss or penalty.pays_full
+    if needs_buffer and not isinstance(buffer, EpisodeRolloutBuffer):
+        what = "use_kl_loss=True" if penalty.as_loss else "kl_estimator='full'"
+        needs = "log π_ref of the tokens" if penalty.keeps_ref_log_probs else "whole sequences"
+        raise ValueError(
+            f"{what} needs {needs} at the end of the rollout, which {type(buffer).__name__} does "
+            "not keep: pass rollout_buffer_class=EpisodeRolloutBuffer to the algorithm, or pay "
+            "'k1', 'k2' or 'k3' in the reward."
+        )
+    if penalty.estimator == "full" and not isinstance(policy, LMActorCriticPolicy):
+        raise ValueError(
+            "kl_estimator='full' compares the whole distributions of two language models, and "
+            f"{type(policy).__name__} has none: use LMActorCriticPolicy, or 'k1', 'k2' or 'k3'."
+        )
+
+
+# At a step ----------------------------------------------------------------------------------------
+
+
+def refuse_time_limits(
+    infos: Sequence[dict[str, Any]], dones: np.ndarray, settings: EnvSettings
+) -> None:
+    """Raise ValueError where a `TimeLimit` ended an episode."""
+    for env in np.flatnonzero(dones).tolist():
+        if infos[env].get("TimeLimit.truncated", False):
+            raise ValueError(
+                "a TimeLimit cut an episode before its own limit of max_new_tokens="
+                f"{settings.max_new_tokens}: it has no score, and SB3 would put the "
+                "critic's value in its place. Lower max_new_tokens instead of "
+                "max_episode_steps."
+            )
+
+
+def refuse_changed_rewards(paid: np.ndarray, expected: np.ndarray) -> None:
+    """Raise ValueError where not what the environment said that it paid has arrived.
+
+    Args:
+        paid: (N,) as they arrived.
+        expected: (N,) from the infos.
+    """
+    if not np.allclose(paid, expected, rtol=1e-3, atol=1e-3):
+        env = int(np.abs(paid - expected).argmax())
+        raise ValueError(
+            f"a wrapper changed the reward: the environment paid {expected[env]:.4g}, "
+            f"{paid[env]:.4g} arrived. A scaled reward is no longer score and KL: take reward "
+            "wrappers and normalisers off; the score is normalised already."
+        )

@@ -1,10 +1,9 @@
-"""Groups of responses to the same prompt: the queue in which finished episodes wait for theirs."""
+"""Groups of responses to one prompt: the queue in which finished episodes wait for theirs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.segments import Segment
@@ -15,25 +14,31 @@ __all__ = ["NO_GROUP", "GroupQueue", "check_groups"]
 
 NO_GROUP = (
     "this rollout completed no group of {} responses to the same prompt, as can happen after an "
-    "interruption; its episodes wait for the next one. TokenPPO skips such an update, SB3's own "
-    "algorithms can't: use TokenPPO, or raise n_envs."
+    "interruption, or after a reset of separate environments; its episodes wait for the next one. "
+    "TokenPPO skips such an update, SB3's own algorithms can't: use TokenPPO, or raise n_envs."
 )
 """What a rollout says that has nothing to update with; {} is the group size."""
 
 
 class GroupQueue:
-    """Finished episodes that wait until `group_size` of them answer the same prompt.
+    """Finished episodes that wait for the others of the environment's group.
 
     They wait as they are, with the rewards they were paid and the log-probabilities they were
-    sampled with, for as many rollouts as it takes. None is dropped and none is given twice.
+    sampled with, for as many rollouts as it takes, and none is given twice. Which episodes belong
+    together is decided when they start. Putting together those that finish one after another, of
+    equal prompts, would compare short responses with short ones, and take out of the advantages a
+    part of what length is worth.
+
+    An episode of no group (its prompt was given) is compared with nothing, and left out.
 
     Args:
         group_size: k.
+        is_shared: whether the rows fill groups together; else each numbers its own.
     """
 
-    def __init__(self, group_size: int) -> None:
-        self.group_size = group_size
-        self._waiting: dict[bytes, list[Segment]] = {}
+    def __init__(self, group_size: int, is_shared: bool = True) -> None:
+        self.group_size, self.is_shared = group_size, is_shared
+        self._waiting: dict[tuple[int, int], list[Segment]] = {}
 
     def complete(self, finished: Sequence[Segment]) -> list[Segment]:
         """Take in the episodes that a rollout finished; give those whose group is complete now.
@@ -46,11 +51,13 @@ class GroupQueue:
         """
         found: list[Segment] = []
         for segment in sorted(finished, key=lambda s: (s.end, s.env)):
-            prompt = segment.prompt.astype(np.int32).tobytes()
-            group = self._waiting.setdefault(prompt, [])
+            if segment.group is None:
+                continue
+            key = (-1 if self.is_shared else segment.env, segment.group)
+            group = self._waiting.setdefault(key, [])
             group.append(segment)
             if len(group) == self.group_size:
-                found += self._waiting.pop(prompt)
+                found += self._waiting.pop(key)
         return found
 
     def __len__(self) -> int:
@@ -60,8 +67,7 @@ class GroupQueue:
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays of what waits."""
-        segments = sum(s.nbytes for group in self._waiting.values() for s in group)
-        return segments + sum(map(len, self._waiting))
+        return sum(s.nbytes for group in self._waiting.values() for s in group)
 
 
 def check_groups(group_size: int, n_steps: int, env: VecEnv, settings: EnvSettings) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tokenenv.optimum import MAX_RESPONSES, Solution, enumerate_mdp, solve
-from tokenenv.optimum.prefix_tree import count_mdp_responses
+from tokenenv.optimum.enumeration import count_mdp_responses
 from tokenenv.rewards import LearnedReward
 from tokenenv.scoring import EpisodeScorer
 from tokenenv.settings import EnvSettings
@@ -88,9 +88,16 @@ def _card_optimum(settings: EnvSettings, prompts: int) -> float | None:
     return float(card["optimum_lower_bound"]) if same else None
 
 
+MAX_WORK = 10**10
+"""Responses times parameters that are enumerated without being asked: seconds on one core."""
+
+
 def _solution(mdp: TokenMDP, texts: list[str]) -> Solution | None:
-    """The exact optimum for `texts` where it is small work: a user's function may be slow."""
-    enumerable = count_mdp_responses(mdp, len(texts)) <= MAX_RESPONSES
-    if not (enumerable and mdp.kl_coef > 0 and isinstance(mdp.scorer.reward, LearnedReward)):
+    """The exact optimum for `texts` where it is small work; a user's function may be slow."""
+    count, reward = count_mdp_responses(mdp, len(texts)), mdp.scorer.reward
+    if count > MAX_RESPONSES or mdp.kl_coef == 0 or not isinstance(reward, LearnedReward):
+        return None
+    models = (mdp.language_model.model, reward.reward_model.model)
+    if count * sum(model.num_parameters() for model in models) > MAX_WORK:
         return None
     return solve(enumerate_mdp(mdp, texts))

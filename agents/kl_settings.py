@@ -6,6 +6,7 @@ No torch here: the command line checks its settings with it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from tokenenv.shaping import (
     KL_CONTROLLERS,
@@ -16,7 +17,20 @@ from tokenenv.shaping import (
     KLController,
 )
 
-__all__ = ["KLPenalty", "check_controller", "kl_controller"]
+__all__ = [
+    "DEFAULT_DUAL_RATE",
+    "DEFAULT_HORIZON",
+    "KLPenalty",
+    "check_controller",
+    "kl_controller",
+    "resolve_kl",
+]
+
+DEFAULT_HORIZON: float = 10_000
+"""Of the adaptive controller, in episodes."""
+
+DEFAULT_DUAL_RATE = 0.1
+"""Of the dual controller: step in log β per rollout whose KL is twice the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +83,20 @@ class KLPenalty:
         """The environment's `kl_shaping` that goes with it."""
         return "k1" if self.estimator == "k1" else "none"
 
-    def check_kl_shaping(self, found: str) -> None:
-        """Raise ValueError where the environment pays its half of k1 on top of the penalty.
+    def check_kl_shaping(self, found: str, kl_coef: float = 0.0) -> None:
+        """Raise ValueError where the penalty would be paid twice, or k1 not at all.
 
         Args:
-            found: the environment's `kl_shaping`; `"none"` always goes.
+            found: the environment's `kl_shaping`.
+            kl_coef: β.
         """
+        if self.kl_shaping == "k1" and found == "none" and kl_coef > 0:
+            raise ValueError(
+                f"kl_estimator='k1' with kl_shaping='none' in the environment pays no KL at all, "
+                f"and kl_coef={kl_coef:g} would be without effect: make the environment with "
+                "kl_shaping='k1', or with kl_coef=0 if nothing is to be paid, or choose another "
+                "estimator, which the agent pays whole."
+            )
         if found == "none" or self.kl_shaping == found:
             return
         where = "in the loss" if self.as_loss else "whole by the agent"
@@ -94,7 +116,7 @@ def kl_controller(
         name: one of `KL_CONTROLLERS`.
         target: KL per response, in nats; for `"adaptive"` and `"dual"`, which need it.
         horizon: of `"adaptive"`, in episodes.
-        dual_rate: of `"dual"`, change of β per nat and rollout.
+        dual_rate: of `"dual"`, step in log β per rollout whose KL is twice the target.
 
     Raises:
         ValueError: the name is unknown, or the numbers don't go with it.
@@ -104,6 +126,15 @@ def kl_controller(
             f"kl_controller={name!r} is unknown: choose one of "
             f"{', '.join(map(repr, KL_CONTROLLERS))}."
         )
+    for setting, value, default, owner in (
+        ("kl_horizon", horizon, DEFAULT_HORIZON, "adaptive"),
+        ("kl_dual_rate", dual_rate, DEFAULT_DUAL_RATE, "dual"),
+    ):
+        if name != owner and value != default:
+            raise ValueError(
+                f"{setting}={value!r} is for kl_controller={owner!r} and without effect with "
+                f"{name!r}: choose {owner!r}, or leave {setting} at its default of {default:g}."
+            )
     if name == "fixed":
         if target is not None:
             raise ValueError(
@@ -119,24 +150,59 @@ def kl_controller(
     return AdaptiveKL(target, horizon) if name == "adaptive" else DualKL(target, dual_rate)
 
 
-def check_controller(controller: KLController, kl_coef: float | None, is_paid: bool = True) -> None:
+def check_controller(controller: KLController, kl_coef: float | None) -> None:
     """Raise ValueError where moving β could not steer anything.
 
     Args:
         controller: what moves β.
         kl_coef: β that it starts from; None where that is not known yet.
-        is_paid: whether anybody pays β times the KL.
     """
-    if isinstance(controller, FixedKL):
-        return
-    if not is_paid:
+    if not isinstance(controller, FixedKL) and kl_coef == 0:
+        name = "adaptive" if isinstance(controller, AdaptiveKL) else "dual"
         raise ValueError(
-            "kl_estimator='k1' with kl_shaping='none' in the environment pays no KL at all, so "
-            f"that {type(controller).__name__} would move a β without effect: make the "
-            "environment with kl_shaping='k1', or choose another estimator."
+            f"kl_controller={name!r} multiplies β, and from kl_coef=0 it would stay 0 for ever: "
+            "start from a positive kl_coef."
         )
-    if isinstance(controller, AdaptiveKL) and kl_coef == 0:
-        raise ValueError(
-            "kl_controller='adaptive' multiplies β, and from kl_coef=0 it would stay 0 for ever: "
-            "start from a positive kl_coef, or use kl_controller='dual'."
-        )
+
+
+def resolve_kl(
+    model: Any,
+    estimator: str | None,
+    controller: str | None,
+    target: float | None,
+    horizon: float,
+    dual_rate: float,
+) -> tuple[KLPenalty, KLController]:
+    """The penalty and the controller of a training.
+
+    Args:
+        model: the algorithm; a `TokenPPO` has a penalty and a controller of its own.
+        estimator: the callback's; None: the model's own, or k1.
+        controller: the callback's; None: the model's own, or fixed.
+        target: the callback's.
+        horizon: the callback's.
+        dual_rate: the callback's.
+
+    Raises:
+        ValueError: the callback's settings can't be used, or contradict the model's.
+    """
+    penalty = getattr(model, "kl_penalty", None)
+    control = getattr(model, "kl_control", None)
+    if penalty is None:
+        penalty = KLPenalty(estimator or "k1")
+    elif estimator not in (None, penalty.estimator):
+        raise _contradiction(model, "kl_estimator", estimator, penalty.estimator)
+    given = kl_controller(controller or "fixed", target, horizon, dual_rate)
+    if control is None:
+        control = given
+    elif controller is not None and given != control:
+        raise _contradiction(model, "kl_controller", given, control)
+    return penalty, control
+
+
+def _contradiction(model: Any, name: str, given: Any, own: Any) -> ValueError:
+    agent = type(model).__name__
+    return ValueError(
+        f"RLHFCallback has {name}={given!r}, {agent} {own!r}: give it to {agent} alone, "
+        "which RLHFCallback() follows."
+    )

@@ -16,7 +16,7 @@ from torch.nn.functional import mse_loss
 
 from agents.packing import PackedSequences, micro_batch_indices
 
-__all__ = ["LOGGED_NAMES", "PPOLosses", "micro_batches", "ppo_losses", "whiten"]
+__all__ = ["LOGGED_NAMES", "PPOLosses", "micro_batches", "ppo_losses", "spread", "whiten"]
 
 
 LOGGED_NAMES = {
@@ -80,11 +80,16 @@ def ppo_losses(
     )
 
 
+def spread(values: np.ndarray) -> float:
+    """What `whiten` divides by: the standard deviation over n − 1, and 1 for a single value."""
+    return 1.0 if values.size < 2 else float(values.std(ddof=1)) + 1e-8
+
+
 def whiten(values: np.ndarray) -> np.ndarray:
     """Mean 0 and standard deviation 1 over all tokens of a rollout; a single one stays as it is."""
     if values.size < 2:
         return values
-    return (values - values.mean()) / (values.std(ddof=1) + 1e-8)
+    return (values - values.mean()) / spread(values)
 
 
 def micro_batches(

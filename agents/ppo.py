@@ -31,12 +31,12 @@ from stable_baselines3.common.utils import (
 
 from agents.buffer import EpisodeRolloutBuffer
 from agents.callbacks import RLHFCallback, has_rlhf_callback
-from agents.checks import PPO_RANGES, check_ranges, value_loss_weight
-from agents.critic_warmup import check_critic_warmup, only_the_critic_learns
+from agents.checks import DEFAULT_LAMBDA, check_agent, value_loss_weight
+from agents.critic_warmup import only_the_critic_learns
 from agents.env_checks import find_env_settings
 from agents.kl_penalty import kl_loss
-from agents.kl_settings import KLPenalty, kl_controller
-from agents.losses import LOGGED_NAMES, micro_batches, ppo_losses, whiten
+from agents.kl_settings import DEFAULT_DUAL_RATE, DEFAULT_HORIZON, KLPenalty, kl_controller
+from agents.losses import LOGGED_NAMES, micro_batches, ppo_losses, spread, whiten
 from agents.policy import LMActorCriticPolicy
 from tokenenv.shaping import KLController
 
@@ -55,12 +55,12 @@ class TokenPPO(PPO):
         batch_size: tokens per minibatch, about: sequences are kept whole.
         n_epochs: passes over a rollout.
         gamma: γ; 1: a token late in the response is worth as much as an early one.
-        gae_lambda: λ.
+        gae_lambda: λ of the estimator `"gae"`; the others have none to choose.
         clip_range: of the ratio.
         clip_range_vf: of the value's change; None for none.
         normalize_advantage: per minibatch, as SB3 does it.
         whiten_advantages: once over the whole rollout, instead.
-        ent_coef: weight of the entropy bonus.
+        ent_coef: weight of the entropy bonus, beside advantages of the scale that they have then.
         vf_coef: weight of the value loss; None for 0.1, or 0 where the buffer's
             `advantage_estimator` asks no critic.
         max_grad_norm: gradients are clipped to this norm.
@@ -70,12 +70,17 @@ class TokenPPO(PPO):
         kl_estimator: of the KL penalty: `"k1"` (paid in two halves, the environment's and ours),
             `"k2"`, `"k3"` or `"full"` (ours alone: the environment needs `kl_shaping="none"`).
         use_kl_loss: add β times the estimator's mean over the tokens to the loss, instead of
-            subtracting it from the rewards; β is the environment's in that rollout. Not for k1.
+            subtracting it from the rewards; β is the environment's in that rollout. Where
+            advantages are divided by their standard deviation, over the rollout or per minibatch,
+            so is β here: whitening changes nothing of the trade-off between score and KL. (The
+            estimator `"group"` divides by the deviation in every group, and β is relative to that.)
+            Not for k1.
         kl_controller: what moves β between rollouts: `"fixed"` (nothing), `"adaptive"`
-            (proportional, Ziegler et al. 2019) or `"dual"` (gradient ascent on the multiplier).
+            (proportional, Ziegler et al. 2019) or `"dual"` (gradient ascent on the multiplier, in
+            log β). Both start from a positive β.
         kl_target: KL per response, in nats, that the controller steers to.
-        kl_horizon: of the adaptive controller, in episodes.
-        kl_dual_rate: of the dual controller, change of β per nat and rollout.
+        kl_horizon: of the adaptive controller: episodes in which β changes by a fifth at the most.
+        kl_dual_rate: of the dual controller: step in log β at a KL of twice the target.
         critic_warmup: updates at the start of the model's life in which only the critic learns.
         rollout_buffer_class: `EpisodeRolloutBuffer` unless given.
         rollout_buffer_kwargs: of the buffer.
@@ -89,8 +94,6 @@ class TokenPPO(PPO):
         _init_setup_model: SB3's.
 
     Attributes:
-        kl_coef: β as it was last seen in the environment, its owner; None before training. It is
-            saved, so that a loaded model's controller goes on from there.
         num_updates: updates in the model's life; each is `n_epochs` passes over a rollout.
 
     Raises:
@@ -106,7 +109,7 @@ class TokenPPO(PPO):
         batch_size: int = 1024,
         n_epochs: int = 4,
         gamma: float = 1.0,
-        gae_lambda: float = 0.95,
+        gae_lambda: float = DEFAULT_LAMBDA,
         clip_range: float | Schedule = 0.2,
         clip_range_vf: float | Schedule | None = 0.2,
         normalize_advantage: bool = False,
@@ -120,8 +123,8 @@ class TokenPPO(PPO):
         use_kl_loss: bool = False,
         kl_controller: str = "fixed",
         kl_target: float | None = None,
-        kl_horizon: float = 10_000,
-        kl_dual_rate: float = 0.1,
+        kl_horizon: float = DEFAULT_HORIZON,
+        kl_dual_rate: float = DEFAULT_DUAL_RATE,
         critic_warmup: int = 0,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
@@ -134,20 +137,12 @@ class TokenPPO(PPO):
         _init_setup_model: bool = True,
     ) -> None:
         given = locals()  # first of all, so that it holds the arguments
-        # A schedule is checked by nobody: what it gives is known only in training.
-        check_ranges(given, {n: r for n, r in PPO_RANGES.items() if not callable(given[n])})
-        if normalize_advantage and whiten_advantages:
-            raise ValueError(
-                "normalize_advantage (per minibatch) and whiten_advantages (per rollout) do the "
-                "same thing twice: choose one."
-            )
+        check_agent(given)
         self.whiten_advantages = whiten_advantages
         self.micro_batch_tokens = micro_batch_tokens
         self.kl_estimator, self.use_kl_loss = kl_estimator, use_kl_loss
         self.kl_controller, self.kl_target = kl_controller, kl_target
         self.kl_horizon, self.kl_dual_rate = kl_horizon, kl_dual_rate
-        _ = self.kl_penalty, self.kl_control  # refuse what they can't be made of
-        self.kl_coef: float | None = None
         self.critic_warmup, self.num_updates = critic_warmup, 0
         self.decays_learning_rate = isinstance(learning_rate, int | float)
         if isinstance(learning_rate, int | float):
@@ -185,6 +180,14 @@ class TokenPPO(PPO):
             )
 
     def _setup_model(self) -> None:
+        """Check the settings and build the policy: of the constructor, and of a loaded model."""
+        check_agent(vars(self))
+        if self.critic_warmup and not issubclass(self.policy_class, LMActorCriticPolicy):
+            raise ValueError(
+                f"critic_warmup={self.critic_warmup} holds the actor's weights, and of "
+                f"{self.policy_class.__name__} it is not known which they are: use "
+                "LMActorCriticPolicy, or critic_warmup=0."
+            )
         settings = find_env_settings(self.env)
         if settings is not None and issubclass(self.policy_class, LMActorCriticPolicy):
             self.policy_kwargs = {"actor": settings.reference, **self.policy_kwargs}
@@ -192,15 +195,6 @@ class TokenPPO(PPO):
         if isinstance(self.policy, LMActorCriticPolicy):
             # So that a model which was never trained loads without its first checkpoint, too.
             self.policy_kwargs = {**self.policy_kwargs, **self.policy.rebuild_kwargs()}
-        # Called by the constructor and, once the attributes are back, by `load`.
-        self.restored_kl_coef = self.kl_coef
-        check_critic_warmup(
-            self.critic_warmup, self.policy, self._advantage_estimator, self.vf_coef
-        )
-
-    @property
-    def _advantage_estimator(self) -> str:
-        return (self.rollout_buffer_kwargs or {}).get("advantage_estimator", "gae")
 
     @property
     def kl_penalty(self) -> KLPenalty:
@@ -216,6 +210,11 @@ class TokenPPO(PPO):
     def is_warming_up(self) -> bool:
         """Whether the next update teaches the critic alone."""
         return self.num_updates < self.critic_warmup
+
+    @property
+    def actor_has_rested(self) -> bool:
+        """Whether the last rollout came from an actor that a warm-up has held since the start."""
+        return bool(self.critic_warmup) and self.num_updates <= self.critic_warmup
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         """Put `RLHFCallback` in front, unless there is one: others need complete rewards."""
@@ -254,21 +253,27 @@ class TokenPPO(PPO):
             return
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        divisor = 1.0
         if self.whiten_advantages:
+            divisor = spread(self.rollout_buffer.advantages)
             self.rollout_buffer.advantages = whiten(self.rollout_buffer.advantages)
         with contextlib.ExitStack() as stack:
             if self.is_warming_up:
                 stack.enter_context(only_the_critic_learns(self.policy.actor))
-            means = self._run_epochs()
+            means = self._run_epochs(divisor)
         self.num_updates += 1
         self._log_update(means)
 
-    def _run_epochs(self) -> list[dict[str, float]]:
-        """Step through all minibatches; returns the losses of each."""
+    def _run_epochs(self, divisor: float) -> list[dict[str, float]]:
+        """Step through all minibatches; returns the losses of each.
+
+        Args:
+            divisor: what the advantages of the rollout were divided by.
+        """
         means: list[dict[str, float]] = []
         for _ in range(self.n_epochs):
             for batch in self.rollout_buffer.get(self.batch_size):
-                losses = self._accumulate_gradients(batch)
+                losses = self._accumulate_gradients(batch, divisor)
                 means.append(losses)
                 if self.target_kl is not None and losses["approx_kl"] > 1.5 * self.target_kl:
                     break
@@ -281,12 +286,15 @@ class TokenPPO(PPO):
             break
         return means
 
-    def _accumulate_gradients(self, batch: RolloutBufferSamples) -> dict[str, float]:
+    def _accumulate_gradients(
+        self, batch: RolloutBufferSamples, divisor: float | torch.Tensor = 1.0
+    ) -> dict[str, float]:
         """Leave the gradient of a minibatch's loss in the parameters; returns its parts."""
         self.policy.optimizer.zero_grad()
         advantages = batch.advantages
         if self.normalize_advantage and len(advantages) > 1:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+            divisor = advantages.std() + 1e-8
+            advantages = (advantages - advantages.mean()) / divisor
         progress = self._current_progress_remaining
         clip_range = self.clip_range(progress)  # type: ignore[operator]
         clip_range_vf = self.clip_range_vf
@@ -311,7 +319,8 @@ class TokenPPO(PPO):
                 buffer: Any = self.rollout_buffer
                 reference = buffer.binding.reference
                 kl = kl_loss(self.kl_penalty, part, log_probs, logits, reference)
-                loss = loss + buffer.kl_coef * kl
+                # Divided as the advantages are, or β would weigh against another score.
+                loss = loss + buffer.kl_coef / divisor * kl
                 sums["kl"] = sums.get("kl", 0.0) + share * float(kl.detach())
             (share * loss).backward()
             for name in ("policy", "value", "entropy", "approx_kl", "clip_fraction"):

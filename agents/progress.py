@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,13 @@ from agents.evaluation import respond
 from agents.held_out import HeldOut
 from agents.runs import RunFolder
 
-__all__ = ["CheckpointCallback", "ProgressCallback", "SamplesCallback", "progress_bar"]
+__all__ = [
+    "CheckpointCallback",
+    "ProgressCallback",
+    "SamplesCallback",
+    "evaluation_progress",
+    "progress_bar",
+]
 
 
 def progress_bar(console: Console) -> Progress:
@@ -39,6 +47,19 @@ def progress_bar(console: Console) -> Progress:
         TextColumn("{task.fields[note]}"),
         console=console,
     )
+
+
+@contextlib.contextmanager
+def evaluation_progress(
+    console: Console, held_out: HeldOut
+) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar over the responses of an evaluation; none where nothing is sampled."""
+    if held_out.solution is not None:
+        yield None
+        return
+    with progress_bar(console) as bar:
+        task = bar.add_task("evaluating", total=None, note="")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 class ProgressCallback(BaseCallback):

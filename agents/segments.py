@@ -12,7 +12,7 @@ import numpy as np
 
 from tokenenv.episodes import split_observation
 
-__all__ = ["Segment", "StepLog"]
+__all__ = ["Segment", "StepLog", "joined", "offsets"]
 
 
 @dataclass(slots=True)
@@ -34,6 +34,7 @@ class Segment:
         ref_log_prob_before: log π_ref, summed over `earlier`.
         ref_log_probs: (n,) float32 log π_ref of the actions, or (0,) where the update needs none.
         new_steps: how many of the steps, the last ones, are of the last rollout.
+        group: the environment's number of the group that the episode belongs to; None: of none.
     """
 
     env: int
@@ -50,6 +51,7 @@ class Segment:
     ref_log_prob_before: float = 0.0
     ref_log_probs: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     new_steps: int = 0
+    group: int | None = None
 
     @property
     def prefix(self) -> np.ndarray:
@@ -93,14 +95,16 @@ class StepLog:
             np.zeros(shape, dtype=np.float32) for _ in range(3)
         )
         self.pos = 0
-        # Per environment: (row, prompt, earlier response) of every episode that begins in the log.
-        self._starts: list[list[tuple[int, np.ndarray, np.ndarray]]] = [[] for _ in range(num_envs)]
+        # Per environment: (row, group, prompt, earlier response) of every episode that begins here.
+        self._starts: list[list[tuple[int, int | None, np.ndarray, np.ndarray]]] = [
+            [] for _ in range(num_envs)
+        ]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
         arrays = [self.actions, self.rewards, self.values, self.log_probs, self.ref_log_probs]
-        tokens = [a for own in self._starts for _, *both in own for a in both]
+        tokens = [a for own in self._starts for _, _, *both in own for a in both]
         return sum(array.nbytes for array in arrays + tokens)
 
     def add(
@@ -109,6 +113,7 @@ class StepLog:
         episode_starts: np.ndarray,
         max_prompt_tokens: int,
         open_segments: Sequence[Segment | None],
+        groups: Sequence[int | None],
     ) -> None:
         """Note the episodes that begin with the next row.
 
@@ -120,6 +125,7 @@ class StepLog:
             episode_starts: (N,) bool.
             max_prompt_tokens: P.
             open_segments: what the rollout before left open, per environment.
+            groups: of the episodes that the next row belongs to, per environment.
         """
         is_first = self.pos == 0
         begins = np.ones_like(episode_starts) if is_first else episode_starts
@@ -128,7 +134,8 @@ class StepLog:
             left = open_segments[env]
             if not episode_starts[env] and left is not None and left.is_at(prompt, response):
                 continue
-            self._starts[env].append((self.pos, prompt.astype(np.int32), response.astype(np.int32)))
+            tokens = prompt.astype(np.int32), response.astype(np.int32)
+            self._starts[env].append((self.pos, groups[env], *tokens))
 
     def cut(
         self,
@@ -148,14 +155,15 @@ class StepLog:
         """
         segments: list[Segment] = []
         for env, starts in enumerate(self._starts):
-            bounds = [row for row, _, _ in starts] + [self.pos]
+            bounds = [row for row, *_ in starts] + [self.pos]
             own = []
             if bounds[0] > 0:
                 before = open_segments[env]
                 assert before is not None
                 own.append(self._continued(before, bounds[0], joins, kl_coef))
-            for index, (row, prompt, earlier) in enumerate(starts):
+            for index, (row, group, prompt, earlier) in enumerate(starts):
                 segment = self._steps(env, row, bounds[index + 1], prompt, earlier, kl_coef)
+                segment.group = group
                 segment.kl_before = float("nan") if len(earlier) else 0.0
                 own.append(segment)
             for segment in own[:-1]:
@@ -191,10 +199,20 @@ class StepLog:
         """The first rows of an environment whose episode began in an earlier rollout."""
         earlier = before.earlier if joins else before.response
         segment = self._steps(before.env, 0, end, before.prompt, earlier, kl_coef)
-        segment.kl_before = before.kl_before
+        segment.group, segment.kl_before = before.group, before.kl_before
         segment.ref_log_prob_before = before.ref_log_prob_before
         if joins:
             for name in _PER_STEP:
                 both = np.concatenate([getattr(before, name), getattr(segment, name)])
                 setattr(segment, name, both)
         return segment
+
+
+def joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    """All parts in one array; an empty one of a type where there are none."""
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype=dtype)
+
+
+def offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """(S + 1,) where each of S parts begins in the array that joins them, and the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])

@@ -18,19 +18,21 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import JSONOutputFormat, Logger, TensorBoardOutputFormat
 
 from agents.callbacks import RLHFCallback
-from agents.checks import check_rollout_length
 from agents.config import TrainConfig
 from agents.curves import draw_curves, read_metrics
 from agents.evaluation import EvaluationCallback, ResponseReport, evaluate
 from agents.files import whole_folder, write_json
-from agents.groups import check_groups
 from agents.held_out import HeldOut
 from agents.policy import LMActorCriticPolicy
 from agents.ppo import TokenPPO
-from agents.progress import CheckpointCallback, ProgressCallback, SamplesCallback, progress_bar
+from agents.progress import (
+    CheckpointCallback,
+    ProgressCallback,
+    SamplesCallback,
+    evaluation_progress,
+)
 from agents.runs import RunFolder
 from agents.vec_env import TokenVecEnv, make_vec_env
-from tokenenv.credit import GROUPED
 from tokenenv.optimum import Comparison, ExactEvaluation
 from tokenenv.rewards import LearnedReward
 
@@ -174,19 +176,20 @@ class TrainingRun:
                 reward.reward_model.save_pretrained(folder)
 
     def _summarize(self, seconds: float) -> dict[str, Any]:
-        with progress_bar(self.console) as bar:
-            task = bar.add_task("evaluating", total=None, note="")
+        with evaluation_progress(self.console, self.held_out) as on_progress:
             comparison = evaluate(
                 self.model.policy.actor,
                 self.held_out,
                 self.config.eval_responses,
                 self.config.seed,
-                lambda done, total: bar.update(task, completed=done, total=total),
+                on_progress,
                 starting_actor=None if self.config.actor is None else self.starting_actor,
             )
         tokens = self.model.num_timesteps
         summary = summarize(self.config, self.held_out, comparison)
         summary.update(tokens=tokens, tokens_per_second=tokens / seconds, wall_seconds=seconds)
+        if self.env.env.kl_coef != summary["kl_coef"]:  # a controller moved it
+            summary["kl_coef_final"] = self.env.env.kl_coef
         write_json(self.run.summary, summary)
         draw_curves(read_metrics(self.run.metrics), summary, self.run.curves)
         return summary
@@ -204,6 +207,7 @@ def summarize(
         "seed": config.seed,
         "kl_coef": held_out.settings.kl_coef,
         "prompts": len(held_out.texts),
+        "prompts_asked_for": held_out.asked_for,
         **known,
     }
 
@@ -227,11 +231,7 @@ def build_agent(config: TrainConfig, env: TokenVecEnv) -> TokenPPO:
     """
     settings = env.env.settings
     buffer = config.rollout_buffer()
-    # The buffer checks it too, when training starts; here nothing has been written yet.
-    check_rollout_length(buffer["cut"], config.n_steps, env.env.mdp.max_new_tokens)
-    if config.advantage_estimator in GROUPED:
-        check_groups(config.group_size, config.n_steps, env, settings)
-    return TokenPPO(
+    model = TokenPPO(
         LMActorCriticPolicy,
         env,
         learning_rate=config.learning_rate,
@@ -266,3 +266,6 @@ def build_agent(config: TrainConfig, env: TokenVecEnv) -> TokenPPO:
         seed=config.seed,
         device=settings.device,
     )
+    # The start of training asks for this too, but by then a folder has been written.
+    model.rollout_buffer.check_environment(env, settings)  # type: ignore[attr-defined]
+    return model

@@ -82,7 +82,9 @@ class TokenVecEnv(VecEnv):
                 {key: _plain(final[key][row]) for key in keys if final[f"_{key}"][row]}
             )
             rows[row]["terminal_observation"] = infos["final_obs"][row]
-            self.reset_infos[row] = {"prompt": infos["prompt"][row]}
+            self.reset_infos[row] = {
+                key: _plain(infos[key][row]) for key in ("prompt", "group") if key in infos
+            }
 
     def close(self) -> None:
         """Close the environment."""

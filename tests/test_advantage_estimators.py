@@ -12,11 +12,23 @@ import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor
 from test_buffer import Step, World, new_buffer, textbook_advantages
-from tiny_task import PROMPTS, Spy, T, V, begin, collect, make_agent, perturb, weights
+from tiny_task import (
+    PROMPTS,
+    P,
+    Spy,
+    T,
+    V,
+    begin,
+    collect,
+    make_agent,
+    perturb,
+    weights,
+)
 
-from agents import EpisodeRolloutBuffer, LMActorCriticPolicy, RLHFCallback, make_vec_env
+from agents import EpisodeRolloutBuffer, LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
 from agents.cli import main
 from agents.config import TrainConfig
 from agents.held_out import HeldOut
@@ -36,12 +48,32 @@ class GroupWorld(World):
     """A world whose prompts are few, and the same for K starts in a row."""
 
     drawn: list[np.ndarray] = field(default_factory=list)
+    started: int = 0
+    groups: dict[int, int] = field(default_factory=dict)
+    group_of: dict[float, int] = field(default_factory=dict)
 
     def _start(self, env: int) -> None:
         if not self.drawn:
             token = int(self.rng.integers(3, 7))
             self.drawn = [np.full(1 + token % 3, token)] * K
         self.episodes.start(env, self.drawn.pop())
+        self.groups[env] = self.started // K
+        self.started += 1
+
+    def rollout(self, buffer: EpisodeRolloutBuffer) -> None:
+        """Fill `buffer`, which learns the group of every episode as from `RLHFCallback`."""
+        add = buffer.add
+
+        def with_groups(*step) -> None:
+            # `World` has not begun the next episodes yet, so these are the groups of the step.
+            own = [self.groups[env] for env in range(self.n_envs)]
+            self.group_of.update(zip(step[-1].tolist(), own, strict=True))
+            buffer.note_groups(own)
+            add(*step)
+
+        buffer.add = with_groups
+        super().rollout(buffer)
+        buffer.add = add
 
     def finished(self) -> list[tuple[int, list[Step]]]:
         """(row of its last step, steps) of every finished episode, in the order of finishing."""
@@ -55,14 +87,15 @@ class GroupWorld(World):
         return [(row, steps) for row, _, steps in sorted(found, key=lambda e: e[:2])]
 
 
-def naive_groups(finished: list[tuple[int, list[Step]]]) -> list[tuple[int, list[list[Step]]]]:
+def naive_groups(world: GroupWorld) -> list[tuple[int, list[list[Step]]]]:
     """(row in which it became complete, its episodes) of each group."""
-    waiting: dict[tuple[int, ...], list[list[Step]]] = {}
+    waiting: dict[int, list[list[Step]]] = {}
     found = []
-    for row, steps in finished:
-        waiting.setdefault(steps[0].tokens, []).append(steps)
-        if len(waiting[steps[0].tokens]) == K:
-            found.append((row, waiting.pop(steps[0].tokens)))
+    for row, steps in world.finished():
+        group = world.group_of[steps[0].mark]
+        waiting.setdefault(group, []).append(steps)
+        if len(waiting[group]) == K:
+            found.append((row, waiting.pop(group)))
     return found
 
 
@@ -91,22 +124,20 @@ def by_mark(buffer: EpisodeRolloutBuffer, name: str) -> dict[float, float]:
 # Advantages ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("whiten", [False, True])
 @pytest.mark.parametrize("estimator", CRITIC_FREE)
-def test_critic_free_advantages_equal_a_naive_computation(estimator, whiten):
+def test_critic_free_advantages_equal_a_naive_computation(estimator):
     world = GroupWorld(n_envs=7, end=0.1)
-    buffer = new_buffer(T + 3, 7, whiten_rewards=whiten, **WITHOUT_CRITIC[estimator])
+    buffer = new_buffer(T + 3, 7, **WITHOUT_CRITIC[estimator])
     for rollout in range(5):
         world.rollout(buffer)
         new = range(rollout * (T + 3), (rollout + 1) * (T + 3))
         if estimator == "reinforce":
             groups = [[steps for row, steps in world.finished() if row in new]]
         else:
-            groups = [group for row, group in naive_groups(world.finished()) if row in new]
+            groups = [group for row, group in naive_groups(world) if row in new]
         used = [step for group in groups for steps in group for step in steps]
         reward = {step.mark: step.reward for step in used}
         assert by_mark(buffer, "rewards") == pytest.approx(reward, abs=1e-6), "as they were paid"
-        reward = whitened(used) if whiten else reward
         found, returns = by_mark(buffer, "advantages"), by_mark(buffer, "returns")
         assert found.keys() == reward.keys() and len(groups) >= 1
         for group in groups:
@@ -173,10 +204,11 @@ def test_groups_are_complete_and_no_episode_is_lost_or_used_twice(estimator):
         for row, column, action, mark in states:  # as they were sampled, however long they waited
             assert tuple(tokens[row][: column + 1]) == known[mark].tokens
             assert action == known[mark].action
-        starts = [known[mark].tokens for mark in buffer.log_probs[buffer.offsets[:-1]].tolist()]
-        assert len(starts) % K == 0
-        for i in range(0, len(starts), K):
-            assert len(set(starts[i : i + K])) == 1, "a group answers one prompt"
+        firsts = buffer.log_probs[buffer.offsets[:-1]].tolist()
+        assert len(firsts) % K == 0
+        for i in range(0, len(firsts), K):
+            assert len({known[mark].tokens for mark in firsts[i : i + K]}) == 1, "of one prompt"
+            assert len({world.group_of[mark] for mark in firsts[i : i + K]}) == 1
         used += buffer.log_probs.tolist()
         now = {s.mark for own in world.steps for s in own[rollout * (T + 3) :]}
         delayed += len(set(buffer.log_probs.tolist()) - now)
@@ -185,8 +217,220 @@ def test_groups_are_complete_and_no_episode_is_lost_or_used_twice(estimator):
     waiting = [marks for marks in whole if not marks & set(used)]
     assert all(marks <= set(used) for marks in whole if marks & set(used))
     assert len(waiting) == len(buffer._groups) > 0
-    prompts = [steps[0].tokens for _, steps in world.finished() if steps[0].mark not in set(used)]
-    assert max(map(prompts.count, prompts)) < K, "nothing waits that could be used"
+    groups = [world.group_of[min(marks)] for marks in waiting]
+    assert max(map(groups.count, groups)) < K, "nothing waits that could be used"
+
+
+def count_words(prompts, responses):
+    return [float(len(response.split())) for response in responses]
+
+
+def slope(groups: list[tuple[list[float], list[float]]]) -> tuple[float, float]:
+    """Of advantages on true ones, and its error; groups of (advantages, true advantages)."""
+    products = np.array([np.dot(found, true) for found, true in groups])
+    squares = np.array([np.dot(true, true) for _, true in groups])
+    value = products.sum() / squares.sum()
+    return value, float(np.sqrt(((products - value * squares) ** 2).sum()) / squares.sum())
+
+
+def test_the_comparison_in_groups_is_not_biased_by_length(tiny_task_kwargs):
+    """Where the reward is the length, A is R − E[R | prompt] on average, with a slope of 1.
+
+    Groups in the order of finishing hold short responses together, and long ones, whose means then
+    take a part of what length is worth out of the advantages.
+    """
+    k = 4
+    given = {"cut": "carry", "advantage_estimator": "rloo", "group_size": k}
+    kwargs = {**tiny_task_kwargs, "kl_coef": 0.0, "group_size": k}
+    model = make_agent(
+        {**kwargs, "reward_model": count_words},
+        n_envs=16,
+        n_steps=T,
+        rollout_buffer_kwargs=given,
+    )
+    spy = Spy()
+    callback = begin(model, spy)
+    used: list[tuple[tuple[int, ...], float, float]] = []  # prompt, return, advantage
+    for _ in range(50):
+        buffer = collect(model, callback)
+        for i, start in enumerate(buffer.offsets[:-1].tolist()):
+            prefix = buffer._prefixes[buffer._prefix_offsets[i] : buffer._prefix_offsets[i + 1]]
+            score = float(buffer.rewards[start : buffer.offsets[i + 1]].sum())
+            used.append((tuple(prefix.tolist()), score, float(buffer.advantages[start])))
+    mean = {prompt: statistics.mean(r for p, r, _ in used if p == prompt) for prompt, _, _ in used}
+    assert len(mean) == len(PROMPTS)
+    groups = [used[i : i + k] for i in range(0, len(used), k)]
+    found, error = slope(
+        [([a for *_, a in own], [r - mean[p] for p, r, _ in own]) for own in groups]
+    )
+    assert abs(found - 1) <= 4 * error <= 0.1
+
+    finishing: dict[tuple[int, ...], list[list[float]]] = {prompt: [[]] for prompt in mean}
+    for step in spy.steps:
+        for env in np.flatnonzero(step["dones"]).tolist():
+            prompt = tuple(t for t in step["observations"][env][:P].tolist() if t >= 0)
+            own = finishing[prompt]
+            own[-1].append(step["infos"][env]["score"])
+            if len(own[-1]) == k:
+                own.append([])
+    found, error = slope(
+        [
+            ([naive_advantage("rloo", r, own) for r in own], [r - mean[prompt] for r in own])
+            for prompt, all_groups in finishing.items()
+            for own in all_groups[:-1]
+        ]
+    )
+    assert found <= 1 - 6 * error, "or this test could not tell the rules apart"
+
+
+class KeepGroups(BaseCallback):
+    """Of each row: the numbers of the groups that its episodes were told of, in order."""
+
+    def _on_training_start(self) -> None:
+        self.found = [[info["group"]] for info in self.training_env.unwrapped.reset_infos]
+
+    def _on_step(self) -> bool:
+        for env in np.flatnonzero(self.locals["dones"]).tolist():
+            self.found[env].append(self.training_env.unwrapped.reset_infos[env]["group"])
+        return True
+
+
+@pytest.mark.parametrize(
+    ("vec_env", "scoring"),
+    [
+        ("TokenVecEnv", "step"),
+        ("TokenVecEnv", "deferred"),
+        ("DummyVecEnv", "step"),
+        ("SubprocVecEnv", "step"),
+    ],
+)
+def test_groups_in_the_buffer_are_those_of_the_environment(
+    tiny_task_kwargs, vec_env, scoring, monkeypatch
+):
+    kwargs = {**tiny_task_kwargs, "prompts": PROMPTS[:2], "group_size": K, "scoring": scoring}
+    is_shared = vec_env == "TokenVecEnv"
+    if is_shared:
+        env = VecMonitor(make_vec_env(n_envs=4, seed=0, **kwargs))
+    else:
+        made = DummyVecEnv if vec_env == "DummyVecEnv" else SubprocVecEnv
+        env = made([lambda: gym.make("tokenenv:TokenRLHF-v0", **kwargs)] * 4)
+        env.seed(0)
+    model = TokenPPO(
+        LMActorCriticPolicy,
+        env,
+        n_steps=K * T,
+        rollout_buffer_kwargs=WITHOUT_CRITIC["rloo"],
+        policy_kwargs={"actor": kwargs["reference"]},
+        device="cpu",
+        seed=0,
+    )
+    keep = KeepGroups()
+    callback = begin(model, RLHFCallback(), keep)
+    queue = model.rollout_buffer._groups
+    own_complete, numbers, completed = queue.complete, {}, []
+
+    def complete(finished):
+        for segment in sorted(finished, key=lambda s: s.end):  # of each row, in order
+            earlier = sum(other.env == segment.env for other, _ in numbers.values())
+            numbers[id(segment)] = (segment, earlier)
+        completed.append(own_complete(finished))
+        return completed[-1]
+
+    monkeypatch.setattr(queue, "complete", complete)
+    for _ in range(3):
+        collect(model, callback)
+    env.close()
+    seen = []
+    for segment in (segment for own in completed for segment in own):
+        env_number = -1 if is_shared else segment.env
+        seen.append((env_number, keep.found[segment.env][numbers[id(segment)][1]]))
+    groups = [seen[i : i + K] for i in range(0, len(seen), K)]
+    assert len(groups) >= 10
+    assert all(len(set(group)) == 1 for group in groups)
+    assert len({group[0] for group in groups}) == len(groups), "and each of them once"
+
+
+def test_an_episode_of_a_given_prompt_is_compared_with_nothing(tiny_task_kwargs):
+    kwargs = {**tiny_task_kwargs, "group_size": K}
+    model = make_agent(kwargs, n_envs=K, rollout_buffer_kwargs=WITHOUT_CRITIC["rloo"])
+    callback = begin(model)
+    model.env.set_options({"prompt": "w3 w6 w9"})
+    model._last_obs = model.env.reset()
+    model._last_episode_starts = np.ones(K, dtype=bool)
+    callback.on_training_start({}, {})
+    spy = Spy()
+    callback.callbacks.append(spy)
+    spy.init_callback(model)
+    buffer = collect(model, callback)
+    given = {
+        float(own["log_probs"][env])
+        for env in range(K)
+        for own in spy.steps[: 1 + [bool(s["dones"][env]) for s in spy.steps].index(True)]
+    }
+    assert len(given) >= K and buffer.num_tokens > 0
+    assert not given & set(buffer.log_probs.tolist())
+
+
+def waiting(model) -> int:
+    return len(model.rollout_buffer._groups) + sum(
+        s is not None for s in model.rollout_buffer._open
+    )
+
+
+@pytest.mark.parametrize("scoring", ["step", "deferred"])
+@pytest.mark.parametrize("way", ["set_env", "learn", "set_env and go on"])
+def test_what_waits_is_dropped_with_the_environment_that_paid_for_it(
+    tiny_task_kwargs, way, scoring
+):
+    def made(reward):
+        kwargs = {**tiny_task_kwargs, "scoring": scoring, "group_size": K, "kl_coef": 0.0}
+        return {**kwargs, "reward_model": reward}
+
+    given = {"n_steps": T, "n_envs": 7, "rollout_buffer_kwargs": WITHOUT_CRITIC["rloo"]}
+    model = make_agent(made(pay_5), **given)
+    model.learn(3 * 7 * T)
+    assert len(model.rollout_buffer._groups) > 0 and any(model.rollout_buffer._open)
+    if way == "learn":  # the same environment, reset: what pays now might be another function
+        mdp = model.env.env.mdp
+        mdp.settings = dataclasses.replace(mdp.settings, reward_model=pay_7)
+        mdp._connect()
+    else:
+        model.set_env(make_vec_env(n_envs=7, seed=1, **made(pay_7)))
+    _, callback = model._setup_learn(
+        10**6, [RLHFCallback()], reset_num_timesteps=way != "set_env and go on"
+    )
+    callback.on_training_start({}, {})
+    assert waiting(model) == 0
+    for _ in range(4):
+        buffer = collect(model, callback)
+        ends = buffer.offsets[1:] - 1
+        assert (buffer.rewards[ends] == 7.0).all() and 5.0 not in buffer.rewards
+
+
+def pay_5(prompts, responses):
+    return [5.0] * len(responses)
+
+
+def pay_7(prompts, responses):
+    return [7.0] * len(responses)
+
+
+@pytest.mark.parametrize("n_envs", [1, 7])
+def test_a_training_that_goes_on_keeps_what_waits(tiny_task_kwargs, n_envs):
+    kwargs = {**tiny_task_kwargs, "group_size": K}
+    steps = K * T if n_envs == 1 else T
+    rloo = WITHOUT_CRITIC["rloo"]
+    model = make_agent(kwargs, n_steps=steps, n_envs=n_envs, rollout_buffer_kwargs=rloo)
+    model.learn(1)
+    kept = 0
+    for _ in range(12):
+        before, between = waiting(model), model._last_episode_starts.all()
+        _, callback = model._setup_learn(10**6, [RLHFCallback()], reset_num_timesteps=False)
+        callback.on_training_start({}, {})
+        assert waiting(model) == before
+        kept += before > 0 and (between or n_envs > 1)
+        collect(model, callback)
+    assert kept > 0, "between two episodes, too, nothing was reset"
 
 
 def test_what_waits_for_its_group_is_counted():
@@ -197,14 +441,15 @@ def test_what_waits_for_its_group_is_counted():
         buffer.reset()
         before = buffer.nbytes
         world.rollout(buffer)
+        used = by_mark(buffer, "rewards")
         buffer.reset()
         sizes.append(buffer.nbytes - before)
-    waits = [s for _, steps in world.finished() for s in steps]
-    waits = [s for s in waits if s.mark not in by_mark(buffer, "rewards")]
-    done = naive_groups(world.finished())
-    tokens = len(waits) - sum(len(steps) for _, group in done for steps in group)
-    # Per token: action, reward, value and log-prob of 4 bytes each, and 8 bytes of its β.
-    assert tokens > 0 and sizes[1] - sizes[0] >= tokens * 24
+    waits = [steps for _, steps in world.finished() if steps[0].mark not in used]
+    assert used and waits
+    # Per token: action, reward, value and log-prob of 4 bytes each, and 8 bytes of its β; and 4
+    # bytes per token of the prompt.
+    per_token = 24 * sum(map(len, waits)) + 4 * sum(len(steps[0].tokens) for steps in waits)
+    assert sizes[1] - sizes[0] == per_token
 
 
 @pytest.mark.parametrize("estimator", CRITIC_FREE)
@@ -329,6 +574,10 @@ def test_a_rollout_of_the_least_length_completes_a_group_however_long_the_respon
             ({**WITHOUT_CRITIC[name], "group_size": 1}, ["no others to compare", "--group-size"])
             for name in GROUPED
         ),
+        *(
+            ({**WITHOUT_CRITIC[name], "whiten_rewards": True}, ["whiten_rewards=True", "every tok"])
+            for name in CRITIC_FREE
+        ),
         ({"group_size": 0}, ["group_size=0 must be a whole number of at least 1"]),
         ({"group_size": 1.5}, ["group_size=1.5 must be a whole number of at least 1"]),
     ],
@@ -394,7 +643,7 @@ def test_token_ppo_trains_with_every_estimator(tiny_task_kwargs, estimator):
     has_critic = estimator not in CRITIC_FREE
     given = {"advantage_estimator": estimator} if has_critic else WITHOUT_CRITIC[estimator]
     kwargs = {**tiny_task_kwargs, "scoring": "deferred", "group_size": K}
-    model = make_agent(kwargs, rollout_buffer_kwargs={**given, "whiten_rewards": True})
+    model = make_agent(kwargs, rollout_buffer_kwargs={**given, "whiten_rewards": has_critic})
     if estimator == "reinforce":
         assert model.rollout_buffer.group_size == 1
     start = weights(model.policy)
@@ -542,7 +791,7 @@ def test_held_out_prompts_know_no_groups(tiny_task_kwargs):
 
 def test_the_settings_of_a_run_reach_agent_and_environment():
     config = TrainConfig(
-        advantage_estimator="rloo", group_size=4, whiten_rewards=True, n_envs=8, device="cpu"
+        advantage_estimator="rloo", group_size=4, whiten_rewards=False, n_envs=8, device="cpu"
     )
     env = make_vec_env(n_envs=8, seed=0, **config.environment())
     model = build_agent(config, env)
@@ -551,9 +800,10 @@ def test_the_settings_of_a_run_reach_agent_and_environment():
         "cut": "carry",
         "advantage_estimator": "rloo",
         "group_size": 4,
-        "whiten_rewards": True,
+        "whiten_rewards": False,
     }
     assert model.vf_coef == 0.0
+    assert TrainConfig(whiten_rewards=True).rollout_buffer()["whiten_rewards"] is True
 
 
 @pytest.mark.parametrize(("estimator", "cut"), [("gae", "bootstrap"), ("reinforce", "carry")])

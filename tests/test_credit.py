@@ -203,6 +203,17 @@ def test_whitening_sets_the_spread_and_keeps_the_mean(rng):
     assert abs(found.std(ddof=1) - 1) <= 1e-6  # 1e-8 beside a variance of 0.04
 
 
+def test_whitening_pays_every_token_for_being_there():
+    """The side effect: a sum over n tokens is sum/s + n·mean·(1 − 1/s)."""
+    rewards = np.array([1.0, 0.0, 0.0, 0.0, 1.0])  # two responses that are worth 1, of 4 and 1
+    mean, s = 0.4, np.sqrt(0.3 + 1e-8)  # (2·0.36 + 3·0.16)/4 = 0.3
+    found = whiten_rewards(rewards)
+    longer, shorter = found[:4].sum(), found[4:].sum()
+    assert longer == pytest.approx(1 / s + 4 * mean * (1 - 1 / s), abs=1e-12)
+    assert shorter == pytest.approx(1 / s + mean * (1 - 1 / s), abs=1e-12)
+    assert shorter - longer == pytest.approx(0.9908902, abs=1e-6)  # 3·0.4·(1/0.5477226 − 1)
+
+
 def test_rewards_without_a_spread_stay():
     np.testing.assert_array_equal(whiten_rewards(np.array([2.0])), [2.0])
     np.testing.assert_array_equal(whiten_rewards(np.full(5, 2.0)), np.full(5, 2.0))

@@ -367,9 +367,23 @@ def test_gold_reward_is_reported_and_not_paid():
     env = gym.make("TokenRLHF-v0", kl_coef=0.0).unwrapped
     env.reset(options={"prompt": env.mdp.prompts[0]})
     rewards, infos = play(env, [env.mdp.language_model.eos_token_ids[0]])
-    expected = env.mdp.task.gold_reward(env.mdp.prompts[0], "")
+    expected = env.mdp.task.gold_reward(env.mdp.prompts[0], "", True)
     assert infos[0]["gold_reward"] == expected
     assert rewards[0] == infos[0]["score"] != infos[0]["gold_reward"]
+
+
+def test_resets_tell_the_number_of_the_group_where_there_are_groups(settings):
+    env = make(settings, group_size=3)
+    found = [env.reset(seed=1)[1], *(env.reset()[1] for _ in range(6))]
+    assert [info["group"] for info in found] == [0, 0, 0, 1, 1, 1, 2]
+    assert type(found[0]["group"]) is int
+    for i in range(0, 6, 3):
+        assert len({info["prompt"] for info in found[i : i + 3]}) == 1
+    given = env.reset(options={"prompt": found[0]["prompt"]})[1]
+    assert given == {"prompt": found[0]["prompt"]}, "it counts to no group"
+    assert env.reset()[1]["group"] == 2
+    assert env.reset(seed=1)[1]["group"] == 3, "a seed begins another, of the same prompt or not"
+    assert make(settings).reset(seed=1)[1].keys() == {"prompt"}
 
 
 def test_deferred_scoring_pays_nothing_and_tells_only_the_end(settings):

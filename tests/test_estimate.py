@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from agents.verification.estimate import RESPONSES, collapsed, restricted
-from tokenenv.optimum import compare, evaluate_exactly, sample_mixture, sample_tree_mixture
+from tokenenv.optimum import (
+    compare,
+    evaluate_exactly,
+    plain_returns,
+    sample_mixture,
+    sample_tree_mixture,
+    solve,
+)
 
 SEEDS = range(12)
 
@@ -75,6 +84,28 @@ def test_the_warning_fires_for_a_missing_mode_and_not_for_a_trained_policy(estim
         exact, tries = estimates[name]
         for found in tries:
             assert abs(found.objective_fraction - exact.objective_fraction) <= 0.05, name
+
+
+def test_too_few_samples_of_the_reference_always_warn(exact_solution):
+    """What was never sampled shows in no weight: 64 responses can look perfect and be wrong."""
+    tree, policy = exact_solution.tree, collapsed(exact_solution)
+    found = [
+        compare(sample_tree_mixture(policy, tree, 64, seed), exact_solution.kl_coef)
+        for seed in SEEDS
+    ]
+    assert any(f.least_effective_sample_size > 0.05 for f in found)
+    assert not any(f.is_reliable for f in found)
+
+
+def test_a_constant_reward_has_no_fraction(exact_tree):
+    flat = dataclasses.replace(
+        exact_tree, scores=[np.where(np.isnan(s), s, 1.0) for s in exact_tree.scores]
+    )
+    policy = solve(exact_tree).policy_between(0.3)
+    found = compare(sample_tree_mixture(policy, flat, 200, seed=0), exact_tree.kl_coef)
+    assert found.objective_fraction is None and found.fraction_interval is None
+    assert evaluate_exactly(policy, flat).objective_fraction is None
+    assert plain_returns(dataclasses.replace(flat), 0.0).fraction(0.0) is None
 
 
 def test_the_bound_is_never_above_the_truth_beyond_its_interval(estimates, exact_solution):

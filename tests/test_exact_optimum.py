@@ -12,8 +12,11 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
+from stable_baselines3 import PPO
 from tiny_task import EOS, PROMPTS, V, make_agent, perturb, task_kwargs
 
+from agents import make_vec_env
 from tokenenv.language_model import load_trainable
 from tokenenv.optimum import (
     enumerate_task,
@@ -21,12 +24,14 @@ from tokenenv.optimum import (
     plain_return,
     plain_returns,
     policy_levels,
+    sample_tree_mixture,
     solve,
     true_advantages,
 )
 from tokenenv.optimum.prefix_tree import count_responses
 from tokenenv.rewards import Episode
 from tokenenv.settings import EnvSettings
+from tokenenv.tasks import load_task
 from tokenenv.token_mdp import TokenMDP
 
 T, BETA = 2, 0.1
@@ -336,6 +341,80 @@ def test_without_shaping_the_plain_return_is_the_score(environment):
     assert found.reference == pytest.approx(solve(unshaped, BETA).objective_reference)
 
 
+# Other settings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"max_new_tokens": 1},
+        {"score_clip": 0.5, "missing_eos_penalty": 0.7},
+        {"temperature": 1.7},
+        {"prompts": LIST[:1]},
+        {"prompts": [LIST[0], LIST[1], LIST[0]]},
+    ],
+    ids=lambda changes: ",".join(changes),
+)
+def test_a_tree_says_what_the_scorer_says_whatever_the_settings(environment, changes):
+    """J, J*, length and EOS rate by listing the responses and asking the environment's scorer."""
+    settings = {**environment, **changes}
+    own = enumerate_task("reviews", **settings)
+    mdp = TokenMDP(EnvSettings(**settings), 1)
+    responses = [r for r in own.responses()]
+    episodes = [
+        Episode(mdp.encode_prompt(p), r, int(r[-1]) in EOS) for p in own.prompts for r in responses
+    ]
+    shape = (len(own.prompts), len(responses))
+    log_probs = np.array([f.sum() for f in mdp.scorer.ref_log_probs(episodes)]).reshape(shape)
+    scores = mdp.scorer.score(episodes).score.reshape(shape)
+    weights = np.exp(log_probs)
+    np.testing.assert_allclose(weights.sum(axis=1), 1.0, rtol=0, atol=1e-10)
+    found = evaluate_exactly(own.ref_log_probs, own, BETA)
+    optimum = BETA * np.logaddexp.reduce(log_probs + scores / BETA, axis=1)
+    stopped = np.array([int(r[-1]) in EOS for r in responses])
+    assert found.optimum == pytest.approx(optimum.mean(), abs=1e-10)
+    assert found.objective == pytest.approx((weights * scores).sum(1).mean(), abs=1e-10)
+    assert found.eos_rate == pytest.approx((weights * stopped).sum(1).mean(), abs=1e-10)
+    assert found.response_length == pytest.approx(
+        (weights * [len(r) for r in responses]).sum(1).mean(), abs=1e-10
+    )
+    samples = sample_tree_mixture(own.ref_log_probs, own, 200, seed=0)
+    assert samples.lengths.max() <= own.depth
+    share = samples.stopped[1].mean()
+    assert abs(share - found.eos_rate) <= 5 * np.sqrt(0.25 / samples.stopped[1].size)
+
+
+def test_rewards_per_token_count_as_their_sum(environment):
+    def per_token(prompts, responses, response_tokens):
+        return [[0.1 * (i + 1) for i in range(len(tokens))] for tokens in response_tokens]
+
+    own = enumerate_task("reviews", **{**environment, "reward_model": per_token})
+    found = evaluate_exactly(own.ref_log_probs, own, BETA)
+    weights = np.exp(own.response_log_probs(own.ref_log_probs))
+    paid = np.array([0.1 if len(r) == 1 else 0.1 + 0.2 for r in own.responses()])
+    assert found.score == pytest.approx((weights * paid).sum(axis=1).mean(), abs=1e-10)
+
+
+def test_trees_and_solutions_serve_alike(tree, solution, rng):
+    policy = random_policy(tree, rng)
+    assert solve(solution).optimum == solution.optimum
+    one, other = (true_advantages(policy, task, BETA) for task in (tree, solution))
+    np.testing.assert_array_equal(one.values[0], other.values[0])
+    assert plain_return(policy, solution) == plain_return(policy, tree, BETA)
+    for wrong in (None, 3, object()):
+        with pytest.raises(ValueError, match="is no task: give its name, its tree"):
+            solve(wrong)
+
+
+def test_what_is_in_the_tree_is_found_and_nothing_else(tree):
+    for number, response in enumerate(tree.responses()):
+        depth, state, last = tree.locate(response)
+        assert [*tree.prefixes(depth)[state].tolist(), last] == response.tolist(), number
+    for wrong in ([], [7], [2, 2], [7, 7, 7], [7, -1], [7, 99], [-3, 2]):
+        with pytest.raises(ValueError, match=r"is no (un)?finished response"):
+            tree.locate(np.array(wrong, dtype=int))
+
+
 # Mistakes ----------------------------------------------------------------------------------------
 
 
@@ -367,6 +446,47 @@ def test_what_is_no_policy_is_refused(tree):
         evaluate_exactly(tree.ref_log_probs[:1], tree, BETA)
     with pytest.raises(ValueError, match="depth 0 sum to 1"):
         evaluate_exactly([level + 0.1 for level in tree.ref_log_probs], tree, BETA)
+
+
+def test_models_of_another_task_and_wrong_functions_are_refused(tree, environment):
+    other = load_trainable(load_task("reviews").reference).model
+    with pytest.raises(ValueError, match="a vocabulary of 486 tokens, the task one of 40"):
+        evaluate_exactly(other, tree, BETA)
+    for wrong in (lambda obs: np.zeros((3, 3)), lambda obs: None, lambda obs: obs[:, 0]):
+        with pytest.raises(ValueError, match="gave an array of shape"):
+            evaluate_exactly(wrong, tree, BETA)
+    with pytest.raises(ValueError, match="a Linear is no policy on this tree"):
+        evaluate_exactly(torch.nn.Linear(3, 40), tree, BETA)
+
+
+def test_an_agent_its_policy_and_an_mlp_are_policies_too(tree, environment):
+    agent = make_agent(environment, n_envs=2)
+    for ours in (policy_levels(agent, tree), policy_levels(agent.policy, tree)):
+        np.testing.assert_allclose(ours[0], policy_levels(agent.policy.actor, tree)[0], atol=1e-12)
+    env = make_vec_env(n_envs=1, **environment)
+    mlp = PPO("MlpPolicy", env, n_steps=8, batch_size=8, seed=0, device="cpu")
+    levels = policy_levels(mlp, tree)
+    observations = torch.as_tensor(tree.observations(1)[:5])
+    expected = mlp.policy.get_distribution(observations.float()).distribution.logits
+    np.testing.assert_allclose(levels[1][0, :5], expected.detach().numpy(), rtol=0, atol=1e-5)
+
+
+def test_a_model_in_training_mode_is_evaluated_without_dropout_and_left_in_it(tree, environment):
+    model = load_trainable(environment["reference"], dtype="float64").model.train()
+    one, other = (policy_levels(model, tree)[1] for _ in range(2))
+    np.testing.assert_array_equal(one, other)
+    assert model.training
+
+
+def test_a_kl_coef_that_overflows_is_refused(tree):
+    with pytest.raises(ValueError, match="too small: R/β overflows"):
+        solve(tree, 1e-310)
+
+
+def test_odd_numbers_of_samples_are_refused(tree):
+    for count in (0, 1, 3):
+        with pytest.raises(ValueError, match="must be an even number"):
+            sample_tree_mixture(tree.ref_log_probs, tree, count, seed=0)
 
 
 def test_another_kl_coef_solves_again(tree, solution):

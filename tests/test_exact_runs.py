@@ -73,6 +73,8 @@ def test_only_small_tasks_with_a_learned_reward_are_enumerated():
     assert HeldOut.of({"task": "exact"}, 2).solution.tree.prompts == ["do", "re"]
     assert HeldOut.of({"task": "reviews"}, 4).solution is None
     assert HeldOut.of({"task": "exact", "kl_coef": 0.0}, 64).solution is None
+    # 236,681 responses of larger models: possible, and no small work
+    assert HeldOut.of({"task": "reviews", "max_new_tokens": 2}, 1).solution is None
     own = HeldOut.of({"task": "exact", "reward_model": lambda prompts, responses: [0.0] * 1}, 64)
     assert own.solution is None
 

@@ -19,16 +19,15 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from agents import make_vec_env
 from tokenenv.building.exact import BuildSettings, build, enumerate_folder
 from tokenenv.building.exact_card import render_card
-from tokenenv.building.exact_measuring import (
-    fractions_by_prompt,
-    half_mass_probabilities,
-    measure_optimum,
-    one_step_policies,
-    reference_moments,
-)
+from tokenenv.building.exact_measuring import measure_optimum, reference_moments
 from tokenenv.building.exact_melodies import explored_answer, sample_answer_pairs
 from tokenenv.language_model import load_frozen
 from tokenenv.optimum import PrefixTree, Solution, enumerate_task, evaluate_exactly, solve
+from tokenenv.optimum.short_sighted import (
+    fractions_by_prompt,
+    half_mass_probabilities,
+    one_step_policies,
+)
 from tokenenv.tasks import load_task
 from tokenenv.tasks.exact import FOLDER, TASK
 from tokenenv.tasks.exact.gold import CADENCE, MAX_NOTES, gold_breakdown, gold_reward
@@ -269,8 +268,20 @@ def test_melodies_are_drawn_as_often_as_the_grammar_says(rng):
     ],
 )
 def test_gold_by_hand(call, answer, expected):
-    assert gold_reward(call, answer) == pytest.approx(expected)
-    assert gold_breakdown(call, answer).reward == gold_reward(call, answer)
+    stopped = len(answer.split()) <= MAX_NOTES
+    assert gold_reward(call, answer, stopped) == pytest.approx(expected)
+    assert gold_breakdown(call, answer, stopped).reward == gold_reward(call, answer, stopped)
+
+
+def test_a_cadence_that_was_cut_off_is_none():
+    """With a shorter limit the text alone does not say whether the answer stopped."""
+    env = gym.make("TokenRLHF-Exact-v0", max_new_tokens=4)
+    env.reset(seed=0, options={"prompt": "mi"})
+    for note in CADENCE:
+        _, _, ended, _, info = env.step(NOTES.index(note))
+    assert ended and info["finish_reason"] == "length"
+    assert info["gold_reward"] == pytest.approx(gold_reward("mi", " ".join(CADENCE), False))
+    assert info["gold_reward"] < 0.5 < 1.0 < gold_reward("mi", " ".join(CADENCE), True)
 
 
 def test_the_cadence_is_worth_more_than_all_taste(tree):
@@ -309,7 +320,7 @@ def test_an_episodes_rewards_are_the_references_log_probs_and_the_score(notes, t
     assert terminated and not truncated
     assert info["response"] == notes
     assert info["finish_reason"] == ("stop" if tokens[-1] == 5 else "length")
-    assert info["gold_reward"] == pytest.approx(gold_reward("mi", notes))
+    assert info["gold_reward"] == pytest.approx(gold_reward("mi", notes, tokens[-1] == 5))
     assert total == pytest.approx(TASK.kl_coef * log_probs + info["score"], abs=1e-6)
     # and the tree says the same of it
     index = [r.tolist() for r in tree.responses()].index(tokens)

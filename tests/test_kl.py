@@ -11,8 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from agents.checks import check_warmup
-from agents.kl_settings import KLPenalty, check_controller, kl_controller
+from agents.kl_penalty import token_penalties
+from agents.kl_settings import (
+    DEFAULT_DUAL_RATE,
+    DEFAULT_HORIZON,
+    KLPenalty,
+    check_controller,
+    kl_controller,
+)
 from agents.losses import ppo_losses, whiten
 from tokenenv.rewards import Episode, RawRewards
 from tokenenv.scoring import EpisodeScorer
@@ -172,6 +178,22 @@ def test_gradients_of_the_kl_of_a_sequence():
     assert as_reward[V:].abs().max() <= 1e-12, "no state follows the second token"
 
 
+def test_k3_of_a_token_far_below_the_reference_is_finite_and_pulls_it_back():
+    """exp(90) overflows float32; up to exp(20), all is as the formula has it, to the last bit."""
+    for dtype in (torch.float32, torch.float64):
+        rho = torch.tensor([-20.0, -19.3, -1.0, 0.0, 3.0, 20.0], dtype=dtype)
+        assert torch.equal(k3(rho), torch.expm1(-rho) + rho)
+        assert np.array_equal(k3(rho.numpy()), np.expm1(-rho.numpy()) + rho.numpy())
+        far = torch.tensor([-90.0, -25.0, -1e4], dtype=dtype, requires_grad=True)
+        k3(far).sum().backward()
+        # The tangent at 20: slope −(exp(20) − 1).
+        assert far.grad.tolist() == pytest.approx([1 - math.exp(20.0)] * 3, rel=1e-6)
+        # exp(20)·(1 + 70) − 1 − 90.
+        assert k3(far)[0].item() == pytest.approx(math.exp(20.0) * 71 - 91, rel=1e-6)
+        paid = token_penalties(KLPenalty("k3"), np.array([-95.0]), np.array([-5.0]), 0.1)
+        assert np.isfinite(paid.astype(np.float32)).all() and paid[0] > 1e9
+
+
 # Controllers --------------------------------------------------------------------------------------
 
 
@@ -185,18 +207,40 @@ def test_the_adaptive_controller_by_hand():
     assert control.update(0.2, 60.0, 50) == pytest.approx(0.22, abs=1e-15)
     assert control.update(0.2, -60.0, 50) == pytest.approx(0.18, abs=1e-15)
     assert control.update(0.2, 6.0, 50) == 0.2
-    with pytest.raises(ValueError, match=r"kl_horizon=100.* 500 episodes.*more than 100"):
-        control.update(0.2, 6.0, 500)
+    # More episodes than the horizon count as the horizon: 0.2·(1 ± 0.2).
+    for episodes in (100, 500, 10**6):
+        assert control.update(0.2, 60.0, episodes) == pytest.approx(0.24, abs=1e-15)
+        assert control.update(0.2, 0.0, episodes) == pytest.approx(0.16, abs=1e-15)
 
 
 def test_the_dual_controller_by_hand():
-    control = DualKL(target=6.0, rate=0.05)
-    # 0.2 + 0.05·(8 − 6) = 0.3; 0.2 + 0.05·(3 − 6) = 0.05; 0.2 + 0.05·(1 − 6) < 0 → 0.
-    assert control.update(0.2, 8.0, 7) == pytest.approx(0.3, abs=1e-15)
-    assert control.update(0.2, 3.0, 7) == pytest.approx(0.05, abs=1e-15)
-    assert control.update(0.2, 1.0, 7) == 0.0
-    assert control.update(0.0, 8.0, 7) == pytest.approx(0.1, abs=1e-15), "0 is no trap"
+    control = DualKL(target=6.0, rate=0.1)
+    # (6.6 − 6)/6 = 0.1: 0.05·exp(0.1·0.1). (0 − 6)/6 = −1: 0.05·exp(−0.1).
+    assert control.update(0.05, 6.6, 7) == pytest.approx(0.0505025083542084, abs=1e-15)
+    assert control.update(0.05, 0.0, 7) == pytest.approx(0.0452418709017980, abs=1e-15)
+    assert control.update(0.05, 6.0, 7) == 0.05
+    # 0.1·(606 − 6)/6 = 10 is held at 1: 0.05·e.
+    assert control.update(0.05, 606.0, 7) == pytest.approx(0.05 * math.e, abs=1e-15)
+    assert DualKL(6.0, 9.0).update(0.05, 0.0, 7) == pytest.approx(0.05 / math.e, abs=1e-15)
     assert FixedKL().update(0.2, 80.0, 7) == 0.2
+
+
+def test_the_dual_controller_at_its_default_does_not_switch_the_penalty_off():
+    control = kl_controller("dual", 6.0, DEFAULT_HORIZON, DEFAULT_DUAL_RATE)
+    kl_coef = 0.05
+    for _ in range(10):  # an untrained actor: no KL yet
+        kl_coef = control.update(kl_coef, 0.0, 7)
+    assert kl_coef == pytest.approx(0.05 * math.exp(-1.0), rel=1e-12)
+    for scale in (0.01, 100.0):
+        scaled = DualKL(scale * 6.0, 0.1)
+        assert scaled.update(1.0, scale * 9.0, 7) == pytest.approx(control.update(1.0, 9.0, 7))
+
+
+@pytest.mark.parametrize("kl", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("control", [AdaptiveKL(6.0, 100.0), DualKL(6.0, 0.1)])
+def test_a_kl_that_is_not_finite_steers_nothing(control, kl):
+    with pytest.raises(ValueError, match=rf"kl={kl} .*{type(control).__name__}"):
+        control.update(0.2, kl, 50)
 
 
 # Refusals -----------------------------------------------------------------------------------------
@@ -205,14 +249,18 @@ def test_the_dual_controller_by_hand():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (("pid", None, 1.0, 1.0), "kl_controller='pid' .*'fixed', 'adaptive', 'dual'"),
-        (("fixed", 6.0, 1.0, 1.0), "kl_target=6.0 with kl_controller='fixed'"),
-        (("adaptive", None, 1.0, 1.0), "'adaptive' needs kl_target"),
-        (("dual", None, 1.0, 1.0), "'dual' needs kl_target"),
-        (("adaptive", 0.0, 1.0, 1.0), "kl_target=0.0 must be a positive"),
-        (("adaptive", 6.0, -1.0, 1.0), "kl_horizon=-1.0 must be a positive"),
-        (("dual", 6.0, 1.0, 0.0), "kl_dual_rate=0.0 must be a positive"),
-        (("dual", math.nan, 1.0, 1.0), "kl_target=nan must be a positive"),
+        (("pid", None, 1e4, 0.1), "kl_controller='pid' .*'fixed', 'adaptive', 'dual'"),
+        (("fixed", 6.0, 1e4, 0.1), "kl_target=6.0 with kl_controller='fixed'"),
+        (("adaptive", None, 1.0, 0.1), "'adaptive' needs kl_target"),
+        (("dual", None, 1e4, 1.0), "'dual' needs kl_target"),
+        (("adaptive", 0.0, 1.0, 0.1), "kl_target=0.0 must be a positive"),
+        (("adaptive", 6.0, -1.0, 0.1), "kl_horizon=-1.0 must be a positive"),
+        (("dual", 6.0, 1e4, 0.0), "kl_dual_rate=0.0 must be a positive"),
+        (("dual", math.nan, 1e4, 0.1), "kl_target=nan must be a positive"),
+        (("fixed", None, 500.0, 0.1), "kl_horizon=500.0 is for kl_controller='adaptive'"),
+        (("dual", 6.0, 500.0, 0.1), "kl_horizon=500.0 .* without effect with 'dual'"),
+        (("fixed", None, 1e4, 0.2), "kl_dual_rate=0.2 is for kl_controller='dual'"),
+        (("adaptive", 6.0, 500.0, 0.2), "kl_dual_rate=0.2 .* without effect with 'adaptive'"),
     ],
 )
 def test_controllers_that_can_not_steer_are_refused(given, message):
@@ -221,14 +269,15 @@ def test_controllers_that_can_not_steer_are_refused(given, message):
 
 
 def test_the_right_controller_is_made():
-    assert kl_controller("fixed", None, 1.0, 2.0) == FixedKL()
-    assert kl_controller("adaptive", 6.0, 1.0, 2.0) == AdaptiveKL(6.0, 1.0)
-    assert kl_controller("dual", 6.0, 1.0, 2.0) == DualKL(6.0, 2.0)
-    with pytest.raises(ValueError, match="kl_coef=0 it would stay 0 for ever"):
-        check_controller(AdaptiveKL(6.0, 1.0), 0.0)
-    check_controller(DualKL(6.0, 1.0), 0.0)
-    with pytest.raises(ValueError, match="pays no KL at all"):
-        check_controller(DualKL(6.0, 1.0), 0.1, is_paid=False)
+    assert kl_controller("fixed", None, DEFAULT_HORIZON, DEFAULT_DUAL_RATE) == FixedKL()
+    assert kl_controller("adaptive", 6.0, 1.0, DEFAULT_DUAL_RATE) == AdaptiveKL(6.0, 1.0)
+    assert kl_controller("dual", 6.0, DEFAULT_HORIZON, 2.0) == DualKL(6.0, 2.0)
+    for control in (AdaptiveKL(6.0, 1.0), DualKL(6.0, 1.0)):
+        check_controller(control, 0.1)
+        check_controller(control, None)
+        with pytest.raises(ValueError, match="kl_coef=0 it would stay 0 for ever"):
+            check_controller(control, 0.0)
+    check_controller(FixedKL(), 0.0)
 
 
 def test_penalties_that_would_not_hold_or_be_paid_twice_are_refused():
@@ -242,17 +291,10 @@ def test_penalties_that_would_not_hold_or_be_paid_twice_are_refused():
             penalty.check_kl_shaping("none")
             with pytest.raises(ValueError, match=r"counted twice.*kl_shaping='none'"):
                 penalty.check_kl_shaping("k1")
-    KLPenalty("k1").check_kl_shaping("none")
-    KLPenalty("k1").check_kl_shaping("k1")
-
-
-def test_a_warm_up_in_which_nothing_learns_is_refused():
-    check_warmup(0, "rloo", 0.0)
-    check_warmup(3, "gae", 0.1)
-    with pytest.raises(ValueError, match=r"critic_warmup=3.*'rloo', which asks no critic"):
-        check_warmup(3, "rloo", 0.0)
-    with pytest.raises(ValueError, match="critic_warmup=3 with vf_coef=0"):
-        check_warmup(3, "gae", 0.0)
+    KLPenalty("k1").check_kl_shaping("k1", 0.1)
+    KLPenalty("k1").check_kl_shaping("none", 0.0)  # the honest way to pay none
+    with pytest.raises(ValueError, match=r"pays no KL at all.*kl_shaping='k1', or with kl_coef=0"):
+        KLPenalty("k1").check_kl_shaping("none", 0.1)
 
 
 # The parts of PPO's loss and of the score, by hand ------------------------------------------------

@@ -283,6 +283,56 @@ def no_reward(prompts, responses):
     return [0.0 for _ in responses]
 
 
+def gradients_of_an_update(model, monkeypatch, advantages, **settings) -> list[torch.Tensor]:
+    """The actor's gradient at every step of `train`, which moves nothing."""
+    found = []
+
+    def step() -> None:
+        grads = [p.grad.flatten() for p in model.policy.actor.parameters() if p.grad is not None]
+        found.append(torch.cat(grads).clone())
+
+    monkeypatch.setattr(model.policy.optimizer, "step", step)
+    model.whiten_advantages = model.normalize_advantage = False
+    for name, value in settings.items():
+        setattr(model, name, value)
+    model.rollout_buffer.advantages = advantages
+    np.random.seed(0)  # of the order of the minibatches
+    model.train()
+    return found
+
+
+@pytest.mark.parametrize("way", ["whiten_advantages", "normalize_advantage"])
+@pytest.mark.parametrize("estimator", ["k3", "full"])
+def test_whitening_leaves_the_weight_of_the_kl_loss_against_the_score(
+    tiny_task_kwargs, estimator, way, monkeypatch
+):
+    """Whitened, every gradient is 1/σ times that of centred advantages that are not scaled."""
+    kwargs = shaped({**tiny_task_kwargs, "dtype": "float64", "kl_coef": 1.5}, estimator)
+    model = make_agent(
+        kwargs,
+        kl_estimator=estimator,
+        use_kl_loss=True,
+        vf_coef=0.0,
+        n_epochs=1,
+        batch_size=40 if way == "whiten_advantages" else 10**6,
+        max_grad_norm=1e9,
+        micro_batch_tokens=30,
+        whiten_advantages=False,
+    )
+    collect(model, begin(model))
+    perturb(model.policy)
+    model._current_progress_remaining = 1.0
+    given = 3.0 * model.rollout_buffer.advantages
+    plain = gradients_of_an_update(model, monkeypatch, given - given.mean())
+    whitened = gradients_of_an_update(model, monkeypatch, given, **{way: True})
+    assert len(plain) == len(whitened) == (3 if way == "whiten_advantages" else 1)
+    sigma = given.std(ddof=1)
+    assert not 0.8 < sigma < 1.25
+    for own, other in zip(plain, whitened, strict=True):
+        assert own.abs().max() > 1e-3
+        assert (other - own / sigma).abs().max() <= 1e-5 * other.abs().max()
+
+
 # Controllers --------------------------------------------------------------------------------------
 
 
@@ -313,13 +363,13 @@ class KeepMetrics(BaseCallback):
 
 CONTROLS = {
     "adaptive": {"kl_controller": "adaptive", "kl_target": 0.5, "kl_horizon": 200},
-    "dual": {"kl_controller": "dual", "kl_target": 0.05, "kl_dual_rate": 0.2},
+    "dual": {"kl_controller": "dual", "kl_target": 0.1, "kl_dual_rate": 0.02},
 }
 
 
 def controlled(name, kl_coef, kl, episodes) -> float:
     if name == "dual":
-        return max(0.0, kl_coef + 0.2 * (kl - 0.05))
+        return kl_coef * float(np.exp(np.clip(0.02 * (kl - 0.1) / 0.1, -1, 1)))
     return kl_coef * (1 + float(np.clip((kl - 0.5) / 0.5, -0.2, 0.2)) * episodes / 200)
 
 
@@ -392,12 +442,35 @@ def test_a_loaded_controller_goes_on_from_the_saved_beta(tiny_task_kwargs, tmp_p
     assert first_beta(loaded) == 0.7
     moved = env.get_attr("kl_coef")[0]
     assert moved != 0.7 and first_beta(loaded) == moved, "and nobody else changes it"
-    # With a fixed controller the environment's own β stands.
+    # With a fixed controller the environment's own β stands, and is none for a later one.
     env = make_vec_env(n_envs=6, seed=0, **{**tiny_task_kwargs, "kl_coef": 0.3})
-    fixed = TokenPPO.load(
-        tmp_path / "model", env=env, device="cpu", kl_controller="fixed", kl_target=None
-    )
+    none = {"kl_controller": "fixed", "kl_target": None, "kl_horizon": 1e4, "kl_dual_rate": 0.1}
+    fixed = TokenPPO.load(tmp_path / "model", env=env, device="cpu", **none)
     assert first_beta(fixed) == 0.3 and env.get_attr("kl_coef")[0] == 0.3
+    fixed.save(tmp_path / "fixed")
+    env = make_vec_env(n_envs=6, seed=0, **{**tiny_task_kwargs, "kl_coef": 0.6})
+    again = TokenPPO.load(tmp_path / "fixed", env=env, device="cpu", **CONTROLS[name])
+    assert first_beta(again) == 0.6, "0.3 was no controller's, but the other environment's"
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_stock_algorithms_keep_a_moved_beta_through_saving_too(tiny_task_kwargs, tmp_path, name):
+    model = make_agent(tiny_task_kwargs, PPO)
+    perturb(model.policy)
+    model.learn(2 * 120, callback=RLHFCallback(**CONTROLS[name]))
+    saved = model.env.get_attr("kl_coef")[0]
+    assert abs(saved - 0.1) > 1e-3
+    model.save(tmp_path / "model")
+    for controls, kl_coef, expected in ((CONTROLS[name], 0.4, saved), ({}, 0.4, 0.4)):
+        env = make_vec_env(n_envs=6, seed=0, **{**tiny_task_kwargs, "kl_coef": kl_coef})
+        loaded = PPO.load(tmp_path / "model", env=env, device="cpu")
+        keep = KeepMetrics(RLHFCallback(**controls))
+        loaded.learn(120, callback=[keep.rlhf, keep])
+        assert keep.at_steps == [{expected}]
+        env.env_method("set_kl_coef", 0.7)  # by the user, between two trainings
+        keep = KeepMetrics(RLHFCallback(**controls))
+        loaded.learn(120, callback=[keep.rlhf, keep])
+        assert keep.at_steps == [{0.7}]
 
 
 def test_the_environments_settings_hold_the_beta_that_holds(tiny_task_kwargs):
@@ -454,6 +527,8 @@ def test_in_the_warm_up_only_the_critic_learns(tiny_task_kwargs, tmp_path, value
         assert not going_on.is_warming_up
         going_on.learn(120, reset_num_timesteps=False)
         assert largest_difference(weights(going_on.policy.actor), actors[0]) > 1e-4
+        assert going_on.env.get_attr("kl_coef")[0] == 0.1, "sampled before the actor's first update"
+        going_on.learn(120, reset_num_timesteps=False)
         assert going_on.env.get_attr("kl_coef")[0] != 0.1
 
 
@@ -535,12 +610,58 @@ def test_a_callback_that_contradicts_its_token_ppo_is_refused(tiny_task_kwargs):
 
 
 def test_controllers_that_would_move_nothing_are_refused(tiny_task_kwargs):
-    model = make_agent({**tiny_task_kwargs, "kl_coef": 0.0}, **CONTROLS["adaptive"])
-    with pytest.raises(ValueError, match="from kl_coef=0 it would stay 0 for ever"):
-        model.learn(1)
-    model = make_agent({**tiny_task_kwargs, "kl_shaping": "none"}, **CONTROLS["dual"])
-    with pytest.raises(ValueError, match="pays no KL at all"):
-        model.learn(1)
+    for controls in CONTROLS.values():
+        model = make_agent({**tiny_task_kwargs, "kl_coef": 0.0}, **controls)
+        with pytest.raises(ValueError, match="from kl_coef=0 it would stay 0 for ever"):
+            model.learn(1)
+    for given in ({"kl_horizon": 500.0}, {"kl_dual_rate": 0.3}):
+        with pytest.raises(ValueError, match="without effect with 'fixed'"):
+            RLHFCallback(**given)
+
+
+@pytest.mark.parametrize("agent", [PPO, TokenPPO])
+def test_k1_that_nobody_would_pay_is_refused(tiny_task_kwargs, agent):
+    model = make_agent({**tiny_task_kwargs, "kl_shaping": "none"}, agent)
+    with pytest.raises(ValueError, match=r"pays no KL at all.*kl_coef=0 if nothing is to be paid"):
+        model.learn(1, callback=RLHFCallback())
+    model.env.env_method("set_kl_coef", 0.0)
+    model.learn(1, callback=RLHFCallback())
+
+
+@pytest.mark.parametrize(
+    ("own", "changes", "message"),
+    [
+        (
+            {"vf_coef": 0.1},
+            {"rollout_buffer_kwargs": {"cut": "carry", "advantage_estimator": "reinforce"}},
+            r"vf_coef=0\.1 trains a critic",
+        ),
+        (
+            {"policy_kwargs": {"value_head": "separate"}},
+            {
+                "rollout_buffer_kwargs": {"cut": "carry", "advantage_estimator": "reinforce"},
+                "vf_coef": 0.0,
+            },
+            "value_head='separate' is a critic",
+        ),
+        ({}, {"use_kl_loss": True}, "k1 as a loss"),
+        ({"gae_lambda": 0.9}, {"rollout_buffer_kwargs": {"advantage_estimator": "td"}}, "=0.9 is"),
+        ({}, {"kl_controller": "dual", "kl_target": 3.0, "kl_horizon": 500.0}, "kl_horizon=500.0"),
+        ({}, {"critic_warmup": 1, "vf_coef": 0.0}, "critic_warmup=1 with vf_coef=0"),
+        ({}, {"normalize_advantage": True}, "the same thing twice"),
+        ({}, {"kl_dual_rate": -1.0}, "kl_dual_rate=-1.0 must be"),
+    ],
+)
+def test_what_the_constructor_refuses_loading_refuses_too(
+    tiny_task_kwargs, tmp_path, own, changes, message
+):
+    with pytest.raises(ValueError, match=message):
+        make_agent(tiny_task_kwargs, **{**own, **changes})
+    model = make_agent(tiny_task_kwargs, **own)
+    model.save(tmp_path / "model")
+    TokenPPO.load(tmp_path / "model", env=model.env, device="cpu")
+    with pytest.raises(ValueError, match=message):
+        TokenPPO.load(tmp_path / "model", env=model.env, device="cpu", **changes)
 
 
 # Command line -------------------------------------------------------------------------------------
@@ -553,7 +674,6 @@ def test_the_command_line_passes_them_on(tiny_task_kwargs):
         "kl_controller": "adaptive",
         "kl_target": 4.0,
         "kl_horizon": 300.0,
-        "kl_dual_rate": 0.7,
         "critic_warmup": 2,
     }
     own = {k: v for k, v in tiny_task_kwargs.items() if k != "prompts"}
@@ -573,6 +693,8 @@ def test_the_command_line_passes_them_on(tiny_task_kwargs):
         ({"kl_controller": "adaptive", "kl_target": 3.0, "kl_coef": 0.0}, "stay 0 for ever"),
         ({"critic_warmup": 1, "vf_coef": 0.0}, "critic_warmup=1 with vf_coef=0"),
         ({"critic_warmup": 1, "advantage_estimator": "reinforce"}, "asks no critic"),
+        ({"kl_controller": "dual", "kl_target": 3.0, "kl_horizon": 300.0}, "kl_horizon=300.0 is"),
+        ({"advantage_estimator": "td", "gae_lambda": 0.5}, "gae_lambda=0.5 is without effect"),
     ):
         with pytest.raises(ValueError, match=message):
             TrainConfig(**changes)

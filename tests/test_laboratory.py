@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from agents.verification.estimate import collapsed
 from tokenenv.credit import generalized_advantages
 from tokenenv.laboratory import LAMBDAS, advantage_moments, measure_advantages
 from tokenenv.optimum import true_advantages
@@ -144,6 +145,38 @@ def test_the_best_lambda_rises_with_the_critics_error(exact_solution, policy):
     assert best == sorted(best) and best[0] == 0.0
     assert any(0.0 < lam < 1.0 for lam in best)
     assert best[-1] > best[1]
+
+
+def test_the_error_of_a_very_wrong_critic_adds_variance_in_between(exact_solution, policy):
+    """At λ = 0 there is none, and at λ = γ = 1 the errors of successive states cancel."""
+    rows = measure_advantages(
+        policy, exact_solution, critic_errors=(0.0, 4.0), gammas=(1.0,), lambdas=(0.0, 0.6, 1.0)
+    )
+    perfect, wrong = (
+        {row.gae_lambda: row.variance for row in rows if row.critic_error == error}
+        for error in (0.0, 4.0)
+    )
+    assert perfect[0.0] == wrong[0.0] == 0.0
+    assert wrong[1.0] == pytest.approx(perfect[1.0], rel=1e-9)
+    assert wrong[0.6] > wrong[1.0] > perfect[0.6]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"gammas": (2.0,)}, "gammas"),
+        ({"lambdas": (0.5, -0.1)}, "lambdas"),
+        ({"critic_errors": (-1.0,)}, "critic_errors"),
+    ],
+)
+def test_ranges_that_make_no_sense_are_refused(exact_solution, policy, wrong, said):
+    with pytest.raises(ValueError, match=said):
+        measure_advantages(policy, exact_solution, **wrong)
+
+
+def test_a_policy_that_never_takes_a_token_is_refused(exact_solution):
+    with pytest.raises(ValueError, match="full support"):
+        measure_advantages(collapsed(exact_solution), exact_solution)
 
 
 def test_a_discount_biases_even_a_perfect_critic(measured):

@@ -371,13 +371,15 @@ def test_clipping_and_penalties_of_token_rewards_land_on_the_last_token(language
 def test_the_gold_reward_sees_the_texts_and_does_not_touch_the_score(language_model):
     seen = []
 
-    def gold(prompt, response):
-        seen.append((prompt, response))
+    def gold(prompt, response, stopped):
+        seen.append((prompt, response, stopped))
         return float(len(response))
 
     scorer = EpisodeScorer(Reference(language_model), fixed([1.0, 2.0, 3.0]), gold_reward=gold)
     found = scorer.score(EPISODES)
-    assert seen[0] == ("w4 w5", "w9 w10") and seen[2] == ("w7 w8 w4 w5", "")
+    stopped = [episode.stopped for episode in EPISODES]
+    assert [found[2] for found in seen] == stopped and len(set(stopped)) == 2
+    assert seen[0][:2] == ("w4 w5", "w9 w10") and seen[2][:2] == ("w7 w8 w4 w5", "")
     assert found.gold_reward.tolist() == [6.0, 15.0, 0.0]
     assert found.score.tolist() == [1.0, 2.0, 3.0]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from agents import curves
 from agents.config import TrainConfig
 from agents.curves import read_metrics
 from agents.files import whole_folder
@@ -96,6 +97,33 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     with whole_folder(place) as folder:
         (folder / "b").write_text("new")
     assert [path.name for path in place.iterdir()] == ["b"]
+
+
+def test_under_a_moving_beta_a_run_is_drawn_and_judged_at_the_one_it_was_given(
+    tmp_path, monkeypatch
+):
+    drawn = {}
+    panel = curves._panel
+    monkeypatch.setattr(
+        curves,
+        "_panel",
+        lambda axis, rows, *given: drawn.update(rows=rows) or panel(axis, rows, *given),
+    )
+    given = {"kl_controller": "dual", "kl_target": 3.0, "kl_dual_rate": 0.5}
+    run, summary = train(tmp_path / "moved", **given)
+    rows = read_metrics(tmp_path / "moved" / "metrics.jsonl")
+    used = [row["rlhf/kl_coef"] for row in rows if "rlhf/kl_coef" in row]
+    assert len(set(used)) == len(used) >= 2, "β moved"
+    for row, judged in zip(rows, drawn["rows"], strict=True):
+        if "rlhf/score" in row:
+            score, kl, own = (row[f"rlhf/{name}"] for name in ("score", "kl", "kl_coef"))
+            assert judged["rlhf/objective"] == score - summary["kl_coef"] * kl
+            assert row["rlhf/objective"] == pytest.approx(score - own * kl, abs=1e-6)
+    assert used[0] == summary["kl_coef"] == run.held_out.settings.kl_coef
+    assert summary["kl_coef_final"] == run.env.env.kl_coef < used[-1]
+    written = json.loads((tmp_path / "moved" / "summary.json").read_text())
+    assert written["kl_coef_final"] == summary["kl_coef_final"]
+    assert "kl_coef_final" not in train(tmp_path / "fixed")[1]
 
 
 def test_the_summary_is_json_that_anyone_reads(tmp_path):

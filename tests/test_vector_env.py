@@ -216,6 +216,24 @@ def test_deferred_ends_tell_the_reason_the_text_and_the_length_only(settings):
     assert infos["final_info"]["finish_reason"].tolist() == [None, "stop"]
 
 
+def test_rows_are_told_the_number_of_the_group_that_they_start_in(settings, rng):
+    env = TokenVectorEnv(num_envs=4, autoreset_mode="SameStep", group_size=3, **settings)
+    _, infos = env.reset(seed=0)
+    assert infos["group"].tolist() == [0, 0, 0, 1] and infos["_group"].all()
+    started = 4
+    for _ in range(30):
+        *_, infos = env.step(draw_actions(rng, 4))
+        for row in np.flatnonzero(infos.get("_group", [])).tolist():
+            assert infos["group"][row] == started // 3
+            started += 1
+    assert started >= 12
+    prompts = [env.mdp.prompts[0], None, None, None]
+    _, infos = env.reset(options={"prompt": prompts})
+    assert infos["_group"].tolist() == [False, True, True, True]
+    plain = TokenVectorEnv(num_envs=4, **settings)
+    assert set(plain.reset(seed=0)[1]) == {"prompt", "_prompt"}
+
+
 def test_never_truncated(settings, rng):
     vector = TokenVectorEnv(3, **settings)
     vector.reset(seed=0)

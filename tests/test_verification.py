@@ -59,8 +59,20 @@ def test_a_section_that_breaks_is_a_failure_and_not_a_traceback(one_section, cap
 
 
 def test_a_place_that_cant_be_written_is_said_before_the_work(capsys, tmp_path):
-    assert main(["verify", "--json", str(tmp_path / "no" / "such.json")]) == 2
-    assert "can't be read or written" in capsys.readouterr().err
+    for place in (tmp_path / "no" / "such.json", tmp_path):
+        assert main(["verify", "--json", str(place)]) == 2
+        assert "is no place for a file" in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_installation_without_the_task_fails_and_is_no_traceback(monkeypatch, capsys):
+    def missing(_):
+        raise OSError("model.safetensors is missing")
+
+    monkeypatch.setattr(command, "enumerate_task", missing)
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify"])
+    assert stopped.value.code == 1 and "1 failed" in capsys.readouterr().out
 
 
 def test_checks_compare_as_they_say_and_nan_fails():

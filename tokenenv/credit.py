@@ -211,9 +211,12 @@ def _response_advantages(estimator: str, returns: np.ndarray, group_size: int) -
 def whiten_rewards(rewards: np.ndarray) -> np.ndarray:
     """Rewards of standard deviation 1 about the mean they had: (r − mean)/√(var + 1e-8) + mean.
 
-    The mean stays, because a moved one would pay every token for its mere existence, and so change
-    how long responses should be. The variance divides by n − 1; all of it as TRL's
-    `masked_whiten(rewards, shift_mean=False)` over the real tokens.
+    The mean stays what it was, as in TRL's `masked_whiten(rewards, shift_mean=False)` over the real
+    tokens; the variance divides by n − 1. With s for the square root a reward becomes r/s +
+    mean·(1 − 1/s): besides its share, **every token is paid mean·(1 − 1/s) for being there**. Sums
+    over responses of different lengths shift against each other, and so does how long the best
+    response is: towards longer ones where mean·(1 − 1/s) is positive, towards shorter ones where it
+    is negative.
 
     Args:
         rewards: (n,) of all tokens of a batch, no padding among them.

@@ -60,10 +60,11 @@ class TokenEnv(MDPFace, gym.Env[np.ndarray, np.int64]):
     `"length"`. Never truncated: the budget can be read off the state.
 
     ## Info
-    At a reset `prompt`. At every step (stepwise scoring) `ref_logprob` and `kl_coef`; at the end
-    also `rm_score` (raw), `score` (what was paid), `finish_reason`, `response`, `response_length`
-    and, where the task knows it, `gold_reward`. Deferred scoring gives `finish_reason`, `response`
-    and `response_length` at the end and nothing else.
+    At a reset `prompt`; with a `group_size` of 2 or more also `group`, the number of the episode's
+    group (unless its prompt was given). At every step (stepwise scoring) `ref_logprob` and
+    `kl_coef`; at the end also `rm_score` (raw), `score` (what was paid), `finish_reason`,
+    `response`, `response_length` and, where the task knows it, `gold_reward`. Deferred scoring
+    gives `finish_reason`, `response` and `response_length` at the end and nothing else.
 
     Args:
         task: name of a bundled task (`"reviews"`) or `"package.module:TASK"`; it provides the

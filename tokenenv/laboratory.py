@@ -14,6 +14,10 @@ Two kinds of bias: the raw one, E[Â|s,a] − A^π(s,a), and the one that reache
 What depends on the state alone moves all its actions alike and cancels in Σ_a ∇π(a|s)·Â, so the
 second is of E[Â|s,a] minus its mean over a ~ π. At λ = γ = 1 the raw bias is −e(s), that of the
 gradient 0.
+
+The error adds variance too, but neither at λ = 0 nor, at γ = 1, at λ = 1, where it telescopes away.
+So the variance rises with λ for a critic that is right or nearly so; for a very wrong one it is
+greatest at some λ in between.
 """
 
 from __future__ import annotations
@@ -23,10 +27,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenenv.optimum.exact import action_rewards, expectation, true_advantages
-from tokenenv.optimum.prefix_tree import Levels, Policy, PrefixTree, policy_levels
+from tokenenv.optimum.exact import (
+    Solvable,
+    action_rewards,
+    expectation,
+    tree_and_kl_coef,
+    true_advantages,
+)
+from tokenenv.optimum.policies import Policy, policy_levels
+from tokenenv.optimum.prefix_tree import Levels, PrefixTree
 
-__all__ = ["GAMMAS", "LAMBDAS", "AdvantageError", "advantage_moments", "measure_advantages"]
+__all__ = [
+    "CRITIC_ERRORS",
+    "GAMMAS",
+    "LAMBDAS",
+    "AdvantageError",
+    "advantage_moments",
+    "measure_advantages",
+]
 
 LAMBDAS = (0.0, 0.5, 0.9, 0.95, 0.99, 1.0)
 GAMMAS = (1.0, 0.99)
@@ -100,7 +118,7 @@ def advantage_moments(
 
 def measure_advantages(
     policy: Policy,
-    tree: PrefixTree,
+    task: Solvable,
     kl_coef: float | None = None,
     critic_errors: Sequence[float] = CRITIC_ERRORS,
     gammas: Sequence[float] = GAMMAS,
@@ -111,15 +129,25 @@ def measure_advantages(
 
     Args:
         policy: see `policy_levels`; it must give every token some probability.
-        tree: of the token MDP.
-        kl_coef: β; the task's own unless given.
+        task: name of a task, its tree or its solution.
+        kl_coef: β ≥ 0; the solution's, or the task's own, unless given.
         critic_errors: standard deviations of e(s), in those of V^π over the tokens of the policy.
         gammas: γ.
         lambdas: λ.
         seed: of e(s), which is one draw from N(0, 1) per state, the same for all of them.
+
+    Raises:
+        ValueError: the policy never takes some token, so that its true advantage is infinite; γ or
+            λ lies outside 0 … 1; a critic's error is negative; or as `solve`.
     """
-    kl_coef = tree.kl_coef if kl_coef is None else kl_coef
+    _check_ranges(critic_errors, gammas, lambdas)
+    tree, kl_coef = tree_and_kl_coef(task, kl_coef)
     log_policy = policy_levels(policy, tree)
+    if not all(np.isfinite(level).all() for level in log_policy):
+        raise ValueError(
+            "the policy gives some token no probability: its true advantage has no finite value "
+            "there. Take a policy with full support, such as Solution.policy_between(0.5)."
+        )
     truth = true_advantages(log_policy, tree, kl_coef)
     tokens = _Tokens(tree, log_policy)
     scale = np.sqrt(tokens.mean([np.square(v) for v in _centred(truth.values, tokens)]))
@@ -148,6 +176,16 @@ def measure_advantages(
                     )
                 )
     return found
+
+
+def _check_ranges(
+    critic_errors: Sequence[float], gammas: Sequence[float], lambdas: Sequence[float]
+) -> None:
+    for name, values in (("gammas", gammas), ("lambdas", lambdas)):
+        if not all(0 <= value <= 1 for value in values):
+            raise ValueError(f"{name}={list(values)} must lie between 0 and 1.")
+    if not all(0 <= value < np.inf for value in critic_errors):
+        raise ValueError(f"critic_errors={list(critic_errors)} must be 0 or positive numbers.")
 
 
 class _Tokens:

@@ -44,7 +44,7 @@ class EpisodeScorer:
         reward: where raw rewards come from.
         score_clip: normalised rewards are clipped to ±`score_clip`; None leaves them.
         missing_eos_penalty: subtracted from the score of a response without EOS.
-        gold_reward: (prompt, response) → gold reward, or None.
+        gold_reward: (prompt, response, stopped) → gold reward, or None.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class EpisodeScorer:
         reward: RewardSource,
         score_clip: float | None = None,
         missing_eos_penalty: float = 0.0,
-        gold_reward: Callable[[str, str], float] | None = None,
+        gold_reward: Callable[[str, str, bool], float] | None = None,
     ) -> None:
         self.reference = reference
         self.reward = reward
@@ -104,7 +104,9 @@ class EpisodeScorer:
                 known[key] = self.reference.language_model.decode(ids)
             return known[key]
 
-        return np.array([self.gold_reward(text(e.prompt), text(e.response)) for e in episodes])
+        return np.array(
+            [self.gold_reward(text(e.prompt), text(e.response), e.stopped) for e in episodes]
+        )
 
     def ref_log_probs(self, episodes: Sequence[Episode]) -> list[np.ndarray]:
         """Log π_ref of every response token of episodes, finished or not, in one pass."""
@@ -135,7 +137,7 @@ def build_scorer(settings: EnvSettings) -> EpisodeScorer:
     )
 
 
-def _gold_reward(settings: EnvSettings) -> Callable[[str, str], float] | None:
+def _gold_reward(settings: EnvSettings) -> Callable[[str, str, bool], float] | None:
     """The task's gold reward: it judges continuations of the task's own prompts and no others."""
     own_prompts = settings.prompts is None or settings.prompts == settings.task
     return load_task(settings.task).gold_reward if own_prompts else None

@@ -25,6 +25,7 @@ of two such halves.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -81,11 +82,25 @@ def k2(log_ratio: Any) -> Any:
     return 0.5 * log_ratio * log_ratio
 
 
+MAX_EXPONENT = 20.0
+"""−ρ up to which k3 is exponential: a token that is further below the reference is sampled with a
+probability of less than exp(−20), yet one of them would overflow float32 from −ρ = 89 on."""
+
+
 def k3(log_ratio: Any) -> Any:
-    """Schulman's k3: exp(−ρ) − 1 + ρ ≥ 0, element by element; unbiased."""
+    """Schulman's k3: exp(−ρ) − 1 + ρ ≥ 0, element by element; unbiased.
+
+    Below ρ = −`MAX_EXPONENT` the exponential goes on as its tangent, so that value and gradient
+    stay finite, and the gradient keeps its direction.
+    """
     # expm1, because exp(−ρ) − 1 loses all digits where actor and reference hardly differ.
-    is_tensor = hasattr(log_ratio, "expm1")
-    return ((-log_ratio).expm1() if is_tensor else np.expm1(-log_ratio)) + log_ratio
+    if hasattr(log_ratio, "expm1"):
+        found = (-log_ratio).clamp(max=MAX_EXPONENT).expm1()
+        beyond = (-log_ratio - MAX_EXPONENT).relu()
+    else:
+        found = np.expm1(np.minimum(-log_ratio, MAX_EXPONENT))
+        beyond = np.maximum(-log_ratio - MAX_EXPONENT, 0.0)
+    return found + math.exp(MAX_EXPONENT) * beyond + log_ratio
 
 
 def full_kl(log_probs: Any, ref_log_probs: Any) -> Any:
@@ -149,20 +164,28 @@ class FixedKL:
 ERROR_CLIP = 0.2
 """Of the adaptive controller's relative error, either way (Ziegler et al. 2019, section 2.2)."""
 
+STEP_CLIP = 1.0
+"""Of the dual controller's step in log β, either way: β changes by a factor of e at the most, where
+one rollout of a policy that has run away would carry it off for good."""
+
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveKL:
     """The proportional controller of Ziegler et al. 2019, section 2.2, in log β.
 
-    e = clip((KL − target)/target, −0.2, 0.2); β ← β·(1 + e·episodes/horizon).
+    e = clip((KL − target)/target, −0.2, 0.2); β ← β·(1 + e·min(1, episodes/horizon)).
+
+    The paper has β ← β·(1 + K_β·e) with K_β = 0.1. The horizon in the place of K_β is that of the
+    code which accompanies it (https://github.com/openai/lm-human-preferences): K_β =
+    episodes/horizon, so that the size of a rollout does not matter. It is capped here, so that β
+    changes by a fifth at the most, however many episodes a rollout has.
 
     Attributes:
         target: KL per response to steer to, in nats.
         horizon: episodes over which an error of e changes β by about the factor exp(e).
 
     Raises:
-        ValueError: `target` or `horizon` is not positive; in `update`, a rollout has five horizons
-            of episodes, with which β could become negative.
+        ValueError: `target` or `horizon` is not positive; in `update`, the KL is not finite.
     """
 
     target: float
@@ -175,28 +198,26 @@ class AdaptiveKL:
 
     def update(self, kl_coef: float, kl: float, episodes: int) -> float:
         """As the class says."""
-        if ERROR_CLIP * episodes >= self.horizon:
-            raise ValueError(
-                f"kl_horizon={self.horizon} is too short for {episodes} episodes in a rollout: β "
-                f"could become negative. Give more than {ERROR_CLIP * episodes:g}; 10000 is usual."
-            )
+        _require_finite(self, kl)
         error = min(max((kl - self.target) / self.target, -ERROR_CLIP), ERROR_CLIP)
-        return kl_coef * (1 + error * episodes / self.horizon)
+        return kl_coef * (1 + error * min(1.0, episodes / self.horizon))
 
 
 @dataclass(frozen=True, slots=True)
 class DualKL:
     """Dual gradient ascent for max E[R] subject to KL ≤ target; β is the multiplier.
 
-    β ← max(0, β + rate·(KL − target)) (Boyd and Vandenberghe 2004, section 5; as SAC tunes its
-    temperature, https://arxiv.org/abs/1812.05905, section 5).
+    log β ← log β + rate·(KL − target)/target, a step of the ascent in log β, relative to the target
+    and held within ±1. So β stays positive, and the rate means the same whatever the scales of β
+    and KL are. SAC's code tunes the multiplier of its entropy constraint in the same
+    parametrisation (https://arxiv.org/abs/1812.05905, section 5).
 
     Attributes:
-        target: the greatest KL per response that is allowed, in nats.
-        rate: change of β per nat and rollout.
+        target: the KL per response to hold, in nats.
+        rate: step in log β per rollout whose KL is twice the target.
 
     Raises:
-        ValueError: `target` or `rate` is not positive.
+        ValueError: `target` or `rate` is not positive; in `update`, the KL is not finite.
     """
 
     target: float
@@ -209,7 +230,18 @@ class DualKL:
 
     def update(self, kl_coef: float, kl: float, episodes: int) -> float:
         """As the class says; `episodes` does not matter."""
-        return max(0.0, kl_coef + self.rate * (kl - self.target))
+        _require_finite(self, kl)
+        step = self.rate * (kl - self.target) / self.target
+        return kl_coef * math.exp(min(max(step, -STEP_CLIP), STEP_CLIP))
+
+
+def _require_finite(controller: KLController, kl: float) -> None:
+    if not math.isfinite(kl):
+        raise ValueError(
+            f"kl={kl!r} per response can't steer β ({controller}): actor and reference must give "
+            "finite log-probabilities. Lower the learning rate, or look for the update from which "
+            "on rlhf/kl is not finite."
+        )
 
 
 def _require_positive(name: str, value: float) -> None:

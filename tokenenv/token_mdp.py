@@ -68,7 +68,7 @@ class TokenMDP:
         check_context(model, self.max_prompt_tokens + self.max_new_tokens, "reference")
         self.prompts = self._read_prompts()
         self._prompt_ids: dict[str, np.ndarray] = {}
-        self._group_prompt, self._group_left = "", 0
+        self._group, self._group_prompt, self._group_left = -1, "", 0
         own = (settings.reference, settings.prompts, settings.max_prompt_tokens)
         if any(setting is not None for setting in own):  # a task's own prompts fit its own limits
             for prompt in self.prompts:
@@ -166,15 +166,19 @@ class TokenMDP:
             rng: draws a prompt where a group begins.
             prompt: what to start from; it counts to no group. None: the prompt of the group.
         """
+        info: dict[str, Any] = {}
         if prompt is None:
             if self._group_left == 0:
+                self._group += 1
                 self._group_prompt = self.prompts[int(rng.integers(len(self.prompts)))]
                 self._group_left = int(self.settings.group_size)
             self._group_left -= 1
             prompt = self._group_prompt
+            if self.settings.group_size > 1:
+                info["group"] = self._group
         self.episodes.start(row, self.encode_prompt(prompt))
         self.token_rewards[row] = 0.0
-        return {"prompt": prompt}
+        return {"prompt": prompt, **info}
 
     def begin_group(self) -> None:
         """Let the next start draw a prompt, whether or not the group before it is complete."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -27,18 +29,24 @@ from tokenenv.optimum import enumerate_task, solve
 
 __all__ = ["verify"]
 
+WIDEST = 150
+"""Columns of the widest table."""
+
 
 def verify(config: VerifyConfig, console: Console) -> bool:
     """Run all checks and print them; returns whether all passed.
 
     Raises:
-        OSError: the JSON file can't be written.
+        ValueError: there is no place for the JSON file.
+        OSError: it can't be written.
     """
     start = time.perf_counter()
-    if config.json is not None:
-        write_json(config.json, {"checks": []})  # a place that can't be written is said at once
-    with console.status("enumerating the exact task"):
-        solution = solve(enumerate_task("exact"))
+    _check_place(config.json)
+    try:
+        with console.status("enumerating the exact task"):
+            solution = solve(enumerate_task("exact"))
+    except Exception as error:
+        return _report({"the exact task": [_broken(error)]}, start, config.json, console)
     sections: dict[str, Callable[[], list[Check]]] = {
         "the exact task": lambda: task_checks(solution),
         "optimum": lambda: optimum_checks(solution),
@@ -54,15 +62,30 @@ def verify(config: VerifyConfig, console: Console) -> bool:
     for section, run in sections.items():
         with console.status(f"checking: {section}"):
             found[section] = _run(run)
-    console.print(_table(found))
+    return _report(found, start, config.json, console)
+
+
+def _check_place(path: Path | None) -> None:
+    """Raise ValueError where the table can't be written, before the work."""
+    if path is not None and (path.is_dir() or not path.name or not path.parent.is_dir()):
+        raise ValueError(
+            f"json={str(path)!r} is no place for a file: give a file's path in a folder."
+        )
+
+
+def _report(
+    found: dict[str, list[Check]], start: float, path: Path | None, console: Console
+) -> bool:
+    """Print and write what was found; returns whether all passed."""
+    console.print(_table(found, min(console.width, WIDEST)))
     checks = [check for section in found.values() for check in section]
     failed = [check for check in checks if not check.passed]
     seconds = time.perf_counter() - start
     verdict = "[green]all passed[/green]" if not failed else f"[red]{len(failed)} failed[/red]"
     console.print(f"{len(checks)} checks in {seconds:.0f} s: {verdict}")
-    if config.json is not None:
+    if path is not None:
         rows = [{"section": s, **asdict(c)} for s, own in found.items() for c in own]
-        write_json(config.json, {"checks": rows, "passed": not failed, "seconds": seconds})
+        write_json(path, {"checks": rows, "passed": not failed, "seconds": seconds})
     return not failed
 
 
@@ -71,20 +94,23 @@ def _run(section: Callable[[], list[Check]]) -> list[Check]:
     try:
         return section()
     except Exception as error:
-        said = f"{type(error).__name__}: {error}"
-        return [Check("this section runs", "no error", said, False)]
+        return [_broken(error)]
 
 
-def _table(found: dict[str, list[Check]]) -> Table:
-    table = Table(title="tokenrlhf verify", title_justify="left")
-    for header in ("check", "expected", "found"):
-        table.add_column(header, overflow="fold")
-    table.add_column("pass", justify="center")
+def _broken(error: Exception) -> Check:
+    return Check("this section runs", "no error", f"{type(error).__name__}: {error}", False)
+
+
+def _table(found: dict[str, list[Check]], width: int) -> Table:
+    table = Table(title="tokenrlhf verify", title_justify="left", box=SIMPLE, width=width)
+    for header, ratio in (("check", 5), ("expected", 3), ("found", 3)):
+        table.add_column(header, overflow="fold", ratio=ratio)
+    table.add_column("pass", justify="center", min_width=4)
     for section, checks in found.items():
         table.add_row(f"[bold]{escape(section)}[/bold]")
         for check in checks:
             mark = "[green]yes[/green]" if check.passed else "[red]NO[/red]"
-            row = (f"  {check.name}", check.expected, check.found)
+            row = (check.name, check.expected, check.found)
             table.add_row(*map(escape, row), mark)
         table.add_section()
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gymnasium as gym
 import numpy as np
 
 from agents.vec_env import make_vec_env
@@ -12,7 +13,7 @@ from tokenenv.sampling import sample_responses
 
 __all__ = ["environment_checks"]
 
-RESPONSES = 1000
+RESPONSES, SINGLE = 1000, 20
 
 
 def environment_checks(tree: PrefixTree, env_id: str) -> list[Check]:
@@ -29,7 +30,8 @@ def environment_checks(tree: PrefixTree, env_id: str) -> list[Check]:
     paid = _play(env, responses)
     places = [tree.locate(response) for response in responses]
     scores = np.array([tree.scores[t][x, s, a] for x, (t, s, a) in zip(rows, places, strict=True)])
-    ref_log_probs = tree.finished(_summed(tree))[rows, _columns(tree, responses)]
+    everyone = tree.response_log_probs(tree.ref_log_probs)
+    ref_log_probs = everyone[rows, _columns(tree, responses)]
     expected = scores + tree.kl_coef * ref_log_probs
     scorer = env.env.scorer
     episodes = [Episode(p, s.tokens, s.stopped) for p, s in zip(prompts, sampled, strict=True)]
@@ -37,13 +39,17 @@ def environment_checks(tree: PrefixTree, env_id: str) -> list[Check]:
         [found.sum() for found in scorer.ref_log_probs(episodes)]
     )
     own = np.array([s.log_probs.sum() for s in sampled])
-    everyone = np.exp(tree.response_log_probs(tree.ref_log_probs))
-    exact = (everyone * tree.finished(tree.scores)).sum(axis=1)
+    exact = (np.exp(everyone) * tree.finished(tree.scores)).sum(axis=1)
     error = scores.std() / np.sqrt(RESPONSES)
     return [
         at_most(
             f"Σ r_t of {RESPONSES:,} episodes = β·log π_ref(y|x) + R(x, y), step by step",
             float(np.abs(paid - expected).max()),
+            1e-4,
+        ),
+        at_most(
+            f"the same of {SINGLE} episodes in a single gym.make environment",
+            float(np.abs(_play_single(env_id, tree, rows, responses) - expected[:SINGLE]).max()),
             1e-4,
         ),
         at_most(
@@ -75,9 +81,16 @@ def _play(env: object, responses: list[np.ndarray]) -> np.ndarray:
     return total
 
 
-def _summed(tree: PrefixTree) -> list[np.ndarray]:
-    states = tree.state_log_probs(tree.ref_log_probs)
-    return [s[:, :, None] + level for s, level in zip(states, tree.ref_log_probs, strict=True)]
+def _play_single(
+    env_id: str, tree: PrefixTree, rows: np.ndarray, responses: list[np.ndarray]
+) -> np.ndarray:
+    """The sums of rewards of the first `SINGLE` episodes, one after another."""
+    env = gym.make(env_id)
+    totals = []
+    for row, response in zip(rows[:SINGLE], responses[:SINGLE], strict=True):
+        env.reset(options={"prompt": tree.prompts[row]})
+        totals.append(sum(float(env.step(token)[1]) for token in response))
+    return np.array(totals)
 
 
 def _columns(tree: PrefixTree, responses: list[np.ndarray]) -> list[int]:

@@ -7,7 +7,6 @@ import itertools
 import numpy as np
 
 from agents.verification.checks import Check, at_least, at_most, near, states
-from tokenenv.building.exact_measuring import half_mass_probabilities, one_step_policies
 from tokenenv.credit import generalized_advantages, group_advantages, leave_one_out_advantages
 from tokenenv.laboratory import measure_advantages
 from tokenenv.optimum import (
@@ -26,6 +25,8 @@ from tokenenv.optimum.gradients import (
     loss_gradient,
     reward_gradient,
 )
+from tokenenv.optimum.prefix_tree import normalized
+from tokenenv.optimum.short_sighted import half_mass_probabilities, one_step_policies
 from tokenenv.shaping import AdaptiveKL, DualKL, full_kl, k1, k2, k3
 
 __all__ = ["advantage_checks", "controller_checks", "kl_checks", "optimum_checks", "task_checks"]
@@ -34,7 +35,7 @@ __all__ = ["advantage_checks", "controller_checks", "kl_checks", "optimum_checks
 def random_policy(tree: PrefixTree, rng: np.random.Generator, scale: float = 1.0) -> Levels:
     """Log-probabilities near the reference's, with noise of deviation `scale` on the logits."""
     logits = [level + scale * rng.standard_normal(level.shape) for level in tree.ref_log_probs]
-    return [level - np.log(np.exp(level).sum(-1, keepdims=True)) for level in logits]
+    return [normalized(level) for level in logits]
 
 
 def task_checks(solution: Solution) -> list[Check]:
@@ -74,7 +75,7 @@ def optimum_checks(solution: Solution) -> list[Check]:
     reference = tree.response_log_probs(tree.ref_log_probs)
     scores = tree.finished(tree.scores)
     tilted = reference + scores / kl_coef
-    partition = np.log(np.exp(tilted - tilted.max()).sum(axis=1)) + tilted.max()
+    partition = np.logaddexp.reduce(tilted, axis=1)
     log_ratio = tree.response_log_probs(solution.log_policy) - (tilted - partition[:, None])
     rng = np.random.default_rng(0)
     off = []
@@ -128,7 +129,9 @@ def kl_checks(solution: Solution) -> list[Check]:
     tree, reference = solution.tree, solution.tree.ref_log_probs
     policy = solution.policy_between(0.5)
     log_ratio = [p - r for p, r in zip(policy, reference, strict=True)]
-    exact = evaluate_exactly(policy, solution).kl
+    # Over whole responses here, over states and actions below.
+    own, other = (tree.response_log_probs(levels) for levels in (policy, reference))
+    exact = float(expectation(own, own - other).mean())
     full = [
         np.repeat(full_kl(p, r)[:, :, None], tree.vocabulary_size, axis=2)
         for p, r in zip(policy, reference, strict=True)
@@ -253,10 +256,21 @@ def advantage_checks(solution: Solution) -> list[Check]:
             1e-8,
         ),
         states(
-            "λ = 0 has the least variance and λ = 1 the greatest",
-            "rising in λ",
+            "variance rises with λ, for critic errors up to 1",
+            "rising from 0",
             f"{by[0.5, 0.0].variance:.3g} … {by[0.5, 1.0].variance:.3g}",
-            all(np.all(np.diff([by[e, lam].variance for lam in lambdas]) >= 0) for e in errors[:3]),
+            all(
+                by[e, 0.0].variance == 0.0
+                and np.all(np.diff([by[e, lam].variance for lam in lambdas]) >= 0)
+                for e in errors
+                if e <= 1
+            ),
+        ),
+        near(
+            "at λ = 1 the critic's error adds no variance: error 4 against none",
+            by[4.0, 1.0].variance,
+            by[0.0, 1.0].variance,
+            1e-9,
         ),
         states(
             f"the best λ rises with the critic's error ({', '.join(f'{e:g}' for e in errors)})",
@@ -289,6 +303,10 @@ def controller_checks() -> list[Check]:
         near("adaptive KL: 0.05 → β", adaptive.update(0.05, 6.6, 100), 0.0505, 1e-12),
         # error clipped from 9 to 0.2; 0.05·(1 + 0.2·100/1000) = 0.051
         near("adaptive KL, error clipped: 0.05 → β", adaptive.update(0.05, 60.0, 100), 0.051, 1e-9),
-        near("dual KL: 0.05 → β", dual.update(0.05, 6.6, 100), 0.11, 1e-12),
-        near("dual KL stays ≥ 0: 0.05 → β", dual.update(0.05, 0.0, 100), 0.0, 1e-12),
+        # 0.05·exp(0.1·0.1)
+        near("dual KL: 0.05 → β", dual.update(0.05, 6.6, 100), 0.0505025083542084, 1e-12),
+        # 0.05·exp(0.1·(−1)), of no KL at all
+        near(
+            "dual KL, too little KL: 0.05 → β", dual.update(0.05, 0, 1), 0.0452418709017980, 1e-12
+        ),
     ]

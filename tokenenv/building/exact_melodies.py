@@ -1,6 +1,6 @@
 """What the models of `exact` are trained on: melodies of the grammar, and pairs of answers.
 
-The cadence is rare under the reference. So that the reward model hears enough of it, half of the
+The cadence is rare under the reference. So that the reward model hears enough of it, most of the
 answers in the pairs are explored: cadences with every lead-in, what is nearly one, and notes
 at random, which leave no corner of the task unheard.
 """
@@ -89,7 +89,12 @@ def sample_answer_pairs(
     prompts = [reference.encode(call) for call in calls]
     sides = [_answers(reference, prompts, explored_share, rng) for _ in range(2)]
     gold = [
-        np.array([gold_reward(c, reference.decode(a)) for c, a in zip(calls, side, strict=True)])
+        np.array(
+            [
+                gold_reward(call, reference.decode(answer), answer[-1] in reference.eos_token_ids)
+                for call, answer in zip(calls, side, strict=True)
+            ]
+        )
         for side in sides
     ]
     # Every pair counts as its own prompt: five calls can't be held out from each other.

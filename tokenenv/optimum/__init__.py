@@ -5,6 +5,7 @@
 - `sample_mixture` and `compare`: J* bounded from samples, for every other task (`mixture.py`).
 """
 
+from tokenenv.optimum.enumeration import MAX_RESPONSES, enumerate_mdp, enumerate_task
 from tokenenv.optimum.exact import (
     ActionValues,
     ExactEvaluation,
@@ -24,14 +25,8 @@ from tokenenv.optimum.mixture import (
     sample_mixture,
 )
 from tokenenv.optimum.plain_return import PlainReturns, plain_return, plain_returns
-from tokenenv.optimum.prefix_tree import (
-    MAX_RESPONSES,
-    Levels,
-    PrefixTree,
-    enumerate_mdp,
-    enumerate_task,
-    policy_levels,
-)
+from tokenenv.optimum.policies import policy_levels
+from tokenenv.optimum.prefix_tree import Levels, PrefixTree
 from tokenenv.optimum.tree_sampling import sample_tree_mixture
 
 __all__ = [

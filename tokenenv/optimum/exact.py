@@ -14,13 +14,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tokenenv.optimum.prefix_tree import (
-    Levels,
-    Policy,
-    PrefixTree,
-    enumerate_task,
-    policy_levels,
-)
+from tokenenv.optimum.enumeration import enumerate_task
+from tokenenv.optimum.mixture import objective_fraction
+from tokenenv.optimum.policies import Policy, policy_levels
+from tokenenv.optimum.prefix_tree import Levels, PrefixTree, normalized
 from tokenenv.settings import check_kl_coef
 
 __all__ = [
@@ -28,9 +25,11 @@ __all__ = [
     "ExactEvaluation",
     "RankedResponse",
     "Solution",
+    "Solvable",
     "evaluate_exactly",
     "expectation",
     "solve",
+    "tree_and_kl_coef",
     "true_advantages",
 ]
 
@@ -86,11 +85,8 @@ class Solution:
         Returns:
             T levels (X, C^t, V) of log-probabilities.
         """
-        levels = []
-        for reference, best in zip(self.tree.ref_log_probs, self.log_policy, strict=True):
-            mixed = (1.0 - share) * reference + share * best
-            levels.append(mixed - _log_sum_exp(mixed)[:, :, None])
-        return levels
+        pairs = zip(self.tree.ref_log_probs, self.log_policy, strict=True)
+        return [normalized((1.0 - share) * ref + share * best) for ref, best in pairs]
 
 
 def rank_responses(
@@ -106,7 +102,34 @@ def rank_responses(
     ]
 
 
-def solve(task: str | PrefixTree, kl_coef: float | None = None) -> Solution:
+Solvable = str | PrefixTree | Solution
+"""A task's name, its tree from `enumerate_task`, or its solution; the latter two save the work."""
+
+
+def tree_and_kl_coef(task: Solvable, kl_coef: float | None) -> tuple[PrefixTree, float]:
+    """The tree that is meant, and β ≥ 0: the given one, else the solution's or the task's own.
+
+    Raises:
+        ValueError: `task` is none of these or too large to enumerate, or β is negative.
+    """
+    own = None
+    if isinstance(task, Solution):
+        tree, own = task.tree, task.kl_coef
+    elif isinstance(task, PrefixTree):
+        tree = task
+    elif isinstance(task, str):
+        tree = enumerate_task(task)
+    else:
+        raise ValueError(
+            f"a {type(task).__name__} is no task: give its name, its tree (enumerate_task) or its "
+            "solution (solve)."
+        )
+    if kl_coef is not None:
+        return tree, check_kl_coef(kl_coef)
+    return tree, tree.kl_coef if own is None else own
+
+
+def solve(task: Solvable, kl_coef: float | None = None) -> Solution:
     """The optimal policy by soft backward induction over the tree of prefixes.
 
     Args:
@@ -114,10 +137,11 @@ def solve(task: str | PrefixTree, kl_coef: float | None = None) -> Solution:
         kl_coef: β > 0; the task's own unless given.
 
     Raises:
-        ValueError: the task is too large to enumerate, or β is 0 or negative.
+        ValueError: the task is too large to enumerate, β is 0 or negative, or so small that R/β
+            overflows.
     """
-    tree = _tree(task)
-    kl_coef = _positive_kl_coef(tree, kl_coef)
+    tree, kl_coef = tree_and_kl_coef(task, kl_coef)
+    _refuse_limits(tree, kl_coef)
     q_values: Levels = []
     values: Levels = []
     log_policy: Levels = []
@@ -125,7 +149,7 @@ def solve(task: str | PrefixTree, kl_coef: float | None = None) -> Solution:
     for t in reversed(range(tree.depth)):
         q = np.where(tree.ending(t), tree.scores[t], tree.after(t, after))
         unnormalized = tree.ref_log_probs[t] + q / kl_coef
-        normalizer = _log_sum_exp(unnormalized)
+        normalizer = np.logaddexp.reduce(unnormalized, axis=-1)
         after = kl_coef * normalizer
         q_values.insert(0, q)
         values.insert(0, after)
@@ -180,17 +204,14 @@ class ExactEvaluation:
         return replace(
             self,
             objective_reference=objective_reference,
-            objective_fraction=_fraction(self.objective, objective_reference, self.optimum),
+            objective_fraction=objective_fraction(
+                self.objective, objective_reference, self.optimum
+            ),
         )
 
 
-def _fraction(objective: float, objective_reference: float, optimum: float) -> float | None:
-    reach = optimum - objective_reference
-    return (objective - objective_reference) / reach if reach > 1e-9 else None
-
-
 def evaluate_exactly(
-    policy: Policy, task: str | PrefixTree | Solution, kl_coef: float | None = None
+    policy: Policy, task: Solvable, kl_coef: float | None = None
 ) -> ExactEvaluation:
     """J(π), E[R], KL(π ‖ π_ref) and KL(π ‖ π*) of a policy, by enumeration.
 
@@ -202,9 +223,10 @@ def evaluate_exactly(
     Raises:
         ValueError: `policy` is none, or as `solve`.
     """
-    solution = task if isinstance(task, Solution) else solve(task, kl_coef)
-    if kl_coef is not None and kl_coef != solution.kl_coef:
-        solution = solve(solution.tree, kl_coef)
+    if isinstance(task, Solution) and kl_coef in (None, task.kl_coef):
+        solution = task
+    else:
+        solution = solve(task, kl_coef)
     tree, kl_coef = solution.tree, solution.kl_coef
     log_policy = policy_levels(policy, tree)
     found = evaluate_levels(tree, log_policy, kl_coef)
@@ -215,7 +237,7 @@ def evaluate_exactly(
         objective=objective,
         objective_reference=worst,
         optimum=best,
-        objective_fraction=_fraction(objective, worst, best),
+        objective_fraction=objective_fraction(objective, worst, best),
         score=float(found.score.mean()),
         kl=float(found.kl.mean()),
         kl_to_optimum=float(_divergence(tree, log_policy, solution.log_policy).mean()),
@@ -242,23 +264,20 @@ class ActionValues:
     advantages: Levels
 
 
-def true_advantages(
-    policy: Policy, task: str | PrefixTree, kl_coef: float | None = None
-) -> ActionValues:
+def true_advantages(policy: Policy, task: Solvable, kl_coef: float | None = None) -> ActionValues:
     """V^π, Q^π and A^π under r(s, a) = R at the end − β·(log π(a|s) − log π_ref(a|s)), γ = 1.
 
     An action that π never takes has Q^π = ∞ where β > 0: the first of its probability costs no KL.
 
     Args:
         policy: see `policy_levels`.
-        task: name of a task, or its tree.
-        kl_coef: β ≥ 0; the task's own unless given.
+        task: name of a task, its tree or its solution.
+        kl_coef: β ≥ 0; the solution's, or the task's own, unless given.
 
     Raises:
         ValueError: `policy` is none, the task is too large to enumerate, or β is negative.
     """
-    tree = _tree(task)
-    kl_coef = tree.kl_coef if kl_coef is None else check_kl_coef(kl_coef)
+    tree, kl_coef = tree_and_kl_coef(task, kl_coef)
     log_policy = policy_levels(policy, tree)
     values: Levels = []
     q_values: Levels = []
@@ -306,15 +325,13 @@ def evaluate_levels(tree: PrefixTree, log_policy: Levels, kl_coef: float) -> _Pe
     score = expectation(log_probs, tree.finished(tree.scores))
     kl = _divergence(tree, log_policy, tree.ref_log_probs)
     gold = tree.gold_rewards
-    lengths = [np.full(tree.shape(t), t + 1.0) for t in range(tree.depth)]
-    stops = [np.broadcast_to(tree.ending(0), tree.shape(t)) * 1.0 for t in range(tree.depth)]
     return _PerPrompt(
         objective=score - kl_coef * kl,
         score=score,
         kl=kl,
         gold_reward=None if gold is None else expectation(log_probs, tree.finished(gold)),
-        response_length=expectation(log_probs, tree.finished(lengths)),
-        eos_rate=expectation(log_probs, tree.finished(stops)),
+        response_length=expectation(log_probs, tree.response_lengths),
+        eos_rate=expectation(log_probs, tree.response_stopped),
     )
 
 
@@ -328,26 +345,22 @@ def _divergence(tree: PrefixTree, log_policy: Levels, other: Levels) -> np.ndarr
     return total
 
 
-def _log_sum_exp(values: np.ndarray) -> np.ndarray:
-    """Over the last axis, without overflow."""
-    peak = values.max(axis=-1, keepdims=True)
-    return np.log(np.exp(values - peak).sum(axis=-1)) + peak.squeeze(-1)
-
-
 def _mean(values: np.ndarray | None) -> float | None:
     return None if values is None else float(values.mean())
 
 
-def _tree(task: str | PrefixTree) -> PrefixTree:
-    return task if isinstance(task, PrefixTree) else enumerate_task(task)
-
-
-def _positive_kl_coef(tree: PrefixTree, kl_coef: float | None) -> float:
-    found = tree.kl_coef if kl_coef is None else check_kl_coef(kl_coef)
-    if found == 0:
+def _refuse_limits(tree: PrefixTree, kl_coef: float) -> None:
+    """Raise ValueError where β is 0, or next to it."""
+    if kl_coef == 0:
         raise ValueError(
             "kl_coef=0 has no soft optimum: as β → 0 the best policy puts everything on the "
             "response of the greatest score, max_y R(x, y). Give a positive kl_coef, or take "
             "tokenenv.optimum.plain_returns, whose optimum at kl_coef=0 is that score."
         )
-    return found
+    with np.errstate(over="ignore"):
+        greatest = float(np.abs(tree.finished(tree.scores)).max()) / kl_coef
+    if not np.isfinite(greatest * kl_coef) or greatest > 1e300:
+        raise ValueError(
+            f"kl_coef={kl_coef} is too small: R/β overflows. Give a greater one, or take "
+            "tokenenv.optimum.plain_returns at kl_coef=0, the limit."
+        )

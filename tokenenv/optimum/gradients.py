@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tokenenv.optimum.exact import expectation
-from tokenenv.optimum.prefix_tree import Levels, PrefixTree
+from tokenenv.optimum.prefix_tree import Levels, PrefixTree, normalized
 
 __all__ = ["directional_derivative", "inner_product", "loss_gradient", "reward_gradient"]
 
@@ -75,11 +75,7 @@ def directional_derivative(
         step: ε.
     """
     ahead, behind = (
-        function([_normalized(p + side * d) for p, d in zip(log_policy, direction, strict=True)])
+        function([normalized(p + side * d) for p, d in zip(log_policy, direction, strict=True)])
         for side in (step, -step)
     )
     return (ahead - behind) / (2 * step)
-
-
-def _normalized(logits: np.ndarray) -> np.ndarray:
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))

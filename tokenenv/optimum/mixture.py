@@ -21,17 +21,32 @@ from tokenenv.rewards import Episode
 from tokenenv.sampling import SampledResponse, sample_responses
 from tokenenv.scoring import EpisodeScorer
 
-__all__ = ["Comparison", "MixtureSamples", "compare", "log_mean_exp", "rescaled", "sample_mixture"]
+__all__ = [
+    "Comparison",
+    "MixtureSamples",
+    "compare",
+    "log_mean_exp",
+    "objective_fraction",
+    "rescaled",
+    "sample_mixture",
+]
 
 LOW_EFFECTIVE_SAMPLE_SIZE = 0.05
-"""Share of the samples under which the bound is called unreliable."""
+"""Share of a prompt's samples under which the bound is called unreliable."""
+
+MIN_REFERENCE_SAMPLES = 4096
+"""Reference samples, over all prompts, under which the bound is called unreliable: a mode of one in
+a thousand is hit among them with probability 0.98."""
 
 
 def log_mean_exp(log_weights: np.ndarray) -> np.ndarray:
     """Log of the mean of exp over the last axis, without overflow."""
-    peak = log_weights.max(axis=-1, keepdims=True)
-    mean = np.exp(log_weights - peak).mean(axis=-1)
-    return np.log(mean) + peak.squeeze(-1)
+    return np.logaddexp.reduce(log_weights, axis=-1) - np.log(log_weights.shape[-1])
+
+
+def objective_fraction(objective: float, worst: float, best: float) -> float | None:
+    """(J − J_ref)/(J* − J_ref); None where there is nothing to gain, up to rounding."""
+    return (objective - worst) / (best - worst) if best - worst > 1e-9 else None
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,8 @@ class Comparison:
             form.
         optimum_interval: 95 % bootstrap interval of the bound, or None.
         objective_fraction: (J − J_ref)/(J* − J_ref) with the bound for J*: at most this. None at
-            β = 0, and where the bound shows nothing to gain (a constant reward).
+            β = 0, and where the samples show nothing to gain (a constant reward): the interval of
+            J* − J_ref reaches 0.
         fraction_interval: 95 % bootstrap interval of the fraction.
         effective_sample_size: of the weights, as a share of the samples, median over prompts.
         least_effective_sample_size: of the prompt where it is least.
@@ -107,13 +123,25 @@ class Comparison:
 
     @property
     def is_reliable(self) -> bool:
-        """Whether the effective sample size of every prompt is large enough to believe the bound.
+        """Whether the bound can be believed to lie near J*: enough samples, and none that rules.
 
-        One prompt tells: where the policy lacks a mode, the reference's few samples of it carry
-        nearly all the weight, and prompts that happen to have none show nothing.
+        Where the policy lacks a mode of the optimum, only the reference's samples can show it: the
+        few that hit it carry nearly all the weight of their prompt. So the prompt with the least
+        effective sample size tells, provided that the reference was sampled often enough to hit
+        the mode at some prompt. What is rarer than about 1 in `MIN_REFERENCE_SAMPLES` everywhere
+        stays invisible.
         """
         found = self.least_effective_sample_size
-        return found is not None and found >= LOW_EFFECTIVE_SAMPLE_SIZE
+        return (
+            found is not None
+            and found >= LOW_EFFECTIVE_SAMPLE_SIZE
+            and self.reference_samples >= MIN_REFERENCE_SAMPLES
+        )
+
+    @property
+    def reference_samples(self) -> int:
+        """Responses of the reference, over all prompts."""
+        return self.prompts * self.responses_per_prompt // 2
 
 
 def sample_mixture(
@@ -209,8 +237,8 @@ def compare(
         interval = _interval(draws[2])
         best = optimum if known_optimum is None else max(optimum, known_optimum)
         best_draws = draws[2] if known_optimum is None else np.maximum(draws[2], known_optimum)
-        if best - objective_reference > 1e-9:
-            fraction = (objective - objective_reference) / (best - objective_reference)
+        if _interval(best_draws - draws[1])[0] > 1e-9:
+            fraction = objective_fraction(objective, objective_reference, best)
             with np.errstate(divide="ignore", invalid="ignore"):
                 fractions = (draws[0] - draws[1]) / (best_draws - draws[1])
             fraction_interval = _interval(fractions)
@@ -242,9 +270,8 @@ def rescaled(
 ) -> Comparison:
     """`found` between another untrained actor's J and another bound, without an interval."""
     fraction = None
-    if optimum_lower_bound is not None and optimum_lower_bound > objective_reference:
-        reach = optimum_lower_bound - objective_reference
-        fraction = (found.objective - objective_reference) / reach
+    if optimum_lower_bound is not None:
+        fraction = objective_fraction(found.objective, objective_reference, optimum_lower_bound)
     return replace(
         found,
         objective_reference=objective_reference,

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenenv.optimum.exact import Solution, expectation, solve
-from tokenenv.optimum.prefix_tree import Levels, Policy, PrefixTree, enumerate_task, policy_levels
-from tokenenv.settings import check_kl_coef
+from tokenenv.optimum.exact import Solvable, expectation, solve, tree_and_kl_coef
+from tokenenv.optimum.mixture import objective_fraction
+from tokenenv.optimum.policies import Policy, policy_levels
+from tokenenv.optimum.prefix_tree import Levels, PrefixTree
 
 __all__ = ["PlainReturns", "plain_return", "plain_returns"]
 
@@ -41,12 +42,15 @@ class PlainReturns:
     rlhf_optimum: float | None
     best_actions: Levels
 
-    def fraction(self, plain_return: float) -> float:
-        """Where a plain return lies between the reference (0) and the optimum (1)."""
-        return (plain_return - self.reference) / (self.optimum - self.reference)
+    def fraction(self, plain_return: float) -> float | None:
+        """Where a plain return lies between the reference (0) and the optimum (1).
+
+        None where the reference is optimal already.
+        """
+        return objective_fraction(plain_return, self.reference, self.optimum)
 
 
-def plain_returns(task: str | PrefixTree | Solution, kl_coef: float | None = None) -> PlainReturns:
+def plain_returns(task: Solvable, kl_coef: float | None = None) -> PlainReturns:
     """The plain-return optimum, and what other policies get on that scale.
 
     Args:
@@ -56,11 +60,7 @@ def plain_returns(task: str | PrefixTree | Solution, kl_coef: float | None = Non
     Raises:
         ValueError: the task is too large to enumerate, or β is negative.
     """
-    if isinstance(task, Solution):
-        kl_coef = task.kl_coef if kl_coef is None else kl_coef
-        task = task.tree
-    tree = enumerate_task(task) if isinstance(task, str) else task
-    kl_coef = tree.kl_coef if kl_coef is None else check_kl_coef(kl_coef)
+    tree, kl_coef = tree_and_kl_coef(task, kl_coef)
     best_actions: Levels = []
     after: np.ndarray | None = None
     for t in reversed(range(tree.depth)):
@@ -83,19 +83,18 @@ def plain_returns(task: str | PrefixTree | Solution, kl_coef: float | None = Non
     )
 
 
-def plain_return(policy: Policy, task: str | PrefixTree, kl_coef: float | None = None) -> float:
+def plain_return(policy: Policy, task: Solvable, kl_coef: float | None = None) -> float:
     """E[Σ r_t] of a policy with the environment's own reward, by enumeration; mean over prompts.
 
     Args:
         policy: see `policy_levels`.
-        task: name of a task, or its tree.
-        kl_coef: β ≥ 0; the task's own unless given.
+        task: name of a task, its tree or its solution.
+        kl_coef: β ≥ 0; the solution's, or the task's own, unless given.
 
     Raises:
         ValueError: `policy` is none, the task is too large to enumerate, or β is negative.
     """
-    tree = enumerate_task(task) if isinstance(task, str) else task
-    kl_coef = tree.kl_coef if kl_coef is None else check_kl_coef(kl_coef)
+    tree, kl_coef = tree_and_kl_coef(task, kl_coef)
     return _mean_return(tree, policy_levels(policy, tree), kl_coef)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from tokenenv.optimum.mixture import MixtureSamples
-from tokenenv.optimum.prefix_tree import Policy, PrefixTree, policy_levels
+from tokenenv.optimum.policies import Policy, policy_levels
+from tokenenv.optimum.prefix_tree import PrefixTree
 
 __all__ = ["sample_tree_mixture"]
 
@@ -22,25 +23,31 @@ def sample_tree_mixture(
     Args:
         policy: see `policy_levels`.
         tree: of the token MDP.
-        responses_per_prompt: of both kinds together.
+        responses_per_prompt: of both kinds together; even, at least 2.
         seed: of the sampling.
+
+    Raises:
+        ValueError: `policy` is none, or `responses_per_prompt` can't be halved.
     """
+    if responses_per_prompt < 2 or responses_per_prompt % 2:
+        raise ValueError(
+            f"responses_per_prompt={responses_per_prompt} must be an even number of at least 2: "
+            "half of the responses are the policy's, half the reference's."
+        )
     rng = np.random.default_rng(seed)
     n = responses_per_prompt // 2
     log_probs = tree.response_log_probs(policy_levels(policy, tree))
     ref_log_probs = tree.response_log_probs(tree.ref_log_probs)
     drawn = np.stack([_draw(rng, table, n) for table in (log_probs, ref_log_probs)])
     rows = np.arange(len(tree.prompts))[None, :, None]
-    lengths = [np.full(tree.shape(t), t + 1) for t in range(tree.depth)]
-    stops = [np.broadcast_to(tree.ending(0), tree.shape(t)) for t in range(tree.depth)]
     gold = tree.gold_rewards
     return MixtureSamples(
         log_probs[rows, drawn],
         ref_log_probs[rows, drawn],
         tree.finished(tree.scores)[rows, drawn],
         None if gold is None else tree.finished(gold)[rows, drawn],
-        tree.finished(lengths)[rows, drawn],
-        tree.finished(stops)[rows, drawn],
+        tree.response_lengths[drawn],
+        tree.response_stopped[drawn],
     )
 
 

@@ -47,7 +47,8 @@ class Task:
         max_prompt_tokens: P.
         max_new_tokens: T.
         kl_coef: β.
-        gold_reward: (prompt, response) → the true reward, or None where nobody knows it.
+        gold_reward: (prompt, response, stopped) → the true reward of two texts, `stopped` where
+            the response ended with EOS; or None where nobody knows it.
         card: path of the model card's JSON, or None.
     """
 
@@ -58,7 +59,7 @@ class Task:
     max_prompt_tokens: int
     max_new_tokens: int
     kl_coef: float
-    gold_reward: Callable[[str, str], float] | None = None
+    gold_reward: Callable[[str, str, bool], float] | None = None
     card: Path | None = None
 
 

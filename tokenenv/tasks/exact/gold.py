@@ -72,12 +72,13 @@ class GoldBreakdown:
         return liked - self.leaps - self.repetitions - self.rises - self.broken_off
 
 
-def gold_breakdown(prompt: str, response: str) -> GoldBreakdown:
+def gold_breakdown(prompt: str, response: str, stopped: bool) -> GoldBreakdown:
     """Takes the gold reward of an answer apart.
 
     Args:
         prompt: the call; words that are no notes are not heard.
-        response: the answer; more than `MAX_NOTES` notes mean that it was broken off.
+        response: the answer.
+        stopped: whether it stopped by itself; otherwise it was broken off.
 
     Returns:
         What every part adds or costs.
@@ -90,7 +91,6 @@ def gold_breakdown(prompt: str, response: str) -> GoldBreakdown:
         for index, (before, after) in enumerate(itertools.pairwise(melody))
         if index + 1 >= len(call)
     ]
-    stopped = len(answer) <= MAX_NOTES
     cadence = [_HEIGHT[note] for note in CADENCE]
     is_cadence = stopped and answer[-len(cadence) :] == cadence
     is_home = stopped and answer[-1:] == [_HEIGHT["do"]] and not is_cadence
@@ -107,11 +107,12 @@ def gold_breakdown(prompt: str, response: str) -> GoldBreakdown:
     )
 
 
-def gold_reward(prompt: str, response: str) -> float:
+def gold_reward(prompt: str, response: str, stopped: bool) -> float:
     """Gold reward of an answer to a call: above 1 with the full cadence, below 0.5 without.
 
     Args:
         prompt: the call.
         response: the answer.
+        stopped: whether it stopped by itself.
     """
-    return gold_breakdown(prompt, response).reward
+    return gold_breakdown(prompt, response, stopped).reward

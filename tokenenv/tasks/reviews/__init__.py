@@ -17,7 +17,7 @@ FOLDER = ASSETS / "reviews"
 """The shipped models and their card."""
 
 
-def _gold_reward(prompt: str, response: str) -> float:
+def _gold_reward(prompt: str, response: str, stopped: bool) -> float:
     return gold_reward(prompt + response)
 
 

@@ -1,0 +1,109 @@
+"""What the benchmarks share: turns, medians, tables, JSON and the command line's common part.
+
+A row is a dictionary with `table` (the title it is printed under), `what`, `ratio`, and whatever
+stands beside it as context. Only ratios of one run mean anything: absolute times are those of the
+machine at that moment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["Row", "arguments_parser", "medians", "report", "seconds_of", "take_turns"]
+
+Row = dict[str, Any]
+
+
+def arguments_parser(description: str | None, repetitions: int) -> argparse.ArgumentParser:
+    """A parser with `--repetitions`, `--quick` and `--json`."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repetitions", type=int, default=repetitions, help="medians are of these")
+    parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all?")
+    parser.add_argument("--json", type=Path, help="write the rows here too")
+    return parser
+
+
+def seconds_of(function: Callable[[], Any]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def take_turns(
+    cases: Mapping[str, Callable[[], float]], repetitions: int
+) -> dict[str, list[float]]:
+    """What each case found, `repetitions` times, one after the other within every repetition.
+
+    A machine that slows down slows all of them; where it does so in the middle of a repetition the
+    medians leave it out.
+
+    Args:
+        cases: name → a function that gives one measurement.
+        repetitions: how often all of them are measured.
+    """
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(repetitions):
+        for name, measure in cases.items():
+            found[name].append(measure())
+    return found
+
+
+def medians(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The median of each case."""
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def report(rows: Sequence[Row], setting: Mapping[str, Any], path: Path | None) -> None:
+    """Print a table per title, and write JSON where `path` says.
+
+    Args:
+        rows: those of one title have the same keys.
+        setting: what was measured; the versions and the number of threads are added.
+        path: of the JSON, or None.
+    """
+    setting = {
+        **setting,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    console = Console(width=None if Console().is_terminal else 120)
+    console.print(", ".join(f"{name} {value}" for name, value in setting.items()))
+    for title in dict.fromkeys(row["table"] for row in rows):
+        console.print(_table(title, [row for row in rows if row["table"] == title]))
+    if path is not None:
+        found = {"setting": setting, "rows": list(rows)}
+        text = json.dumps(found, indent=2, ensure_ascii=False, default=str)
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def _table(title: str, rows: Sequence[Row]) -> Table:
+    shown = Table(title=title, title_justify="left")
+    headers = [name for name in rows[0] if name != "table"]
+    for header in headers:
+        shown.add_column(header, justify="left" if header == "what" else "right")
+    for row in rows:
+        shown.add_row(*(_cell(row[header]) for header in headers))
+    return shown
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, float):
+        return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
