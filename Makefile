@@ -21,7 +21,7 @@ verify: setup
 	$(BIN)/tokenrlhf verify
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

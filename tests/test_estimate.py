@@ -43,7 +43,11 @@ def estimates(exact_solution):
         name: (
             evaluate_exactly(policy, exact_solution),
             [
-                compare(sample_tree_mixture(policy, tree, n, seed), exact_solution.kl_coef)
+                compare(
+                    sample_tree_mixture(policy, tree, n, seed),
+                    exact_solution.kl_coef,
+                    bootstrap=150,
+                )
                 for seed in SEEDS
             ],
         )
