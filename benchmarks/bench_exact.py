@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import time
 from pathlib import Path
@@ -50,11 +51,12 @@ def table(rows: list[dict[str, Any]], tokens: int) -> Table:
     for header in (*headers, "tokens to 0.95, median", "time / TokenPPO"):
         shown.add_column(header, justify="left" if header == "agent" else "right")
     by_agent = {name: [row for row in rows if row["agent"] == name] for name in AGENTS}
-    unit = statistics.median(r["seconds"] for r in by_agent[AGENTS[0]] or rows)
+    unit = statistics.median([r["seconds"] for r in by_agent[AGENTS[0]]] or [math.nan])
     for name, own in by_agent.items():
         if own:
             fractions = [row["objective_fraction"] for row in own]
-            reached = [row["tokens_to_0.95"] or float("inf") for row in own]
+            tokens_to = [row["tokens_to_0.95"] for row in own]
+            reached = [math.inf if found is None else found for found in tokens_to]
             shown.add_row(
                 name,
                 f"{min(fractions):.4f}",
