@@ -21,6 +21,7 @@ from agents.deferred_scoring import RewardBinding, score_segments
 from agents.episode_records import EpisodeRecord
 from agents.groups import NO_GROUP, GroupQueue, check_groups
 from agents.kl_penalty import ReferencedSamples, pay_full_kl
+from agents.new_steps import per_new_step
 from agents.packing import minibatch_indices, pack
 from agents.segments import Segment, StepLog, joined, offsets
 from tokenenv.credit import GROUPED, token_advantages, whiten_rewards
@@ -66,6 +67,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             `"group"`, group after group. Without a critic, `returns` are the rewards to come.
         actions: (n,) int32.
         ref_log_probs: (n,) float32 log π_ref of the tokens, or (0,) where the update needs none.
+        old_log_probs: (n,) float32, what ratios divide by: `log_probs`, or the same policy's as the
+            update computes them where it computes in another precision.
         kl_coef: β of the last rollout.
 
     Raises:
@@ -229,6 +232,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             self.records = score_segments(
                 used, binding.scorer, binding.kl_shaping, carries, binding.penalty
             )
+        if binding.update_log_probs is not None:
+            found = per_new_step(segments, self.device, binding.update_log_probs)
+            for segment, own in zip(segments, found, strict=True):
+                segment.old_log_probs = np.concatenate([segment.old_log_probs, own])
         for segment in segments:
             self._open[segment.env] = None if segment.ended else segment
         if self._groups is not None:
@@ -246,6 +253,9 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self.values = joined([s.values for s in segments], np.float32)
         self.log_probs = joined([s.log_probs for s in segments], np.float32)
         self.ref_log_probs = joined([s.ref_log_probs for s in segments], np.float32)
+        self.old_log_probs = joined([s.old_log_probs for s in segments], np.float32)
+        if not len(self.old_log_probs):
+            self.old_log_probs = self.log_probs
         self.advantages = self.returns = np.zeros(0, dtype=np.float32)
         prefixes = [s.prefix for s in segments]
         self._prefixes = joined(prefixes, np.int32)
@@ -283,6 +293,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             self.returns,
             self._prefixes,
             self._prefix_offsets,
+            *([] if self.old_log_probs is self.log_probs else [self.old_log_probs]),
         )
         still_open = sum(segment.nbytes for segment in self._open if segment is not None)
         waiting = 0 if self._groups is None else self._groups.nbytes
@@ -323,7 +334,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             observations=packed,  # type: ignore[arg-type]
             actions=self.to_torch(actions),
             old_values=self.to_torch(self.values[picked]),
-            old_log_prob=self.to_torch(self.log_probs[picked]),
+            old_log_prob=self.to_torch(self.old_log_probs[picked]),
             advantages=self.to_torch(self.advantages[picked]),
             returns=self.to_torch(self.returns[picked]),
         )

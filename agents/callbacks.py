@@ -163,9 +163,16 @@ class RLHFCallback(BaseCallback):
                 actor=self.model.policy.actor if needs_reference else None,
                 reference=load_reference(settings) if needs_reference else None,
                 shares_groups=isinstance(env.unwrapped, TokenVecEnv),
+                update_log_probs=self._update_log_probs(),
             ),
             episode_starts,
         )
+
+    def _update_log_probs(self) -> Any:
+        """What tells them, of a model that updates in another precision than it samples in."""
+        model: Any = self.model
+        needs_them = getattr(model, "needs_update_log_probs", False)
+        return model.update_log_probs if needs_them else None
 
     def _reset_groups(self, rows: Iterable[int]) -> dict[int, int | None]:
         """Row → the group of the episode that its last reset began; None: of none."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from agents.kl_settings import KLPenalty, kl_controller
+from agents.precision import check_precision
 from tokenenv.credit import ADVANTAGE_ESTIMATORS, CRITIC_FREE, GROUPED
 
 __all__ = [
@@ -209,11 +210,13 @@ def check_agent(settings: Mapping[str, Any]) -> None:
             "normalize_advantage (per minibatch) and whiten_advantages (per rollout) do the "
             "same thing twice: choose one."
         )
+    policy_kwargs = settings["policy_kwargs"] or {}
+    check_precision(settings["precision"], policy_kwargs.get("dtype", "float32"))
     KLPenalty(settings["kl_estimator"], settings["use_kl_loss"])
     names = ("kl_controller", "kl_target", "kl_horizon", "kl_dual_rate")
     kl_controller(*(settings[name] for name in names))
     estimator = (settings["rollout_buffer_kwargs"] or {}).get("advantage_estimator", "gae")
-    value_head = (settings["policy_kwargs"] or {}).get("value_head", "shared")
+    value_head = policy_kwargs.get("value_head", "shared")
     _check_critic(estimator, value_head, settings)
 
 

@@ -236,6 +236,7 @@ _MEANING = {
     "tokens": "response tokens trained on",
     "tokens_per_second": "of the training, everything included",
     "wall_seconds": "of the training",
+    "precision": "in which updates were computed",
     "seed": "",
 }
 

@@ -111,6 +111,8 @@ class TrainConfig:
     """Tokens per minibatch, about: sequences are kept whole."""
     micro_batch_tokens: int | None = None
     """Tokens per forward and backward; less memory, same result."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the update's forward and backward passes; 'auto' measures once which is faster here."""
     n_epochs: int = 4
     """Passes over every rollout."""
     learning_rate: float = 5e-4
@@ -190,7 +192,7 @@ class TrainConfig:
                 **vars(self),
                 "normalize_advantage": False,
                 "rollout_buffer_kwargs": buffer,
-                "policy_kwargs": {"value_head": self.value_head},
+                "policy_kwargs": {"value_head": self.value_head, "dtype": self.dtype},
             }
         )
         check_controller(

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from agents.episode_records import EpisodeRecord
 from agents.kl_penalty import token_penalties
 from agents.kl_settings import KLPenalty
+from agents.packing import PackedSequences
 from agents.segments import Segment
 from tokenenv.reference import Reference
 from tokenenv.rewards import Episode
@@ -35,6 +37,8 @@ class RewardBinding:
         actor: the causal LM that samples; only where whole distributions are compared.
         reference: what it is compared with; likewise.
         shares_groups: whether the rows of the environment fill groups of responses together.
+        update_log_probs: (states, (n,) actions) → (n,) log π as the update computes it; None where
+            that is as sampling did.
     """
 
     scorer: EpisodeScorer | None
@@ -46,6 +50,7 @@ class RewardBinding:
     actor: Any = None
     reference: Reference | None = None
     shares_groups: bool = True
+    update_log_probs: Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None = None
 
 
 def score_segments(

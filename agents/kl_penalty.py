@@ -12,18 +12,16 @@ import numpy as np
 import torch
 
 from agents.kl_settings import KLPenalty
-from agents.packing import PackedSequences, pack
+from agents.new_steps import per_new_step
+from agents.packing import PackedSequences
 from agents.segments import Segment
 from tokenenv.language_model import load_frozen, trunk_hidden_states
-from tokenenv.log_probs import MICRO_BATCH_TOKENS, log_softmax, micro_batches
+from tokenenv.log_probs import LOGITS_AT_ONCE, log_softmax
 from tokenenv.reference import Reference
 from tokenenv.settings import EnvSettings
 from tokenenv.shaping import full_kl, kl_estimate
 
 __all__ = ["ReferencedSamples", "kl_loss", "load_reference", "pay_full_kl", "token_penalties"]
-
-MAX_LOG_PROBS = 2**22
-"""Log-probabilities of whole distributions that one chunk without gradient holds at most."""
 
 
 class ReferencedSamples(NamedTuple):
@@ -70,31 +68,19 @@ def pay_full_kl(segments: Sequence[Segment], actor: Any, reference: Reference) -
         actor: the causal LM that sampled them.
         reference: whose temperature is the actor's, too.
     """
-    counts = [segment.new_steps for segment in segments]
-    contexts = [
-        np.concatenate([segment.prefix, segment.actions[: len(segment.actions) - count]])
-        for segment, count in zip(segments, counts, strict=True)
-    ]
-    lengths = np.array([len(c) + n for c, n in zip(contexts, counts, strict=True)])
-    for chosen in micro_batches(lengths, MICRO_BATCH_TOKENS):
-        packed = pack(
-            [contexts[i].astype(np.int64) for i in chosen],
-            [segments[i].actions[-counts[i] :].astype(np.int64) for i in chosen],
-            actor.device,
-        )
-        found = _full_kls(packed, actor, reference)
-        bounds = np.cumsum([counts[i] for i in chosen])[:-1]
-        for i, kls in zip(chosen, np.split(found, bounds), strict=True):
-            own = segments[i]
-            own.rewards[-counts[i] :] -= (own.kl_coefs[-counts[i] :] * kls).astype(np.float32)
+    found = per_new_step(
+        segments, actor.device, lambda packed, _: _full_kls(packed, actor, reference)
+    )
+    for segment, kls in zip(segments, found, strict=True):
+        new = slice(-segment.new_steps, None)
+        segment.rewards[new] -= (segment.kl_coefs[new] * kls).astype(np.float32)
 
 
-@torch.no_grad()
-def _full_kls(packed: PackedSequences, actor: Any, reference: Reference) -> np.ndarray:
-    """(n,) float64 KL(π ‖ π_ref) at states; never more than a chunk of (n, V) at a time."""
+def _full_kls(packed: PackedSequences, actor: Any, reference: Reference) -> torch.Tensor:
+    """(n,) KL(π ‖ π_ref) at states; never more than a chunk of (n, V) at a time."""
     hidden = _hidden_states(packed, actor)
     ref_hidden = _hidden_states(packed, reference.language_model.model)
-    size = max(1, MAX_LOG_PROBS // reference.language_model.vocabulary_size)
+    size = max(1, LOGITS_AT_ONCE // reference.language_model.vocabulary_size)
     found = [
         full_kl(
             log_softmax(actor, own, reference.temperature),
@@ -102,7 +88,7 @@ def _full_kls(packed: PackedSequences, actor: Any, reference: Reference) -> np.n
         )
         for own, ref in zip(hidden.split(size), ref_hidden.split(size), strict=True)
     ]
-    return torch.cat(found).double().cpu().numpy()
+    return torch.cat(found)
 
 
 def _hidden_states(packed: PackedSequences, model: Any) -> torch.Tensor:

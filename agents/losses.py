@@ -46,6 +46,11 @@ class PPOLosses:
     approx_kl: torch.Tensor
     clip_fraction: torch.Tensor
 
+    def detached(self) -> dict[str, torch.Tensor]:
+        """Name → value, without gradient."""
+        names = ("policy", "value", "entropy", "approx_kl", "clip_fraction")
+        return {name: getattr(self, name).detach() for name in names}
+
     def total(self, ent_coef: float, vf_coef: float) -> torch.Tensor:
         """The loss that is minimised; a critic of weight 0 is left out, and gets no gradient."""
         loss = self.policy + ent_coef * self.entropy

@@ -85,6 +85,8 @@ def minibatch_indices(
 ) -> Iterator[np.ndarray]:
     """Random groups of whole sequences with about `batch_size` states each, all of them once.
 
+    A single group holds them in their own order.
+
     Args:
         sizes: (S,) states per sequence.
         batch_size: states per group; None for one group.
@@ -93,6 +95,8 @@ def minibatch_indices(
     order = rng.permutation(len(sizes))
     total = int(sizes.sum())
     groups = 1 if batch_size is None else min(len(sizes), max(1, -(-total // batch_size)))
+    if groups == 1:
+        order = np.arange(len(sizes))
     # A sequence belongs to the group in which its middle state falls.
     middles = np.cumsum(sizes[order]) - sizes[order] / 2
     which = np.minimum((middles * groups / total).astype(int), groups - 1)

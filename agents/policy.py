@@ -16,20 +16,29 @@ from agents.critic import SeparateCritic, build_critic, new_value_head
 from agents.packing import PackedSequences, pack_observations
 from agents.policy_checks import as_token_ids, check_spaces, check_vocabulary
 from agents.policy_files import json_config, load_policy, save_policy
+from agents.token_scores import score_tokens, scores_of_logits
 from tokenenv.language_model import (
     build_language_model,
     check_context,
     load_trainable,
-    output_logits,
     trunk_hidden_states,
 )
-from tokenenv.log_probs import log_softmax, sample_tokens
+from tokenenv.log_probs import log_softmax, sample_tokens, tempered_logits
 from tokenenv.slot_cache import SlotDecoder
 from tokenenv.tasks import model_source
 
 __all__ = ["VALUE_HEADS", "LMActorCriticPolicy"]
 
 VALUE_HEADS = ("shared", "separate")
+
+
+def fused_where_possible(
+    kind: type[torch.optim.Optimizer], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """`kwargs` of an optimiser; torch's Adam in one kernel unless they choose an implementation."""
+    chosen = {"fused", "foreach", "capturable", "differentiable", "amsgrad"} & set(kwargs)
+    is_adam = kind in (torch.optim.Adam, torch.optim.AdamW)
+    return {**kwargs, "fused": True} if is_adam and not chosen else kwargs
 
 
 class LMActorCriticPolicy(ActorCriticPolicy):
@@ -131,7 +140,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         self.optimizer = self.optimizer_class(
             self.parameters(),
             lr=lr_schedule(1),  # type: ignore[call-arg]
-            **self.optimizer_kwargs,
+            **fused_where_possible(self.optimizer_class, self.optimizer_kwargs),
         )
         self._decoders: dict[str, tuple[SlotDecoder, ...]] = {}
         self._trunk_weights = [p for trunk in self._trunks() for p in trunk.parameters()]
@@ -243,26 +252,29 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         Returns:
             (n, 1) values, (n,) log-probabilities, (n,) entropies in nats.
         """
-        return self.evaluate_with_logits(obs, actions)[:3]
+        hidden, critic_hidden = self._hidden_states(self._packed(obs))
+        scores = score_tokens(
+            self.actor,
+            hidden,
+            actions.long().flatten(),
+            self.temperature,
+            self.entropy_needs_gradient,
+        )
+        return self._value(critic_hidden), *scores
 
     def evaluate_with_logits(
         self, obs: PyTorchObs | PackedSequences, actions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `evaluate_actions`, and the (n, V) logits, divided by the temperature."""
-        packed = obs if isinstance(obs, PackedSequences) else self._packed(obs)
-        hidden, critic_hidden = self._hidden_states(packed)
-        logits = output_logits(self.actor, hidden) / self.temperature
-        log_normalizer = torch.logsumexp(logits, dim=-1)
-        log_probs = logits.gather(-1, actions.long().reshape(-1, 1)).squeeze(-1) - log_normalizer
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.entropy_needs_gradient):
-            probabilities = torch.exp(logits - log_normalizer[:, None])
-            entropies = log_normalizer - (probabilities * logits).sum(dim=-1)
-        return self._value(critic_hidden), log_probs, entropies, logits
+        hidden, critic_hidden = self._hidden_states(self._packed(obs))
+        logits = tempered_logits(self.actor, hidden, self.temperature)
+        scores = scores_of_logits(logits, actions.long().flatten(), self.entropy_needs_gradient)
+        return self._value(critic_hidden), *scores, logits
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """The distribution over the next token at (N, P+T) observations, by a full forward."""
         hidden = self._full_forward(self.actor, self._packed(obs))
-        logits = output_logits(self.actor, hidden) / self.temperature
+        logits = tempered_logits(self.actor, hidden, self.temperature)
         assert isinstance(self.action_dist, CategoricalDistribution)
         return self.action_dist.proba_distribution(action_logits=logits)
 
@@ -288,6 +300,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
     # Parts ---------------------------------------------------------------------------------------
 
     def _packed(self, obs: Any) -> PackedSequences:
+        if isinstance(obs, PackedSequences):
+            return obs
         as_token_ids(obs)
         return pack_observations(obs)
 
@@ -303,7 +317,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
 
     def _value(self, hidden: torch.Tensor) -> torch.Tensor:
         head = self.value_net if self.critic is None else self.critic.head
-        return head(hidden.to(head.weight.dtype))
+        with torch.autocast(hidden.device.type, enabled=False):
+            return head(hidden.to(head.weight.dtype))
 
     # Files ---------------------------------------------------------------------------------------
 

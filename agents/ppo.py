@@ -8,6 +8,7 @@ stock PPO.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from typing import Any
 
@@ -34,10 +35,13 @@ from agents.callbacks import RLHFCallback, has_rlhf_callback
 from agents.checks import DEFAULT_LAMBDA, check_agent, value_loss_weight
 from agents.critic_warmup import only_the_critic_learns
 from agents.env_checks import find_env_settings
-from agents.kl_penalty import kl_loss
 from agents.kl_settings import DEFAULT_DUAL_RATE, DEFAULT_HORIZON, KLPenalty, kl_controller
-from agents.losses import LOGGED_NAMES, micro_batches, ppo_losses, spread, whiten
+from agents.losses import LOGGED_NAMES, spread, whiten
+from agents.minibatch_update import LossSettings, accumulate_gradients
+from agents.packing import PackedSequences
 from agents.policy import LMActorCriticPolicy
+from agents.precision import computing_in
+from agents.precision_choice import measured_precision
 from tokenenv.shaping import KLController
 
 __all__ = ["TokenPPO"]
@@ -67,6 +71,11 @@ class TokenPPO(PPO):
         target_kl: stop the epochs of an update where the approximate KL exceeds 1.5 times this.
         micro_batch_tokens: tokens, padding included, per forward and backward; the gradients of a
             minibatch add up over its micro-batches, so this changes memory and not the result.
+        precision: of the update's forward and backward passes: `"float32"`, `"bfloat16"` (autocast;
+            weights, logits, softmax and values stay float32), or `"auto"`: the faster of the two,
+            measured at the start of the first training, which may differ between machines.
+            Sampling stays in float32, and ratios divide by the sampling policy's log-probabilities
+            as the update computes them.
         kl_estimator: of the KL penalty: `"k1"` (paid in two halves, the environment's and ours),
             `"k2"`, `"k3"` or `"full"` (ours alone: the environment needs `kl_shaping="none"`).
         use_kl_loss: add β times the estimator's mean over the tokens to the loss, instead of
@@ -95,6 +104,7 @@ class TokenPPO(PPO):
 
     Attributes:
         num_updates: updates in the model's life; each is `n_epochs` passes over a rollout.
+        update_precision: `"float32"` or `"bfloat16"`: what `precision` came to.
 
     Raises:
         ValueError: a setting can't be used, alone or with the others.
@@ -119,6 +129,7 @@ class TokenPPO(PPO):
         max_grad_norm: float = 1.0,
         target_kl: float | None = None,
         micro_batch_tokens: int | None = None,
+        precision: str = "float32",
         kl_estimator: str = "k1",
         use_kl_loss: bool = False,
         kl_controller: str = "fixed",
@@ -140,6 +151,9 @@ class TokenPPO(PPO):
         check_agent(given)
         self.whiten_advantages = whiten_advantages
         self.micro_batch_tokens = micro_batch_tokens
+        self.precision = precision
+        self.update_precision = "float32" if precision == "auto" else precision
+        self._is_precision_settled = precision != "auto"
         self.kl_estimator, self.use_kl_loss = kl_estimator, use_kl_loss
         self.kl_controller, self.kl_target = kl_controller, kl_target
         self.kl_horizon, self.kl_dual_rate = kl_horizon, kl_dual_rate
@@ -224,6 +238,40 @@ class TokenPPO(PPO):
         ready = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in given]
         return super()._init_callback(ready, progress_bar)
 
+    # Precision -----------------------------------------------------------------------------------
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        found = super()._setup_learn(*args, **kwargs)
+        if not self._is_precision_settled:
+            self.update_precision = measured_precision(self)
+            self._is_precision_settled = True
+        return found
+
+    @property
+    def first_pass_tells(self) -> bool:
+        """Whether the old log-probabilities are those of the update's own first forward pass.
+
+        So it is where the update computes in another precision than sampling, and the first pass
+        sees all tokens of the rollout, all of them sampled with the present weights.
+        """
+        buffer = self.rollout_buffer
+        return (
+            self.update_precision != "float32"
+            and self.n_steps * self.n_envs <= self.batch_size
+            and isinstance(buffer, EpisodeRolloutBuffer)
+            and buffer.cut == "bootstrap"
+        )
+
+    def update_log_probs(self, states: PackedSequences, actions: torch.Tensor) -> torch.Tensor:
+        """(n,) log π of actions, as the update computes it."""
+        with computing_in(self.update_precision, self.device):
+            return self.policy.evaluate_actions(states, actions)[1]  # type: ignore[arg-type]
+
+    @property
+    def needs_update_log_probs(self) -> bool:
+        """Whether they must be known at a rollout's end, before any weight changes."""
+        return self.update_precision != "float32" and not self.first_pass_tells
+
     # The update ----------------------------------------------------------------------------------
 
     def _update_learning_rate(
@@ -271,9 +319,10 @@ class TokenPPO(PPO):
             divisor: what the advantages of the rollout were divided by.
         """
         means: list[dict[str, float]] = []
-        for _ in range(self.n_epochs):
+        for epoch in range(self.n_epochs):
+            tells = self.first_pass_tells and epoch == 0
             for batch in self.rollout_buffer.get(self.batch_size):
-                losses = self._accumulate_gradients(batch, divisor)
+                losses = self._accumulate_gradients(batch, divisor, tells)
                 means.append(losses)
                 if self.target_kl is not None and losses["approx_kl"] > 1.5 * self.target_kl:
                     break
@@ -287,54 +336,35 @@ class TokenPPO(PPO):
         return means
 
     def _accumulate_gradients(
-        self, batch: RolloutBufferSamples, divisor: float | torch.Tensor = 1.0
+        self, batch: RolloutBufferSamples, divisor: float = 1.0, tells: bool = False
     ) -> dict[str, float]:
         """Leave the gradient of a minibatch's loss in the parameters; returns its parts."""
         self.policy.optimizer.zero_grad()
-        advantages = batch.advantages
-        if self.normalize_advantage and len(advantages) > 1:
-            divisor = advantages.std() + 1e-8
-            advantages = (advantages - advantages.mean()) / divisor
-        progress = self._current_progress_remaining
-        clip_range = self.clip_range(progress)  # type: ignore[operator]
+        progress, buffer = self._current_progress_remaining, self.rollout_buffer
         clip_range_vf = self.clip_range_vf
-        if clip_range_vf is not None:
-            clip_range_vf = clip_range_vf(progress)  # type: ignore[operator]
-        sums: dict[str, float] = {}
-        for part, index in micro_batches(batch, self.micro_batch_tokens):
-            values, log_probs, entropies, logits = self._evaluate(part)
-            entropies = log_probs.neg() if entropies is None else entropies
-            losses = ppo_losses(
-                values.flatten(),
-                log_probs,
-                entropies,
-                part,
-                advantages if index is None else advantages[index],
-                clip_range,
-                clip_range_vf,
+        settings = LossSettings(
+            self.clip_range(progress),  # type: ignore[operator]
+            clip_range_vf(progress) if callable(clip_range_vf) else clip_range_vf,
+            self.ent_coef,
+            self.vf_coef,
+            self.normalize_advantage,
+            divisor,
+            micro_batch_tokens=self.micro_batch_tokens,
+            precision=self.update_precision,
+        )
+        if self.use_kl_loss:
+            assert isinstance(buffer, EpisodeRolloutBuffer) and buffer.binding is not None
+            settings = dataclasses.replace(
+                settings,
+                penalty=self.kl_penalty,
+                kl_coef=buffer.kl_coef,
+                reference=buffer.binding.reference,
             )
-            share = len(log_probs) / len(advantages)
-            loss = losses.total(self.ent_coef, self.vf_coef)
-            if self.use_kl_loss:
-                buffer: Any = self.rollout_buffer
-                reference = buffer.binding.reference
-                kl = kl_loss(self.kl_penalty, part, log_probs, logits, reference)
-                # Divided as the advantages are, or β would weigh against another score.
-                loss = loss + buffer.kl_coef / divisor * kl
-                sums["kl"] = sums.get("kl", 0.0) + share * float(kl.detach())
-            (share * loss).backward()
-            for name in ("policy", "value", "entropy", "approx_kl", "clip_fraction"):
-                sums[name] = sums.get(name, 0.0) + share * float(getattr(losses, name).detach())
-            sums["loss"] = sums.get("loss", 0.0) + share * float(loss.detach())
-        return sums
-
-    def _evaluate(self, part: RolloutBufferSamples) -> tuple[Any, ...]:
-        """Values, log-probabilities, entropies; and logits, where the KL loss needs them all."""
-        states, actions, policy = part.observations, part.actions.long().flatten(), self.policy
-        if self.use_kl_loss and self.kl_estimator == "full":
-            assert isinstance(policy, LMActorCriticPolicy)
-            return policy.evaluate_with_logits(states, actions)
-        return (*policy.evaluate_actions(states, actions), None)
+        losses, old_log_probs = accumulate_gradients(self.policy, batch, settings, tells)
+        if tells:
+            assert isinstance(buffer, EpisodeRolloutBuffer)
+            buffer.old_log_probs = old_log_probs.cpu().numpy()
+        return losses
 
     def _log_update(self, means: list[dict[str, float]]) -> None:
         for name in means[0]:

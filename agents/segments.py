@@ -33,6 +33,8 @@ class Segment:
         kl_before: log π − log π_ref, summed over `earlier`; NaN where nobody saw it sampled.
         ref_log_prob_before: log π_ref, summed over `earlier`.
         ref_log_probs: (n,) float32 log π_ref of the actions, or (0,) where the update needs none.
+        old_log_probs: (n,) float32, `log_probs` as the update computes them, or (0,) where it
+            computes as sampling did.
         new_steps: how many of the steps, the last ones, are of the last rollout.
         group: the environment's number of the group that the episode belongs to; None: of none.
     """
@@ -50,6 +52,7 @@ class Segment:
     kl_before: float = 0.0
     ref_log_prob_before: float = 0.0
     ref_log_probs: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    old_log_probs: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     new_steps: int = 0
     group: int | None = None
 
@@ -74,7 +77,15 @@ class Segment:
         return np.array_equal(self.prompt, prompt) and np.array_equal(self.response, response)
 
 
-_PER_STEP = ("actions", "rewards", "values", "log_probs", "kl_coefs", "ref_log_probs")
+_PER_STEP = (
+    "actions",
+    "rewards",
+    "values",
+    "log_probs",
+    "kl_coefs",
+    "ref_log_probs",
+    "old_log_probs",
+)
 
 
 class StepLog:

@@ -188,6 +188,7 @@ class TrainingRun:
         tokens = self.model.num_timesteps
         summary = summarize(self.config, self.held_out, comparison)
         summary.update(tokens=tokens, tokens_per_second=tokens / seconds, wall_seconds=seconds)
+        summary["precision"] = self.model.update_precision
         if self.env.env.kl_coef != summary["kl_coef"]:  # a controller moved it
             summary["kl_coef_final"] = self.env.env.kl_coef
         write_json(self.run.summary, summary)
@@ -248,6 +249,7 @@ def build_agent(config: TrainConfig, env: TokenVecEnv) -> TokenPPO:
         max_grad_norm=config.max_grad_norm,
         target_kl=config.target_kl,
         micro_batch_tokens=config.micro_batch_tokens,
+        precision=config.precision,
         kl_estimator=config.kl_estimator,
         use_kl_loss=config.use_kl_loss,
         kl_controller=config.kl_controller,

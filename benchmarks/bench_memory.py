@@ -2,16 +2,27 @@
 
 - Buffer: bytes per response token, ours and SB3's own, which keeps an observation per token.
 - Update: the most memory that a process held which made models, a rollout and one epoch of one
-  minibatch, over that of a process which stopped before the update (`memory_case.py`): as T grows,
-  as the vocabulary grows, with micro-batches and without. What an update adds below the rollout's
-  own maximum is not seen; gradients and Adam's state count. The trunk is that of `gpt2-4m`.
+  minibatch, over what it had held before the update (`memory_case.py`): as T grows, as the
+  vocabulary grows, with micro-batches and without. What an update adds below the rollout's own
+  maximum is not seen; gradients and Adam's state count. The trunk is that of `gpt2-4m`.
 - The limit: 64 sequences of 512 tokens with a vocabulary of 50k, in micro-batches, are to stay
-  below 4 GB, the whole process and its rollout included.
-- Time per token of one epoch, at a constant number of tokens per update, over that at the smallest
-  T; for SB3's own buffer extrapolated from a minibatch of 16 tokens.
+  below 4 GB: the models, the rollout and the update, stage by stage, the whole process included.
+- Time per token of one epoch, at a constant number of tokens per update, over ours at the smallest
+  T: ours; the same by plain transformers and torch, as in the sum of parts (`ppo_parts.py`); and
+  that for SB3's own buffer, extrapolated from a minibatch of 16 tokens.
 
-Ratios: buffer, SB3's bytes over ours; update, peak over the peak without it; limit, peak over
-4 GB; time, over ours at the smallest T.
+Attention costs more per token the longer the sequence is. Beside the times stands what the growth
+would be were nothing but that to grow, by counting multiplications: in a GPT-2 of width d and L
+layers, a token costs 12·d²·L in the layers' matrices and d·V in the output layer; attention, which
+scores n keys and mixes n values for the token at position n, costs 2·d·n·L, and thus d·(S+1)·L on
+average over a sequence of S = P+T−1 tokens. (The backward pass doubles all of it alike.) With a for
+attention's share of the sum at the smallest T, the growth is 1 + a·((S+1)/(S₀+1) − 1), a straight
+line in T. It counts a multiplication in attention like one in a matrix, although a CPU is slower at
+the first: plain transformers shows how much. That the prompt's tokens, which cost as much as the
+response's, are shared by more tokens as T grows, works the other way and is left out.
+
+Ratios: buffer, SB3's bytes over ours; update, peak over the peak before it; limit, peak over 4 GB;
+time, over ours at the smallest T.
 """
 
 from __future__ import annotations
@@ -28,10 +39,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from memory_case import Case, rollout
-from ppo_updates import FirstMinibatch, stock_epoch
-from random_models import GPT2_4M, write_models
+from ppo_parts import SumOfParts
+from ppo_updates import FirstMinibatch, Workload, stock_epoch
+from random_models import GPT2_4M, ModelShape, write_models
 from reporting import Row, arguments_parser, medians, report, seconds_of, take_turns
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -39,12 +52,16 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from tokenenv.language_model import quiet_loading
 
 BUFFER = "rollout buffer: SB3's bytes per token over ours"
-PEAK = "peak memory with an update over peak memory without"
-LIMIT = "the limit: peak memory over 4 GB"
+PEAK = "peak memory with an update over peak memory before it"
+LIMIT = "the limit: peak memory over 4 GB, stage by stage"
 TIME = "time per token of one epoch over ours at the smallest T"
 OURS, STOCK = "TokenPPO, packed buffer", "stock PPO, SB3's own buffer"
+PLAIN, ATTENTION = "plain transformers", "attention's own share, counted"
 LIMIT_BYTES = 4e9
 MIB = 2**20
+
+
+LIMIT_CASE = Case(64, 512, micro_batch_tokens=2048)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +74,11 @@ class Sizes:
     micro_batch_tokens: int = 512
     timed_responses: Sequence[int] = (64, 128, 256, 512, 1024)
     timed_tokens: int = 4096
-    has_limit: bool = True
+    limit: Case = LIMIT_CASE
+    limit_vocabulary: int = 50_304
 
 
-QUICK = Sizes((8,), (512,), 4, 64, (8, 16), 64, has_limit=False)
-LIMIT_CASE, LIMIT_VOCABULARY = Case(64, 512, micro_batch_tokens=2048), 50_304
+QUICK = Sizes((8,), (512,), 4, 64, (8, 16), 64, Case(4, 16, micro_batch_tokens=32), 1024)
 
 
 def models_of(folder: Path, vocabulary: int) -> Path:
@@ -106,49 +123,57 @@ def memory_rows(folder: Path, sizes: Sizes) -> list[Row]:
     peaks: list[Row] = []
     for response, vocabulary in shapes:
         models, case = models_of(folder, vocabulary), Case(sizes.sequences, response)
-        before = measure(models, case)
+        for micro in (None, sizes.micro_batch_tokens):
+            found = measure(models, dataclasses.replace(case, micro_batch_tokens=micro))
+            peaks.append(
+                {
+                    "table": PEAK,
+                    "what": f"T = {response}, {case.sequences} sequences",
+                    "vocabulary": vocabulary,
+                    "micro_batch_tokens": micro or "–",
+                    "ratio": found["update"] / found["rollout"],
+                    "rollout, MiB": found["rollout"] / MIB,
+                    "with update, MiB": found["update"] / MIB,
+                    "added, MiB": (found["update"] - found["rollout"]) / MIB,
+                }
+            )
         if vocabulary == smallest:
-            ours = before["buffer"] / case.tokens
+            ours = found["buffer"] / case.tokens
             stock = stock_bytes_per_token(case.prompt + response, vocabulary)
             buffers.append(
                 {"table": BUFFER, "what": f"T = {response}", "ratio": stock / ours}
                 | {"ours, bytes": ours, "SB3's, bytes": stock}
             )
-        for micro in (None, sizes.micro_batch_tokens):
-            with_update = dataclasses.replace(case, updates=True, micro_batch_tokens=micro)
-            found = measure(models, with_update)
-            peaks.append(_peak_row(PEAK, with_update, vocabulary, before, found))
     return buffers + peaks
 
 
-def _peak_row(
-    table: str, case: Case, vocabulary: int, before: dict[str, int], found: dict[str, int]
-) -> Row:
-    return {
-        "table": table,
-        "what": f"T = {case.response}, {case.sequences} sequences",
-        "vocabulary": vocabulary,
-        "micro_batch_tokens": case.micro_batch_tokens or "–",
-        "ratio": found["peak"] / (before["peak"] if table == PEAK else LIMIT_BYTES),
-        "without, MiB": before["peak"] / MIB,
-        "with, MiB": found["peak"] / MIB,
-        "added, MiB": (found["peak"] - before["peak"]) / MIB,
-    }
-
-
-def limit_rows(folder: Path) -> list[Row]:
-    """The row of the limit."""
-    models = models_of(folder, LIMIT_VOCABULARY)
-    before = measure(models, LIMIT_CASE)
-    found = measure(models, dataclasses.replace(LIMIT_CASE, updates=True))
-    return [_peak_row(LIMIT, LIMIT_CASE, LIMIT_VOCABULARY, before, found)]
+def limit_rows(folder: Path, case: Case, vocabulary: int) -> list[Row]:
+    """A row for each stage: the most memory that the process held until its end."""
+    found = measure(models_of(folder, vocabulary), case)
+    rows, before = [], 0
+    for stage in ("models", "rollout", "update"):
+        rows.append(
+            {
+                "table": LIMIT,
+                "what": stage if stage == "models" else f"… and the {stage}",
+                "sequences": case.sequences,
+                "T": case.response,
+                "vocabulary": vocabulary,
+                "micro_batch_tokens": case.micro_batch_tokens or "–",
+                "ratio": found[stage] / LIMIT_BYTES,
+                "peak, MiB": found[stage] / MIB,
+                "added, MiB": (found[stage] - before) / MIB,
+            }
+        )
+        before = found[stage]
+    return rows
 
 
 # Time --------------------------------------------------------------------------------------------
 
 
 def time_rows(folder: Path, sizes: Sizes, repetitions: int) -> list[Row]:
-    """Ours at every T and SB3's at every T, in turns."""
+    """Ours, plain transformers' and SB3's at every T, in turns; and attention's share."""
     models, stock_tokens = models_of(folder, sizes.vocabularies[0]), 16
     stock = {"batch_size": stock_tokens, "rollout_buffer_class": FirstMinibatch}
     cases: dict[str, Callable[[], float]] = {}
@@ -156,19 +181,54 @@ def time_rows(folder: Path, sizes: Sizes, repetitions: int) -> list[Row]:
         case = Case(max(1, sizes.timed_tokens // response), response)
         packed = rollout(models, case)
         single = rollout(models, case, PPO, "step", **stock)
-        epochs: dict[str, Callable[[], float]] = {OURS: partial(seconds_of, packed.train)}
         size = min(stock_tokens, case.tokens)
-        epochs[STOCK] = stock_epoch(single, size, case.tokens)
+        epochs = {
+            OURS: partial(seconds_of, packed.train),
+            PLAIN: plain_epoch(models, case),
+            STOCK: stock_epoch(single, size, case.tokens),
+        }
         for kind, epoch in epochs.items():
             cases[f"{kind}, T = {response}"] = partial(_per_token, epoch, case.tokens)
     seconds = medians(take_turns(cases, repetitions))
     unit = next(iter(seconds.values()))
-    return [
+    rows: list[Row] = [
         {"table": TIME, "what": name, "ratio": found / unit, "µs per token": 1e6 * found}
-        for kind in (OURS, STOCK)
+        for kind in (OURS, PLAIN, STOCK)
         for name, found in seconds.items()
         if name.startswith(kind)
     ]
+    shape = dataclasses.replace(GPT2_4M, vocabulary=sizes.vocabularies[0])
+    first = sizes.timed_responses[0]
+    return rows + [
+        {
+            "table": TIME,
+            "what": f"{ATTENTION}, T = {response}",
+            "ratio": attention_growth(shape, case.prompt, first, response),
+            "µs per token": "–",
+        }
+        for response in sizes.timed_responses
+    ]
+
+
+def plain_epoch(models: Path, case: Case) -> Callable[[], float]:
+    """A function: seconds of forward, backward and Adam's step by transformers and torch alone."""
+    parts = SumOfParts(Workload(models, case.sequences, case.prompt, case.response))
+    vocabulary = parts.actor.config.vocab_size
+    responses = torch.randint(vocabulary, (case.sequences, case.response))
+    tokens = torch.cat([parts.prompts, responses], dim=1)
+    old = parts.reference_log_probs(tokens)
+    return lambda: seconds_of(lambda: parts.epoch(tokens, old))
+
+
+def attention_growth(shape: ModelShape, prompt: int, first: int, response: int) -> float:
+    """The cost per token at T = `response` over that at `first`, were only attention to grow."""
+
+    def attention(tokens: int) -> int:
+        return shape.width * (prompt + tokens) * shape.layers
+
+    matrices = 12 * shape.width**2 * shape.layers + shape.width * shape.vocabulary
+    share = attention(first) / (matrices + attention(first))
+    return 1 + share * (attention(response) / attention(first) - 1)
 
 
 def _per_token(epoch: Callable[[], float], tokens: int) -> float:
@@ -176,15 +236,15 @@ def _per_token(epoch: Callable[[], float], tokens: int) -> float:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Time per token over T, ours and SB3's, as multiples of ours at the smallest T."""
+    """Time per token over T, as multiples of ours at the smallest T, and attention's share."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.add_subplot()
-    for kind, marker in ((OURS, "o"), (STOCK, "s")):
+    for kind, style in ((OURS, "o-"), (PLAIN, "^-"), (STOCK, "s-"), (ATTENTION, "k--")):
         own = [row for row in rows if row["table"] == TIME and row["what"].startswith(kind)]
         lengths = [int(row["what"].rpartition("= ")[2]) for row in own]
-        axes.loglog(lengths, [row["ratio"] for row in own], marker=marker, label=kind)
+        axes.loglog(lengths, [row["ratio"] for row in own], style, label=kind)
     axes.set_xlabel("tokens of a response, T")
     axes.set_ylabel("time per token of one epoch\n(ours at the smallest T = 1)")
     axes.set_xticks(lengths, [str(length) for length in lengths])
@@ -201,7 +261,7 @@ def main(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as name, quiet_loading():
         folder = Path(name)
         rows = memory_rows(folder, sizes)
-        rows += limit_rows(folder) if sizes.has_limit else []
+        rows += limit_rows(folder, sizes.limit, sizes.limit_vocabulary)
         rows += time_rows(folder, sizes, repetitions)
     report(rows, {"repetitions": repetitions}, arguments.json)
     if arguments.plot is not None:

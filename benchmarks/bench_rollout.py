@@ -20,11 +20,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from random_models import environment, model_folder, random_prompts
+from random_models import add_model_arguments, environment, model_folder, random_prompts
 from reporting import Row, arguments_parser, medians, report, seconds_of, take_turns
 from stable_baselines3.common.utils import ConstantSchedule
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -58,13 +57,24 @@ class InEnvironment:
     """The policy and the environment: a call samples T tokens in each of N environments."""
 
     def __init__(
-        self, folder: Path, batch: int, prompt: int, response: int, ends: tuple[int, ...], **on: Any
+        self,
+        folder: Path,
+        batch: int,
+        prompt: int,
+        response: int,
+        ends: tuple[int, ...],
+        device: str,
+        dtype: str = "float32",
     ) -> None:
+        on = {"device": device, "dtype": dtype}
         self.env = environment(folder, batch, prompt, response, ends, scoring="deferred", **on)
-        space = self.env.observation_space
         self.policy = LMActorCriticPolicy(
-            space, self.env.action_space, ConstantSchedule(0.0), actor=str(folder / "lm")
-        ).to(on["device"])
+            self.env.observation_space,
+            self.env.action_space,
+            ConstantSchedule(0.0),
+            actor=str(folder / "lm"),
+            dtype=dtype,
+        ).to(device)
         self.policy.set_training_mode(False)
         self.steps = response
 
@@ -85,14 +95,21 @@ class ByGenerate:
     """transformers' `generate`: a call samples one response for each of N prompts."""
 
     def __init__(
-        self, folder: Path, batch: int, prompt: int, response: int, ends: tuple[int, ...], **on: Any
+        self,
+        folder: Path,
+        batch: int,
+        prompt: int,
+        response: int,
+        ends: tuple[int, ...],
+        device: str,
+        dtype: str = "float32",
     ) -> None:
         tokenizer = AutoTokenizer.from_pretrained(folder / "lm")
         with quiet_loading():
-            self.model = AutoModelForCausalLM.from_pretrained(folder / "lm", dtype=torch.float32)
-        self.model.eval().to(on["device"])
+            self.model = AutoModelForCausalLM.from_pretrained(folder / "lm", dtype=dtype)
+        self.model.eval().to(device)
         texts = random_prompts(tokenizer, batch, prompt)
-        self.prompts = torch.tensor([tokenizer(t)["input_ids"] for t in texts]).to(on["device"])
+        self.prompts = torch.tensor([tokenizer(t)["input_ids"] for t in texts]).to(device)
         self.ends = torch.tensor(ends)
         self.model.generation_config = GenerationConfig(
             do_sample=True,
@@ -152,7 +169,7 @@ def main(arguments: argparse.Namespace) -> None:
     batches = arguments.batches
     if arguments.quick:
         batches, arguments.response, arguments.repetitions = [4], 12, 1
-    with model_folder(arguments.models) as folder, quiet_loading():
+    with model_folder(arguments.models, lm=arguments.lm) as folder, quiet_loading():
         rows = [
             row
             for batch in batches
@@ -165,7 +182,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = arguments_parser(__doc__, repetitions=5)
-    parser.add_argument("models", type=Path, nargs="?", help="holds lm/ and rm/; default: random")
+    add_model_arguments(parser)
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 64, 256])
     parser.add_argument("--prompt", type=int, default=16)
     parser.add_argument("--response", type=int, default=48)

@@ -1,8 +1,8 @@
 """One case of `bench_memory.py`, in a process of its own: `memory_case.py MODELS CASE`.
 
-A process remembers the most memory that it ever held, so what an update adds is the difference of
-two processes: one that makes models and a rollout, and one that makes the update as well. Prints
-JSON.
+A process remembers the most memory that it ever held. So it is asked three times: when the models
+and the environment are made, after the rollout, and after the update. What a stage adds below an
+earlier maximum is not seen. Prints JSON.
 """
 
 from __future__ import annotations
@@ -26,20 +26,18 @@ __all__ = ["Case", "rollout"]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A rollout of `sequences` responses of `response` tokens, and an update on it or none.
+    """A rollout of `sequences` responses of `response` tokens, and an update on it.
 
     Attributes:
         sequences: N.
         response: T.
         micro_batch_tokens: of `TokenPPO`.
-        updates: whether there is an update.
         prompt: P.
     """
 
     sequences: int
     response: int
     micro_batch_tokens: int | None = None
-    updates: bool = False
     prompt: int = 16
 
     @property
@@ -48,12 +46,12 @@ class Case:
         return self.sequences * self.response
 
 
-def rollout(
+def prepared(
     models: Path, case: Case, kind: type[PPO] = TokenPPO, scoring: str = "deferred", **options: Any
 ) -> PPO:
-    """A model of one epoch and one minibatch, ready to `train()` on its first rollout."""
+    """A model of one epoch and one minibatch, and its environment."""
     ours = {"micro_batch_tokens": case.micro_batch_tokens} if kind is TokenPPO else {}
-    made = kind(
+    return kind(
         LMActorCriticPolicy,
         environment(
             models,
@@ -72,22 +70,40 @@ def rollout(
         device="cpu",
         **{"batch_size": case.tokens, **ours, **options},
     )
+
+
+def rollout(
+    models: Path, case: Case, kind: type[PPO] = TokenPPO, scoring: str = "deferred", **options: Any
+) -> PPO:
+    """A model of one epoch and one minibatch, ready to `train()` on its first rollout."""
+    return _with_rollout(prepared(models, case, kind, scoring, **options))
+
+
+def _with_rollout(made: PPO) -> PPO:
     model, callback = start(made)
     collect(model, callback)
     return model
+
+
+def _peak() -> int:
+    """The most memory that this process ever held, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def main() -> None:
     """Run the case and print what it took, in bytes."""
     case = Case(**json.loads(sys.argv[2]))
     with quiet_loading():
-        model = rollout(Path(sys.argv[1]), case)
-    if case.updates:
-        model.train()
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        made = prepared(Path(sys.argv[1]), case)
+    found = {"models": _peak()}
+    model = _with_rollout(made)
+    found["rollout"] = _peak()
     buffer: Any = model.rollout_buffer
-    sys.stdout.write(json.dumps({"peak": peak, "buffer": buffer.nbytes}) + "\n")
+    found["buffer"] = buffer.nbytes
+    model.train()
+    found["update"] = _peak()
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":

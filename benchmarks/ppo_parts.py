@@ -1,13 +1,13 @@
 """The parts of a PPO update, each done once and by transformers and torch alone.
 
 Their sum is what an update would cost if nothing stood between the parts: no environment, no
-buffer, no log-probabilities and values kept while sampling, no metrics.
+buffer, no log-probabilities and values kept while sampling, no metrics. transformers' modules run
+as they come; only the epochs of a precision other than float32 run under torch's bfloat16 autocast.
 """
 
 from __future__ import annotations
 
 import copy
-import time
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
@@ -31,14 +31,16 @@ class SumOfParts:
     """A call: seconds of `generate`, a reference and a reward model forward, and the epochs.
 
     Args:
-        work: the update.
+        work: the update; a precision other than float32 means bfloat16 in the epochs.
 
     Attributes:
+        prompts: (B, P) token ids, int64.
         seconds: part → seconds in every call.
     """
 
     def __init__(self, work: Workload) -> None:
         self.work, lm = work, work.models / "lm"
+        self._autocasts = work.precision != "float32"
         tokenizer = AutoTokenizer.from_pretrained(lm)
         self.actor, self.reference = (_load(AutoModelForCausalLM, work, "lm") for _ in range(2))
         self.reward_model = _load(AutoModelForSequenceClassification, work, "rm")
@@ -66,24 +68,19 @@ class SumOfParts:
         kept: dict[str, Any] = {}
 
         def keep(name: str, part: Callable[[], Any]) -> Callable[[], None]:
-            return lambda: kept.update({name: self._finished(part())})
+            return lambda: kept.update({name: part()})
 
-        found = {"generate": seconds_of(keep("tokens", self._generate))}
+        device = self.work.device
+        found = {"generate": seconds_of(keep("tokens", self._generate), device)}
         tokens = kept["tokens"]
-        found["reference forward"] = seconds_of(keep("old", lambda: self._reference(tokens)))
-        found["reward model forward"] = seconds_of(keep("score", lambda: self._score(tokens)))
-        start = time.perf_counter()
-        for _ in range(self.work.epochs):
-            self._finished(self._epoch(tokens, kept["old"]))
-        found["epochs"] = time.perf_counter() - start
+        reference = keep("old", lambda: self.reference_log_probs(tokens))
+        found["reference forward"] = seconds_of(reference, device)
+        score = keep("score", lambda: self._score(tokens))
+        found["reward model forward"] = seconds_of(score, device)
+        found["epochs"] = seconds_of(lambda: self._epochs(tokens, kept["old"]), device)
         for name, seconds in found.items():
             self.seconds[name].append(seconds)
         return sum(found.values())
-
-    def _finished(self, result: Any) -> Any:
-        if self.work.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        return result
 
     def _generate(self) -> torch.Tensor:
         mask = torch.ones_like(self.prompts)
@@ -92,7 +89,8 @@ class SumOfParts:
         return tokens
 
     @torch.no_grad()
-    def _reference(self, tokens: torch.Tensor) -> torch.Tensor:
+    def reference_log_probs(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, T) log-probabilities of the responses in (B, P+T) tokens, by one plain forward."""
         return self._log_probs(
             self.reference, self._states(self.reference.base_model, tokens), tokens
         )
@@ -112,14 +110,26 @@ class SumOfParts:
         chosen = logits.gather(-1, tokens[:, self.work.prompt :, None]).squeeze(-1)
         return chosen - torch.logsumexp(logits, dim=-1)
 
-    def _epoch(self, tokens: torch.Tensor, old: torch.Tensor) -> None:
-        """Forward, backward and a step of Adam, in micro-batches where the update has them."""
+    def _epochs(self, tokens: torch.Tensor, old: torch.Tensor) -> None:
+        for _ in range(self.work.epochs):
+            self.epoch(tokens, old)
+
+    def epoch(self, tokens: torch.Tensor, old: torch.Tensor) -> None:
+        """Forward, backward and a step of Adam, in micro-batches where the update has them.
+
+        Args:
+            tokens: (B, P+T).
+            old: (B, T) log-probabilities of the responses when they were sampled.
+        """
         self.optimizer.zero_grad()
         rows = len(tokens)
         if self.work.micro_batch_tokens is not None:
             rows = max(1, self.work.micro_batch_tokens // (tokens.shape[1] - 1))
         for part, old_part in zip(tokens.split(rows), old.split(rows), strict=True):
-            loss = self._loss(part, old_part) * len(part) / len(tokens)
+            with torch.autocast(
+                torch.device(self.work.device).type, torch.bfloat16, self._autocasts
+            ):
+                loss = self._loss(part, old_part) * len(part) / len(tokens)
             loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
@@ -131,7 +141,7 @@ class SumOfParts:
         policy = -torch.min(ratio, ratio.clamp(0.8, 1.2)).mean()
         if self.critic is not self.trunk:
             hidden = self._states(self.critic, tokens)
-        return policy + 0.1 * (self.head(hidden) - 1).square().mean()
+        return policy + 0.1 * (self.head(hidden).float() - 1).square().mean()
 
 
 def _load(kind: Any, work: Workload, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import subprocess
@@ -22,8 +23,10 @@ from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO
 __all__ = [
     "PRECISIONS",
     "Workload",
+    "add_peer_arguments",
     "breakdown",
     "collect",
+    "parse_with_peer",
     "peer_update",
     "start",
     "stock_epoch",
@@ -31,10 +34,14 @@ __all__ = [
     "token_ppo",
 ]
 
-PRECISIONS: dict[str, dict[str, Any]] = {"fp32": {}}
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"precision": "bfloat16"},
+    "auto": {"precision": "auto"},
+}
 """Precision → arguments of `TokenPPO`; a new one is one line here and one in `_PEER_FLAGS`."""
 
-_PEER_FLAGS = {"fp32": []}
+_PEER_FLAGS = {"float32": [], "bfloat16": ["--bf16"], "auto": ["--bf16"]}
 
 STOCK_MINIBATCH = 64
 
@@ -62,7 +69,7 @@ class Workload:
     epochs: int = 4
     value_head: str = "shared"
     micro_batch_tokens: int | None = None
-    precision: str = "fp32"
+    precision: str = "float32"
     device: str = "cpu"
 
     @property
@@ -170,14 +177,29 @@ def stock_epoch(model: PPO, size: int, tokens: int) -> Callable[[], float]:
 # A peer ------------------------------------------------------------------------------------------
 
 
+def add_peer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--peer` and `--peer-script` to `parser`."""
+    parser.add_argument("--peer", type=Path, help="the Python of a peer's environment")
+    parser.add_argument("--peer-script", type=Path, help="the script that times the peer")
+
+
+def parse_with_peer(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line; it ends with a sentence where only one of the peer's options is given."""
+    arguments = parser.parse_args()
+    if (arguments.peer is None) != (arguments.peer_script is None):
+        parser.error("--peer and --peer-script go together")
+    return arguments
+
+
 def peer_update(work: Workload, python: Path, script: Path, updates: int) -> Callable[[], float]:
     """A function: seconds per update of `script`, run by `python` in a process of its own.
 
     Args:
-        work: the script is told its models, sizes and epochs.
+        work: the script is told its models, sizes, epochs and precision.
         python: an interpreter that has what the script imports.
-        script: takes `MODELS --batch --prompt --response --epochs --updates --minibatches`; the
-            last line that it prints is JSON with the `tokens_per_second` of all updates.
+        script: takes `MODELS --batch --prompt --response --epochs --updates --minibatches`, and
+            `--bf16` where the precision is any but float32; the last line that it prints is JSON
+            with the `tokens_per_second` of all updates.
         updates: that it makes.
     """
     sizes = {"batch": work.batch, "prompt": work.prompt, "response": work.response}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import tempfile
 from collections.abc import Iterator
@@ -23,8 +24,18 @@ from transformers import (
 from agents import make_vec_env
 from agents.vec_env import TokenVecEnv
 from tokenenv.language_model import quiet_loading
+from tokenenv.reward_model import new_reward_model
 
-__all__ = ["GPT2_4M", "ModelShape", "environment", "model_folder", "random_prompts", "write_models"]
+__all__ = [
+    "GPT2_4M",
+    "GPT2_124M",
+    "ModelShape",
+    "add_model_arguments",
+    "environment",
+    "model_folder",
+    "random_prompts",
+    "write_models",
+]
 
 _SPECIAL = {"<pad>": 0, "<eos>": 1, "<unk>": 2}
 
@@ -48,6 +59,9 @@ class ModelShape:
 
 GPT2_4M = ModelShape()
 """4 M parameters."""
+
+GPT2_124M = ModelShape(vocabulary=50_257, width=768, layers=12, positions=1024)
+"""GPT-2 small's shape: 124 M parameters."""
 
 
 def write_models(folder: Path, shape: ModelShape = GPT2_4M) -> Path:
@@ -79,14 +93,37 @@ def write_models(folder: Path, shape: ModelShape = GPT2_4M) -> Path:
     return folder
 
 
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `MODELS` and `--lm`, of which one at the most may be given, to `parser`."""
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("models", type=Path, nargs="?", help="holds lm/ and rm/; default: random")
+    given.add_argument(
+        "--lm", type=Path, help="a causal LM; the reward model is its trunk with a random head"
+    )
+
+
 @contextlib.contextmanager
-def model_folder(given: Path | None, shape: ModelShape = GPT2_4M) -> Iterator[Path]:
-    """`given`, or a temporary folder with random models of `shape`."""
+def model_folder(
+    given: Path | None, shape: ModelShape = GPT2_4M, lm: Path | None = None
+) -> Iterator[Path]:
+    """A folder with lm/ and rm/, temporary unless it was given.
+
+    Args:
+        given: that folder; None: one is made.
+        shape: of the random models, where neither `given` nor `lm` is.
+        lm: the causal LM to take as lm/; rm/ is then its trunk with a random score head.
+    """
     if given is not None:
         yield given
         return
-    with tempfile.TemporaryDirectory() as folder:
-        yield write_models(Path(folder), shape)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if lm is None:
+            yield write_models(folder, shape)
+        else:
+            (folder / "lm").symlink_to(lm.resolve(), target_is_directory=True)
+            new_reward_model(str(lm)).save_pretrained(folder / "rm")
+            yield folder
 
 
 def random_prompts(tokenizer: Any, count: int, length: int, seed: int = 0) -> list[str]:
@@ -96,7 +133,7 @@ def random_prompts(tokenizer: Any, count: int, length: int, seed: int = 0) -> li
         ValueError: random ids, decoded, hardly ever encode to as many ids again.
     """
     special = set(tokenizer.all_special_ids)
-    ordinary = [i for i in tokenizer.get_vocab().values() if i not in special]
+    ordinary = np.array([i for i in tokenizer.get_vocab().values() if i not in special])
     rng, texts = np.random.default_rng(seed), []
     for _ in range(1000 * count):
         # A subword tokenizer may read the same text as other tokens: keep what comes out right.

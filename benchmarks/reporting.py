@@ -12,18 +12,27 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Row", "arguments_parser", "medians", "report", "seconds_of", "take_turns"]
+__all__ = [
+    "Row",
+    "arguments_parser",
+    "medians",
+    "report",
+    "seconds_of",
+    "take_turns",
+    "with_versions",
+]
 
 Row = dict[str, Any]
+Name = TypeVar("Name", bound=Hashable)
 
 
 def arguments_parser(description: str | None, repetitions: int) -> argparse.ArgumentParser:
@@ -37,16 +46,21 @@ def arguments_parser(description: str | None, repetitions: int) -> argparse.Argu
     return parser
 
 
-def seconds_of(function: Callable[[], Any]) -> float:
-    """Wall time of one call."""
+def seconds_of(function: Callable[[], Any], device: str = "cpu") -> float:
+    """Wall time of one call; a GPU is waited for at both ends."""
+    waits = device.startswith("cuda")
+    if waits:
+        torch.cuda.synchronize()
     start = time.perf_counter()
     function()
+    if waits:
+        torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
 def take_turns(
-    cases: Mapping[str, Callable[[], float]], repetitions: int
-) -> dict[str, list[float]]:
+    cases: Mapping[Name, Callable[[], float]], repetitions: int
+) -> dict[Name, list[float]]:
     """What each case found, `repetitions` times, one after the other within every repetition.
 
     A machine that slows down slows all of them; where it does so in the middle of a repetition the
@@ -56,16 +70,27 @@ def take_turns(
         cases: name → a function that gives one measurement.
         repetitions: how often all of them are measured.
     """
-    found: dict[str, list[float]] = {name: [] for name in cases}
+    found: dict[Name, list[float]] = {name: [] for name in cases}
     for _ in range(repetitions):
         for name, measure in cases.items():
             found[name].append(measure())
     return found
 
 
-def medians(found: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def medians(found: Mapping[Name, Sequence[float]]) -> dict[Name, float]:
     """The median of each case."""
     return {name: statistics.median(values) for name, values in found.items()}
+
+
+def with_versions(setting: Mapping[str, Any]) -> dict[str, Any]:
+    """`setting`, the number of threads, and the versions of what computes."""
+    return {
+        **setting,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
 
 
 def report(rows: Sequence[Row], setting: Mapping[str, Any], path: Path | None) -> None:
@@ -76,13 +101,7 @@ def report(rows: Sequence[Row], setting: Mapping[str, Any], path: Path | None) -
         setting: what was measured; the versions and the number of threads are added.
         path: of the JSON, or None.
     """
-    setting = {
-        **setting,
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
+    setting = with_versions(setting)
     console = Console(width=None if Console().is_terminal else 120)
     console.print(", ".join(f"{name} {value}" for name, value in setting.items()))
     for title in dict.fromkeys(row["table"] for row in rows):

@@ -32,7 +32,9 @@ FLOORS: dict[str, float] = {
     "tokenenv.tasks.exact": 0.4,
     "tokenenv.tasks.exact.build": 0.5,  # finds `tokenenv.building.exact` by name
     # 1: language models
-    "tokenenv.language_model": 1.0,
+    "tokenenv.decode_step": 1.0,
+    "tokenenv.model_preparation": 1.0,
+    "tokenenv.language_model": 1.05,
     "tokenenv.log_probs": 1.1,
     "tokenenv.slot_cache": 1.1,
     # 2: what is frozen, and the arguments of an environment
@@ -81,10 +83,15 @@ FLOORS: dict[str, float] = {
     "agents.kl_settings": 6.0,
     "agents.kl_penalty": 6.05,
     "agents.losses": 6.1,
+    "agents.minibatch_update": 6.2,
+    "agents.new_steps": 6.02,
     "agents.packing": 6.0,
     "agents.policy_checks": 6.0,
     "agents.policy_files": 6.0,
+    "agents.precision": 6.0,
+    "agents.precision_choice": 6.4,
     "agents.segments": 6.0,
+    "agents.token_scores": 6.0,
     "agents.vec_env": 6.0,
     "agents.deferred_scoring": 6.1,
     "agents.groups": 6.1,

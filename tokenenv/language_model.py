@@ -23,12 +23,13 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from tokenenv.model_preparation import prepare
+
 __all__ = [
     "LanguageModel",
     "SharedLoader",
     "build_language_model",
     "check_context",
-    "disable_dropout",
     "freeze",
     "load_frozen",
     "load_trainable",
@@ -260,8 +261,7 @@ def _load(name: str, device: str, dtype: str, what: str) -> LanguageModel:
     language_model = LanguageModel(
         name, model.to(device), tokenizer, _eos_token_ids(model, tokenizer)
     )
-    disable_dropout(model)
-    model.eval()
+    prepare(model)
     if not language_model.eos_token_ids:
         raise ValueError(
             f"{what}={name!r} has no EOS token, neither in its config nor its tokenizer."
@@ -275,8 +275,8 @@ def build_language_model(config: dict[str, Any], dtype: str = "float32") -> Any:
     made = AutoConfig.for_model(**copy.deepcopy(config))
     with quiet_loading():
         model = AutoModelForCausalLM.from_config(made, dtype=resolve_dtype(dtype))
-    disable_dropout(model)
-    return model.eval()
+    prepare(model)
+    return model
 
 
 def check_complete(
@@ -313,27 +313,6 @@ def freeze(model: nn.Module) -> None:
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Switch off every kind of dropout, so that train and eval mode compute the same.
-
-    Modules, the floats that attention layers keep (`attention_dropout`) and the config are all set
-    to 0.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = 0.0
-        _zero_dropout_floats(module)
-    config = getattr(model, "config", None)
-    if config is not None:
-        _zero_dropout_floats(config)
-
-
-def _zero_dropout_floats(owner: Any) -> None:
-    for key, value in list(vars(owner).items()):
-        if isinstance(value, float) and ("dropout" in key or key.endswith(("pdrop", "drop_rate"))):
-            setattr(owner, key, 0.0)
 
 
 def trunk_hidden_states(model: Any, tokens: torch.Tensor) -> torch.Tensor:

@@ -14,32 +14,94 @@ import torch
 
 from tokenenv.language_model import output_logits, pad_right, trunk_hidden_states
 
-__all__ = ["log_softmax", "micro_batches", "response_log_probs", "sample_tokens", "token_log_probs"]
+__all__ = [
+    "LOGITS_AT_ONCE",
+    "MICRO_BATCH_TOKENS",
+    "log_softmax",
+    "micro_batches",
+    "response_log_probs",
+    "sample_tokens",
+    "tempered_logits",
+    "token_log_probs",
+]
 
 MICRO_BATCH_TOKENS = 8192
 """Tokens, padding included, that one no-gradient forward takes at most."""
 
 
+LOGITS_AT_ONCE = 2**22
+"""Logits that live at once where none are kept for a gradient: 16 MiB of float32."""
+
+
+BLOCK = 64
+"""Tokens whose probabilities are added up before one of them is drawn."""
+
+
+def tempered_logits(model: Any, hidden: torch.Tensor, temperature: float) -> torch.Tensor:
+    """(…, V) logits of (…, h) hidden states, float32 at least, divided by the temperature."""
+    logits = output_logits(model, hidden)
+    return logits if temperature == 1.0 else logits / temperature
+
+
 def log_softmax(model: Any, hidden: torch.Tensor, temperature: float) -> torch.Tensor:
     """(n, V) log-probabilities, float32 at least, of the next token at (n, h) hidden states."""
-    return torch.log_softmax(output_logits(model, hidden) / temperature, dim=-1)
+    return torch.log_softmax(tempered_logits(model, hidden, temperature), dim=-1)
 
 
 def token_log_probs(
     model: Any, hidden: torch.Tensor, tokens: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """(n,) log π(token | state) for (n, h) hidden states of the states and (n,) tokens."""
-    logits = output_logits(model, hidden) / temperature
-    chosen = logits.gather(-1, tokens[:, None]).squeeze(-1)
-    return chosen - torch.logsumexp(logits, dim=-1)
+    """(n,) log π(token | state) for (n, h) hidden states of the states and (n,) tokens.
+
+    For use without gradient: never more than `LOGITS_AT_ONCE` logits live at a time.
+    """
+    size = max(1, LOGITS_AT_ONCE // model.get_output_embeddings().weight.shape[0])
+    found = []
+    for states, chosen in zip(hidden.split(size), tokens.split(size), strict=True):
+        logits = tempered_logits(model, states, temperature)
+        picked = logits.gather(-1, chosen[:, None]).squeeze(-1)
+        found.append(picked - torch.logsumexp(logits, dim=-1))
+    return torch.cat(found) if len(found) > 1 else found[0]
 
 
 def sample_tokens(
     log_probs: torch.Tensor, generator: torch.Generator | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw a token per row of (n, V) log-probabilities: (n,) tokens and their log-probabilities."""
-    tokens = torch.multinomial(log_probs.exp(), 1, generator=generator)
-    return tokens.squeeze(-1), log_probs.gather(-1, tokens).squeeze(-1)
+    """Draw a token per row of (n, V) log-probabilities: (n,) tokens and their log-probabilities.
+
+    By inversion, with one random number per row and not one per token of the vocabulary, as
+    `torch.multinomial` takes: the first token at which the cumulative probability exceeds a uniform
+    number of [0, 1). First the block of `BLOCK` tokens is found, then the token in it, so that
+    rounding is relative to a token's own probability; one of probability 0 is never drawn.
+    """
+    probabilities = log_probs.exp()
+    blocks = _block_sums(probabilities).double().cumsum(dim=-1)
+    uniform = torch.rand(
+        (len(log_probs), 1), dtype=torch.float64, device=log_probs.device, generator=generator
+    )
+    uniform = uniform * blocks[:, -1:]
+    block = torch.searchsorted(blocks, uniform, right=True)
+    before = torch.where(block > 0, blocks.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    tokens = block * BLOCK + torch.arange(BLOCK, device=block.device)
+    is_token = tokens < probabilities.shape[1]
+    own = probabilities.gather(-1, tokens.clamp(max=probabilities.shape[1] - 1)) * is_token
+    cumulative = own.double().cumsum(dim=-1)
+    position = torch.searchsorted(cumulative, uniform - before, right=True)
+    # A block's two sums may differ by rounding: at most the last token that adds to it.
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    chosen = block * BLOCK + torch.minimum(position, last)
+    return chosen.squeeze(-1), log_probs.gather(-1, chosen).squeeze(-1)
+
+
+def _block_sums(probabilities: torch.Tensor) -> torch.Tensor:
+    """(n, ⌈V/BLOCK⌉) sums of (n, V) over blocks of tokens."""
+    whole = probabilities.shape[1] // BLOCK * BLOCK
+    sums = probabilities[:, :whole].unflatten(1, (-1, BLOCK)).sum(dim=-1) if whole else None
+    if whole == probabilities.shape[1]:
+        assert sums is not None
+        return sums
+    rest = probabilities[:, whole:].sum(dim=-1, keepdim=True)
+    return rest if sums is None else torch.cat([sums, rest], dim=-1)
 
 
 def micro_batches(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:

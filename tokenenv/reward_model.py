@@ -17,7 +17,6 @@ from tokenenv.language_model import (
     SharedLoader,
     check_complete,
     check_source,
-    disable_dropout,
     freeze,
     load_tokenizer,
     load_trainable,
@@ -27,6 +26,7 @@ from tokenenv.language_model import (
     resolve_dtype,
 )
 from tokenenv.log_probs import MICRO_BATCH_TOKENS, micro_batches
+from tokenenv.model_preparation import prepare
 
 __all__ = ["RewardModel", "load_reward_model", "new_reward_model", "sequence_rewards"]
 
@@ -181,7 +181,7 @@ def load_reward_model(name: str, device: str = "cpu", dtype: str = "float32") ->
             ignore_mismatched_sizes=True,  # `check_complete` refuses them by name
         )
     check_complete(report, name, "reward_model")
-    disable_dropout(model)
+    prepare(model)
     freeze(model)
     tokenizer = load_tokenizer(name, "reward_model")
     return RewardModel(model.to(device), tokenizer, is_shared=True)
@@ -231,7 +231,7 @@ def new_reward_model(base: str, device: str = "cpu", seed: int = 0) -> RewardMod
         with quiet_loading(), loading_errors(base, "base"):
             model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
             model.base_model.load_state_dict(causal.model.base_model.state_dict(), strict=True)
-    disable_dropout(model)
+    prepare(model)
     _initialize_head(model, base, seed)
     _set_pad_token(model, tokenizer)
     return RewardModel(model.to(device), tokenizer)

@@ -7,44 +7,71 @@ Sequences are stored from column 0 of their slot, so positions are 0, 1, … as 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from tokenenv.decode_step import (
+    CapturedSteps,
+    StepCapture,
+    StepInputs,
+    attention_masks,
+    autocast_state,
+    bucket_width,
+    step_capture,
+    storage_addresses,
+    to_device,
+)
 from tokenenv.episodes import NO_TOKEN
 from tokenenv.language_model import pad_right
 
 __all__ = ["SlotCache", "SlotDecoder"]
 
 
+@dataclass(slots=True)
+class _Aim:
+    """Where the next forward writes and what it sees; shared by a cache and its layers."""
+
+    num_slots: int
+    columns_per_slot: int
+    rows: torch.Tensor | None = None
+    columns: torch.Tensor | None = None
+    width: int | None = None
+
+
 class SlotLayer(CacheLayerMixin):
-    """One layer's keys and values, (N, heads, capacity + 1, size); the last column is scratch."""
+    """One layer's keys and values, (N, heads, columns, size)."""
 
     is_sliding = False
 
-    def __init__(self, owner: SlotCache) -> None:
+    def __init__(self, aim: _Aim) -> None:
         super().__init__()
-        self.owner = owner
+        self._aim = aim
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate on the first forward, when heads, head size, dtype and device are known."""
-        slots, columns = self.owner.num_slots, self.owner.capacity + 1
+        slots, columns = self._aim.num_slots, self._aim.columns_per_slot
         for name, states in (("keys", key_states), ("values", value_states)):
             shape = (slots, states.shape[1], columns, states.shape[3])
-            setattr(self, name, states.new_zeros(shape))
+            with torch.inference_mode(False):  # the storage outlives the mode of this forward
+                setattr(self, name, states.new_zeros(shape))
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write (B, heads, q, size) states where the owner says; return what attention may see."""
+        """Write (B, heads, q, size) states where the aim says; return what attention may see."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
-        rows, columns, width = self.owner.rows, self.owner.columns, self.owner.width
+        rows, columns, width = self._aim.rows, self._aim.columns, self._aim.width
         self.keys[rows, :, columns] = key_states.transpose(1, 2)
         self.values[rows, :, columns] = value_states.transpose(1, 2)
         if width is None:  # a prefill starts at position 0: it sees its own tokens and no others
@@ -61,32 +88,35 @@ class SlotLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         """Columns per slot."""
-        return self.owner.capacity
+        return self._aim.columns_per_slot
 
 
 class SlotCache(Cache):
-    """N slots of `capacity` tokens each, through transformers' public cache interface.
+    """The keys and values of N slots, through transformers' public cache interface.
 
     Args:
         num_layers: layers of the model.
         num_slots: N.
-        capacity: tokens per slot.
+        columns: tokens per slot.
     """
 
-    def __init__(self, num_layers: int, num_slots: int, capacity: int) -> None:
-        super().__init__(layers=[SlotLayer(self) for _ in range(num_layers)])
-        self.num_slots = num_slots
-        self.capacity = capacity
-        self.rows: torch.Tensor
-        self.columns: torch.Tensor
-        self.width: int | None = None
+    def __init__(self, num_layers: int, num_slots: int, columns: int) -> None:
+        self._aim = _Aim(num_slots, columns)
+        super().__init__(layers=[SlotLayer(self._aim) for _ in range(num_layers)])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the keys; known from the first forward on."""
+        layer = self.layers[0]
+        assert isinstance(layer, SlotLayer) and layer.dtype is not None
+        return layer.dtype
 
     def aim(self, rows: torch.Tensor, columns: torch.Tensor, width: int | None) -> None:
         """Say where the next forward writes, (B, 1) slots and (B, q) columns, and how many it sees.
 
         `width=None` is a prefill: attention sees the forward's own tokens.
         """
-        self.rows, self.columns, self.width = rows, columns, width
+        self._aim.rows, self._aim.columns, self._aim.width = rows, columns, width
 
 
 class SlotDecoder:
@@ -97,34 +127,51 @@ class SlotDecoder:
     memory, anything else refills the slot. So it can be dropped at any time without changing a
     result.
 
+    On a GPU the decode step is a CUDA graph, one per bucket of columns. It reads the weights where
+    they lie: changed in place they need a `drop()` and nothing else, moved they are captured anew.
+    A model that can't be captured is run eagerly, with one line in the log.
+
     Args:
         model: a transformers model with a trunk; its weights must not change without `drop()`.
         num_slots: N.
         width: P+T, the columns of an observation. Its tokens are contiguous, so where the prompt
             ends need not be known.
+        graphs: whether to capture the decode step: None where the model is on a CUDA device, True
+            everywhere (without CUDA by the stand-in, which is slower than no graph), False nowhere;
+            or what makes the `StepCapture` of a device.
 
     Raises:
         ValueError: the architecture mixes attention kinds that the cache can't follow.
     """
 
-    def __init__(self, model: Any, num_slots: int, width: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        num_slots: int,
+        width: int,
+        graphs: bool | Callable[[torch.device], StepCapture] | None = None,
+    ) -> None:
         self.trunk = model.base_model
         self.num_slots = num_slots
         self.width = width
-        config = model.config.get_text_config()
-        self._mask_windows = _attention_windows(config, self.width)
-        self._needs_float_mask = config._attn_implementation != "sdpa"
-        self._num_layers = int(config.num_hidden_layers)
         self.forwards = 0
+        config = model.config.get_text_config()
+        self._windows = _attention_windows(config, self.width)
+        self._num_layers = int(config.num_hidden_layers)
+        self._graphs = graphs
+        self._steps = CapturedSteps()
+        self._slots = np.arange(num_slots)
+        self._made_for: tuple[Any, ...] = ()
+        self._cache: SlotCache
+        self._hidden: torch.Tensor | None = None
         self.drop()
 
     def drop(self) -> None:
-        """Forget everything: call it when weights may have changed."""
-        self._cache: SlotCache | None = None
-        self._hidden: torch.Tensor | None = None
-        self._seen = np.full((self.num_slots, self.width), NO_TOKEN, dtype=np.int64)
-        self._lengths = np.zeros(self.num_slots, dtype=np.int64)
-        self._starts = np.zeros(self.num_slots, dtype=np.int64)
+        """Forget what was seen: call it when weights may have changed.
+
+        Memory and captured steps stay for the next call, which finds out whether they still fit.
+        """
+        self._is_current = False
 
     @torch.no_grad()
     def hidden_states(self, observations: np.ndarray) -> torch.Tensor:
@@ -136,81 +183,100 @@ class SlotDecoder:
         Returns:
             (N, h): owned by the decoder and overwritten by the next call.
         """
-        if self._cache is None:
-            self._cache = SlotCache(self._num_layers, self.num_slots, self.width)
-        is_token = observations != NO_TOKEN
-        lengths = is_token.sum(axis=1)
-        starts = is_token.argmax(axis=1)
-        known = ((observations == self._seen) | (self._seen == NO_TOKEN)).all(axis=1)
-        follows = known & (starts == self._starts) & (self._lengths > 0)
-        steps = lengths - self._lengths
-        is_decode = follows & (steps == 1)
-        is_refill = ~(is_decode | (follows & (steps == 0)))
-        if is_refill.any():
-            self._prefill(observations, np.flatnonzero(is_refill), lengths)
+        if not self._is_current or autocast_state(self._device.type) != self._autocast:
+            self._start_over()
+        self._is_current = False  # an exception below leaves a cache that nobody may trust
+        is_decode, refilled = self._compare(observations)
+        if len(refilled):
+            self._prefill(observations, refilled)
         if is_decode.any():
-            newest = observations[np.arange(self.num_slots), starts + lengths - 1]
-            self._decode(newest, is_decode, lengths)
-        self._seen[...] = observations
-        self._starts, self._lengths = starts, lengths
+            self._decode(is_decode)
+        self._is_current = True
         assert self._hidden is not None
         return self._hidden
 
-    def _prefill(self, observations: np.ndarray, rows: np.ndarray, lengths: np.ndarray) -> None:
-        assert self._cache is not None
-        tokens, _ = pad_right([row[row != NO_TOKEN] for row in observations[rows]])
-        device = self.trunk.device
-        columns = torch.arange(tokens.shape[1], device=device).expand(len(rows), -1)
-        slots = torch.as_tensor(rows, device=device)
-        self._cache.aim(slots[:, None], columns, None)
-        hidden = self._forward(torch.as_tensor(tokens, device=device), columns, None)
-        last = torch.as_tensor(lengths[rows] - 1, device=device)
-        picked = hidden[torch.arange(len(rows), device=device), last]
+    def _start_over(self) -> None:
+        """Nothing seen, in the memory there is where model and autocast are as they were."""
+        self._seen = np.full((self.num_slots, self.width), NO_TOKEN, dtype=np.int64)
+        self._lengths = np.zeros(self.num_slots, dtype=np.int64)
+        self._starts = np.zeros(self.num_slots, dtype=np.int64)
+        self._device = device = self.trunk.device
+        self._autocast = autocast_state(device.type)
+        weights = chain(self.trunk.parameters(), self.trunk.buffers())
+        made_for = (self._autocast, storage_addresses(weights))
+        if made_for == self._made_for:
+            self._cache.reset()  # a masked NaN is a NaN still: keep none of weights that diverged
+            return
+        self._made_for = made_for
+        graphs = self._graphs
+        if graphs is None:
+            graphs = device.type == "cuda"
+        make_capture = step_capture if isinstance(graphs, bool) else graphs
+        use_graphs = graphs is not False and self._steps.works
+        self._steps.forget(make_capture(device) if use_graphs else None)
+        # one more column, the scratch that slots without a new token write to
+        columns = bucket_width(self.width + 1) if use_graphs else self.width + 1
+        self._cache = SlotCache(self._num_layers, self.num_slots, columns)
+        self._hidden = None
+        self._inputs = StepInputs(self.num_slots, device)
+        with torch.inference_mode(False):
+            self._rows = torch.arange(self.num_slots, device=device)[:, None]
+
+    def _compare(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Note what is new: (N,) whether exactly one token, and the slots with anything else."""
+        ends = self._starts + self._lengths
+        newest = observations[self._slots, np.minimum(ends, self.width - 1)]
+        is_decode = (newest != NO_TOKEN) & (ends < self.width) & (self._lengths > 0)
+        grown = np.flatnonzero(is_decode)
+        self._seen[grown, ends[grown]] = newest[grown]
+        self._lengths[grown] += 1
+        is_known = (observations == self._seen).all(axis=1) & (self._lengths > 0)
+        if is_known.all():
+            return is_decode, np.empty(0, dtype=np.int64)
+        refilled = np.flatnonzero(~is_known)
+        self._seen[refilled] = observations[refilled]
+        is_token = observations[refilled] != NO_TOKEN
+        self._starts[refilled] = is_token.argmax(axis=1)
+        self._lengths[refilled] = is_token.sum(axis=1)
+        return is_decode & is_known, refilled
+
+    def _prefill(self, observations: np.ndarray, slots: np.ndarray) -> None:
+        sequences, lengths = pad_right([row[row != NO_TOKEN] for row in observations[slots]])
+        packed = to_device(np.column_stack([sequences, slots, lengths - 1]), self._device)
+        tokens, rows, last = packed[:, :-2], packed[:, -2], packed[:, -1:]
+        columns = torch.arange(tokens.shape[1], device=self._device).expand(len(slots), -1)
+        self._cache.aim(rows[:, None], columns, None)
+        self.forwards += 1
+        hidden = self._forward(tokens, columns, None)
+        picked = hidden.take_along_dim(last[:, :, None], dim=1)[:, 0]
         if self._hidden is None:
-            self._hidden = picked.new_zeros((self.num_slots, picked.shape[1]))
-        self._hidden[slots] = picked
+            with torch.inference_mode(False):
+                self._hidden = picked.new_zeros((self.num_slots, picked.shape[1]))
+        self._hidden[rows] = picked
 
-    def _decode(self, newest: np.ndarray, is_decode: np.ndarray, lengths: np.ndarray) -> None:
-        """One token for the rows of `is_decode`; the others run along, into the scratch column."""
-        assert self._cache is not None and self._hidden is not None
-        device = self.trunk.device
-        tokens = np.where(is_decode, newest, 0)
-        positions = np.where(is_decode, lengths - 1, 0)
-        columns = np.where(is_decode, positions, self.width)
+    def _decode(self, is_decode: np.ndarray) -> None:
+        """One token for the slots of `is_decode`; the others run along, into the scratch column."""
+        newest = self._seen[self._slots, self._starts + self._lengths - 1]
+        positions = np.where(is_decode, self._lengths - 1, 0)
+        self._inputs.upload(
+            np.where(is_decode, newest, 0), positions, np.where(is_decode, positions, self.width)
+        )
+        self.forwards += 1
         seen = int(positions.max()) + 1
-        position_ids = torch.as_tensor(positions, device=device)[:, None]
-        rows = torch.arange(self.num_slots, device=device)[:, None]
-        self._cache.aim(rows, torch.as_tensor(columns, device=device)[:, None], seen)
-        hidden = self._forward(
-            torch.as_tensor(tokens, device=device)[:, None],
-            position_ids,
-            self._masks(position_ids, seen),
-        )[:, 0]
-        if is_decode.all():
-            self._hidden = hidden
-        else:
-            index = torch.as_tensor(np.flatnonzero(is_decode), device=device)
-            self._hidden[index] = hidden[index]
+        width = bucket_width(seen)
+        if not self._steps.run(width, partial(self._step, width)):
+            self._step(seen)
 
-    def _masks(self, positions: torch.Tensor, seen: int) -> Any:
-        """(N, 1, 1, seen) masks, one for all layers or one per layer type; true or 0.0: attend."""
-        column = torch.arange(seen, device=positions.device)[None, :]
-        masks = {}
-        for layer_type, window in self._mask_windows.items():
-            allowed = column <= positions
-            if window is not None:
-                allowed = allowed & (column > positions - window)
-            mask = allowed[:, None, None, :]
-            if self._needs_float_mask:
-                dtype = self.trunk.dtype
-                mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(
-                    ~mask, torch.finfo(dtype).min
-                )
-            masks[layer_type] = mask
-        return masks if len(masks) > 1 else next(iter(masks.values()))
+    def _step(self, width: int) -> None:
+        """The decode step on the device: nothing in it waits for the host, or depends on it."""
+        inputs = self._inputs
+        masks = attention_masks(inputs.positions, width, self._windows, self._cache.dtype)
+        self._cache.aim(self._rows, inputs.columns, width)
+        hidden = self._forward(inputs.tokens, inputs.positions, masks)[:, 0]
+        assert self._hidden is not None
+        torch.where(inputs.columns < self.width, hidden, self._hidden, out=self._hidden)
 
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, mask: Any) -> torch.Tensor:
-        self.forwards += 1
         return self.trunk(
             input_ids=tokens,
             position_ids=positions,

@@ -1,0 +1,105 @@
+"""`precision="auto"`: the precision in which this machine makes an update faster, by measuring."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from agents.env_checks import find_env_settings
+from agents.packing import PackedSequences
+from agents.precision import computing_in
+
+__all__ = ["measured_precision", "seconds_by_precision"]
+
+MEASURED_TOKENS = 2048
+"""States of the forward pass that is measured, at most."""
+
+TURNS = 3
+"""Medians are of these, after one that warms up."""
+
+
+def measured_precision(model: Any) -> str:
+    """The precision in which `TokenPPO`'s update is faster on this machine; its logger says so.
+
+    Other policies than language models have nothing to gain: float32.
+
+    Args:
+        model: a `TokenPPO`, set up; nothing of it changes.
+    """
+    policy, settings = model.policy, find_env_settings(model.env)
+    if settings is None or not hasattr(policy, "actor"):
+        return "float32"
+    assert settings.max_new_tokens is not None
+    batch = _random_batch(
+        int(model.action_space.n),
+        int(model.observation_space.shape[0]),
+        int(settings.max_new_tokens),
+        min(model.batch_size, model.micro_batch_tokens or MEASURED_TOKENS, MEASURED_TOKENS),
+        model.device,
+    )
+
+    def step() -> torch.Tensor:
+        values, log_probs, _ = policy.evaluate_actions(*batch)
+        return log_probs.mean() + values.mean()
+
+    seconds = seconds_by_precision(step, list(policy.parameters()))
+    chosen = min(seconds, key=lambda precision: seconds[precision])
+    ratio = seconds["float32"] / seconds["bfloat16"]
+    model.logger.info(
+        f"precision='auto': updates compute in {chosen}; a forward and backward pass took "
+        f"{ratio:.2f} times as long in float32 as in bfloat16."
+    )
+    return chosen
+
+
+def seconds_by_precision(
+    step: Callable[[], torch.Tensor], parameters: Sequence[torch.nn.Parameter]
+) -> dict[str, float]:
+    """`"float32"`, `"bfloat16"` → seconds of a forward and backward pass, in alternating turns.
+
+    Args:
+        step: a forward pass; its result is differentiated.
+        parameters: their gradients are forgotten afterwards.
+    """
+    device = parameters[0].device
+    seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    for _ in range(1 + TURNS):
+        for precision, found in seconds.items():
+            start = _now(device)
+            with computing_in(precision, device):
+                loss = step()
+            loss.backward()
+            found.append(_now(device) - start)
+            for parameter in parameters:
+                parameter.grad = None
+    return {precision: statistics.median(found[1:]) for precision, found in seconds.items()}
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _random_batch(
+    vocabulary: int, width: int, responses: int, tokens: int, device: torch.device
+) -> tuple[PackedSequences, torch.Tensor]:
+    """Sequences of random tokens, as full as an update's can be, and their last actions.
+
+    Args:
+        vocabulary: V.
+        width: P+T.
+        responses: T: every sequence has as many states, at its end.
+        tokens: states over all sequences, about.
+        device: where the tensors go.
+    """
+    generator = torch.Generator().manual_seed(0)
+    count = max(1, tokens // responses)
+    drawn = torch.randint(vocabulary, (count, width), generator=generator).to(device)
+    rows = torch.arange(count, device=device).repeat_interleave(responses)
+    columns = torch.arange(width - 1 - responses, width - 1, device=device).repeat(count)
+    return PackedSequences(drawn[:, :-1], rows, columns), drawn[rows, columns + 1]

@@ -1,0 +1,264 @@
+"""What a decode step (one new token for all slots) is made of, apart from the cache.
+
+Inputs at fixed addresses, masks that are made on the device, and the capture of a step: on a GPU a
+CUDA graph, so that a step costs one launch instead of some hundred; elsewhere a stand-in that runs
+the same step again, so that everything around the graph is the same on every machine.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+__all__ = [
+    "WIDTH_STEP",
+    "CapturedSteps",
+    "CudaGraphCapture",
+    "RecordedCapture",
+    "StepCapture",
+    "StepInputs",
+    "attention_masks",
+    "autocast_state",
+    "bucket_width",
+    "step_capture",
+    "storage_addresses",
+    "to_device",
+]
+
+logger = logging.getLogger(__name__)
+
+WIDTH_STEP = 64
+"""Captured steps see a multiple of this many columns; GPU attention wants aligned masks as well."""
+
+_WARM_UPS = 3
+
+
+def bucket_width(columns: int) -> int:
+    """`columns`, rounded up to a multiple of `WIDTH_STEP`."""
+    return -(-columns // WIDTH_STEP) * WIDTH_STEP
+
+
+def autocast_state(device_type: str) -> tuple[bool, torch.dtype]:
+    """Whether autocast is on for a type of device, and in which dtype."""
+    return torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
+
+
+def storage_addresses(tensors: Iterable[torch.Tensor]) -> tuple[Any, ...]:
+    """What a captured step knows its weights by: it changes when one moves, not when it is trained.
+
+    Args:
+        tensors: parameters and buffers.
+    """
+    return tuple((t.data_ptr(), t.shape, t.stride(), t.dtype, t.device) for t in tensors)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """An array on a device, without the host waiting for the device."""
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def attention_masks(
+    positions: torch.Tensor, width: int, windows: Mapping[str, int | None], dtype: torch.dtype
+) -> Any:
+    """What a new token attends to, one mask for all layers or one per layer type.
+
+    Nothing here waits for the device or reads from the host, so it can be captured. The masks are
+    added to the scores (0 or the dtype's lowest number): SDPA turns a boolean mask into such a one
+    in every layer.
+
+    Args:
+        positions: (N, 1) int64, each slot's newest column.
+        width: columns of the cache that attention sees.
+        windows: layer type → sliding window; None sees everything.
+        dtype: that of the queries and keys.
+
+    Returns:
+        (N, 1, 1, width), or a dictionary of them where there are several layer types.
+    """
+    column = torch.arange(width, device=positions.device)[None, :]
+    masks = {}
+    for layer_type, window in windows.items():
+        is_hidden = column > positions
+        if window is not None:
+            is_hidden = is_hidden | (column <= positions - window)
+        mask = torch.zeros(is_hidden.shape, dtype=dtype, device=positions.device)
+        masks[layer_type] = mask.masked_fill_(is_hidden, torch.finfo(dtype).min)[:, None, None, :]
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+class StepInputs:
+    """The inputs of a decode step, at addresses that never change.
+
+    Args:
+        num_slots: N.
+        device: where the step runs.
+
+    Attributes:
+        tokens: (N, 1) int64 on the device, the newest token of each slot.
+        positions: (N, 1), their positions.
+        columns: (N, 1), where their keys and values go.
+    """
+
+    def __init__(self, num_slots: int, device: torch.device) -> None:
+        is_cuda = device.type == "cuda"
+        with torch.inference_mode(False):  # an inference tensor could not be written outside of it
+            self._host = torch.zeros((3, num_slots), dtype=torch.int64, pin_memory=is_cuda)
+            self._on_device = torch.zeros((3, num_slots), dtype=torch.int64, device=device)
+            self.tokens, self.positions, self.columns = self._on_device[:, :, None].unbind()
+        self._values = self._host.numpy()
+        self._device = device
+        self._uploaded = torch.cuda.Event() if is_cuda else None
+
+    def upload(self, tokens: np.ndarray, positions: np.ndarray, columns: np.ndarray) -> None:
+        """Fill all three, (N,) each, with one copy; the host does not wait for it."""
+        if self._uploaded is not None and not self._uploaded.query():
+            self._uploaded.synchronize()  # the copy before this one still reads the host's memory
+        self._values[0], self._values[1], self._values[2] = tokens, positions, columns
+        self._on_device.copy_(self._host, non_blocking=True)
+        if self._uploaded is not None:
+            self._uploaded.record(torch.cuda.current_stream(self._device))
+
+
+class StepCapture(ABC):
+    """Turns a step into one that can be replayed.
+
+    A step takes nothing, returns nothing, reads and writes tensors that stay where they are, and
+    gives the same when it is run twice.
+    """
+
+    @abstractmethod
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """What does the work of `step` whenever it is called.
+
+        `step` may run any number of times meanwhile; the caller calls the result for the first
+        replay. Any exception means that this step can't be captured.
+        """
+
+
+class RecordedCapture(StepCapture):
+    """The stand-in where there are no CUDA graphs: a replay runs the step again."""
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """`step`, after one run of it."""
+        step()
+        return step
+
+
+class CudaGraphCapture(StepCapture):
+    """CUDA graphs that share one memory pool: only one of them may run at a time.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            self._warm_up_stream = torch.cuda.Stream()
+            self._capture_stream = torch.cuda.Stream()  # one for all: so they share the pool
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """The replay of a graph of `step`, captured after warm-up runs on a stream of their own.
+
+        The graph casts weights itself under autocast: cached casts are freed when it ends.
+        """
+        kind = self._device.type
+        enabled, dtype = autocast_state(kind)
+        with (
+            torch.cuda.device(self._device),
+            torch.autocast(kind, dtype=dtype, enabled=enabled, cache_enabled=False),
+        ):
+            current = torch.cuda.current_stream()
+            self._warm_up(step, current)
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            random_state = generator.clone_state()
+            graph = torch.cuda.CUDAGraph()
+            try:
+                with torch.cuda.graph(
+                    graph,
+                    pool=self._pool,
+                    stream=self._capture_stream,
+                    capture_error_mode="thread_local",  # other threads may use the device meanwhile
+                ):
+                    step()
+            except Exception:
+                # torch leaves a capture that failed to end with its stream as the current one, and
+                # with a generator that believes that the capture goes on.
+                torch.cuda.set_stream(current)
+                generator.graphsafe_set_state(random_state)
+                raise
+        return graph.replay
+
+    def _warm_up(self, step: Callable[[], None], current: torch.cuda.Stream) -> None:
+        """Run `step` aside, the last time refusing what waits for the device.
+
+        What breaks a capture is nearly always a wait, and a capture that has not begun leaves
+        nothing behind.
+        """
+        self._warm_up_stream.wait_stream(current)
+        mode = torch.cuda.get_sync_debug_mode()
+        with torch.cuda.stream(self._warm_up_stream):
+            for _ in range(_WARM_UPS - 1):
+                step()
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                step()
+            finally:
+                torch.cuda.set_sync_debug_mode(mode)
+        current.wait_stream(self._warm_up_stream)
+
+
+def step_capture(device: torch.device) -> StepCapture:
+    """CUDA graphs on a CUDA device, the stand-in elsewhere."""
+    return CudaGraphCapture(device) if device.type == "cuda" else RecordedCapture()
+
+
+class CapturedSteps:
+    """The captured steps of one decoder, by their width.
+
+    Attributes:
+        works: whether captures succeed; the first that fails ends it for good.
+    """
+
+    def __init__(self) -> None:
+        self.works = True
+        self._capture: StepCapture | None = None
+        self._replays: dict[int, Callable[[], None]] = {}
+
+    def forget(self, capture: StepCapture | None) -> None:
+        """Drop all captured steps and go on with `capture`; None: without."""
+        self._replays.clear()
+        self._capture = capture if self.works else None
+
+    def run(self, width: int, step: Callable[[], None]) -> bool:
+        """Replay the step of a width, captured from `step` the first time.
+
+        Returns:
+            Whether that worked. Where it didn't, nothing was done that running `step` can't repeat.
+        """
+        if self._capture is None:
+            return False
+        replay = self._replays.get(width)
+        if replay is None:
+            try:
+                replay = self._capture.capture(step)
+            except Exception as error:  # a model's own error will be raised by its eager forward
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                logger.warning(
+                    "the decode step can't be captured and runs eagerly from now on: %s", reason
+                )
+                self.works = False
+                self.forget(None)
+                return False
+            self._replays[width] = replay
+        replay()
+        return True

@@ -1,0 +1,63 @@
+"""What is done to every model after loading: dropout off, activations in one kernel.
+
+Neither changes what a model in eval mode computes, beyond the rounding of its activations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from transformers.activations import ACT2FN
+
+__all__ = ["disable_dropout", "fuse_activations", "prepare"]
+
+_TANH_GELUS = tuple(type(ACT2FN[name]) for name in ("gelu_new", "gelu_fast"))
+"""transformers writes the tanh approximation of GELU out, operation by operation: on a CPU its
+`torch.pow` costs more than the matrix products around it."""
+
+
+def prepare(model: nn.Module) -> None:
+    """Eval mode without dropout, activations fused: for actors, critics, references, reward models.
+
+    Args:
+        model: a transformers model; changed in place.
+    """
+    disable_dropout(model)
+    fuse_activations(model)
+    model.eval()
+
+
+def fuse_activations(model: nn.Module) -> None:
+    """Replace activations that are written out by torch's kernels of the same function.
+
+    Parameters, their names and the config stay, so that checkpoints are the same.
+
+    Args:
+        model: changed in place.
+    """
+    for module in model.modules():
+        for name, child in module.named_children():
+            if type(child) in _TANH_GELUS:
+                setattr(module, name, nn.GELU(approximate="tanh"))
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Switch off every kind of dropout, so that train and eval mode compute the same.
+
+    Modules, the floats that attention layers keep (`attention_dropout`) and the config are all set
+    to 0.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+        _zero_dropout_floats(module)
+    config = getattr(model, "config", None)
+    if config is not None:
+        _zero_dropout_floats(config)
+
+
+def _zero_dropout_floats(owner: Any) -> None:
+    for key, value in list(vars(owner).items()):
+        if isinstance(value, float) and ("dropout" in key or key.endswith(("pdrop", "drop_rate"))):
+            setattr(owner, key, 0.0)
