@@ -5,7 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo verify test test-slow check numbers exact bench clean
+.PHONY: setup demo verify test test-slow check numbers exact bench bench-quick \
+	bench-gpu clean
 
 setup: $(READY)
 
@@ -39,6 +40,12 @@ bench: setup
 	$(BIN)/python benchmarks/bench_rollout.py
 	$(BIN)/python benchmarks/bench_env.py
 	$(BIN)/python benchmarks/bench_memory.py
+
+bench-quick: setup
+	$(BIN)/python benchmarks/bench_quick.py
+
+bench-gpu: setup
+	$(BIN)/python benchmarks/bench_gpu.py
 
 exact: setup
 	$(BIN)/python benchmarks/bench_exact.py

@@ -41,6 +41,20 @@ def fused_where_possible(
     return {**kwargs, "fused": True} if is_adam and not chosen else kwargs
 
 
+def on_the_host(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Tensors of N numbers each, fetched from a GPU by one transfer instead of one for each.
+
+    In float64, which holds token ids, float32 and narrower numbers without rounding.
+    """
+    if tensors[0].device.type == "cpu":
+        return tensors
+    fetched = torch.stack([tensor.flatten().double() for tensor in tensors]).cpu()
+    return tuple(
+        own.reshape(tensor.shape).to(tensor.dtype)
+        for own, tensor in zip(fetched, tensors, strict=True)
+    )
+
+
 class LMActorCriticPolicy(ActorCriticPolicy):
     """A causal LM as actor, with a value head on its trunk or a critic of its own.
 
@@ -221,13 +235,12 @@ class LMActorCriticPolicy(ActorCriticPolicy):
 
     # SB3's interface -----------------------------------------------------------------------------
 
-    def forward(
-        self, obs: torch.Tensor, deterministic: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, obs: torch.Tensor, deterministic: bool = False) -> tuple[torch.Tensor, ...]:
         """Sample one token for each of (N, P+T) observations, with one forward of one token.
 
         Returns:
-            (N,) actions, (N, 1) values, (N,) log-probabilities; without gradient.
+            (N,) actions, (N, 1) values, (N,) log-probabilities; without gradient, and on the host,
+            where the environment and the buffer want them.
         """
         observations = as_token_ids(obs)
         with torch.no_grad():
@@ -237,7 +250,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
                 chosen_log_probs, actions = log_probs.max(dim=-1)
             else:
                 actions, chosen_log_probs = sample_tokens(log_probs)
-            return actions, self._value(hidden[-1]), chosen_log_probs
+            return on_the_host(actions, self._value(hidden[-1]), chosen_log_probs)
 
     def evaluate_actions(
         self, obs: PyTorchObs | PackedSequences, actions: torch.Tensor

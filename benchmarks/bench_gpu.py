@@ -15,7 +15,7 @@ of MODELS or `--lm`; prompts have 32 tokens and responses 128. Measured in turns
   the time of the step: the share of the bandwidth limit that is reached.
 - Whole updates, as in `bench_ppo.py`: batch 256, 4 epochs, float32 weights, in float32 and in the
   precision that is faster, against the sum of parts and, where `--peer` and `--peer-script` are
-  given, a peer on the same card in both precisions.
+  given, a peer on the same card in both precisions; and where the time of ours goes.
 - The most memory that torch held on the card in one update, over what no update does without: the
   weights of actor, reference and reward model, the gradients, and Adam's two moments.
 
@@ -29,7 +29,6 @@ import argparse
 import resource
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +66,17 @@ def sampling_rows(folder: Path, batch: int, arguments: argparse.Namespace) -> li
     cases: dict[str, Callable[[], float]] = {
         GENERATE: ByGenerate(*shape, device=device, dtype=arguments.dtype)
     }
+    decoders: list[SlotDecoder] = []
     for name, graphs in GRAPHS.items():
         ours = InEnvironment(*shape, device=device, dtype=arguments.dtype)
         width = arguments.prompt + response
         decoder = SlotDecoder(ours.policy.actor, batch, width, graphs=graphs)
         ours.policy._decoders["rollout"] = (decoder,)
+        decoders.append(decoder)
         cases[f"policy and env.step, {name}"] = ours
     take_turns(cases, 1)  # warms up, captures
     seconds = medians(take_turns(cases, arguments.repetitions))
+    assert all(decoder.forwards for decoder in decoders), "the policy made decoders of its own"
     return [
         {
             "table": SAMPLING,
@@ -239,10 +241,6 @@ def main(arguments: argparse.Namespace) -> None:
         arguments.repetitions = arguments.updates = 1
     bandwidth = copy_bandwidth(arguments.device, megabytes, arguments.repetitions)
     with model_folder(arguments.models, shape, arguments.lm) as folder, quiet_loading():
-        rows: list[Row] = []
-        for size in arguments.batches:
-            rows += sampling_rows(folder, size, arguments)
-            rows += decoding_rows(folder, size, bandwidth, arguments)
         work = Workload(
             folder,
             batch,
@@ -252,8 +250,12 @@ def main(arguments: argparse.Namespace) -> None:
             precision="auto",
             device=arguments.device,
         )
-        rows += memory_rows(work)
+        rows = memory_rows(work)  # first, while nothing else is on the card
+        for size in arguments.batches:
+            rows += sampling_rows(folder, size, arguments)
+            rows += decoding_rows(folder, size, bandwidth, arguments)
         rows += bench_ppo.updates(work, arguments)
+        rows += bench_ppo.stages(work, arguments.updates)
     card = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "none"
     setting = {"card": card, "copy GB/s": round(bandwidth / 1e9), "update batch": batch}
     names = ("prompt", "response", "dtype", "micro_batch_tokens", "updates", "repetitions")

@@ -182,7 +182,7 @@ def time_rows(folder: Path, sizes: Sizes, repetitions: int) -> list[Row]:
         packed = rollout(models, case)
         single = rollout(models, case, PPO, "step", **stock)
         size = min(stock_tokens, case.tokens)
-        epochs = {
+        epochs: dict[str, Callable[[], float]] = {
             OURS: partial(seconds_of, packed.train),
             PLAIN: plain_epoch(models, case),
             STOCK: stock_epoch(single, size, case.tokens),

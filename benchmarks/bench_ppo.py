@@ -177,8 +177,8 @@ def main(arguments: argparse.Namespace) -> None:
         rows = updates(work, arguments)
         for precision in arguments.precisions:
             rows += stages(dataclasses.replace(work, precision=precision), arguments.updates)
-    names = ("batch", "prompt", "response", "epochs", "value_head", "micro_batch_tokens")
-    names += ("device", "updates", "repetitions")
+    names = ["batch", "prompt", "response", "epochs", "value_head", "micro_batch_tokens"]
+    names += ["device", "updates", "repetitions"]
     report(rows, {name: getattr(arguments, name) for name in names}, arguments.json)
 
 

@@ -41,7 +41,7 @@ from bench_rollout import ByGenerate, InEnvironment, end_tokens
 from memory_case import Case, rollout
 from ppo_parts import SumOfParts
 from ppo_updates import FirstMinibatch, Workload, stock_epoch, token_ppo
-from random_models import GPT2_4M, environment, write_models
+from random_models import GPT2_4M, ModelShape, environment, write_models
 from reporting import arguments_parser, medians, report, seconds_of, take_turns, with_versions
 from stable_baselines3 import PPO
 
@@ -59,6 +59,7 @@ Times = Callable[[], float]
 class Sizes:
     """What is measured: the real thing, or `--quick`, which shows no more than that it runs."""
 
+    shape: ModelShape = GPT2_4M
     batch: int = 64
     prompt: int = 16
     response: int = 32
@@ -70,7 +71,7 @@ class Sizes:
     repetitions: int = 5
 
 
-QUICK = Sizes(4, 16, 6, 4, 1, 4, 8, 16, 1)
+QUICK = Sizes(ModelShape(256, 64, 2), 4, 16, 8, 4, 1, 4, 8, 16, 1)
 
 
 # Functions that give two measurements: of what ours is compared with, and of ours ---------------
@@ -85,7 +86,7 @@ def update(folder: Path, sizes: Sizes) -> tuple[Times, Times]:
 
 def sampling(folder: Path, sizes: Sizes, varies: bool) -> tuple[Times, Times]:
     """A useful token: `generate`, and the policy in the environment."""
-    ends = end_tokens(GPT2_4M.vocabulary, sizes.response) if varies else ()
+    ends = end_tokens(sizes.shape.vocabulary, sizes.response) if varies else ()
     shape = (folder, sizes.batch, sizes.prompt, sizes.response, ends)
     return ByGenerate(*shape, device="cpu"), InEnvironment(*shape, device="cpu")
 
@@ -103,7 +104,7 @@ def scoring(folder: Path, sizes: Sizes) -> tuple[Times, Times]:
     """Log-probabilities of all responses: a plain forward, and the scorer's reference."""
     work = Workload(folder, sizes.batch, sizes.prompt, sizes.response)
     parts = SumOfParts(work)
-    responses = torch.randint(GPT2_4M.vocabulary, (sizes.batch, sizes.response))
+    responses = torch.randint(sizes.shape.vocabulary, (sizes.batch, sizes.response))
     tokens = torch.cat([parts.prompts, responses], dim=1)
     env = environment(folder, 1, sizes.prompt, sizes.response, scoring="deferred", device="cpu")
     episodes = [
@@ -175,7 +176,8 @@ def main(arguments: argparse.Namespace) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(min(2, torch.get_num_threads()))
     sizes = QUICK if arguments.quick else Sizes(repetitions=arguments.repetitions)
-    setting = {"models": "gpt2-4m", "repetitions": sizes.repetitions}
+    models = "gpt2-4m" if sizes.shape == GPT2_4M else "tiny"
+    setting = {"models": models, "repetitions": sizes.repetitions}
     recorded: dict[str, float] = {}
     if not arguments.record:
         try:
@@ -183,7 +185,7 @@ def main(arguments: argparse.Namespace) -> None:
         except ValueError as error:
             sys.exit(str(error))
     with tempfile.TemporaryDirectory() as name, quiet_loading():
-        folder = write_models(Path(name))
+        folder = write_models(Path(name), sizes.shape)
         measures = {what: measurement(ratio, folder, sizes) for what, ratio in RATIOS.items()}
         if arguments.record:
             ratios = {w: statistics.median(m() for _ in range(3)) for w, m in measures.items()}

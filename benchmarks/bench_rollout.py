@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class InEnvironment:
         device: str,
         dtype: str = "float32",
     ) -> None:
-        on = {"device": device, "dtype": dtype}
+        on: dict[str, Any] = {"device": device, "dtype": dtype}
         self.env = environment(folder, batch, prompt, response, ends, scoring="deferred", **on)
         self.policy = LMActorCriticPolicy(
             self.env.observation_space,

@@ -49,6 +49,7 @@ FLOORS: dict[str, float] = {
     # 4: the environments
     "tokenenv.token_mdp": 4.0,
     "tokenenv.rendering": 4.1,
+    "tokenenv.vector_infos": 4.0,
     "tokenenv.env": 4.2,
     "tokenenv.vector_env": 4.3,
     # 5: the optimum, and what is made from all of it

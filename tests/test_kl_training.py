@@ -104,7 +104,7 @@ def test_rewards_are_score_minus_beta_times_the_estimate(tiny_task_kwargs, estim
         assert len(step) >= 30
         assert np.abs(np.array(step) - np.array(deferred)).max() <= 1e-5
         for log_prob, value, reward in step:
-            # k2's rounding is that of the log-ratio times the log-ratio: relative where it is large.
+            # The rounding of k2 is the log-ratio's times the log-ratio: relative where large.
             wanted = expected[log_prob, value]
             assert abs(reward - wanted) <= 1e-5 * max(1.0, abs(wanted))
 

@@ -133,7 +133,7 @@ def test_no_vocabulary_wide_tensor_outlives_a_chunk(monkeypatch):
 
 
 def test_autocast_multiplies_in_bfloat16_and_keeps_logits_in_float32():
-    """The log-probabilities are those of float32; the gradients are close to them, and bfloat16's."""
+    """The log-probabilities are those of float32; the gradients differ by bfloat16's rounding."""
     torch.manual_seed(1)
     layer = nn.Linear(64, 300, bias=False)
     hidden = torch.randn(50, 64, requires_grad=True)

@@ -1,8 +1,7 @@
 """What a decode step (one new token for all slots) is made of, apart from the cache.
 
-Inputs at fixed addresses, masks that are made on the device, and the capture of a step: on a GPU a
-CUDA graph, so that a step costs one launch instead of some hundred; elsewhere a stand-in that runs
-the same step again, so that everything around the graph is the same on every machine.
+Inputs at fixed addresses, masks made on the device, and the capture of a step: on a GPU a CUDA
+graph, one launch instead of some hundred; elsewhere a stand-in that runs the step again.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,10 @@ __all__ = [
     "StepCapture",
     "StepInputs",
     "attention_masks",
+    "attention_windows",
     "autocast_state",
     "bucket_width",
+    "sampling_mode",
     "step_capture",
     "storage_addresses",
     "to_device",
@@ -48,6 +51,17 @@ def autocast_state(device_type: str) -> tuple[bool, torch.dtype]:
     return torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
 
 
+def sampling_mode(trunk: torch.nn.Module) -> Callable[[], AbstractContextManager[Any]]:
+    """The fastest mode without gradients that a trunk may run in.
+
+    `inference_mode`, unless the trunk keeps what it computes in a forward (rotary embeddings that
+    grow with the sequence): a training forward could not use that.
+    """
+    kinds = [str(getattr(module, "rope_type", "")) for module in trunk.modules()]
+    grows = any("dynamic" in kind or "longrope" in kind for kind in kinds)
+    return torch.no_grad if grows else torch.inference_mode
+
+
 def storage_addresses(tensors: Iterable[torch.Tensor]) -> tuple[Any, ...]:
     """What a captured step knows its weights by: it changes when one moves, not when it is trained.
 
@@ -63,6 +77,27 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def attention_windows(config: Any) -> dict[str, int | None]:
+    """Layer type → sliding window (None: sees everything), for the layer types of a text config.
+
+    Raises:
+        ValueError: it has other kinds of attention.
+    """
+    window = getattr(config, "sliding_window", None)
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    if not layer_types:
+        layer_types = {"sliding_attention"} if window else {"full_attention"}
+    unknown = layer_types - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise ValueError(
+            f"{config.model_type} has layers of type {', '.join(sorted(unknown))}, which the slot "
+            "cache can't follow; it knows full and sliding attention."
+        )
+    return {kind: window if kind == "sliding_attention" else None for kind in sorted(layer_types)}
 
 
 def attention_masks(
@@ -130,17 +165,12 @@ class StepInputs:
 class StepCapture(ABC):
     """Turns a step into one that can be replayed.
 
-    A step takes nothing, returns nothing, reads and writes tensors that stay where they are, and
-    gives the same when it is run twice.
+    A step reads and writes tensors that stay where they are, and gives the same when run twice.
     """
 
     @abstractmethod
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        """What does the work of `step` whenever it is called.
-
-        `step` may run any number of times meanwhile; the caller calls the result for the first
-        replay. Any exception means that this step can't be captured.
-        """
+        """What does the work of `step` when called; an exception says that it can't be captured."""
 
 
 class RecordedCapture(StepCapture):
@@ -152,6 +182,12 @@ class RecordedCapture(StepCapture):
         return step
 
 
+@lru_cache
+def _side_streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
+    """For warm-ups and for captures: two for a whole process, as each brings a cuBLAS workspace."""
+    return torch.cuda.Stream(device), torch.cuda.Stream(device)
+
+
 class CudaGraphCapture(StepCapture):
     """CUDA graphs that share one memory pool: only one of them may run at a time.
 
@@ -161,9 +197,7 @@ class CudaGraphCapture(StepCapture):
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        with torch.cuda.device(device):
-            self._warm_up_stream = torch.cuda.Stream()
-            self._capture_stream = torch.cuda.Stream()  # one for all: so they share the pool
+        self._warm_up_stream, self._capture_stream = _side_streams(device)
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:

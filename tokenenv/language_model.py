@@ -20,7 +20,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 from tokenenv.model_preparation import prepare
@@ -110,8 +115,12 @@ class LanguageModel:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of token ids, special tokens left out."""
+        listed = np.asarray(ids).tolist()
+        if type(self.tokenizer)._decode is PreTrainedTokenizerFast._decode:
+            # What that does in the end; most of its time goes into looking at every id on the way.
+            return self.tokenizer.backend_tokenizer.decode(listed, skip_special_tokens=True)
         return self.tokenizer.decode(
-            np.asarray(ids).tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            listed, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
 
 

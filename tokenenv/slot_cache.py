@@ -22,8 +22,10 @@ from tokenenv.decode_step import (
     StepCapture,
     StepInputs,
     attention_masks,
+    attention_windows,
     autocast_state,
     bucket_width,
+    sampling_mode,
     step_capture,
     storage_addresses,
     to_device,
@@ -156,11 +158,13 @@ class SlotDecoder:
         self.width = width
         self.forwards = 0
         config = model.config.get_text_config()
-        self._windows = _attention_windows(config, self.width)
+        self._windows = attention_windows(config)
         self._num_layers = int(config.num_hidden_layers)
         self._graphs = graphs
+        self._mode = sampling_mode(self.trunk)
         self._steps = CapturedSteps()
         self._slots = np.arange(num_slots)
+        self._is_same = np.empty((num_slots, width), dtype=bool)
         self._made_for: tuple[Any, ...] = ()
         self._cache: SlotCache
         self._hidden: torch.Tensor | None = None
@@ -230,9 +234,10 @@ class SlotDecoder:
         grown = np.flatnonzero(is_decode)
         self._seen[grown, ends[grown]] = newest[grown]
         self._lengths[grown] += 1
-        is_known = (observations == self._seen).all(axis=1) & (self._lengths > 0)
-        if is_known.all():
+        is_same = np.equal(observations, self._seen, out=self._is_same)
+        if is_same.all() and self._lengths.all():  # nearly always, and cheaper than row by row
             return is_decode, np.empty(0, dtype=np.int64)
+        is_known = is_same.all(axis=1) & (self._lengths > 0)
         refilled = np.flatnonzero(~is_known)
         self._seen[refilled] = observations[refilled]
         is_token = observations[refilled] != NO_TOKEN
@@ -277,27 +282,11 @@ class SlotDecoder:
         torch.where(inputs.columns < self.width, hidden, self._hidden, out=self._hidden)
 
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, mask: Any) -> torch.Tensor:
-        return self.trunk(
-            input_ids=tokens,
-            position_ids=positions,
-            attention_mask=mask,
-            past_key_values=self._cache,
-            use_cache=True,
-        ).last_hidden_state
-
-
-def _attention_windows(config: Any, width: int) -> dict[str, int | None]:
-    """Layer type → sliding window (None: sees everything), for the layer types that a model has."""
-    window = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) is False:
-        window = None
-    layer_types = set(getattr(config, "layer_types", None) or ())
-    if not layer_types:
-        layer_types = {"sliding_attention"} if window else {"full_attention"}
-    unknown = layer_types - {"full_attention", "sliding_attention"}
-    if unknown:
-        raise ValueError(
-            f"{config.model_type} has layers of type {', '.join(sorted(unknown))}, which the slot "
-            "cache can't follow; it knows full and sliding attention."
-        )
-    return {kind: window if kind == "sliding_attention" else None for kind in sorted(layer_types)}
+        with self._mode():
+            return self.trunk(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=mask,
+                past_key_values=self._cache,
+                use_cache=True,
+            ).last_hidden_state

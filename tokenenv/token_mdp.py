@@ -227,18 +227,18 @@ class TokenMDP:
         return self.scorer.reference.step_log_probs(hidden, np.asarray(actions)[rows])
 
     def _endings(self, rows: np.ndarray) -> list[dict[str, Any]]:
-        episodes = [self.episode(row) for row in rows]
+        responses = [self.episodes.response(row) for row in rows.tolist()]
         endings: list[dict[str, Any]] = [
             {
                 "finish_reason": self.episodes.finish_reason(row),
-                "response": self.language_model.decode(episode.response),
-                "response_length": len(episode.response),
+                "response": self.language_model.decode(response),
+                "response_length": len(response),
             }
-            for row, episode in zip(rows, episodes, strict=True)
+            for row, response in zip(rows.tolist(), responses, strict=True)
         ]
         if self.is_deferred:
             return endings
-        scores = self.scorer.score(episodes)
+        scores = self.scorer.score([self.episode(row) for row in rows])
         if scores.is_per_token:
             raise ValueError(
                 "the reward function returned rewards per token, which exist only once a response "

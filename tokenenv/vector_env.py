@@ -15,6 +15,7 @@ from tokenenv.env import token_spaces
 from tokenenv.rendering import render_episode
 from tokenenv.settings import EnvSettings
 from tokenenv.token_mdp import MDPFace, StepResult, TokenMDP
+from tokenenv.vector_infos import add_infos
 
 __all__ = ["TokenVectorEnv"]
 
@@ -112,9 +113,10 @@ class TokenVectorEnv(MDPFace, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         infos: dict[str, Any] = {}
         if any(seeds[row] is not None for row in rows.tolist()):
             self.mdp.begin_group()
-        for row in rows.tolist():
-            info = self.mdp.start(row, self._rng(row, seeds[row]), prompts[row])
-            infos = self._add_info(infos, info, row)
+        started = [
+            self.mdp.start(row, self._rng(row, seeds[row]), prompts[row]) for row in rows.tolist()
+        ]
+        add_infos(infos, rows.tolist(), started, self.num_envs)
         self._waiting[rows] = False
         return self._observations(), infos
 
@@ -173,12 +175,12 @@ class TokenVectorEnv(MDPFace, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         terminations[stepping] = result.ended
         infos = self._step_infos(result)
         self._waiting = terminations.copy()
-        for row in waiting.tolist():  # NEXT_STEP: this step was the reset of these rows
-            infos = self._add_info(infos, self.mdp.start(row, self._rng(row), None), row)
+        starting = waiting.tolist()  # NEXT_STEP: this step was the reset of these rows
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
-            for row in stepping[result.ended].tolist():
-                infos = self._add_info(infos, self.mdp.start(row, self._rng(row), None), row)
+            starting = stepping[result.ended].tolist()
             self._waiting[:] = False
+        started = [self.mdp.start(row, self._rng(row), None) for row in starting]
+        add_infos(infos, starting, started, self.num_envs)
         truncations = np.zeros(self.num_envs, dtype=bool)
         return self._observations(), rewards, terminations, truncations, infos
 
@@ -198,12 +200,14 @@ class TokenVectorEnv(MDPFace, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 {"ref_logprob": float(found), "kl_coef": self.kl_coef}
                 for found in result.ref_log_probs[result.ended]
             ]
-        for row, own, ending in zip(ended, stepwise, result.endings, strict=True):
-            info = {**own, **ending} if same_step else ending
-            if same_step:
-                observation = self.mdp.episodes.observations[row].copy()
-                info = {"final_obs": observation, "final_info": info}
-            infos = self._add_info(infos, info, row)
+        found = [{**own, **end} for own, end in zip(stepwise, result.endings, strict=True)]
+        if same_step:
+            observations = self.mdp.episodes.observations[ended]
+            found = [
+                {"final_obs": observation, "final_info": info}
+                for observation, info in zip(observations, found, strict=True)
+            ]
+        add_infos(infos, ended, found, self.num_envs)
         return infos
 
     def _set_info(self, infos: dict[str, Any], key: str, rows: np.ndarray, values: Any) -> None:
