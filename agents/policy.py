@@ -41,13 +41,11 @@ def fused_where_possible(
     return {**kwargs, "fused": True} if is_adam and not chosen else kwargs
 
 
-def on_the_host(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Tensors of N numbers each, fetched from a GPU by one transfer instead of one for each.
+def in_one_transfer(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Tensors of N numbers each, brought to the host by one transfer instead of one for each.
 
     In float64, which holds token ids, float32 and narrower numbers without rounding.
     """
-    if tensors[0].device.type == "cpu":
-        return tensors
     fetched = torch.stack([tensor.flatten().double() for tensor in tensors]).cpu()
     return tuple(
         own.reshape(tensor.shape).to(tensor.dtype)
@@ -235,7 +233,9 @@ class LMActorCriticPolicy(ActorCriticPolicy):
 
     # SB3's interface -----------------------------------------------------------------------------
 
-    def forward(self, obs: torch.Tensor, deterministic: bool = False) -> tuple[torch.Tensor, ...]:
+    def forward(
+        self, obs: torch.Tensor, deterministic: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Sample one token for each of (N, P+T) observations, with one forward of one token.
 
         Returns:
@@ -250,7 +250,10 @@ class LMActorCriticPolicy(ActorCriticPolicy):
                 chosen_log_probs, actions = log_probs.max(dim=-1)
             else:
                 actions, chosen_log_probs = sample_tokens(log_probs)
-            return on_the_host(actions, self._value(hidden[-1]), chosen_log_probs)
+            values = self._value(hidden[-1])
+        if actions.is_cuda:
+            actions, values, chosen_log_probs = in_one_transfer(actions, values, chosen_log_probs)
+        return actions, values, chosen_log_probs
 
     def evaluate_actions(
         self, obs: PyTorchObs | PackedSequences, actions: torch.Tensor

@@ -8,8 +8,10 @@ in turns within this run:
 
 - the sum of parts: `generate` of transformers for the tokens, one forward each of the reference
   and the reward model, and per epoch one forward, backward and step of Adam, by plain torch
-  (`ppo_parts.py`): an update without an environment, a buffer or anything to keep. With a precision
-  other than float32 among ours, there is a second one with bfloat16 autocast in its epochs.
+  (`ppo_parts.py`): an update without an environment, a buffer or anything to keep. Once as
+  transformers and torch have them, and once with fused activations and Adam, as ours has: the first
+  says what an update by hand would cost, the second what stands between the parts. With a precision
+  other than float32 among ours, there are both again with bfloat16 autocast in their epochs.
 - stock `stable_baselines3.PPO` with SB3's own buffer and the same policy. It pays a whole sequence
   for every token, so one minibatch of 64 tokens is measured and extrapolated to all of them, token
   for token; its sampling is measured in full.
@@ -51,6 +53,7 @@ from tokenenv.language_model import quiet_loading
 
 OURS = "TokenPPO"
 PARTS = "the sum of parts"
+FUSED = "the sum of parts, fused as ours"
 STOCK = "stock PPO, SB3's own buffer (extrapolated)"
 UPDATES = "whole updates: their time over TokenPPO's in float32"
 RATIOS = "how many times as fast as each TokenPPO is"
@@ -77,6 +80,9 @@ def updates(work: Workload, arguments: argparse.Namespace) -> list[Row]:
     parts.seconds.clear()
     for precision in others:
         cases[PARTS, precision] = SumOfParts(dataclasses.replace(work, precision=precision))
+    for precision in ("float32", *others):
+        own = dataclasses.replace(work, precision=precision)
+        cases[FUSED, precision] = SumOfParts(own, is_fused=True)
     if not arguments.without_stock:
         cases[STOCK, "float32"] = stock_update(work)
     if arguments.peer is not None:

@@ -10,9 +10,10 @@ quiet machine.
 The models are random, of the shape `gpt2-4m`, in float32, on the CPU with two threads at the most.
 What is compared, and how far it can be carried from one CPU to another:
 
-- a whole update over the sum of its parts, scoring by the reference over a plain forward, and a
-  packed update over SB3's own buffer: the same matrix products on both sides, so that the ratio
-  says how many of them there are and what stands between; close on any CPU.
+- a whole update over the sum of its parts, scoring by the reference over a plain forward (both with
+  activations fused on either side), and a packed update over SB3's own buffer: the same matrix
+  products on both sides, so that the ratio says how many of them there are and what stands between;
+  close on any CPU.
 - sampling over `generate`: the same products as well, but the time between them is Python's, more
   of it on `generate`'s side; a CPU fast at one and slow at the other moves the ratio somewhat.
 - steps of the environment over CartPole's: no model, NumPy on one side and the interpreter on the
@@ -81,7 +82,7 @@ def update(folder: Path, sizes: Sizes) -> tuple[Times, Times]:
     """A whole update: the sum of its parts, and ours."""
     work = Workload(folder, sizes.update_batch, sizes.prompt, sizes.response, sizes.epochs)
     model = token_ppo(work)
-    return SumOfParts(work), lambda: seconds_of(lambda: model.learn(work.tokens))
+    return SumOfParts(work, is_fused=True), lambda: seconds_of(lambda: model.learn(work.tokens))
 
 
 def sampling(folder: Path, sizes: Sizes, varies: bool) -> tuple[Times, Times]:
@@ -103,7 +104,7 @@ def packed(folder: Path, sizes: Sizes) -> tuple[Times, Times]:
 def scoring(folder: Path, sizes: Sizes) -> tuple[Times, Times]:
     """Log-probabilities of all responses: a plain forward, and the scorer's reference."""
     work = Workload(folder, sizes.batch, sizes.prompt, sizes.response)
-    parts = SumOfParts(work)
+    parts = SumOfParts(work, is_fused=True)
     responses = torch.randint(sizes.shape.vocabulary, (sizes.batch, sizes.response))
     tokens = torch.cat([parts.prompts, responses], dim=1)
     env = environment(folder, 1, sizes.prompt, sizes.response, scoring="deferred", device="cpu")

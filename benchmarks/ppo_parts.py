@@ -24,6 +24,8 @@ from transformers import (
     GenerationConfig,
 )
 
+from tokenenv.model_preparation import fuse_activations
+
 __all__ = ["SumOfParts"]
 
 
@@ -32,18 +34,23 @@ class SumOfParts:
 
     Args:
         work: the update; a precision other than float32 means bfloat16 in the epochs.
+        is_fused: activations in one kernel, as tokenenv loads models, and torch's fused Adam; else
+            everything is as transformers and torch make it.
 
     Attributes:
         prompts: (B, P) token ids, int64.
         seconds: part → seconds in every call.
     """
 
-    def __init__(self, work: Workload) -> None:
+    def __init__(self, work: Workload, is_fused: bool = False) -> None:
         self.work, lm = work, work.models / "lm"
         self._autocasts = work.precision != "float32"
         tokenizer = AutoTokenizer.from_pretrained(lm)
         self.actor, self.reference = (_load(AutoModelForCausalLM, work, "lm") for _ in range(2))
         self.reward_model = _load(AutoModelForSequenceClassification, work, "rm")
+        if is_fused:
+            for model in (self.actor, self.reference, self.reward_model):
+                fuse_activations(model)
         self.reward_model.config.pad_token_id = None  # nothing is padded: the last token counts
         texts = random_prompts(tokenizer, work.batch, work.prompt)
         self.prompts = torch.tensor([tokenizer(t)["input_ids"] for t in texts]).to(work.device)
@@ -60,7 +67,7 @@ class SumOfParts:
         self.head = nn.Linear(hidden_size, 1).to(work.device)
         parts = (self.actor, self.head, *([self.critic] if self.critic is not self.trunk else []))
         self.parameters = [p for part in parts for p in part.parameters()]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=1e-5)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=1e-5, fused=is_fused)
         self.seconds: dict[str, list[float]] = defaultdict(list)
 
     def __call__(self) -> float:

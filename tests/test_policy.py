@@ -456,3 +456,12 @@ def test_a_context_that_is_too_short_is_refused(tiny_task_kwargs):
 def test_policy_kwargs_that_can_not_be_used(tiny_task_kwargs, kwargs, says):
     with pytest.raises(ValueError, match=says):
         make_policy(tiny_task_kwargs["reference"], **kwargs)
+
+
+def test_one_transfer_to_the_host_changes_no_number():
+    actions = torch.tensor([0, 50_256, 2**31])
+    values = torch.tensor([[1 / 3], [-2.5e-30], [7.0]])
+    log_probs = torch.tensor([-0.1, -20.0, -1e-8], dtype=torch.bfloat16)
+    given = (actions, values, log_probs)
+    for found, expected in zip(in_one_transfer(*given), given, strict=True):
+        assert found.dtype == expected.dtype and torch.equal(found, expected)

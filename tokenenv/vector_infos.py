@@ -11,7 +11,10 @@ __all__ = ["add_infos"]
 
 
 def add_infos(
-    vector_infos: dict[str, Any], rows: Sequence[int], infos: Sequence[dict[str, Any]], num_envs: int
+    vector_infos: dict[str, Any],
+    rows: Sequence[int],
+    infos: Sequence[dict[str, Any]],
+    num_envs: int,
 ) -> None:
     """Add the infos of several environments, in place, as `VectorEnv._add_info` adds one.
 
