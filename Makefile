@@ -4,9 +4,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+TRL := .venv-trl/bin/python
+PEER := --peer $(TRL) --peer-script benchmarks/trl_ppo.py
 
 .PHONY: setup demo verify test test-slow check numbers exact bench bench-quick \
-	bench-gpu clean
+	bench-gpu bench-trl clean
 
 setup: $(READY)
 
@@ -47,8 +49,15 @@ bench-quick: setup
 bench-gpu: setup
 	$(BIN)/python benchmarks/bench_gpu.py
 
+# TRL needs other versions: an environment of its own.
+bench-trl: setup
+	test -x $(TRL) || $(PYTHON) -m venv .venv-trl
+	$(TRL) -m pip install --quiet --disable-pip-version-check torch==2.13.0 trl==1.12.0
+	$(BIN)/python benchmarks/bench_ppo.py $(PEER)
+	$(BIN)/python benchmarks/bench_ppo.py --value-head separate --without-stock $(PEER)
+
 exact: setup
 	$(BIN)/python benchmarks/bench_exact.py
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-trl build *.egg-info .pytest_cache .ruff_cache .mypy_cache

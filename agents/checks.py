@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from agents.kl_settings import KLPenalty, kl_controller
-from agents.precision import check_precision
 from tokenenv.credit import ADVANTAGE_ESTIMATORS, CRITIC_FREE, GROUPED
 
 __all__ = [
     "DEFAULT_LAMBDA",
     "PPO_RANGES",
+    "PRECISIONS",
     "Range",
     "check_agent",
     "check_estimator",
+    "check_precision",
     "check_ranges",
     "check_rollout_length",
     "value_loss_weight",
@@ -189,6 +190,23 @@ def value_loss_weight(vf_coef: float | None, estimator: str) -> float:
     if vf_coef is not None:
         return vf_coef
     return 0.0 if estimator in CRITIC_FREE else 0.1
+
+
+PRECISIONS = ("float32", "bfloat16", "auto")
+"""What may be asked for; `"auto"` measures once and takes the faster."""
+
+
+def check_precision(precision: str, dtype: str) -> None:
+    """Raise ValueError unless `precision` is known and fits weights of `dtype`."""
+    if precision not in PRECISIONS:
+        allowed = ", ".join(map(repr, PRECISIONS))
+        raise ValueError(f"precision={precision!r} is unknown: choose one of {allowed}.")
+    if precision != "float32" and dtype != "float32":
+        raise ValueError(
+            f"precision={precision!r} computes the update of float32 weights in another precision, "
+            f"but dtype={dtype!r} are the weights': leave precision at 'float32' (an update then "
+            "computes in the weights' own), or leave dtype out of policy_kwargs."
+        )
 
 
 def check_agent(settings: Mapping[str, Any]) -> None:

@@ -278,6 +278,8 @@ def _warn_of_the_estimate(console: Console, summary: dict[str, Any]) -> None:
 def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " … ".join(_shown(v) for v in value)
+    if isinstance(value, str):
+        return value
     return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
 
 

@@ -13,6 +13,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from agents.critic import SeparateCritic, build_critic, new_value_head
+from agents.fast_paths import fused_where_possible, in_one_transfer
 from agents.packing import PackedSequences, pack_observations
 from agents.policy_checks import as_token_ids, check_spaces, check_vocabulary
 from agents.policy_files import json_config, load_policy, save_policy
@@ -30,27 +31,6 @@ from tokenenv.tasks import model_source
 __all__ = ["VALUE_HEADS", "LMActorCriticPolicy"]
 
 VALUE_HEADS = ("shared", "separate")
-
-
-def fused_where_possible(
-    kind: type[torch.optim.Optimizer], kwargs: dict[str, Any]
-) -> dict[str, Any]:
-    """`kwargs` of an optimiser; torch's Adam in one kernel unless they choose an implementation."""
-    chosen = {"fused", "foreach", "capturable", "differentiable", "amsgrad"} & set(kwargs)
-    is_adam = kind in (torch.optim.Adam, torch.optim.AdamW)
-    return {**kwargs, "fused": True} if is_adam and not chosen else kwargs
-
-
-def in_one_transfer(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Tensors of N numbers each, brought to the host by one transfer instead of one for each.
-
-    In float64, which holds token ids, float32 and narrower numbers without rounding.
-    """
-    fetched = torch.stack([tensor.flatten().double() for tensor in tensors]).cpu()
-    return tuple(
-        own.reshape(tensor.shape).to(tensor.dtype)
-        for own, tensor in zip(fetched, tensors, strict=True)
-    )
 
 
 class LMActorCriticPolicy(ActorCriticPolicy):

@@ -16,23 +16,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["PRECISIONS", "check_precision", "computing_in"]
-
-PRECISIONS = ("float32", "bfloat16", "auto")
-"""What may be asked for; `"auto"` measures once and takes the faster."""
-
-
-def check_precision(precision: str, dtype: str) -> None:
-    """Raise ValueError unless `precision` is known and fits weights of `dtype`."""
-    if precision not in PRECISIONS:
-        allowed = ", ".join(map(repr, PRECISIONS))
-        raise ValueError(f"precision={precision!r} is unknown: choose one of {allowed}.")
-    if precision != "float32" and dtype != "float32":
-        raise ValueError(
-            f"precision={precision!r} computes the update of float32 weights in another precision, "
-            f"but dtype={dtype!r} are the weights': leave precision at 'float32' (an update then "
-            "computes in the weights' own), or leave dtype out of policy_kwargs."
-        )
+__all__ = ["computing_in"]
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.cli import main
+from agents.cli import _shown, main
 from agents.config import TrainConfig
 from agents.curves import read_metrics
 from agents.runs import RunFolder
@@ -353,3 +353,8 @@ def test_reward_model_from_a_file_of_pairs(tmp_path, capsys):
     assert main(["train", "--out", str(trained), *TINY, "--reward-model", str(out)]) == 0
     assert main([*arguments, *settings]) == 2
     assert "exists already" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_summary_shows_numbers_ranges_and_names():
+    assert _shown(0.96712) == "0.967" and _shown(65_536) == "65,536"
+    assert _shown((1.25, 2)) == "1.250 … 2" and _shown("bfloat16") == "bfloat16"

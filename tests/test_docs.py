@@ -56,7 +56,7 @@ def test_links_to_files_lead_somewhere():
 def test_commands_of_the_pages_are_commands():
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"^make (\w+)", text, re.MULTILINE)):
+    for target in set(re.findall(r"^make ([\w-]+)", text, re.MULTILINE)):
         assert f"\n{target}:" in makefile
     from agents.cli import Command
 

@@ -80,6 +80,7 @@ FLOORS: dict[str, float] = {
     "agents.checks": 6.05,
     "agents.critic": 6.0,
     "agents.episode_records": 6.0,
+    "agents.fast_paths": 6.0,
     "agents.files": 6.0,
     "agents.kl_settings": 6.0,
     "agents.kl_penalty": 6.05,

@@ -32,8 +32,8 @@ from tiny_task import (
 from transformers import AutoModelForCausalLM, pipeline
 
 from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
+from agents.fast_paths import in_one_transfer
 from agents.packing import PackedSequences, pack
-from agents.policy import in_one_transfer
 from tokenenv.language_model import load_frozen
 from tokenenv.reward_model import load_reward_model
 
