@@ -47,7 +47,7 @@ bench-quick: setup
 	$(BIN)/python benchmarks/bench_quick.py
 
 bench-gpu: setup
-	$(BIN)/python benchmarks/bench_gpu.py
+	$(BIN)/python benchmarks/bench_gpu.py $(if $(wildcard $(TRL)),$(PEER))
 
 # TRL needs other versions: an environment of its own.
 bench-trl: setup

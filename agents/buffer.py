@@ -232,10 +232,11 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             self.records = score_segments(
                 used, binding.scorer, binding.kl_shaping, carries, binding.penalty
             )
+        told: Sequence[np.ndarray | None] = [None] * len(segments)
         if binding.update_log_probs is not None:
-            found = per_new_step(segments, self.device, binding.update_log_probs)
-            for segment, own in zip(segments, found, strict=True):
-                segment.old_log_probs = np.concatenate([segment.old_log_probs, own])
+            told = per_new_step(segments, self.device, binding.update_log_probs)
+        for segment, own in zip(segments, told, strict=True):
+            segment.note_old_log_probs(own)
         for segment in segments:
             self._open[segment.env] = None if segment.ended else segment
         if self._groups is not None:
@@ -253,9 +254,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self.values = joined([s.values for s in segments], np.float32)
         self.log_probs = joined([s.log_probs for s in segments], np.float32)
         self.ref_log_probs = joined([s.ref_log_probs for s in segments], np.float32)
-        self.old_log_probs = joined([s.old_log_probs for s in segments], np.float32)
-        if not len(self.old_log_probs):
-            self.old_log_probs = self.log_probs
+        self.old_log_probs = self.log_probs
+        if any(len(s.old_log_probs) for s in segments):
+            old = [s.old_log_probs if len(s.old_log_probs) else s.log_probs for s in segments]
+            self.old_log_probs = joined(old, np.float32)
         self.advantages = self.returns = np.zeros(0, dtype=np.float32)
         prefixes = [s.prefix for s in segments]
         self._prefixes = joined(prefixes, np.int32)

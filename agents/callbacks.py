@@ -31,6 +31,7 @@ from agents.episode_records import EpisodeRecord, rlhf_metrics
 from agents.kl_penalty import load_reference, token_penalties
 from agents.kl_settings import DEFAULT_DUAL_RATE, DEFAULT_HORIZON, check_controller, resolve_kl
 from agents.policy import LMActorCriticPolicy
+from agents.precision_choice import update_log_probs
 from agents.vec_env import TokenVecEnv
 from tokenenv.scoring import build_scorer
 from tokenenv.shaping import FixedKL, actor_half, reference_half
@@ -163,16 +164,10 @@ class RLHFCallback(BaseCallback):
                 actor=self.model.policy.actor if needs_reference else None,
                 reference=load_reference(settings) if needs_reference else None,
                 shares_groups=isinstance(env.unwrapped, TokenVecEnv),
-                update_log_probs=self._update_log_probs(),
+                update_log_probs=update_log_probs(self.model),
             ),
             episode_starts,
         )
-
-    def _update_log_probs(self) -> Any:
-        """What tells them, of a model that updates in another precision than it samples in."""
-        model: Any = self.model
-        needs_them = getattr(model, "needs_update_log_probs", False)
-        return model.update_log_probs if needs_them else None
 
     def _reset_groups(self, rows: Iterable[int]) -> dict[int, int | None]:
         """Row → the group of the episode that its last reset began; None: of none."""

@@ -13,7 +13,7 @@ def fused_where_possible(
     kind: type[torch.optim.Optimizer], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """`kwargs` of an optimiser; torch's Adam in one kernel unless they choose an implementation."""
-    chosen = {"fused", "foreach", "capturable", "differentiable", "amsgrad"} & set(kwargs)
+    chosen = {"fused", "foreach", "capturable", "differentiable"} & set(kwargs)
     is_adam = kind in (torch.optim.Adam, torch.optim.AdamW)
     return {**kwargs, "fused": True} if is_adam and not chosen else kwargs
 

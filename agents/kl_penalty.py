@@ -16,7 +16,7 @@ from agents.new_steps import per_new_step
 from agents.packing import PackedSequences
 from agents.segments import Segment
 from tokenenv.language_model import load_frozen, trunk_hidden_states
-from tokenenv.log_probs import LOGITS_AT_ONCE, log_softmax
+from tokenenv.log_probs import log_softmax, rows_at_once
 from tokenenv.reference import Reference
 from tokenenv.settings import EnvSettings
 from tokenenv.shaping import full_kl, kl_estimate
@@ -80,7 +80,7 @@ def _full_kls(packed: PackedSequences, actor: Any, reference: Reference) -> torc
     """(n,) KL(π ‖ π_ref) at states; never more than a chunk of (n, V) at a time."""
     hidden = _hidden_states(packed, actor)
     ref_hidden = _hidden_states(packed, reference.language_model.model)
-    size = max(1, LOGITS_AT_ONCE // reference.language_model.vocabulary_size)
+    size = rows_at_once(hidden.device, reference.language_model.vocabulary_size)
     found = [
         full_kl(
             log_softmax(actor, own, reference.temperature),

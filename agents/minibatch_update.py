@@ -87,7 +87,8 @@ def accumulate_gradients(
         loss = losses.total(settings.ent_coef, settings.vf_coef)
         parts = losses.detached()
         if settings.penalty is not None:
-            kl = kl_loss(settings.penalty, part, log_probs, logits, settings.reference)
+            with computing_in(settings.precision, log_probs.device):
+                kl = kl_loss(settings.penalty, part, log_probs, logits, settings.reference)
             # Divided as the advantages are, or β would weigh against another score.
             loss = loss + settings.kl_coef / divisor * kl
             parts["kl"] = kl.detach()

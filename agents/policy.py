@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from tokenenv.language_model import (
     load_trainable,
     trunk_hidden_states,
 )
-from tokenenv.log_probs import log_softmax, sample_tokens, tempered_logits
+from tokenenv.log_probs import log_softmax, refuse_nan, sample_tokens, tempered_logits
 from tokenenv.slot_cache import SlotDecoder
 from tokenenv.tasks import model_source
 
@@ -135,6 +137,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             **fused_where_possible(self.optimizer_class, self.optimizer_kwargs),
         )
         self._decoders: dict[str, tuple[SlotDecoder, ...]] = {}
+        self._host_observations: Callable[[], np.ndarray] | None = None
         self._trunk_weights = [p for trunk in self._trunks() for p in trunk.parameters()]
         self._seen_version = -1
         self._watch_optimizer()
@@ -145,7 +148,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: everything but the caches."""
-        return {**self.__dict__, "_decoders": {}}
+        return {**self.__dict__, "_decoders": {}, "_host_observations": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -187,6 +190,11 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             for decoder in decoders:
                 decoder.drop()
 
+    def _apply(self, *args: Any, **kwargs: Any) -> LMActorCriticPolicy:
+        """Torch's way to another device or dtype: what was cached does not move along."""
+        self.drop_caches()
+        return super()._apply(*args, **kwargs)
+
     def set_training_mode(self, mode: bool) -> None:
         """SB3's switch between update and rollout; dropout is off in both."""
         super().set_training_mode(mode)
@@ -211,6 +219,23 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             self._decoders[purpose] = decoders
         return tuple(decoder.hidden_states(observations) for decoder in decoders)
 
+    @contextlib.contextmanager
+    def reading(self, observations: Callable[[], np.ndarray]) -> Iterator[None]:
+        """While this lasts, `forward` takes its observations from the host.
+
+        SB3 uploads them to the policy's device before every call, where nothing needs them: the
+        decoder follows them on the host and uploads one token for each. So they are not fetched
+        back.
+
+        Args:
+            observations: gives the (N, P+T) token ids of the call that is made.
+        """
+        self._host_observations = observations
+        try:
+            yield
+        finally:
+            self._host_observations = None
+
     # SB3's interface -----------------------------------------------------------------------------
 
     def forward(
@@ -222,7 +247,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             (N,) actions, (N, 1) values, (N,) log-probabilities; without gradient, and on the host,
             where the environment and the buffer want them.
         """
-        observations = as_token_ids(obs)
+        read = None if obs.device.type == "cpu" else self._host_observations
+        observations = as_token_ids(obs) if read is None else read()
         with torch.no_grad():
             hidden = self._follow("rollout", observations)
             log_probs = log_softmax(self.actor, hidden[0], self.temperature)
@@ -233,6 +259,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             values = self._value(hidden[-1])
         if actions.is_cuda:
             actions, values, chosen_log_probs = in_one_transfer(actions, values, chosen_log_probs)
+        refuse_nan(chosen_log_probs, "the actor")
         return actions, values, chosen_log_probs
 
     def evaluate_actions(

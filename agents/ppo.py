@@ -38,10 +38,12 @@ from agents.env_checks import find_env_settings
 from agents.kl_settings import DEFAULT_DUAL_RATE, DEFAULT_HORIZON, KLPenalty, kl_controller
 from agents.losses import LOGGED_NAMES, spread, whiten
 from agents.minibatch_update import LossSettings, accumulate_gradients
-from agents.packing import PackedSequences
 from agents.policy import LMActorCriticPolicy
-from agents.precision import computing_in
-from agents.precision_choice import measured_precision
+from agents.precision_choice import (
+    check_update_precision,
+    first_pass_tells,
+    measured_precision,
+)
 from tokenenv.shaping import KLController
 
 __all__ = ["TokenPPO"]
@@ -104,7 +106,8 @@ class TokenPPO(PPO):
 
     Attributes:
         num_updates: updates in the model's life; each is `n_epochs` passes over a rollout.
-        update_precision: `"float32"` or `"bfloat16"`: what `precision` came to.
+        update_precision: `"float32"` or `"bfloat16"`: what `precision` came to; a loaded model
+            measures `"auto"` again.
 
     Raises:
         ValueError: a setting can't be used, alone or with the others.
@@ -152,8 +155,6 @@ class TokenPPO(PPO):
         self.whiten_advantages = whiten_advantages
         self.micro_batch_tokens = micro_batch_tokens
         self.precision = precision
-        self.update_precision = "float32" if precision == "auto" else precision
-        self._is_precision_settled = precision != "auto"
         self.kl_estimator, self.use_kl_loss = kl_estimator, use_kl_loss
         self.kl_controller, self.kl_target = kl_controller, kl_target
         self.kl_horizon, self.kl_dual_rate = kl_horizon, kl_dual_rate
@@ -206,6 +207,10 @@ class TokenPPO(PPO):
         if settings is not None and issubclass(self.policy_class, LMActorCriticPolicy):
             self.policy_kwargs = {"actor": settings.reference, **self.policy_kwargs}
         super()._setup_model()
+        # Here and not in the constructor: a loaded model may be told another precision.
+        self.update_precision = "float32" if self.precision == "auto" else self.precision
+        self.has_measured_precision = False
+        check_update_precision(self)
         if isinstance(self.policy, LMActorCriticPolicy):
             # So that a model which was never trained loads without its first checkpoint, too.
             self.policy_kwargs = {**self.policy_kwargs, **self.policy.rebuild_kwargs()}
@@ -238,39 +243,19 @@ class TokenPPO(PPO):
         ready = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in given]
         return super()._init_callback(ready, progress_bar)
 
-    # Precision -----------------------------------------------------------------------------------
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+        """SB3's, whose policy reads the observations where they are: on the host."""
+        if not isinstance(self.policy, LMActorCriticPolicy):
+            return super().collect_rollouts(*args, **kwargs)
+        with self.policy.reading(lambda: np.asarray(self._last_obs)):
+            return super().collect_rollouts(*args, **kwargs)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         found = super()._setup_learn(*args, **kwargs)
-        if not self._is_precision_settled:
+        if self.precision == "auto" and not self.has_measured_precision:
             self.update_precision = measured_precision(self)
-            self._is_precision_settled = True
+            self.has_measured_precision = True
         return found
-
-    @property
-    def first_pass_tells(self) -> bool:
-        """Whether the old log-probabilities are those of the update's own first forward pass.
-
-        So it is where the update computes in another precision than sampling, and the first pass
-        sees all tokens of the rollout, all of them sampled with the present weights.
-        """
-        buffer = self.rollout_buffer
-        return (
-            self.update_precision != "float32"
-            and self.n_steps * self.n_envs <= self.batch_size
-            and isinstance(buffer, EpisodeRolloutBuffer)
-            and buffer.cut == "bootstrap"
-        )
-
-    def update_log_probs(self, states: PackedSequences, actions: torch.Tensor) -> torch.Tensor:
-        """(n,) log π of actions, as the update computes it."""
-        with computing_in(self.update_precision, self.device):
-            return self.policy.evaluate_actions(states, actions)[1]  # type: ignore[arg-type]
-
-    @property
-    def needs_update_log_probs(self) -> bool:
-        """Whether they must be known at a rollout's end, before any weight changes."""
-        return self.update_precision != "float32" and not self.first_pass_tells
 
     # The update ----------------------------------------------------------------------------------
 
@@ -320,7 +305,7 @@ class TokenPPO(PPO):
         """
         means: list[dict[str, float]] = []
         for epoch in range(self.n_epochs):
-            tells = self.first_pass_tells and epoch == 0
+            tells = epoch == 0 and first_pass_tells(self)
             for batch in self.rollout_buffer.get(self.batch_size):
                 losses = self._accumulate_gradients(batch, divisor, tells)
                 means.append(losses)

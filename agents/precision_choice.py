@@ -1,4 +1,4 @@
-"""`precision="auto"`: the precision in which this machine makes an update faster, by measuring."""
+"""What an update's precision asks of the rest, and `"auto"`: the faster one, by measuring."""
 
 from __future__ import annotations
 
@@ -9,29 +9,98 @@ from typing import Any
 
 import torch
 
+from agents.buffer import EpisodeRolloutBuffer
 from agents.env_checks import find_env_settings
 from agents.packing import PackedSequences
+from agents.policy import LMActorCriticPolicy
 from agents.precision import computing_in
 
-__all__ = ["measured_precision", "seconds_by_precision"]
+__all__ = [
+    "check_update_precision",
+    "first_pass_tells",
+    "measured_precision",
+    "seconds_by_precision",
+    "update_log_probs",
+]
 
 MEASURED_TOKENS = 2048
-"""States of the forward pass that is measured, at most."""
+"""Tokens of the forward pass that is measured, at most."""
 
 TURNS = 3
 """Medians are of these, after one that warms up."""
 
 
+def check_update_precision(model: Any) -> None:
+    """Raise ValueError where a model's buffer can't say what its ratios divide by.
+
+    Args:
+        model: a `TokenPPO`, set up.
+    """
+    if model.update_precision != "float32" and not _can_be_narrow(model):
+        raise ValueError(
+            f"precision={model.precision!r} divides by log-probabilities of the update's own "
+            f"precision, which only LMActorCriticPolicy with EpisodeRolloutBuffer knows, not "
+            f"{type(model.policy).__name__} with {type(model.rollout_buffer).__name__}: leave "
+            "precision at 'float32', or leave rollout_buffer_class out."
+        )
+
+
+def _can_be_narrow(model: Any) -> bool:
+    is_language_model = isinstance(model.policy, LMActorCriticPolicy)
+    return is_language_model and isinstance(model.rollout_buffer, EpisodeRolloutBuffer)
+
+
+def first_pass_tells(model: Any) -> bool:
+    """Whether the old log-probabilities are those of the update's own first forward pass.
+
+    So it is where the update computes in another precision than sampling, and the first pass sees
+    all tokens of the rollout, all of them sampled with the present weights.
+
+    Args:
+        model: a `TokenPPO`.
+    """
+    return (
+        model.update_precision != "float32"
+        and model.n_steps * model.n_envs <= model.batch_size
+        and model.rollout_buffer.cut == "bootstrap"
+    )
+
+
+def update_log_probs(
+    model: Any,
+) -> Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None:
+    """What computes (n,) log π of actions as a model's update does, before any weight changes.
+
+    Args:
+        model: any SB3 algorithm.
+
+    Returns:
+        None where the update computes as sampling did, or its first pass tells.
+    """
+    precision = getattr(model, "update_precision", "float32")
+    if precision == "float32" or first_pass_tells(model):
+        return None
+    policy, needs_logits = model.policy, model.use_kl_loss and model.kl_estimator == "full"
+
+    def tell(states: PackedSequences, actions: torch.Tensor) -> torch.Tensor:
+        with computing_in(precision, actions.device):
+            if needs_logits:
+                return policy.evaluate_with_logits(states, actions)[1]
+            return policy.evaluate_actions(states, actions)[1]
+
+    return tell
+
+
 def measured_precision(model: Any) -> str:
     """The precision in which `TokenPPO`'s update is faster on this machine; its logger says so.
 
-    Other policies than language models have nothing to gain: float32.
+    Other policies and buffers than language models' have nothing to gain: float32.
 
     Args:
         model: a `TokenPPO`, set up; nothing of it changes.
     """
     policy, settings = model.policy, find_env_settings(model.env)
-    if settings is None or not hasattr(policy, "actor"):
+    if settings is None or not _can_be_narrow(model):
         return "float32"
     assert settings.max_new_tokens is not None
     batch = _random_batch(
@@ -94,11 +163,11 @@ def _random_batch(
         vocabulary: V.
         width: P+T.
         responses: T: every sequence has as many states, at its end.
-        tokens: states over all sequences, about.
+        tokens: over all sequences, prompts included, about.
         device: where the tensors go.
     """
     generator = torch.Generator().manual_seed(0)
-    count = max(1, tokens // responses)
+    count = max(1, tokens // (width - 1))
     drawn = torch.randint(vocabulary, (count, width), generator=generator).to(device)
     rows = torch.arange(count, device=device).repeat_interleave(responses)
     columns = torch.arange(width - 1 - responses, width - 1, device=device).repeat(count)

@@ -72,6 +72,19 @@ class Segment:
         arrays = (self.prompt, self.earlier, *(getattr(self, name) for name in _PER_STEP))
         return sum(array.nbytes for array in arrays)
 
+    def note_old_log_probs(self, new: np.ndarray | None) -> None:
+        """Keep the old log-probabilities of the last rollout's steps, (`new_steps`,) float32.
+
+        Where others of this segment were kept and these are None, or the other way round (the
+        precision was changed in between), the sampled ones stand in.
+        """
+        if new is None and not len(self.old_log_probs):
+            return
+        before = len(self.log_probs) - self.new_steps
+        kept = self.old_log_probs if len(self.old_log_probs) else self.log_probs[:before]
+        new = self.log_probs[before:] if new is None else new
+        self.old_log_probs = np.concatenate([kept, new])
+
     def is_at(self, prompt: np.ndarray, response: np.ndarray) -> bool:
         """Whether `prompt` and `response` are the state after the last of the steps."""
         return np.array_equal(self.prompt, prompt) and np.array_equal(self.response, response)

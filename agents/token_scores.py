@@ -18,15 +18,19 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from tokenenv.log_probs import tempered_logits
+from tokenenv.log_probs import GPU_FACTOR, tempered_logits
 
 __all__ = ["CHUNK_LOGITS", "KEPT_LOGITS", "score_tokens", "scores_of_logits"]
 
-CHUNK_LOGITS = 2**21
-"""Logits of one chunk: 8 MiB of float32, near the cores' caches."""
+CHUNK_LOGITS = 2**22
+"""Logits of one chunk: 16 MiB of float32; on a GPU `GPU_FACTOR` times as many."""
 
 KEPT_LOGITS = 2**24
-"""At most so many log-probabilities (64 MiB) are kept for the backward pass, else none."""
+"""At most so many log-probabilities (64 MiB) are kept for the backward pass, else none; on a GPU
+`GPU_FACTOR` times as many."""
+
+_MULTIPLIES_INTO_FLOAT32 = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+"""Whether `torch.mm` takes `out_dtype`, which it does on GPUs alone."""
 
 
 def score_tokens(
@@ -55,7 +59,8 @@ def score_tokens(
     if type(layer) is not nn.Linear or getattr(model.config, "final_logit_softcapping", None):
         logits = tempered_logits(model, hidden, temperature)
         return scores_of_logits(logits, actions, entropy_needs_gradient)
-    small = len(hidden) * len(layer.weight) <= KEPT_LOGITS
+    factor = GPU_FACTOR if hidden.is_cuda else 1
+    small = len(hidden) * len(layer.weight) <= KEPT_LOGITS * factor
     keeps = small and torch.is_grad_enabled()  # off inside of the function, always
     return _TokenScores.apply(
         hidden, layer.weight, layer.bias, actions, temperature, entropy_needs_gradient, keeps
@@ -89,11 +94,13 @@ class _TokenScores(torch.autograd.Function):
         device = hidden.device.type
         ctx.narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         ctx.temperature, ctx.entropy_needs_gradient = temperature, entropy_needs_gradient
-        ctx.rows = max(1, CHUNK_LOGITS // len(weight))
+        chunk = CHUNK_LOGITS * (GPU_FACTOR if hidden.is_cuda else 1)
+        ctx.rows = max(1, chunk // len(weight))
         log_probs, entropies, kept = [], [], []
         with torch.autocast(device, enabled=False):
+            layer = _Layer(weight, bias, temperature, ctx.narrow)
             for states, chosen in zip(hidden.split(ctx.rows), actions.split(ctx.rows), strict=True):
-                table = _log_softmax(states, weight, bias, temperature, ctx.narrow)
+                table = layer.log_softmax(states)
                 log_probs.append(table.gather(-1, chosen[:, None]).squeeze(-1))
                 entropies.append(-(table.exp() * table).sum(dim=-1))
                 if keeps:
@@ -109,20 +116,17 @@ class _TokenScores(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, ...]:
         hidden, weight, bias, actions, entropy, *kept = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        wide = torch.promote_types(weight.dtype, torch.float32)  # sums over chunks
         narrow = ctx.narrow or weight.dtype
         narrow_weight = weight.to(narrow)
         to_hidden = torch.empty_like(hidden) if needs_hidden else None
-        to_weight = torch.zeros_like(weight) if needs_weight else None
-        to_bias = torch.zeros_like(bias) if bias is not None and needs_bias else None
+        to_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+        to_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
+            layer = None if kept else _Layer(weight, bias, ctx.temperature, ctx.narrow)
             for index, start in enumerate(range(0, len(hidden), ctx.rows)):
                 part = slice(start, start + ctx.rows)
-                states = hidden[part]
-                table = (
-                    kept[index]
-                    if kept
-                    else _log_softmax(states, weight, bias, ctx.temperature, ctx.narrow)
-                )
+                table = kept[index] if layer is None else layer.log_softmax(hidden[part])
                 of_entropy = gradients[1][part] if ctx.entropy_needs_gradient else None
                 to_logits = _to_logits(
                     table, actions[part], entropy[part], gradients[0][part], of_entropy
@@ -133,37 +137,51 @@ class _TokenScores(torch.autograd.Function):
                 if to_hidden is not None:
                     to_hidden[part] = to_logits @ narrow_weight
                 if to_weight is not None:
-                    to_weight += to_logits.T @ states.to(narrow)
-        return to_hidden, to_weight, to_bias, None, None, None, None
+                    to_weight += to_logits.T @ hidden[part].to(narrow)
+        return (
+            to_hidden,
+            None if to_weight is None else to_weight.to(weight.dtype),
+            None if bias is None or to_bias is None else to_bias.to(bias.dtype),
+            *(None,) * 4,
+        )
 
 
-def _log_softmax(
-    states: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    temperature: float,
-    narrow: torch.dtype | None,
-) -> torch.Tensor:
-    """(m, V) log-probabilities, float32 at least.
+class _Layer:
+    """The output layer with log-softmax, its weight converted once for all chunks.
 
     Args:
-        states: (m, h).
-        weight: (V, h) of the output layer.
+        weight: (V, h).
         bias: (V,) or None.
         temperature: divides the logits.
         narrow: autocast's dtype, or None. GPUs then multiply in it and add up in float32; CPUs
             multiply in the weights' own.
     """
-    if narrow is not None and states.is_cuda and weight.dtype == torch.float32:
-        logits = torch.mm(states.to(narrow), weight.to(narrow).T, out_dtype=torch.float32)
-    else:
-        logits = states.to(weight.dtype) @ weight.T
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    if bias is not None:
-        logits += bias
-    if temperature != 1.0:
-        logits /= temperature
-    return torch.log_softmax(logits, dim=-1)
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        temperature: float,
+        narrow: torch.dtype | None,
+    ) -> None:
+        is_narrow = narrow is not None and weight.is_cuda and weight.dtype == torch.float32
+        self.weight = weight.to(narrow) if is_narrow else weight
+        self.adds_up_wide = is_narrow and _MULTIPLIES_INTO_FLOAT32
+        self.bias, self.temperature = bias, temperature
+
+    def log_softmax(self, states: torch.Tensor) -> torch.Tensor:
+        """(m, V) log-probabilities, float32 at least, at (m, h) hidden states."""
+        states, transposed = states.to(self.weight.dtype), self.weight.T
+        if self.adds_up_wide:
+            logits = torch.mm(states, transposed, out_dtype=torch.float32)
+        else:
+            logits = states @ transposed
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.bias is not None:
+            logits = logits + self.bias
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        return torch.log_softmax(logits, dim=-1)
 
 
 def _to_logits(

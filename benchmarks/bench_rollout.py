@@ -86,10 +86,12 @@ class InEnvironment:
 
     def _sample(self) -> None:
         observations = self.env.reset()
-        for _ in range(self.steps):
-            with torch.no_grad():
-                actions, _, _ = self.policy(torch.as_tensor(observations))
-            observations, *_ = self.env.step(actions.cpu().numpy())
+        with self.policy.reading(lambda: observations):
+            for _ in range(self.steps):
+                with torch.no_grad():
+                    uploaded = torch.as_tensor(observations, device=self.policy.device)  # as SB3
+                    actions, _, _ = self.policy(uploaded)
+                observations, *_ = self.env.step(actions.cpu().numpy())
 
 
 class ByGenerate:

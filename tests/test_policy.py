@@ -466,3 +466,38 @@ def test_one_transfer_to_the_host_changes_no_number():
     given = (actions, values, log_probs)
     for found, expected in zip(in_one_transfer(*given), given, strict=True):
         assert found.dtype == expected.dtype and torch.equal(found, expected)
+
+
+def test_observations_are_read_on_the_host_while_a_rollout_lasts(tiny_folder, rng):
+    """So those on the device need not be fetched: here they could not be."""
+    policy = make_policy(save_actor(tiny_folder / "llama", "llama"))
+    obs = states(rng, 4)
+    torch.manual_seed(0)
+    expected = policy(obs)
+    policy.drop_caches()
+    torch.manual_seed(0)
+    with policy.reading(obs.numpy):
+        found = policy(obs.to("meta"))
+    for own, other in zip(found, expected, strict=True):
+        assert torch.equal(own, other)
+    with pytest.raises(NotImplementedError):
+        policy(obs.to("meta"))
+
+
+def test_a_policy_that_is_cast_starts_its_caches_anew(tiny_folder, rng):
+    policy = make_policy(save_actor(tiny_folder / "llama", "llama"))
+    obs = states(rng, 4)
+    policy(obs)
+    policy.double()
+    actions, _, log_probs = policy(obs)
+    expected = plain_log_probs(policy, obs)
+    assert log_probs.dtype == torch.float64
+    assert (expected.gather(1, actions[:, None]).squeeze(1) - log_probs).abs().max() <= 1e-10
+
+
+def test_diverged_weights_are_named(tiny_folder, rng):
+    policy = make_policy(save_actor(tiny_folder / "llama", "llama"))
+    with torch.no_grad():
+        policy.actor.get_output_embeddings().weight[5] = torch.nan
+    with pytest.raises(ValueError, match="the logits of the actor are NaN"):
+        policy(states(rng, 4))

@@ -5,10 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.buffers import RolloutBuffer
 from tiny_task import begin, collect, make_agent, perturb, save_actor, weights
 from torch import nn
 
-from agents import TokenPPO, precision_choice
+from agents import (
+    LMActorCriticPolicy,
+    RLHFCallback,
+    TokenPPO,
+    make_vec_env,
+    precision_choice,
+)
 from agents.packing import PackedSequences
 from agents.precision import computing_in
 from agents.token_scores import score_tokens
@@ -182,8 +189,13 @@ def test_auto_measures_both_for_real_and_leaves_no_gradient(tiny_task_kwargs):
 def test_the_measured_batch_is_as_full_as_an_update_can_be():
     packed, actions = precision_choice._random_batch(50, 10, 6, 40, torch.device("cpu"))
     assert isinstance(packed, PackedSequences)
-    assert packed.tokens.shape == (6, 9) and len(packed) == len(actions) == 36
+    assert packed.tokens.shape == (4, 9) and len(packed) == len(actions) == 24
     assert packed.columns.min() == 3 and packed.columns.max() == 8
+
+
+def test_the_measured_batch_is_no_larger_than_a_micro_batch_prompts_included():
+    packed, _ = precision_choice._random_batch(50, 528, 16, 1024, torch.device("cpu"))
+    assert packed.tokens.numel() == 527
 
 
 @pytest.mark.parametrize(
@@ -210,3 +222,139 @@ def test_scores_under_autocast_need_no_autocast_in_the_backward_pass():
         log_probs, _ = score_tokens(shell, hidden, torch.zeros(4, dtype=torch.int64), 1.0)
     log_probs.sum().backward()
     assert hidden.grad.dtype == torch.float32
+
+
+# Together with the rest ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [30, ROOMY])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"policy_kwargs": {"value_head": "separate"}, "critic_warmup": 1},
+        {"critic_warmup": 1},
+        {"use_kl_loss": True, "kl_estimator": "k3"},
+        {"use_kl_loss": True, "kl_estimator": "full", "micro_batch_tokens": 40},
+        {"target_kl": 0.1},
+        {
+            "rollout_buffer_kwargs": {
+                "cut": "carry",
+                "advantage_estimator": "rloo",
+                "group_size": 2,
+            }
+        },
+    ],
+    ids=["separate critic", "warm-up", "k3 loss", "full loss", "target_kl", "groups"],
+)
+def test_ratios_begin_at_one_whatever_else_is_on(tiny_task_kwargs, given, batch_size):
+    kwargs = dict(tiny_task_kwargs)
+    if given.get("use_kl_loss"):
+        kwargs["kl_shaping"] = "none"
+    if "rollout_buffer_kwargs" in given:
+        kwargs["group_size"] = 2
+    options = {"n_steps": 20, "n_epochs": 1, "batch_size": batch_size, "learning_rate": 0.0}
+    model = make_agent(kwargs, precision="bfloat16", **{**options, **given})
+    perturb(model.policy)
+    callback = begin(model)
+    for _ in range(2):
+        collect(model, callback)
+        model.train()
+        assert abs(model.logger.name_to_value["train/approx_kl"]) <= 1e-7
+
+
+def test_the_full_kl_of_the_reference_to_itself_is_zero_in_bfloat16_too(tiny_task_kwargs):
+    model = make_agent(
+        {**tiny_task_kwargs, "kl_shaping": "none"},
+        n_steps=9,
+        n_epochs=1,
+        precision="bfloat16",
+        use_kl_loss=True,
+        kl_estimator="full",
+    )
+    collect(model, begin(model))
+    model.train()
+    assert abs(model.logger.name_to_value["train/kl_loss"]) <= 1e-7
+
+
+@pytest.mark.parametrize(
+    ("saved", "told", "expected"),
+    [
+        ("float32", "bfloat16", "bfloat16"),
+        ("bfloat16", "float32", "float32"),
+        ("bfloat16", None, "bfloat16"),
+    ],
+)
+def test_a_loaded_model_computes_in_the_precision_it_is_told(
+    tiny_task_kwargs, tmp_path, saved, told, expected
+):
+    model = make_agent(tiny_task_kwargs, precision=saved, n_steps=9)
+    model.save(tmp_path / "model")
+    given = {} if told is None else {"precision": told}
+    loaded = TokenPPO.load(tmp_path / "model", env=model.env, device="cpu", **given)
+    assert loaded.update_precision == expected
+    perturb(loaded.policy)
+    collect(loaded, begin(loaded))
+    loaded.train()
+    assert (loaded.rollout_buffer.old_log_probs is loaded.rollout_buffer.log_probs) == (
+        expected == "float32"
+    )
+
+
+def test_a_loaded_model_measures_auto_again(tiny_task_kwargs, tmp_path, monkeypatch):
+    seconds = {"float32": 2.0, "bfloat16": 1.0}
+    monkeypatch.setattr(precision_choice, "seconds_by_precision", lambda *_: dict(seconds))
+    model = make_agent(tiny_task_kwargs, precision="auto", n_steps=9)
+    begin(model)
+    model.save(tmp_path / "model")
+    seconds["float32"] = 0.5
+    loaded = TokenPPO.load(tmp_path / "model", env=model.env, device="cpu")
+    begin(loaded)
+    assert (model.update_precision, loaded.update_precision) == ("bfloat16", "float32")
+
+
+@pytest.mark.parametrize("order", [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_what_waits_survives_a_change_of_precision(tiny_task_kwargs, order):
+    """Its steps of before keep the log-probabilities of then, token by token."""
+    model = make_agent(
+        tiny_task_kwargs, n_steps=9, precision=order[0], rollout_buffer_kwargs={"cut": "carry"}
+    )
+    perturb(model.policy)
+    collect(model, begin(model))
+    assert any(s is not None and len(s.actions) for s in model.rollout_buffer._open)
+    model.update_precision = order[1]
+    _, callback = model._setup_learn(10**6, [RLHFCallback()], reset_num_timesteps=False)
+    callback.on_training_start({}, {})
+    buffer = collect(model, callback)
+    assert len(buffer.old_log_probs) == len(buffer.log_probs)
+    assert 0 < np.abs(buffer.old_log_probs - buffer.log_probs).max() <= 0.2
+    model.train()
+
+
+def test_a_buffer_that_can_not_tell_is_refused_and_auto_stays_wide(tiny_task_kwargs):
+    with pytest.raises(ValueError, match="leave rollout_buffer_class out"):
+        make_agent(tiny_task_kwargs, precision="bfloat16", rollout_buffer_class=RolloutBuffer)
+    model = make_agent(tiny_task_kwargs, precision="auto", rollout_buffer_class=RolloutBuffer)
+    begin(model)
+    assert model.update_precision == "float32"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gpu_trains_in_either_precision(tiny_task_kwargs, precision):
+    env = make_vec_env(n_envs=6, seed=0, **{**tiny_task_kwargs, "device": "cuda"})
+    model = TokenPPO(
+        LMActorCriticPolicy,
+        env,
+        precision=precision,
+        n_steps=20,
+        n_epochs=1,
+        batch_size=30,
+        learning_rate=0.0,
+        device="cuda",
+        seed=0,
+    )
+    perturb(model.policy.cpu())
+    model.policy.to("cuda")
+    collect(model, begin(model))
+    model.train()
+    assert abs(model.logger.name_to_value["train/approx_kl"]) <= 1e-6

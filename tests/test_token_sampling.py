@@ -93,3 +93,11 @@ def test_scoring_holds_no_more_logits_than_it_says(monkeypatch):
         parts = module.token_log_probs(Shell(), hidden, tokens, 0.7)
     assert max(sizes[1:]) == 90 and sum(sizes[1:]) == 1500
     assert (whole - parts).abs().max() <= 1e-6
+
+
+def test_nan_finds_a_token_all_the_same_and_is_told_by_its_log_prob():
+    row = torch.full((3, 100), torch.nan)
+    tokens, log_probs = sample_tokens(row)
+    assert int(tokens.max()) < 100 and bool(log_probs.isnan().all())
+    with pytest.raises(ValueError, match="the logits of a model are NaN"):
+        module.refuse_nan(log_probs, "a model")

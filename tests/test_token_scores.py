@@ -147,3 +147,39 @@ def test_autocast_multiplies_in_bfloat16_and_keeps_logits_in_float32():
     for own, other in zip(found, expected, strict=True):
         assert own.dtype == torch.float32
         assert 0 < (own - other).norm() <= 1e-2 * other.norm()
+
+
+def test_narrow_weights_get_a_gradient_that_was_added_up_wide(monkeypatch):
+    """Over hundreds of chunks: as close to float64 as autograd's, which adds up in one product."""
+    torch.manual_seed(2)
+    monkeypatch.setattr(token_scores, "CHUNK_LOGITS", 500)
+    layer = nn.Linear(16, 100, bias=True).to(torch.bfloat16)
+    hidden = torch.randn(2000, 16, dtype=torch.bfloat16)
+    actions = torch.randint(100, (2000,))
+    exact = nn.Linear(16, 100).double()
+    exact.load_state_dict({k: v.double() for k, v in layer.state_dict().items()})
+    scores_of_logits(exact(hidden.double()), actions)[0].sum().backward()
+    score_tokens(Shell(layer), hidden, actions, 1.0)[0].sum().backward()
+    for own, wanted in zip(layer.parameters(), exact.parameters(), strict=True):
+        assert own.grad.dtype == torch.bfloat16
+        assert (own.grad.double() - wanted.grad).norm() <= 5e-3 * wanted.grad.norm()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("chunk", [10, 10**6])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_scores_on_a_gpu_are_those_of_float64(monkeypatch, chunk, narrow):
+    torch.manual_seed(3)
+    monkeypatch.setattr(token_scores, "CHUNK_LOGITS", chunk)
+    layer = nn.Linear(64, 300).cuda()
+    hidden = torch.randn(50, 64, device="cuda", requires_grad=True)
+    actions = torch.randint(300, (50,), device="cuda")
+    exact = torch.log_softmax(hidden.double() @ layer.weight.double().T + layer.bias.double(), -1)
+    expected = exact.gather(-1, actions[:, None]).squeeze(-1)
+    with torch.autocast("cuda", torch.bfloat16, enabled=narrow):
+        found, _ = score_tokens(Shell(layer), hidden, actions, 1.0)
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() <= (3e-2 if narrow else 1e-4)
+    own, wanted = (torch.autograd.grad(x.sum(), [hidden, layer.weight]) for x in (found, expected))
+    for gradient, other in zip(own, wanted, strict=True):
+        assert (gradient - other).norm() <= (2e-2 if narrow else 1e-4) * other.norm()

@@ -116,7 +116,11 @@ class LanguageModel:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of token ids, special tokens left out."""
         listed = np.asarray(ids).tolist()
-        if type(self.tokenizer)._decode is PreTrainedTokenizerFast._decode:
+        kind = type(self.tokenizer)
+        if (kind.decode, kind._decode) == (
+            PreTrainedTokenizerFast.decode,
+            PreTrainedTokenizerFast._decode,
+        ):
             # What that does in the end; most of its time goes into looking at every id on the way.
             return self.tokenizer.backend_tokenizer.decode(listed, skip_special_tokens=True)
         return self.tokenizer.decode(
@@ -342,9 +346,15 @@ def trunk_hidden_states(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 def output_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     """(…, V) logits of (…, h) hidden states, as the model's own forward computes them.
 
-    They are float32, or float64 where the model is.
+    They are float32, or float64 where the model is; under autocast the output layer computes in its
+    own precision all the same.
     """
-    logits = model.get_output_embeddings()(hidden)
+    layer = model.get_output_embeddings()
+    if torch.is_autocast_enabled(hidden.device.type):
+        with torch.autocast(hidden.device.type, enabled=False):
+            logits = layer(hidden.to(getattr(layer, "weight", hidden).dtype))
+    else:
+        logits = layer(hidden)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     softcap = getattr(model.config, "final_logit_softcapping", None)
     return softcap * torch.tanh(logits / softcap) if softcap else logits

@@ -15,11 +15,14 @@ import torch
 from tokenenv.language_model import output_logits, pad_right, trunk_hidden_states
 
 __all__ = [
+    "GPU_FACTOR",
     "LOGITS_AT_ONCE",
     "MICRO_BATCH_TOKENS",
     "log_softmax",
     "micro_batches",
+    "refuse_nan",
     "response_log_probs",
+    "rows_at_once",
     "sample_tokens",
     "tempered_logits",
     "token_log_probs",
@@ -30,11 +33,20 @@ MICRO_BATCH_TOKENS = 8192
 
 
 LOGITS_AT_ONCE = 2**22
-"""Logits that live at once where none are kept for a gradient: 16 MiB of float32."""
+"""Logits that live at once where none are kept for a gradient: 16 MiB of float32; on a GPU
+`GPU_FACTOR` times as many."""
+
+GPU_FACTOR = 16
+"""How much more a GPU takes at once: it has the memory, and starting its work costs more."""
 
 
 BLOCK = 64
 """Tokens whose probabilities are added up before one of them is drawn."""
+
+
+def rows_at_once(device: torch.device, vocabulary: int) -> int:
+    """Rows of `vocabulary` logits that may live at once on `device`, without gradient."""
+    return max(1, LOGITS_AT_ONCE * (GPU_FACTOR if device.type == "cuda" else 1) // vocabulary)
 
 
 def tempered_logits(model: Any, hidden: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -55,7 +67,7 @@ def token_log_probs(
 
     For use without gradient: never more than `LOGITS_AT_ONCE` logits live at a time.
     """
-    size = max(1, LOGITS_AT_ONCE // model.get_output_embeddings().weight.shape[0])
+    size = rows_at_once(hidden.device, model.get_output_embeddings().weight.shape[0])
     found = []
     for states, chosen in zip(hidden.split(size), tokens.split(size), strict=True):
         logits = tempered_logits(model, states, temperature)
@@ -90,6 +102,8 @@ def sample_tokens(
     # A block's two sums may differ by rounding: at most the last token that adds to it.
     last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
     chosen = block * BLOCK + torch.minimum(position, last)
+    # Only NaN finds none; it shows in the log-probability, and an index beyond would end a GPU.
+    chosen = chosen.clamp(max=probabilities.shape[1] - 1)
     return chosen.squeeze(-1), log_probs.gather(-1, chosen).squeeze(-1)
 
 
@@ -102,6 +116,20 @@ def _block_sums(probabilities: torch.Tensor) -> torch.Tensor:
         return sums
     rest = probabilities[:, whole:].sum(dim=-1, keepdim=True)
     return rest if sums is None else torch.cat([sums, rest], dim=-1)
+
+
+def refuse_nan(log_probs: torch.Tensor, whose: str) -> None:
+    """Raise ValueError where the log-probabilities of sampled tokens, on the host, are NaN.
+
+    Args:
+        log_probs: (n,).
+        whose: which model's, for the message.
+    """
+    if bool(torch.isnan(log_probs).any()):
+        raise ValueError(
+            f"the logits of {whose} are NaN: its weights have diverged. Go back to an earlier "
+            "checkpoint, and train with a lower learning_rate or max_grad_norm."
+        )
 
 
 def micro_batches(lengths: np.ndarray, max_tokens: int) -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from tokenenv.episodes import Episodes
-from tokenenv.log_probs import log_softmax, sample_tokens
+from tokenenv.log_probs import log_softmax, refuse_nan, sample_tokens
 from tokenenv.slot_cache import SlotDecoder
 
 __all__ = ["SampledResponse", "sample_responses"]
@@ -79,7 +79,9 @@ def sample_responses(
         else:
             chosen, chosen_log_probs = sample_tokens(distribution, generator)
         rows = np.flatnonzero(episodes.running)
-        log_probs[rows, episodes.response_lengths[rows]] = chosen_log_probs.cpu().numpy()[rows]
+        chosen_log_probs = chosen_log_probs.cpu()
+        refuse_nan(chosen_log_probs, "the model to sample from")
+        log_probs[rows, episodes.response_lengths[rows]] = chosen_log_probs.numpy()[rows]
         ended = episodes.append(chosen.cpu().numpy(), rows)
         for slot in rows[ended]:
             length = episodes.response_lengths[slot]
