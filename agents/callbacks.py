@@ -100,8 +100,10 @@ class RLHFCallback(BaseCallback):
             )
         refuse_normalizers(env)
         self.settings = env_settings(env)
-        refuse_other_widths(env, self.settings)
         policy = self.model.policy
+        buffer = getattr(self.model, "rollout_buffer", None)
+        if isinstance(policy, LMActorCriticPolicy) or isinstance(buffer, EpisodeRolloutBuffer):
+            refuse_other_widths(env, self.settings)  # an MLP reads whatever it is given
         if isinstance(policy, LMActorCriticPolicy):
             check_policy(policy, self.settings)
             policy.entropy_needs_gradient = bool(getattr(self.model, "ent_coef", 1.0))

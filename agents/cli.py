@@ -1,4 +1,4 @@
-"""The command line: `tokenrlhf train | evaluate | sample | reward-model | verify`."""
+"""The command line: `tokenrlhf train | evaluate | sample | reward-model | verify | compare`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from agents.compare.config import CompareConfig
 from agents.config import (
     EvaluateConfig,
     RewardModelConfig,
@@ -32,6 +33,7 @@ Command = (
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
+    | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
 )
 
 
@@ -161,12 +163,19 @@ def _verify(config: VerifyConfig, console: Console) -> None:
         raise SystemExit(1)
 
 
+def _compare(config: CompareConfig, console: Console) -> None:
+    from agents.compare.command import compare
+
+    compare(config, console)
+
+
 _RUNNERS: dict[type, Any] = {
     TrainConfig: _train,
     EvaluateConfig: _evaluate,
     SampleConfig: _sample,
     RewardModelConfig: _reward_model,
     VerifyConfig: _verify,
+    CompareConfig: _compare,
 }
 
 

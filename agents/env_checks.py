@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from tokenenv.settings import EnvSettings
 
 __all__ = [
     "check_buffer_and_policy",
+    "check_plain_environment",
     "check_policy",
     "env_settings",
     "find_env_settings",
@@ -50,6 +51,26 @@ def find_env_settings(env: VecEnv | None) -> EnvSettings | None:
     return found if isinstance(found, EnvSettings) else None
 
 
+def check_plain_environment(agent: Mapping[str, Any]) -> None:
+    """Raise ValueError where an agent on another environment was given what is for tokens only.
+
+    Args:
+        agent: name → value of `TokenPPO`'s attributes.
+    """
+    if issubclass(agent["rollout_buffer_class"], EpisodeRolloutBuffer):
+        raise ValueError(
+            "EpisodeRolloutBuffer packs the token sequences of a token MDP, and this environment "
+            "is none: pass rollout_buffer_class=RolloutBuffer (stable_baselines3.common.buffers)."
+        )
+    meant = {"kl_estimator": "k1", "use_kl_loss": False, "kl_controller": "fixed"}
+    for name, default in meant.items():
+        if agent[name] != default:
+            raise ValueError(
+                f"{name}={agent[name]!r} is about the KL to a reference, and this environment has "
+                f"none: leave it at {default!r}."
+            )
+
+
 def refuse_normalizers(env: VecEnv) -> None:
     """Raise ValueError where a normaliser stands in front of the policy."""
     layer: Any = env
@@ -64,14 +85,16 @@ def refuse_normalizers(env: VecEnv) -> None:
 
 
 def refuse_other_widths(env: VecEnv, settings: EnvSettings) -> None:
-    """Raise ValueError where a wrapper changed the shape of the observations."""
+    """Raise ValueError where a wrapper or an id changed the shape of the observations."""
     assert settings.max_prompt_tokens is not None and settings.max_new_tokens is not None
     width = settings.max_prompt_tokens + settings.max_new_tokens
     if env.observation_space.shape != (width,):
         raise ValueError(
-            f"observations have shape {env.observation_space.shape}, the environment's are "
-            f"({width},): a wrapper (frame stacking?) changed them. Take it off: the state is "
-            "whole in every observation."
+            f"observations have shape {env.observation_space.shape}, those of token ids are "
+            f"({width},), and EpisodeRolloutBuffer and LMActorCriticPolicy read token ids: a "
+            "wrapper (frame stacking? HiddenStateObservation?) or an id with 'Features' in its "
+            "name changed them. Make 'TokenRLHF-v0' or 'TokenRLHF-Exact-v0' without it, or train "
+            "an MlpPolicy with SB3's own buffer."
         )
 
 

@@ -41,8 +41,10 @@ def check_spaces(observation_space: spaces.Space, action_space: spaces.Space) ->
     ):
         raise ValueError(
             "LMActorCriticPolicy reads token ids, Box(-1, V-1, (P+T,), int64) with Discrete(V); "
-            f"got {observation_space} with {action_space}. Take observation wrappers and "
-            "normalisers off: scaled ids are no ids."
+            f"got {observation_space} with {action_space}. Make 'TokenRLHF-v0' or "
+            "'TokenRLHF-Exact-v0'; the ids with 'Features' or 'TopK' in their names, and the "
+            "tokenenv.wrappers, are for MLPs. Take observation wrappers and normalisers off: "
+            "scaled ids are no ids."
         )
 
 

@@ -34,7 +34,7 @@ from agents.buffer import EpisodeRolloutBuffer
 from agents.callbacks import RLHFCallback, has_rlhf_callback
 from agents.checks import DEFAULT_LAMBDA, check_agent, value_loss_weight
 from agents.critic_warmup import only_the_critic_learns
-from agents.env_checks import find_env_settings
+from agents.env_checks import check_plain_environment, find_env_settings
 from agents.kl_settings import DEFAULT_DUAL_RATE, DEFAULT_HORIZON, KLPenalty, kl_controller
 from agents.losses import LOGGED_NAMES, spread, whiten
 from agents.minibatch_update import LossSettings, accumulate_gradients
@@ -54,7 +54,8 @@ class TokenPPO(PPO):
 
     Args:
         policy: `LMActorCriticPolicy`, or any SB3 policy for other environments.
-        env: from `agents.make_vec_env`, or any SB3 environment over the token MDP.
+        env: from `agents.make_vec_env`, or any SB3 environment over the token MDP; with an SB3
+            policy and `rollout_buffer_class=RolloutBuffer` any environment at all.
         learning_rate: a number is the rate of the first update and decays linearly, so that it
             would be 0 in the update after the last; a schedule is taken as it is.
         n_steps: steps per environment and rollout.
@@ -204,6 +205,8 @@ class TokenPPO(PPO):
                 "LMActorCriticPolicy, or critic_warmup=0."
             )
         settings = find_env_settings(self.env)
+        if self.is_without_tokens:
+            check_plain_environment(vars(self))
         if settings is not None and issubclass(self.policy_class, LMActorCriticPolicy):
             self.policy_kwargs = {"actor": settings.reference, **self.policy_kwargs}
         super()._setup_model()
@@ -214,6 +217,12 @@ class TokenPPO(PPO):
         if isinstance(self.policy, LMActorCriticPolicy):
             # So that a model which was never trained loads without its first checkpoint, too.
             self.policy_kwargs = {**self.policy_kwargs, **self.policy.rebuild_kwargs()}
+
+    @property
+    def is_without_tokens(self) -> bool:
+        """Whether this is plain PPO: no language model, and an environment that is no token MDP."""
+        is_plain = not issubclass(self.policy_class, LMActorCriticPolicy)
+        return is_plain and self.env is not None and find_env_settings(self.env) is None
 
     @property
     def kl_penalty(self) -> KLPenalty:
@@ -236,9 +245,12 @@ class TokenPPO(PPO):
         return bool(self.critic_warmup) and self.num_updates <= self.critic_warmup
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        """Put `RLHFCallback` in front, unless there is one: others need complete rewards."""
+        """Put `RLHFCallback` in front, unless there is one: others need complete rewards.
+
+        Without a token MDP there is no KL to complete.
+        """
         given = callback if isinstance(callback, list) else [callback] if callback else []
-        if not has_rlhf_callback(given):
+        if not (self.is_without_tokens or has_rlhf_callback(given)):
             given = [RLHFCallback(), *given]
         ready = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in given]
         return super()._init_callback(ready, progress_bar)

@@ -45,13 +45,24 @@ FLOORS: dict[str, float] = {
     "tokenenv.rewards": 2.1,
     # 3: scoring, preferences
     "tokenenv.scoring": 3.0,
+    "tokenenv.state_reader": 3.0,
     "tokenenv.preferences": 3.0,
     # 4: the environments
     "tokenenv.token_mdp": 4.0,
+    "tokenenv.episode_image": 4.1,
     "tokenenv.rendering": 4.1,
     "tokenenv.vector_infos": 4.0,
     "tokenenv.env": 4.2,
     "tokenenv.vector_env": 4.3,
+    "tokenenv.wrappers.checks": 4.4,
+    "tokenenv.wrappers.hidden_state": 4.5,
+    "tokenenv.wrappers.top_k": 4.5,
+    "tokenenv.wrappers.log_prob_shaping": 4.5,
+    "tokenenv.wrappers.mask_rules": 4.5,
+    "tokenenv.wrappers.action_mask": 4.6,
+    "tokenenv.wrappers.vector": 4.7,
+    "tokenenv.wrappers": 4.8,
+    "tokenenv.feature_envs": 4.9,
     # 5: the optimum, and what is made from all of it
     "tokenenv.optimum.mixture": 5.0,
     "tokenenv.optimum.prefix_tree": 5.0,
@@ -121,6 +132,23 @@ FLOORS: dict[str, float] = {
     "agents.verification.estimate": 8.2,
     "agents.verification.learning": 8.2,
     "agents.verification.command": 8.3,
+    "agents.compare": 8.0,
+    "agents.compare.config": 8.1,
+    "agents.compare.statistics": 8.1,
+    "agents.compare.worlds": 8.1,
+    "agents.compare.rollouts": 8.2,
+    "agents.compare.best_response": 8.1,
+    "agents.compare.policy_gradient": 8.3,
+    "agents.compare.scales": 8.3,
+    "agents.compare.fingerprints": 8.4,
+    "agents.compare.learners": 8.2,
+    "agents.compare.judges": 8.3,
+    "agents.compare.jobs": 8.5,
+    "agents.compare.workers": 8.6,
+    "agents.compare.results": 8.2,
+    "agents.compare.figures": 8.3,
+    "agents.compare.page": 8.4,
+    "agents.compare.command": 8.7,
     # 9: the command line
     "agents.cli": 9.0,
 }
@@ -208,7 +236,12 @@ def test_import_registers_the_ids_and_is_light_and_fast():
         )
         for _ in range(3)
     ]
-    assert runs[0]["ids"] == ["TokenRLHF-v0", "TokenRLHF-Exact-v0"]
+    assert runs[0]["ids"] == [
+        "TokenRLHF-v0",
+        "TokenRLHF-Exact-v0",
+        "TokenRLHF-Features-v0",
+        "TokenRLHF-Features-TopK-v0",
+    ]
     assert runs[0]["entry_points"] == [
         "tokenenv.env:TokenEnv",
         "tokenenv.vector_env:TokenVectorEnv",

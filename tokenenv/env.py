@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from tokenenv.episode_image import draw_episode
 from tokenenv.episodes import NO_TOKEN
 from tokenenv.rendering import render_episode
 from tokenenv.rewards import RewardFunction
@@ -92,7 +93,9 @@ class TokenEnv(MDPFace, gym.Env[np.ndarray, np.int64]):
             more.
         device: a torch device, or `"auto"`.
         dtype: of the frozen models: `"float32"`, `"float64"`, `"bfloat16"`, `"float16"`.
-        render_mode: `"ansi"`, `"human"` or None.
+        render_mode: `"ansi"`: `render()` gives the episode as text; `"human"`: every step writes it
+            to the standard output; `"rgb_array"`: `render()` gives a picture of it, of one size for
+            all episodes, so that `RecordVideo` makes a film; or None.
 
     Raises:
         ValueError: an argument that can't be used; it says what is allowed.
@@ -101,7 +104,10 @@ class TokenEnv(MDPFace, gym.Env[np.ndarray, np.int64]):
     * v0: initial version.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi", "human"], "render_fps": 10}  # noqa: RUF012
+    metadata: dict[str, Any] = {  # noqa: RUF012
+        "render_modes": ["ansi", "human", "rgb_array"],
+        "render_fps": 4,
+    }
 
     def __init__(
         self,
@@ -167,8 +173,13 @@ class TokenEnv(MDPFace, gym.Env[np.ndarray, np.int64]):
             sys.stdout.write(render_episode(self.mdp, 0) + "\n")
             sys.stdout.flush()
 
-    def render(self) -> str | None:
-        """The episode as text for `"ansi"`; `"human"` has already written it."""
+    def render(self) -> str | np.ndarray | None:
+        """The episode as text or as a (height, width, 3) uint8 picture, as `render_mode` says.
+
+        `"human"` has written it already.
+        """
+        if self.render_mode == "rgb_array":
+            return draw_episode(self.mdp, 0)
         return render_episode(self.mdp, 0) if self.render_mode == "ansi" else None
 
 

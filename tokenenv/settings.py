@@ -54,7 +54,7 @@ class EnvSettings:
         check_split(self.split)
         _one_of("kl_shaping", self.kl_shaping, KL_SHAPINGS)
         _one_of("scoring", self.scoring, SCORINGS)
-        _one_of("render_mode", self.render_mode, (None, "ansi", "human"))
+        _one_of("render_mode", self.render_mode, (None, "ansi", "human", "rgb_array"))
         resolve_dtype(self.dtype)
         if not isinstance(self.task, str):
             raise ValueError(f"task={self.task!r} must be the name of a task.")

@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from tokenenv.episodes import NO_TOKEN, Episodes
+from tokenenv.episodes import Episodes
 from tokenenv.language_model import LanguageModel, check_context
 from tokenenv.rewards import Episode
 from tokenenv.scoring import EpisodeScorer, build_scorer
 from tokenenv.settings import EnvSettings, check_kl_coef
 from tokenenv.shaping import reference_half
-from tokenenv.slot_cache import SlotDecoder
+from tokenenv.state_reader import StateReader
 from tokenenv.tasks import is_bundled, load_task, read_prompts
 
 __all__ = ["MDPFace", "StepResult", "TokenMDP"]
@@ -51,6 +51,11 @@ class TokenMDP:
         settings: the keyword arguments of the environment.
         num_envs: N.
 
+    Attributes:
+        episodes: the states, and which of them are running.
+        reader: what the reference makes of them.
+        token_rewards: (N, T) float64, what was paid for each token of the episodes under way.
+
     Raises:
         ValueError: a setting, a model or a prompt that can't be used; it says which and why.
     """
@@ -59,11 +64,11 @@ class TokenMDP:
         self.task = load_task(settings.task)
         self.settings = settings.resolved(self.task)
         self.num_envs = num_envs
-        self._connect()
         limits = self.settings
         assert limits.max_prompt_tokens is not None and limits.max_new_tokens is not None
         self.max_prompt_tokens = int(limits.max_prompt_tokens)
         self.max_new_tokens = int(limits.max_new_tokens)
+        self._connect()
         model = self.language_model.model
         check_context(model, self.max_prompt_tokens + self.max_new_tokens, "reference")
         self.prompts = self._read_prompts()
@@ -86,12 +91,14 @@ class TokenMDP:
         """Find the models in the process-level cache: called anew after unpickling."""
         self.scorer = build_scorer(self.settings)
         self.language_model: LanguageModel = self.scorer.reference.language_model
-        self._decoder: SlotDecoder | None = None
+        self.reader = StateReader(
+            self.scorer.reference, self.num_envs, self.max_prompt_tokens, self.max_new_tokens
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the models and their caches, which are found again by name."""
         state = self.__dict__.copy()
-        for name in ("language_model", "scorer", "_decoder", "task"):
+        for name in ("language_model", "scorer", "reader", "task"):
             del state[name]
         return state
 
@@ -214,14 +221,7 @@ class TokenMDP:
     def _ref_log_probs(
         self, observations: np.ndarray, actions: np.ndarray, rows: np.ndarray
     ) -> np.ndarray:
-        if self._decoder is None:
-            self._decoder = self.scorer.reference.decoder(self.num_envs, observations.shape[1])
-        followed = observations
-        if len(rows) < self.num_envs:  # rows that were never started show a token, to be refilled
-            followed = observations.copy()
-            idle = (followed == NO_TOKEN).all(axis=1)
-            followed[idle, self.max_prompt_tokens - 1] = 0
-        hidden = self._decoder.hidden_states(followed)
+        hidden = self.reader.hidden_states(observations)
         if len(rows) < self.num_envs:
             hidden = hidden[rows.tolist()]
         return self.scorer.reference.step_log_probs(hidden, np.asarray(actions)[rows])

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from tokenenv.env import token_spaces
+from tokenenv.episode_image import draw_episode
 from tokenenv.rendering import render_episode
 from tokenenv.settings import EnvSettings
 from tokenenv.token_mdp import MDPFace, StepResult, TokenMDP
@@ -35,7 +36,10 @@ class TokenVectorEnv(MDPFace, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         ValueError: an argument that can't be used; it says what is allowed.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 10}  # noqa: RUF012
+    metadata: dict[str, Any] = {  # noqa: RUF012
+        "render_modes": ["ansi", "rgb_array"],
+        "render_fps": 4,
+    }
 
     def __init__(
         self,
@@ -52,8 +56,8 @@ class TokenVectorEnv(MDPFace, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         made = EnvSettings(**settings)
         if made.render_mode == "human":
             raise ValueError(
-                "render_mode='human' shows one episode; a vector environment offers 'ansi', whose "
-                "render() gives the text of every row."
+                "render_mode='human' shows one episode; a vector environment offers 'ansi' and "
+                "'rgb_array', whose render() gives the text or the picture of every row."
             )
         self.render_mode = made.render_mode
         self.mdp = TokenMDP(made, num_envs)
@@ -218,11 +222,14 @@ class TokenVectorEnv(MDPFace, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def _observations(self) -> np.ndarray:
         return self.mdp.episodes.observations.copy()
 
-    def render(self) -> tuple[str, ...] | None:
-        """Every row's episode as text."""
-        if self.render_mode is None:
-            return None
-        return tuple(render_episode(self.mdp, row) for row in range(self.num_envs))
+    def render(self) -> tuple[str, ...] | tuple[np.ndarray, ...] | None:
+        """Every row's episode, as text or as a picture, as `render_mode` says."""
+        rows = range(self.num_envs)
+        if self.render_mode == "rgb_array":
+            return tuple(draw_episode(self.mdp, row) for row in rows)
+        return (
+            None if self.render_mode is None else tuple(render_episode(self.mdp, r) for r in rows)
+        )
 
 
 def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:

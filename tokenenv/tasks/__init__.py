@@ -50,6 +50,9 @@ class Task:
         gold_reward: (prompt, response, stopped) → the true reward of two texts, `stopped` where
             the response ended with EOS; or None where nobody knows it.
         card: path of the model card's JSON, or None.
+        grammar: (prompt, response, stopped) → of two texts, whether the task's grammar generates
+            them together, or where the response has not stopped yet, some text that begins so; or
+            None where there is no grammar. `tokenenv.wrappers.ActionMask` holds agents to it.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Task:
     kl_coef: float
     gold_reward: Callable[[str, str, bool], float] | None = None
     card: Path | None = None
+    grammar: Callable[[str, str, bool], bool] | None = None
 
 
 def is_bundled(name: str) -> bool:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from tokenenv.tasks import ASSETS, Task, check_split
 from tokenenv.tasks.exact.gold import gold_reward
-from tokenenv.tasks.exact.grammar import NOTES
+from tokenenv.tasks.exact.grammar import NOTES, is_melody
 
 __all__ = ["FOLDER", "TASK", "exact_prompts"]
 
@@ -52,4 +52,5 @@ TASK = Task(
     kl_coef=1.1,
     gold_reward=gold_reward,
     card=FOLDER / "card.json",
+    grammar=is_melody,
 )

@@ -14,7 +14,15 @@ from itertools import accumulate
 
 import numpy as np
 
-__all__ = ["CALL_NOTES", "NEXT_NOTE", "NOTES", "STOP", "melody_log_prob", "sample_melody"]
+__all__ = [
+    "CALL_NOTES",
+    "NEXT_NOTE",
+    "NOTES",
+    "STOP",
+    "is_melody",
+    "melody_log_prob",
+    "sample_melody",
+]
 
 NOTES = ("do", "re", "mi", "fa", "sol")
 """The notes, from low to high."""
@@ -79,6 +87,20 @@ def melody_log_prob(notes: Sequence[str], stopped: bool, given: int = 1) -> floa
         before, note = _INDEX[notes[index - 1]], _INDEX[notes[index]]
         total += _log(1.0 - _stop(index, before)) + _log(NEXT_NOTE[before][note])
     return total + (_log(_stop(len(notes), _INDEX[notes[-1]])) if stopped else 0.0)
+
+
+def is_melody(prompt: str, response: str, stopped: bool) -> bool:
+    """Whether the grammar plays a call and its answer so, or, not stopped, some longer answer.
+
+    Args:
+        prompt: the call.
+        response: the answer so far.
+        stopped: whether it ends there.
+    """
+    call, answer = prompt.split(), response.split()
+    if not call or any(word not in _INDEX for word in (*call, *answer)):
+        return False
+    return melody_log_prob([*call, *answer], stopped, len(call)) > -math.inf
 
 
 def _stop(length: int, last: int) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from tokenenv.tasks import ASSETS, Task
 from tokenenv.tasks.reviews.gold import gold_reward
+from tokenenv.tasks.reviews.parsing import begins_review, parse_review
 from tokenenv.tasks.reviews.prompts import reviews_prompts
 
 __all__ = ["FOLDER", "TASK"]
@@ -21,6 +22,11 @@ def _gold_reward(prompt: str, response: str, stopped: bool) -> float:
     return gold_reward(prompt + response)
 
 
+def _grammar(prompt: str, response: str, stopped: bool) -> bool:
+    text = prompt + response
+    return parse_review(text).is_grammatical if stopped else begins_review(text)
+
+
 TASK = Task(
     name="reviews",
     reference=str(FOLDER / "reference"),
@@ -31,4 +37,5 @@ TASK = Task(
     kl_coef=0.25,
     gold_reward=_gold_reward,
     card=FOLDER / "card.json",
+    grammar=_grammar,
 )

@@ -11,6 +11,7 @@ from tokenenv.tasks.reviews.grammar import (
     GROUP_OF,
     JUDGEMENTS,
     LENGTHS,
+    MAX_SENTENCES,
     SLOTS,
     aspect_log_prob,
     enumerate_openings,
@@ -18,7 +19,13 @@ from tokenenv.tasks.reviews.grammar import (
 )
 from tokenenv.tasks.reviews.nodes import Word, expansions, text_of
 
-__all__ = ["ParsedReview", "ParsedSentence", "parse_review", "review_log_prob"]
+__all__ = [
+    "ParsedReview",
+    "ParsedSentence",
+    "begins_review",
+    "parse_review",
+    "review_log_prob",
+]
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,8 @@ class _Tables:
     head_lengths: frozenset[int]  # in words
     sorted_starts: list[str]  # openings, whole sentences and heads
     sorted_phrases: tuple[list[str], ...]
+    sorted_openings: list[str]
+    sorted_starts_of: dict[str, list[str]]  # aspect -> whole sentences and heads
 
 
 @functools.cache
@@ -110,6 +119,13 @@ def _tables() -> _Tables:
         head_lengths=frozenset(head.count(" ") + 1 for head in heads),
         sorted_starts=sorted([*openings, *whole, *heads]),
         sorted_phrases=tuple(sorted(table) for table in phrases),
+        sorted_openings=sorted(openings),
+        sorted_starts_of={
+            aspect: sorted(
+                text for text, entry in (*whole.items(), *heads.items()) if entry[0] == aspect
+            )
+            for aspect in JUDGEMENTS
+        },
     )
 
 
@@ -212,6 +228,44 @@ def parse_review(text: str) -> ParsedReview:
         and len(groups) == len(sentences)
     )
     return ParsedReview(opening, tuple(sentences), stray, is_grammatical)
+
+
+def begins_review(text: str) -> bool:
+    """Whether some review of the grammar starts with this text, which may break off anywhere.
+
+    Args:
+        text: Any string.
+    """
+    tables = _tables()
+    *finished, last = text.split(".")
+    if not finished:
+        return _is_prefix(last, tables.sorted_openings)
+    opening, *pieces = finished
+    sentences = [_parse_judgement(p[1:], tables) if p.startswith(" ") else None for p in pieces]
+    groups = {GROUP_OF[s.aspect] for s in sentences if s is not None and s.aspect is not None}
+    if opening not in tables.openings or len(groups) < len(pieces) or len(pieces) > MAX_SENTENCES:
+        return False
+    if last == "":
+        return True
+    return (
+        len(pieces) < MAX_SENTENCES
+        and last.startswith(" ")
+        and any(
+            _begins_judgement(last[1:], aspect, tables)
+            for aspect in JUDGEMENTS
+            if GROUP_OF[aspect] not in groups
+        )
+    )
+
+
+def _begins_judgement(stub: str, aspect: str, tables: _Tables) -> bool:
+    """Whether a judgement about `aspect` starts with `stub`."""
+    if _is_prefix(stub, tables.sorted_starts_of[aspect]):
+        return True
+    split = _split_head(stub, tables)
+    if split is None or tables.heads[split[0]][0] != aspect:
+        return False
+    return _is_prefix(split[1], tables.sorted_phrases[tables.heads[split[0]][1]])
 
 
 def review_log_prob(text: str) -> float:

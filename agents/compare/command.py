@@ -1,0 +1,242 @@
+"""`tokenrlhf compare`: run what is missing, then report."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from agents.compare.config import CompareConfig
+from agents.compare.figures import draw_report
+from agents.compare.jobs import Job, read_result
+from agents.compare.learners import why_not
+from agents.compare.page import number, write_page
+from agents.compare.results import aggregate, scored, summarize_runs
+from agents.compare.workers import do_jobs
+from agents.compare.worlds import kind_of, make_env, require_comparable
+from agents.files import write_json
+
+__all__ = ["compare", "make_report", "plan"]
+
+_FOLDERS = ("runs", "scales", "fingerprints")
+_FILES = ("compare.json", "compare.png", "compare.html")
+
+FINGERPRINT_ROWS = {
+    "horizon": "horizon, steps of an episode",
+    "actions": "actions",
+    "branching": "branching, exp(mean entropy)",
+    "reward_density": "share of rewards that are not 0",
+    "influence": "share of actions whose replacement changes a reward",
+    "credit_delay": "steps from an action to the reward it earns",
+    "transition_randomness": "randomness of transitions (0: deterministic)",
+    "return_mean": "mean return",
+    "return_variance": "variance of the return",
+    "return_variance_scaled": "the same in units of score²",
+    "snr_without_critic": "signal-to-noise of an episode's policy gradient, no critic",
+    "snr_without_critic_error": "± standard error",
+    "snr_with_critic": "the same, with a critic",
+    "snr_with_critic_error": "± standard error",
+    "explained_variance": "explained variance of a critic fitted to the untrained policy",
+    "explained_variance_reached": "explained variance reached in training (ppo, or the LM's)",
+}
+
+
+def compare(config: CompareConfig, console: Console) -> dict[str, Any]:
+    """Do what is missing and write `compare.json`, `compare.png` and `compare.html`.
+
+    Args:
+        config: what to compare.
+        console: where progress and tables are shown.
+
+    Raises:
+        ValueError: an environment or agent can't be compared, or the folder holds something else.
+        KeyboardInterrupt: by Ctrl-C, after a report of what is finished.
+    """
+    kinds = _kinds(config)
+    jobs, left_out = plan(config, kinds)
+    _prepare(config)
+    todo = [job for job in jobs if read_result(job, config.out) is None]
+    console.print(
+        f"comparing in [bold]{escape(str(config.out))}[/bold]: {len(jobs) - len(todo)} of "
+        f"{len(jobs)} pieces of work are there already"
+    )
+    try:
+        do_jobs(todo, config.out, config.workers, console)
+    except KeyboardInterrupt:
+        missing = sum(read_result(job, config.out) is None for job in jobs)
+        console.print(
+            f"stopped: {len(jobs) - missing} of {len(jobs)} pieces of work are kept, those under "
+            "way begin anew. The same command goes on."
+        )
+        write_report(make_report(config, jobs, left_out), config.out)
+        raise
+    report = make_report(config, jobs, left_out)
+    write_report(report, config.out)
+    _print(report, config, console)
+    return report
+
+
+def _kinds(config: CompareConfig) -> dict[str, str]:
+    """Environment → kind; refuses all that can be refused before the work."""
+    found = {}
+    for env_id in config.envs:
+        env = make_env(env_id)
+        require_comparable(env_id, env)
+        found[env_id] = kind_of(env)
+        env.close()
+    return found
+
+
+def plan(config: CompareConfig, kinds: dict[str, str]) -> tuple[list[Job], list[str]]:
+    """All jobs, and a sentence for each agent that is left out in some environment."""
+    jobs, left_out = [], []
+    for env, kind in kinds.items():
+        jobs += [Job.scale(config, env, kind), Job.fingerprint(config, env, kind)]
+    for seed in range(config.seeds):  # all of one seed first: a stopped comparison is even
+        for env, kind in kinds.items():
+            for agent in config.agents:
+                reason = why_not(agent, kind)
+                if reason is None:
+                    jobs.append(Job.run(config, env, kind, agent, seed))
+                elif not seed:
+                    left_out.append(f"{agent} is left out on {env}: {reason}.")
+    return jobs, left_out
+
+
+def _prepare(config: CompareConfig) -> None:
+    """Make the folder; with `overwrite` without what another comparison left in it."""
+    root = config.out
+    if root.is_file():
+        raise ValueError(f"out={str(root)!r} is a file: give a folder for the comparison.")
+    held = {path.name for path in root.iterdir()} if root.is_dir() else set()
+    foreign = held - {*_FOLDERS, *_FILES}
+    if foreign:
+        raise ValueError(
+            f"out={str(root)!r} holds {sorted(foreign)[0]!r}, which is no part of a comparison: "
+            "nothing was changed. Choose another folder."
+        )
+    if config.overwrite:
+        for name in _FOLDERS:
+            shutil.rmtree(root / name, ignore_errors=True)
+        for name in _FILES:
+            (root / name).unlink(missing_ok=True)
+    root.mkdir(parents=True, exist_ok=True)
+
+
+def make_report(config: CompareConfig, jobs: list[Job], left_out: list[str]) -> dict[str, Any]:
+    """Everything that is known so far, as `compare.json` holds it.
+
+    Args:
+        config: of the comparison.
+        jobs: all of it, done or not.
+        left_out: sentences about agents that did not run.
+    """
+    found = [(job, read_result(job, config.out)) for job in jobs]
+    done: dict[str, list[tuple[Job, dict[str, Any]]]] = {}
+    for job, result in found:
+        if result is not None:
+            done.setdefault(job.what, []).append((job, result))
+    scales = {job.env: result for job, result in done.get("scale", [])}
+    runs = [
+        scored(
+            {
+                "env": job.env,
+                "kind": job.kind,
+                "agent": job.settings["agent"],
+                "seed": job.settings["seed"],
+                **result,
+            },
+            scales.get(job.env, {}),
+        )
+        for job, result in done.get("run", [])
+        if result["measure"] == "J" or job.env in scales
+    ]
+    scores = _scores(config, runs)
+    settings = asdict(config)
+    for name in ("out", "overwrite", "workers"):
+        del settings[name]
+    return {
+        "settings": settings,
+        "versions": {name: version(name) for name in ("gymnasium", "stable-baselines3", "torch")},
+        "scores": scores,
+        "aggregate": aggregate(runs),
+        "scales": scales,
+        "fingerprints": {
+            job.env: _fingerprint(job, result, scales.get(job.env), scores.get(job.env, {}))
+            for job, result in done.get("fingerprint", [])
+        },
+        "fingerprint_rows": FINGERPRINT_ROWS,
+        "left_out": left_out,
+        "missing": [job.name for job, result in found if result is None],
+        "runs": runs,
+    }
+
+
+def _scores(config: CompareConfig, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Environment → agent → what its seeds show."""
+    found: dict[str, dict[str, Any]] = {}
+    for env in config.envs:
+        for agent in config.agents:
+            own = [run for run in runs if (run["env"], run["agent"]) == (env, agent)]
+            if own:
+                found.setdefault(env, {})[agent] = summarize_runs(own, config.reach)
+    return found
+
+
+def _fingerprint(
+    job: Job, result: dict[str, Any], scale: dict[str, Any] | None, scores: dict[str, Any]
+) -> dict[str, Any]:
+    """A fingerprint, flat, with what the scale and the runs add to it."""
+    flat = {**result, **result["gradient"], "kind": job.kind}
+    del flat["gradient"]
+    span = None if scale is None else scale["top"] - scale["baseline"]
+    variance = result["return_variance"]
+    flat["return_variance_scaled"] = None if span is None else variance / span**2
+    learned = (scores.get(agent, {}).get("explained_variance") for agent in ("token-ppo", "ppo"))
+    flat["explained_variance_reached"] = next((v for v in learned if v is not None), None)
+    return flat
+
+
+def write_report(report: dict[str, Any], root: Path) -> None:
+    """Write `compare.json`, `compare.png` and `compare.html`."""
+    write_json(root / "compare.json", report)
+    if report["scores"] or report["fingerprints"]:
+        draw_report(report, root / "compare.png")
+    write_page(report, root / "compare.html")
+
+
+def _print(report: dict[str, Any], config: CompareConfig, console: Console) -> None:
+    table = Table(title="score, 0 = baseline and 1 = optimum or solved", title_justify="left")
+    table.add_column("environment")
+    for agent in config.agents:
+        table.add_column(agent, justify="right")
+    for env, by_agent in report["scores"].items():
+        table.add_row(escape(env), *(_cell(by_agent.get(agent)) for agent in config.agents))
+    console.print(table)
+    prints = report["fingerprints"]
+    table = Table(title="fingerprints, untrained policies", title_justify="left")
+    table.add_column("")
+    for env in prints:
+        table.add_column(escape(env), justify="right")
+    for name, title in FINGERPRINT_ROWS.items():
+        table.add_row(escape(title), *(number(found[name]) for found in prints.values()))
+    console.print(table)
+    for reason in report["left_out"]:
+        console.print(escape(reason))
+    places = ", ".join(_FILES)
+    console.print(f"in [bold]{escape(str(config.out))}[/bold]: {places}")
+
+
+def _cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "—"
+    low, high = found["interval"]
+    at_most = "≤ " if found["is_at_most"] else ""
+    judged = " (J)" if found["measure"] == "J" else ""
+    return f"{at_most}{found['score']:.2f} [{low:.2f}, {high:.2f}]{judged}".replace("[", r"\[")

@@ -1,0 +1,192 @@
+"""The work of a comparison in pieces, each of which leaves a file of its own.
+
+`runs/ENV--AGENT--SEED.json`, `scales/ENV.json`, `fingerprints/ENV.json`: written in one step when
+the piece is finished, with everything that its result depends on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.compare.config import CompareConfig
+from agents.compare.fingerprints import measure_fingerprint
+from agents.compare.judges import LearningCurve, ObjectiveJudge, ReturnJudge
+from agents.compare.learners import build_learner, is_judged_by_objective, learner_settings
+from agents.compare.scales import measure_scale
+from agents.compare.worlds import CLASSIC, make_env
+from agents.files import write_json
+
+__all__ = ["Job", "read_result", "run_job"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work.
+
+    Attributes:
+        what: `"run"`, `"scale"` or `"fingerprint"`.
+        env: id.
+        kind: of the environment.
+        settings: everything else that the result depends on; JSON only.
+    """
+
+    what: str
+    env: str
+    kind: str
+    settings: dict[str, Any]
+
+    @classmethod
+    def run(cls, config: CompareConfig, env: str, kind: str, agent: str, seed: int) -> Job:
+        """Training and judging one agent."""
+        names = ("steps", "evaluations", "episodes" if kind == CLASSIC else "prompts")
+        settings = {name: getattr(config, name) for name in names}
+        own = learner_settings(agent, env, kind)
+        return cls("run", env, kind, {"agent": agent, "seed": seed, **settings, "learner": own})
+
+    @classmethod
+    def scale(cls, config: CompareConfig, env: str, kind: str) -> Job:
+        """Measuring what is 0 and what is 1."""
+        names = ("episodes", "prompts")
+        return cls("scale", env, kind, {name: getattr(config, name) for name in names})
+
+    @classmethod
+    def fingerprint(cls, config: CompareConfig, env: str, kind: str) -> Job:
+        """Measuring what kind of MDP it is."""
+        return cls("fingerprint", env, kind, {"episodes": config.fingerprint_episodes})
+
+    @property
+    def work(self) -> int:
+        """Steps that progress is counted in."""
+        return int(self.settings["steps"]) if self.what == "run" else 0
+
+    @property
+    def name(self) -> str:
+        """What a person is shown."""
+        if self.what == "run":
+            return f"{self.settings['agent']} on {self.env}, seed {self.settings['seed']}"
+        return f"{self.what} of {self.env}"
+
+    def path(self, root: Path) -> Path:
+        """Where its result is kept in the folder of a comparison."""
+        env = self.env.replace("/", "-").replace(":", "-")
+        if self.what == "run":
+            env = f"{env}--{self.settings['agent']}--{self.settings['seed']}"
+        return root / f"{self.what}s" / f"{env}.json"
+
+
+def read_result(job: Job, root: Path) -> dict[str, Any] | None:
+    """What was found earlier; None where the job has not been done.
+
+    Raises:
+        ValueError: it was done with other settings, or its file is broken.
+    """
+    path = job.path(root)
+    if not path.is_file():
+        return None
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        was, result = kept["settings"], kept["result"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{str(path)!r} is no result of a comparison: remove it, or choose another --out."
+        ) from error
+    changed = [
+        f"{name} was {was.get(name)!r}, now {job.settings.get(name)!r}"
+        for name in dict.fromkeys([*was, *job.settings])
+        if was.get(name) != job.settings.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{str(root)!r} holds {job.name} with other settings ({'; '.join(changed)}): results "
+            "of both can't be compared. Give the same settings, choose another --out, or pass "
+            "--overwrite to remove them."
+        )
+    return result
+
+
+def run_job(job: Job, root: Path, on_steps: Callable[[int], None] = lambda _: None) -> None:
+    """Do a piece of work and write its file.
+
+    Args:
+        job: which.
+        root: folder of the comparison.
+        on_steps: called with the number of steps since the last call.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the networks are small, and the same numbers come of any number
+    try:
+        result = _DO[job.what](job, on_steps)
+    finally:
+        torch.set_num_threads(threads)
+    path = job.path(root)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"settings": job.settings, "result": _finite(result)})
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows neither ∞ nor NaN."""
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _scale(job: Job, on_steps: Callable[[int], None]) -> dict[str, Any]:
+    return asdict(measure_scale(job.env, job.settings["episodes"], job.settings["prompts"]))
+
+
+def _fingerprint(job: Job, on_steps: Callable[[int], None]) -> dict[str, Any]:
+    env = make_env(job.env)
+    try:
+        return asdict(measure_fingerprint(env, job.settings["episodes"]))
+    finally:
+        env.close()
+
+
+def _run(job: Job, on_steps: Callable[[int], None]) -> dict[str, Any]:
+    settings = job.settings
+    agent, seed, steps = settings["agent"], settings["seed"], settings["steps"]
+    model = build_learner(agent, job.env, job.kind, seed)
+    is_classic = job.kind == CLASSIC
+    count = settings["episodes" if is_classic else "prompts"]
+    judge: ReturnJudge | ObjectiveJudge
+    if is_judged_by_objective(agent, job.kind):
+        judge = ObjectiveJudge(job.env, count)
+    else:
+        judge = ReturnJudge(job.env, count, few=max(1, count // (5 if is_classic else 4)))
+    curve = LearningCurve(judge, steps, settings["evaluations"], on_steps)
+    callbacks: list[BaseCallback] = [curve]
+    if isinstance(curve.judge, ObjectiveJudge):
+        callbacks.insert(0, curve.judge.metrics)
+    start = time.perf_counter()
+    model.learn(steps, callback=callbacks)
+    seconds = time.perf_counter() - start - curve.seconds
+    explained = model.logger.name_to_value.get("train/explained_variance")
+    assert model.env is not None
+    model.env.close()
+    final = curve.judge.final(model)
+    return {
+        **final,
+        "curve": [*curve.points, [model.num_timesteps, final["value"]]],
+        "steps": model.num_timesteps,
+        "train_seconds": seconds,
+        "steps_per_second": model.num_timesteps / seconds,
+        "explained_variance": None if explained is None else float(explained),
+    }
+
+
+_DO: dict[str, Callable[[Job, Callable[[int], None]], dict[str, Any]]] = {
+    "run": _run,
+    "scale": _scale,
+    "fingerprint": _fingerprint,
+}

@@ -1,0 +1,149 @@
+"""Judging an agent while it learns and when it is done: by the plain return, or by J."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.callbacks import RLHFCallback
+from agents.compare.rollouts import plain_returns_of
+from agents.compare.worlds import make_env
+from agents.evaluation import evaluate
+from agents.held_out import HeldOut
+
+__all__ = ["LearningCurve", "ObjectiveJudge", "ReturnJudge"]
+
+EVALUATION_SEED = 20_000
+"""Of the episodes that agents are judged on; training starts from small ones."""
+
+J_RESPONSES = 128
+"""Responses per held-out prompt for J where it has to be sampled: half the policy's own."""
+
+
+class ReturnJudge:
+    """Judges by the plain return of the greedy policy, on episodes of its own.
+
+    Args:
+        env_id: of the environment.
+        count: episodes of the last evaluation; on text, held-out prompts at most.
+        few: the same during training.
+    """
+
+    measure = "plain return"
+
+    def __init__(self, env_id: str, count: int, few: int) -> None:
+        self.env = make_env(env_id, "eval")
+        self.count, self.few = count, few
+
+    def now(self, model: Any) -> float | None:
+        """The mean over a few episodes, for the curve."""
+        return float(self._returns(model, self.few).mean())
+
+    def final(self, model: Any) -> dict[str, Any]:
+        """The mean over all episodes."""
+        returns = self._returns(model, self.count)
+        self.env.close()
+        return {
+            "measure": self.measure,
+            "value": float(returns.mean()),
+            "standard_deviation": float(returns.std()),
+            "episodes": len(returns),
+        }
+
+    def _returns(self, model: Any, count: int) -> np.ndarray:
+        def choose(observation: np.ndarray) -> Any:
+            return model.predict(observation, deterministic=True)[0]
+
+        return plain_returns_of(self.env, choose, count, EVALUATION_SEED)
+
+
+class ObjectiveJudge:
+    """Judges by J = E[R] − β·KL on held-out prompts: exactly where that is possible.
+
+    Args:
+        env_id: of the environment, with raw token ids.
+        prompts: held-out ones, at most.
+
+    Attributes:
+        metrics: to be called back in training; it knows J of the training samples.
+    """
+
+    measure = "J"
+
+    def __init__(self, env_id: str, prompts: int) -> None:
+        own = gym.spec(env_id.rpartition(":")[2]).kwargs
+        self.held_out = HeldOut.of({**own, "device": "cpu"}, prompts)
+        self.metrics = RLHFCallback()
+
+    def now(self, model: Any) -> float | None:
+        """J, exactly or over the last rollout; None before there was one."""
+        if self.held_out.solution is not None:
+            return float(evaluate(model.policy.actor, self.held_out, 2, 0).objective)
+        return self.metrics.metrics.get("objective")
+
+    def final(self, model: Any) -> dict[str, Any]:
+        """J beside J of the reference and J*, or a lower bound on it."""
+        found: Any = evaluate(model.policy.actor, self.held_out, J_RESPONSES, EVALUATION_SEED)
+        is_exact = self.held_out.solution is not None
+        return {
+            "measure": self.measure,
+            "value": found.objective,
+            "baseline": found.objective_reference,
+            "top": found.optimum if is_exact else found.optimum_lower_bound,
+            "is_lower_bound": not is_exact,
+            "episodes": len(self.held_out.texts),
+            "kl": found.kl,
+        }
+
+
+class LearningCurve(BaseCallback):
+    """Judges at equal intervals, the untrained agent first, and counts the time it takes.
+
+    Args:
+        judge: by what.
+        steps: of the run.
+        evaluations: how often.
+        on_steps: called with the number of steps since the last call.
+
+    Attributes:
+        points: [steps, value] of each evaluation.
+        seconds: that they took.
+    """
+
+    def __init__(
+        self,
+        judge: ReturnJudge | ObjectiveJudge,
+        steps: int,
+        evaluations: int,
+        on_steps: Callable[[int], None],
+    ) -> None:
+        super().__init__()
+        self.judge, self.on_steps = judge, on_steps
+        self.points: list[list[float]] = []
+        self.seconds = 0.0
+        self._interval = steps / evaluations
+        self._next, self._told = 0.0, 0
+
+    def _on_rollout_start(self) -> None:
+        """After an update; off-policy algorithms have many short rollouts."""
+        if self.num_timesteps >= self._next:
+            self._next = (self.num_timesteps // self._interval + 1) * self._interval
+            start = time.perf_counter()
+            value = self.judge.now(self.model)
+            if value is not None:
+                self.points.append([self.num_timesteps, value])
+            self.seconds += time.perf_counter() - start
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps - self._told >= self._interval / 10:
+            self.on_steps(self.num_timesteps - self._told)
+            self._told = self.num_timesteps
+        return True
+
+    def _on_training_end(self) -> None:
+        self.on_steps(self.num_timesteps - self._told)

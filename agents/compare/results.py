@@ -1,0 +1,123 @@
+"""From the kept pieces to `compare.json`: scores, aggregates, sample efficiency, fingerprints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from agents.compare.statistics import (
+    bootstrap_interval,
+    interquartile_mean,
+    performance_profile,
+    steps_to_reach,
+)
+from agents.compare.worlds import CLASSIC
+
+__all__ = ["GROUPS", "THRESHOLDS", "aggregate", "summarize_runs"]
+
+GROUPS = (CLASSIC, "text")
+"""What scores are pooled over: two worlds with scales of their own."""
+
+THRESHOLDS = np.linspace(-1.0, 1.2, 111)
+"""τ of the performance profiles."""
+
+
+def group_of(kind: str) -> str:
+    """The pool that a kind of environments belongs to."""
+    return CLASSIC if kind == CLASSIC else "text"
+
+
+def scored(run: dict[str, Any], scale: dict[str, Any]) -> dict[str, Any]:
+    """A run with its score and its curve on the scale that it is judged by.
+
+    Args:
+        run: a run's record, with env, agent and seed.
+        scale: of its environment, for the plain return; J brings its own.
+    """
+    own = run if run["measure"] == "J" else scale
+    worst, span = own["baseline"], own["top"] - own["baseline"]
+    return {
+        **run,
+        "score": (run["value"] - worst) / span,
+        "is_at_most": bool(own["is_lower_bound"]),
+        "score_curve": [[steps, (value - worst) / span] for steps, value in run["curve"]],
+    }
+
+
+def summarize_runs(runs: list[dict[str, Any]], reach: float) -> dict[str, Any]:
+    """What the seeds of one agent in one environment show together.
+
+    Args:
+        runs: one or more, as `scored` gives them.
+        reach: the score that sample efficiency counts the steps to.
+    """
+    scores = np.array([run["score"] for run in runs])
+    reached = [steps_to_reach(run["score_curve"], reach) for run in runs]
+    # A seed that never came so far took longer than any other.
+    steps = np.sort([np.inf if step is None else step for step in reached])
+    median = float(steps[(len(steps) - 1) // 2])
+    explained = [run["explained_variance"] for run in runs if run["explained_variance"] is not None]
+    return {
+        "measure": runs[0]["measure"],
+        "is_at_most": runs[0]["is_at_most"],
+        "seeds": [run["seed"] for run in runs],
+        "scores": scores.tolist(),
+        "value": float(interquartile_mean(np.array([run["value"] for run in runs]))),
+        "score": float(interquartile_mean(scores)),
+        "interval": [float(end) for end in bootstrap_interval([scores])],
+        "steps_to_reach": None if np.isinf(median) else int(median),
+        "share_that_reached": float(np.mean([step is not None for step in reached])),
+        "train_seconds": float(np.median([run["train_seconds"] for run in runs])),
+        "steps_per_second": float(np.median([run["steps_per_second"] for run in runs])),
+        "explained_variance": float(np.median(explained)) if explained else None,
+        "curve": _mean_curve(runs),
+    }
+
+
+def _mean_curve(runs: list[dict[str, Any]]) -> list[list[float]]:
+    """[steps, IQM, low, high] where all seeds were judged, by position in their curves."""
+    length = min(len(run["score_curve"]) for run in runs)
+    rows = []
+    for position in range(length):
+        points = np.array([run["score_curve"][position] for run in runs])
+        low, high = bootstrap_interval([points[:, 1]], resamples=500)
+        iqm = float(interquartile_mean(points[:, 1]))
+        rows.append([float(points[:, 0].mean()), iqm, float(low), float(high)])
+    return rows
+
+
+def aggregate(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Group → agent → interquartile mean over all environments and seeds, and profile.
+
+    Agents are pooled only over the environments that they ran in; `envs` names them. Runs judged by
+    J and by the plain return are never pooled: `token-ppo` on text is a group member of its own
+    measure.
+
+    Args:
+        runs: as `scored` gives them.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for group in GROUPS:
+        pools: dict[str, dict[str, list[float]]] = {}
+        for run in runs:
+            if group_of(run["kind"]) == group:
+                pools.setdefault(run["agent"], {}).setdefault(run["env"], []).append(run["score"])
+        found[group] = {agent: _pooled(pool) for agent, pool in pools.items()}
+    return found
+
+
+def _pooled(by_env: dict[str, list[float]]) -> dict[str, Any]:
+    strata = [np.array(scores) for scores in by_env.values()]
+    together = np.concatenate(strata)
+    low, high = bootstrap_interval(strata)
+    band = bootstrap_interval(strata, lambda drawn: performance_profile(drawn, THRESHOLDS))
+    return {
+        "envs": list(by_env),
+        "runs": len(together),
+        "score": float(interquartile_mean(together)),
+        "interval": [float(low), float(high)],
+        "profile": performance_profile(together, THRESHOLDS).tolist(),
+        "profile_low": band[0].tolist(),
+        "profile_high": band[1].tolist(),
+    }

@@ -1,0 +1,117 @@
+"""Episodes of one environment: played, begun anew at a state, and judged by their plain return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from agents.compare.worlds import token_mdp
+
+__all__ = ["Choose", "Rollout", "Start", "plain_returns_of", "play", "replay", "starts"]
+
+Choose = Callable[[np.ndarray], Any]
+"""An observation → an action."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """How an episode begins; the same start and the same actions lead to the same state.
+
+    Attributes:
+        seed: of the reset.
+        prompt: what to continue, on text; None where there is none.
+    """
+
+    seed: int
+    prompt: str | None = None
+
+    def reset(self, env: gym.Env) -> np.ndarray:
+        """Begin the episode; gives its first observation."""
+        options = None if self.prompt is None else {"prompt": self.prompt}
+        return env.reset(seed=self.seed, options=options)[0]
+
+
+def starts(env: gym.Env, count: int, seed: int = 0) -> Iterator[Start]:
+    """`count` starts: seeds one after another, on text also prompts one after another."""
+    mdp = token_mdp(env)
+    for index in range(count):
+        prompt = None if mdp is None else mdp.prompts[index % len(mdp.prompts)]
+        yield Start(seed + index, prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One episode.
+
+    Attributes:
+        observations: (T, …) of the states in which an action was taken.
+        actions: (T,).
+        rewards: (T,) float64.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+
+    def __len__(self) -> int:
+        """T, its steps."""
+        return len(self.rewards)
+
+    @property
+    def plain_return(self) -> float:
+        """Σ r_t, undiscounted."""
+        return float(self.rewards.sum())
+
+    @property
+    def returns_to_go(self) -> np.ndarray:
+        """(T,) Σ of the rewards from each step on."""
+        return np.cumsum(self.rewards[::-1])[::-1].copy()
+
+
+def play(env: gym.Env, choose: Choose, start: Start) -> Rollout:
+    """An episode from `start` to its end, terminated or truncated."""
+    return _go_on(env, choose, start.reset(env))
+
+
+def _go_on(env: gym.Env, choose: Choose, observation: np.ndarray) -> Rollout:
+    observations, actions, rewards, ended = [], [], [], False
+    while not ended:
+        action = choose(observation)
+        observations.append(np.array(observation))
+        actions.append(action)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        rewards.append(float(reward))
+        ended = terminated or truncated
+    return Rollout(np.array(observations), np.array(actions), np.array(rewards))
+
+
+def replay(env: gym.Env, start: Start, actions: Iterable[Any]) -> np.ndarray:
+    """Lead an environment to the state after `actions`, none of which ends the episode.
+
+    Returns:
+        The observation there.
+    """
+    observation = start.reset(env)
+    for action in actions:
+        observation = env.step(action)[0]
+    return observation
+
+
+def resume(env: gym.Env, choose: Choose, action: Any) -> np.ndarray:
+    """(n,) rewards from here to the end, `action` first."""
+    observation, reward, terminated, truncated, _ = env.step(action)
+    first = np.array([float(reward)])
+    if terminated or truncated:
+        return first
+    return np.concatenate([first, _go_on(env, choose, observation).rewards])
+
+
+def plain_returns_of(env: gym.Env, choose: Choose, count: int, seed: int = 0) -> np.ndarray:
+    """(n,) plain returns; on text each prompt is continued once, so n may be less than `count`."""
+    mdp = token_mdp(env)
+    count = count if mdp is None else min(count, len(mdp.prompts))
+    return np.array([play(env, choose, s).plain_return for s in starts(env, count, seed)])

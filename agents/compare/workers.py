@@ -1,0 +1,148 @@
+"""Doing the jobs of a comparison: in parallel processes, each result kept at once."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from agents.compare.jobs import Job, run_job
+
+__all__ = ["do_jobs"]
+
+_steps: Any = None
+"""In a worker: the queue that takes (job name, steps)."""
+
+
+def do_jobs(jobs: Sequence[Job], root: Path, workers: int | None, console: Console) -> None:
+    """Do all jobs; each writes its own file when it is finished.
+
+    Args:
+        jobs: what is to do.
+        root: folder of the comparison.
+        workers: processes; None: one per core. One alone works in this process.
+        console: where progress is shown.
+
+    Raises:
+        KeyboardInterrupt: by Ctrl-C; what is finished is kept.
+        Exception: what went wrong in a job, once the others are finished.
+    """
+    if not jobs:
+        return
+    count = min(workers or os.cpu_count() or 1, len(jobs))
+    with _Display(jobs, console) as display:
+        if count == 1:
+            for job in jobs:
+                run_job(job, root, display.add)
+                display.finished(job)
+        else:
+            _in_processes(jobs, root, count, display)
+
+
+def _in_processes(jobs: Sequence[Job], root: Path, count: int, display: _Display) -> None:
+    """A new interpreter per process: a fork of one that has run torch may hang."""
+    context = multiprocessing.get_context("spawn")
+    steps = context.Queue()
+    pool = ProcessPoolExecutor(count, context, initializer=_begin_worker, initargs=(steps,))
+    try:
+        futures = {pool.submit(_work, job, root): job for job in jobs}
+        for job, future in _as_they_finish(futures, lambda: _drain(steps, display)):
+            if future.exception() is None:
+                display.finished(job)
+            else:
+                display.failed(job, future.exception())
+    except KeyboardInterrupt:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    pool.shutdown()
+    for future in futures:
+        future.result()
+
+
+def _as_they_finish(
+    futures: dict[Future, Job], between: Callable[[], None]
+) -> Iterator[tuple[Job, Future]]:
+    waiting = set(futures)
+    while waiting:
+        done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+        between()
+        for future in done:
+            yield futures[future], future
+
+
+def _drain(steps: Any, display: _Display) -> None:
+    with contextlib.suppress(queue.Empty):
+        while True:
+            display.add(steps.get_nowait())
+
+
+def _begin_worker(steps: Any) -> None:
+    """Ctrl-C is the parent's to answer."""
+    global _steps
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _steps = steps
+
+
+def _work(job: Job, root: Path) -> None:
+    run_job(job, root, _steps.put)
+
+
+class _Display:
+    """A bar over the steps of all runs; a line per finished job where there is no terminal."""
+
+    def __init__(self, jobs: Sequence[Job], console: Console) -> None:
+        self.console, self.total, self.done = console, len(jobs), 0
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f} %"),
+                TimeElapsedColumn(),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+            work = sum(job.work for job in jobs)
+            self._task = self._bar.add_task(self._title(), total=work or None)
+
+    def __enter__(self) -> _Display:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _title(self) -> str:
+        return f"comparing, {self.done} of {self.total} done"
+
+    def add(self, steps: int) -> None:
+        """Some run went on by so many steps."""
+        if self._bar is not None:
+            self._bar.update(self._task, advance=steps)
+
+    def finished(self, job: Job) -> None:
+        """A job is finished, and its result kept."""
+        self.done += 1
+        if self._bar is not None:
+            self._bar.update(self._task, description=self._title())
+        self.console.print(f"{self.done:>4} of {self.total}  {escape(job.name)}")
+
+    def failed(self, job: Job, error: BaseException | None) -> None:
+        """A job went wrong; the others go on."""
+        said = escape(f"{type(error).__name__}: {error}")
+        self.console.print(f"[red]failed:[/red] {escape(job.name)}: {said}")
