@@ -126,7 +126,7 @@ def test_cross_entropy_on_fresh_reviews(card):
 
 
 def transformed_correlation_error(scores: Any) -> float:
-    """The standard error of artanh of the correlation of score and gold reward, by the bootstrap."""
+    """Of artanh of the correlation of score and gold reward: its standard error, by bootstrap."""
     rng, count = np.random.default_rng(0), len(scores.score)
     both = np.stack([scores.score, scores.gold_reward])
     drawn = [np.corrcoef(both[:, rng.integers(count, size=count)])[0, 1] for _ in range(500)]
