@@ -214,8 +214,13 @@ def test_ppo_compares_whole_updates_and_divides_ours_into_stages(tmp_path, value
     compared = [(r["what"], r["precision"]) for r in rows if r["table"].startswith("whole")]
     assert compared[0] == ("TokenPPO", "float32")
     assert compared[1] in [("TokenPPO", f"auto: {name}") for name in ("float32", "bfloat16")]
-    assert compared[2:4] == [("the sum of parts", "float32"), ("the sum of parts", "bfloat16")]
-    assert len(compared) == 5 and "stock PPO" in compared[4][0]
+    assert compared[2:6] == [
+        ("the sum of parts", "float32"),
+        ("the sum of parts", "bfloat16"),
+        ("the sum of parts, fused as ours", "float32"),
+        ("the sum of parts, fused as ours", "bfloat16"),
+    ]
+    assert len(compared) == 7 and "stock PPO" in compared[6][0]
     whole = ("sampling", "scoring", "advantages and packing", "optimisation")
     for precision in ("float32", "auto"):
         stages = [r for r in rows if r["table"].startswith("where") and precision in r["table"]]

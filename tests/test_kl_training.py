@@ -24,10 +24,10 @@ from tiny_task import (
 )
 
 from agents import EpisodeRolloutBuffer, LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
-from agents import kl_penalty as kl_penalty_module
 from agents import new_steps as new_steps_module
 from agents.config import TrainConfig
 from agents.training import build_agent
+from tokenenv import log_probs as log_probs_module
 from tokenenv.language_model import load_frozen
 
 ESTIMATORS = ("k1", "k2", "k3", "full")
@@ -112,7 +112,7 @@ def test_rewards_are_score_minus_beta_times_the_estimate(tiny_task_kwargs, estim
 def test_no_chunk_of_whole_distributions_changes_the_full_kl(tiny_task_kwargs, monkeypatch):
     found = []
     for max_log_probs, max_tokens in ((2**22, 8192), (100, 16)):
-        monkeypatch.setattr(kl_penalty_module, "LOGITS_AT_ONCE", max_log_probs)
+        monkeypatch.setattr(log_probs_module, "LOGITS_AT_ONCE", max_log_probs)
         monkeypatch.setattr(new_steps_module, "MICRO_BATCH_TOKENS", max_tokens)
         model = make_agent(shaped(tiny_task_kwargs, "full"), kl_estimator="full")
         perturb(model.policy)

@@ -125,6 +125,14 @@ def test_cross_entropy_on_fresh_reviews(card):
     assert abs(gap) < 4 * error
 
 
+def transformed_correlation_error(scores: Any) -> float:
+    """Of artanh of the correlation of score and gold reward: its standard error, by bootstrap."""
+    rng, count = np.random.default_rng(0), len(scores.score)
+    both = np.stack([scores.score, scores.gold_reward])
+    drawn = [np.corrcoef(both[:, rng.integers(count, size=count)])[0, 1] for _ in range(500)]
+    return float(np.arctanh(drawn).std())
+
+
 def test_reward_model_on_fresh_pairs(card, scorer):
     said = card["reward_model"]
     pairs = sample_pairs(FOLDER, "eval", 800, said["annotator_sharpness"], seed=102)
@@ -134,9 +142,10 @@ def test_reward_model_on_fresh_pairs(card, scorer):
     assert abs(found["accuracy"] - said["accuracy"]) < 4 * error
     assert abs(found["accuracy"] - found["expected_accuracy"]) < 4 * error
     assert abs(found["bayes_accuracy"] - said["bayes_accuracy"]) < 4 * 0.15 / math.sqrt(800)
-    # Fisher's transformation of a correlation has the standard error 1/√(n − 3)
+    # Fisher's transformation; its 1/√(n − 3) is for normal variables, and the error of these scores
+    # is three times that, by the bootstrap.
     gap = math.atanh(found["correlation_with_gold"]) - math.atanh(said["correlation_with_gold"])
-    assert abs(gap) < 5 / math.sqrt(797)
+    assert abs(gap) < 4 * transformed_correlation_error(scorer.score(episodes))
     assert abs(found["reference_gold_mean"] - said["reference_gold_mean"]) < 4 * 0.5 / math.sqrt(
         800
     )
