@@ -115,7 +115,7 @@ class TrainConfig:
     """Of the update's forward and backward passes; 'auto' measures once which is faster here."""
     n_epochs: int = 4
     """Passes over every rollout."""
-    learning_rate: float = 5e-4
+    learning_rate: float = 3e-4
     """Adam's, decaying linearly to 0."""
     gamma: float = 1.0
     """Discount factor γ."""
