@@ -79,6 +79,9 @@ class ProgressCallback(BaseCallback):
         self._shown = 0
 
     def _on_training_start(self) -> None:
+        model: Any = self.model
+        if getattr(model, "precision", None) == "auto":
+            self.console.print(f"updates compute in {model.update_precision}: the faster one here")
         if self.console.is_terminal:
             self._bar = progress_bar(self.console)
             self._task = self._bar.add_task("training", total=self.total, note="")

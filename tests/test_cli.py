@@ -358,3 +358,11 @@ def test_reward_model_from_a_file_of_pairs(tmp_path, capsys):
 def test_the_summary_shows_numbers_ranges_and_names():
     assert _shown(0.96712) == "0.967" and _shown(65_536) == "65,536"
     assert _shown((1.25, 2)) == "1.250 … 2" and _shown("bfloat16") == "bfloat16"
+
+
+def test_a_run_says_which_precision_auto_chose(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", "--out", str(out), "--precision", "auto", *TINY]) == 0
+    chosen = json.loads((out / "summary.json").read_text())["precision"]
+    assert chosen in ("float32", "bfloat16")
+    assert f"updates compute in {chosen}" in capsys.readouterr().out
