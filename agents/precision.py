@@ -2,8 +2,7 @@
 
 Weights, gradients of weights, Adam's state, logits, softmax and values stay float32: autocast runs
 the matrix products of the trunk and of the backward pass in bfloat16. On processors that multiply
-bfloat16 in hardware this halves an update of a model of some millions of weights; a small model
-gets slower by it, and one measurement tells.
+bfloat16 in hardware this makes an update faster, elsewhere slower, and one measurement tells.
 """
 
 from __future__ import annotations

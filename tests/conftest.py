@@ -204,3 +204,17 @@ def tiny_task_kwargs(tiny_folder: Path) -> dict[str, Any]:
     from tiny_task import task_kwargs
 
     return task_kwargs(tiny_folder, "llama")
+
+
+@pytest.fixture(scope="module")
+def settings(reference_folder, reward_folder):
+    """Of a small token MDP; modules with other needs have their own."""
+    return {
+        "reference": reference_folder,
+        "reward_model": reward_folder,
+        "prompts": ["w4 w5 w6", "w7", "w8 w9 w10 w11"],
+        "max_prompt_tokens": 6,
+        "max_new_tokens": 5,
+        "kl_coef": 0.2,
+        "device": "cpu",
+    }

@@ -28,19 +28,6 @@ EOS, V, H = 2, 40, 32
 FEATURES, TOP_K = "TokenRLHF-Features-v0", "TokenRLHF-Features-TopK-v0"
 
 
-@pytest.fixture(scope="module")
-def settings(reference_folder, reward_folder):
-    return {
-        "reference": reference_folder,
-        "reward_model": reward_folder,
-        "prompts": ["w4 w5 w6", "w7", "w8 w9 w10 w11"],
-        "max_prompt_tokens": 6,
-        "max_new_tokens": 5,
-        "kl_coef": 0.2,
-        "device": "cpu",
-    }
-
-
 def make(settings, env_id="TokenRLHF-v0", **changes):
     return gym.make(env_id, **{**settings, **changes})
 

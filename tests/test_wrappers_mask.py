@@ -24,19 +24,6 @@ EOS, V = 2, 40
 NOTES = ["do", "re", "mi", "fa", "sol"]
 
 
-@pytest.fixture(scope="module")
-def settings(reference_folder, reward_folder):
-    return {
-        "reference": reference_folder,
-        "reward_model": reward_folder,
-        "prompts": ["w4 w5 w6", "w7", "w8 w9 w10 w11"],
-        "max_prompt_tokens": 6,
-        "max_new_tokens": 5,
-        "kl_coef": 0.2,
-        "device": "cpu",
-    }
-
-
 def masked(settings, **rules):
     return ActionMask(gym.make("TokenRLHF-v0", **settings), **rules)
 
