@@ -28,6 +28,9 @@ MOST_CONSTANTS = 64
 REFERENCE_SAMPLES = 64
 """Responses of the reference per prompt, where its return has to be sampled."""
 
+UNIFORM_EPISODES = 256
+"""Episodes of the uniform policy on text, at least: with few prompts each is continued often."""
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -128,7 +131,11 @@ def _text_scale(env_id: str, env: gym.Env, mdp: TokenMDP, prompts: int, seed: in
 
 def _uniform(env: gym.Env, count: int, seed: int) -> float:
     rng, actions = np.random.default_rng(seed), constant_actions(env)
-    return float(plain_returns_of(env, lambda _: rng.choice(actions), count, seed).mean())
+    rounds = 1 if token_mdp(env) is None else -(-UNIFORM_EPISODES // count)
+    played = [
+        plain_returns_of(env, lambda _: rng.choice(actions), count, seed) for _ in range(rounds)
+    ]
+    return float(np.concatenate(played).mean())
 
 
 def _best_constant(env: gym.Env, count: int, seed: int) -> float | None:
