@@ -7,7 +7,7 @@ READY := .venv/.ready
 TRL := .venv-trl/bin/python
 PEER := --peer $(TRL) --peer-script benchmarks/trl_ppo.py
 
-.PHONY: setup demo verify test test-slow check numbers exact bench bench-quick \
+.PHONY: setup demo verify test test-slow test-ecosystem check numbers exact bench bench-quick \
 	bench-gpu bench-trl clean
 
 setup: $(READY)
@@ -28,6 +28,12 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Tianshou 2.0 pins a virtualenv that it does not import and that no current filelock satisfies.
+test-ecosystem: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ecosystem]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps tianshou
+	$(BIN)/python -m pytest -m ecosystem -n auto --maxprocesses 2
 
 check: setup
 	$(BIN)/ruff check .

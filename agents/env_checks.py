@@ -21,6 +21,7 @@ __all__ = [
     "env_settings",
     "find_env_settings",
     "refuse_changed_rewards",
+    "refuse_fused_attention",
     "refuse_normalizers",
     "refuse_other_widths",
     "refuse_time_limits",
@@ -120,8 +121,9 @@ def check_policy(policy: LMActorCriticPolicy, settings: EnvSettings) -> None:
 
 
 def check_buffer_and_policy(penalty: KLPenalty, model: Any) -> None:
-    """Raise ValueError where the buffer or the policy can't do what the penalty needs."""
+    """Raise ValueError where buffer or policy can't do what penalty or algorithm need."""
     buffer, policy = getattr(model, "rollout_buffer", None), model.policy
+    refuse_fused_attention(model)
     needs_buffer = penalty.as_loss or penalty.pays_full
     if needs_buffer and not isinstance(buffer, EpisodeRolloutBuffer):
         what = "use_kl_loss=True" if penalty.as_loss else "kl_estimator='full'"
@@ -135,6 +137,20 @@ def check_buffer_and_policy(penalty: KLPenalty, model: Any) -> None:
         raise ValueError(
             "kl_estimator='full' compares the whole distributions of two language models, and "
             f"{type(policy).__name__} has none: use LMActorCriticPolicy, or 'k1', 'k2' or 'k3'."
+        )
+
+
+def refuse_fused_attention(model: Any) -> None:
+    """Raise ValueError where an algorithm differentiates twice (TRPO) and the attention can't."""
+    if not (
+        hasattr(model, "hessian_vector_product") and isinstance(model.policy, LMActorCriticPolicy)
+    ):
+        return
+    found = model.policy.actor.config._attn_implementation
+    if found != "eager":
+        raise ValueError(
+            f"{type(model).__name__} differentiates the KL twice, and {found!r} attention has only "
+            "a first derivative: pass policy_kwargs={'attention': 'eager', …}."
         )
 
 

@@ -52,6 +52,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             a reward model (then with its head, normalised) or of a causal LM.
         temperature: divides the logits in sampling and in every log-probability.
         dtype: of the weights.
+        attention: implementation of transformers' attention: `"eager"` for algorithms that
+            differentiate twice (TRPO); None: the model's own, which is the fastest.
         config: build the actor from this transformers config, randomly initialised, instead of
             loading `actor`; a saved model carries it, so that it loads without the first
             checkpoint.
@@ -76,6 +78,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         critic: str = "actor",
         temperature: float = 1.0,
         dtype: str = "float32",
+        attention: str | None = None,
         config: dict[str, Any] | None = None,
         critic_config: dict[str, Any] | None = None,
         optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
@@ -98,7 +101,13 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         self.value_head = value_head
         self.critic_source = critic if critic == "actor" else model_source(critic, "reward_model")
         self.temperature = temperature
+        if attention not in (None, "eager", "sdpa"):
+            raise ValueError(
+                f"attention={attention!r} is unknown: choose 'eager' (slower, can be differentiated "
+                "twice), 'sdpa', or None for the model's own."
+            )
         self.dtype_name = dtype
+        self.attention = attention
         self._config, self._critic_config = config, critic_config
         self.entropy_needs_gradient = True
         super().__init__(
@@ -131,6 +140,9 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         else:
             hidden_size = self.actor.get_output_embeddings().weight.shape[1]
             self.value_net = new_value_head(hidden_size, self.dtype_name)
+        if self.attention is not None:
+            for trunk in self._trunks():
+                trunk.set_attn_implementation(self.attention)
         self.optimizer = self.optimizer_class(
             self.parameters(),
             lr=lr_schedule(1),  # type: ignore[call-arg]
@@ -164,6 +176,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             "dtype": self.dtype_name,
             "config": json_config(self.actor),
         }
+        if self.attention is not None:
+            kwargs["attention"] = self.attention
         if self.critic is not None:
             kwargs["critic_config"] = json_config(self.critic.model)
         return kwargs

@@ -1,20 +1,14 @@
-"""Train against a reward function of your own, on prompts of your own."""
+"""Train against a reward function of your own: one float for each response."""
 
 from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
 
 
 def mentions_music(prompts: list[str], responses: list[str]) -> list[float]:
-    """One float per response."""
+    """1 where a response mentions music."""
     return [float("music" in response) for response in responses]
 
 
-env = make_vec_env(
-    n_envs=64,
-    seed=0,
-    scoring="deferred",
-    reward_model=mentions_music,
-    prompts=["I saw this film today.", "We watched the new comedy at home."],
-)
+env = make_vec_env(n_envs=64, seed=0, scoring="deferred", reward_model=mentions_music)
 model = TokenPPO(LMActorCriticPolicy, env, learning_rate=5e-4, n_steps=32, batch_size=512, seed=0)
 callback = RLHFCallback()
 model.learn(20_000, callback=callback)

@@ -1,0 +1,18 @@
+"""sb3-contrib's TRPO with an MLP on the small text environment."""
+
+import gymnasium as gym
+from judging import judge
+from sb3_contrib import TRPO
+
+from agents import make_vec_env
+
+ENV, TASK = "tokenenv:TokenRLHF-Features-TopK-v0", {"task": "exact", "k": 3}
+
+env = make_vec_env(ENV, n_envs=32, seed=0, **TASK)
+model = TRPO("MlpPolicy", env, n_steps=32, gamma=1.0, learning_rate=2e-3, seed=0, device="cpu")
+model.learn(40_000)
+
+judge(
+    lambda observation: model.predict(observation, deterministic=True)[0],
+    gym.make(ENV, split="eval", **TASK),
+)

@@ -1,0 +1,101 @@
+"""Judging an agent that doesn't know π by its plain return, beside what no learning at all gets.
+
+Used by the scripts of this folder, after training: `judge(act, env)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from agents.compare.best_response import episode_returns, restricted_optimum, search_best_responses
+from tokenenv.optimum import MAX_RESPONSES, enumerate_mdp, plain_returns
+from tokenenv.optimum.enumeration import count_mdp_responses
+from tokenenv.rewards import Episode
+from tokenenv.sampling import sample_responses
+
+PROMPTS, UNIFORM_EPISODES, REFERENCE_SAMPLES = 32, 200, 64
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Plain returns E[Σ r_t], means over prompts, and where the agent's lies."""
+
+    uniform: float
+    reference: float
+    best_constant: float
+    optimum: float
+    is_lower_bound: bool
+    agent: float
+
+    def score(self, plain_return: float) -> float:
+        """Sampling from the reference is 0, the plain-return optimum 1."""
+        return (plain_return - self.reference) / (self.optimum - self.reference)
+
+
+def play(env: gym.Env, act: Callable[[Any], Any], prompt: str) -> float:
+    """The plain return of one response to a prompt, whatever wrappers make of the reward."""
+    observation, _ = env.reset(seed=0, options={"prompt": prompt})
+    total, ended = 0.0, False
+    while not ended:
+        observation, _, terminated, truncated, info = env.step(act(observation))
+        total += info["ref_logprob"] * info["kl_coef"] + info.get("score", 0.0)
+        ended = terminated or truncated
+    return total
+
+
+def landmarks(env: gym.Env, prompts: list[str], k: int | None) -> tuple[float, float, bool]:
+    """Plain return of the reference, the optimum, and whether that is only a lower bound."""
+    mdp = env.unwrapped.mdp  # type: ignore[attr-defined]
+    if count_mdp_responses(mdp, len(prompts)) <= MAX_RESPONSES:
+        tree = enumerate_mdp(mdp, prompts)
+        return plain_returns(tree).reference, restricted_optimum(tree, k), False
+    starts = [mdp.encode_prompt(text) for text in prompts for _ in range(REFERENCE_SAMPLES)]
+    model = mdp.language_model
+    found = sample_responses(
+        model.model, model.eos_token_ids, starts, mdp.max_new_tokens, temperature=1.0, seed=0
+    )
+    episodes = [Episode(p, s.tokens, s.stopped) for p, s in zip(starts, found, strict=True)]
+    optimum = search_best_responses(mdp, prompts, k).mean()
+    return float(episode_returns(mdp, episodes).mean()), float(optimum), True
+
+
+def judge(
+    act: Callable[[Any], Any], env: gym.Env, on_reset: Callable[[], None] = lambda: None
+) -> Verdict:
+    """Play one response to each held-out prompt, and print the agent's score beside the others'.
+
+    Args:
+        act: an observation → an action; greedy, so that one response per prompt is exact.
+        env: one environment as the agent knows it, wrappers included, made with `split="eval"`.
+        on_reset: called before each response, for agents with a memory.
+    """
+    mdp, space = env.unwrapped.mdp, env.action_space  # type: ignore[attr-defined]
+    assert isinstance(space, gym.spaces.Discrete)
+    prompts, rng = list(mdp.prompts[:PROMPTS]), np.random.default_rng(0)
+    k = env.get_wrapper_attr("k") if env.has_wrapper_attr("k") else None
+    reference, optimum, is_lower_bound = landmarks(env, prompts, k)
+    many = [prompts[i % len(prompts)] for i in range(UNIFORM_EPISODES)]
+    constants = range(int(space.n)) if space.n <= 64 else [int(mdp.language_model.eos_token_id)]
+    returns = []
+    for prompt in prompts:
+        on_reset()
+        returns.append(play(env, act, prompt))
+    verdict = Verdict(
+        uniform=float(np.mean([play(env, lambda _: int(rng.integers(space.n)), p) for p in many])),
+        reference=reference,
+        best_constant=max(
+            float(np.mean([play(env, lambda _, a=a: a, p) for p in prompts])) for a in constants
+        ),
+        optimum=optimum,
+        is_lower_bound=is_lower_bound,
+        agent=float(np.mean(returns)),
+    )
+    for name in ("uniform", "reference", "best_constant", "optimum", "agent"):
+        value = getattr(verdict, name)
+        print(f"{name:13} plain return {value:8.2f}   score {verdict.score(value):7.3f}")
+    return verdict

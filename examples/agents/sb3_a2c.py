@@ -1,0 +1,18 @@
+"""Stable-Baselines3's A2C with an MLP on the small text environment."""
+
+import gymnasium as gym
+from judging import judge
+from stable_baselines3 import A2C
+
+from agents import make_vec_env
+
+ENV, TASK = "tokenenv:TokenRLHF-Features-TopK-v0", {"task": "exact", "k": 3}
+
+env = make_vec_env(ENV, n_envs=32, seed=0, **TASK)
+model = A2C("MlpPolicy", env, learning_rate=2e-3, gamma=1.0, ent_coef=0.3, seed=0, device="cpu")
+model.learn(40_000)
+
+judge(
+    lambda observation: model.predict(observation, deterministic=True)[0],
+    gym.make(ENV, split="eval", **TASK),
+)
