@@ -103,7 +103,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         self.temperature = temperature
         if attention not in (None, "eager", "sdpa"):
             raise ValueError(
-                f"attention={attention!r} is unknown: choose 'eager' (slower, can be differentiated "
+                f"attention={attention!r} is unknown: choose 'eager' (slower, differentiable "
                 "twice), 'sdpa', or None for the model's own."
             )
         self.dtype_name = dtype
