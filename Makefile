@@ -47,6 +47,7 @@ bench: setup
 	$(BIN)/python benchmarks/bench_ppo.py
 	$(BIN)/python benchmarks/bench_rollout.py
 	$(BIN)/python benchmarks/bench_env.py
+	$(BIN)/python benchmarks/bench_wrappers.py
 	$(BIN)/python benchmarks/bench_memory.py
 
 bench-quick: setup

@@ -9,10 +9,6 @@ prompts have been tokenized before, as they are in any run that has seen each of
 The ratio is that of steps per second, environments × calls of `step`, to CartPole's at the same
 number of environments: above 1 the token MDP is the faster one. A table of its own holds them, for
 256 environments, over the goal of a million per second.
-
-Wrappers are measured at 64 environments: Gymnasium's own around the vector environment, and around
-64 single ones in a `SyncVectorEnv`. The ratio is the time of a step over that of the same
-environment without a wrapper.
 """
 
 from __future__ import annotations
@@ -23,21 +19,16 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import wrappers
-from gymnasium.wrappers import vector
 from reporting import Row, arguments_parser, medians, report, seconds_of, take_turns
 
 import tokenenv
 from agents import make_vec_env
-from tokenenv.env import TokenEnv
 
 assert tokenenv.ENV_IDS  # importing it registers them
 
 TABLE = "env steps per second without models, over CartPole-v1 in SyncVectorEnv"
 GOAL_TABLE = "env steps per second without models, over the goal of 1,000,000"
-VECTOR_TABLE = "time per step over the bare one: wrappers of the vector environment"
-SINGLE_TABLE = "time per step over the bare one: wrappers of single environments in SyncVectorEnv"
-CART_POLE, BARE = "CartPole-v1, SyncVectorEnv", "bare"
+CART_POLE = "CartPole-v1, SyncVectorEnv"
 GOAL, GOAL_ENVS = 1e6, 256
 
 
@@ -118,95 +109,15 @@ def measure(num_envs: int, steps: int, repetitions: int) -> list[Row]:
     return rows
 
 
-# Wrappers ----------------------------------------------------------------------------------------
-
-
-def _same(observation: Any) -> Any:
-    return observation
-
-
-VECTOR_WRAPPERS: dict[str, Callable[[Any], gym.vector.VectorEnv]] = {
-    "RecordEpisodeStatistics": vector.RecordEpisodeStatistics,
-    "TransformObservation (nothing)": lambda env: vector.TransformObservation(
-        env, _same, env.observation_space
-    ),
-    "TransformAction (nothing)": lambda env: vector.TransformAction(env, _same, env.action_space),
-    "TransformReward (nothing)": lambda env: vector.TransformReward(env, _same),
-    "ClipReward": lambda env: vector.ClipReward(env, -1.0, 1.0),
-    "NormalizeReward": vector.NormalizeReward,
-    "DictInfoToList": vector.DictInfoToList,
-}
-"""Name → wrapper of the vector environment; another is a line here."""
-
-WRAPPERS: dict[str, Callable[[gym.Env], gym.Env]] = {
-    "OrderEnforcing": wrappers.OrderEnforcing,
-    "PassiveEnvChecker": wrappers.PassiveEnvChecker,
-    "TimeLimit": lambda env: wrappers.TimeLimit(env, 10**9),
-    "RecordEpisodeStatistics": wrappers.RecordEpisodeStatistics,
-    "TransformObservation (nothing)": lambda env: wrappers.TransformObservation(
-        env, _same, env.observation_space
-    ),
-    "TransformReward (nothing)": lambda env: wrappers.TransformReward(env, _same),
-    "FlattenObservation": wrappers.FlattenObservation,
-}
-"""Name → wrapper of a single environment; another is a line here."""
-
-
-def wrapper_cases(num_envs: int, steps: int) -> dict[str, Measured]:
-    """Table → the bare environment and the wrapped ones, in that order."""
-
-    def batched() -> Any:
-        return gym.make_vec("tokenenv:TokenRLHF-v0", num_envs=num_envs, **SETTINGS)
-
-    def singles(wrap: Callable[[Any], gym.Env]) -> gym.vector.VectorEnv:
-        return gym.vector.SyncVectorEnv([lambda: wrap(TokenEnv(**SETTINGS))] * num_envs)
-
-    tables: dict[str, dict[str, gym.vector.VectorEnv]] = {
-        VECTOR_TABLE: {BARE: batched()}
-        | {name: wrap(batched()) for name, wrap in VECTOR_WRAPPERS.items()},
-        SINGLE_TABLE: {BARE: singles(_same)}
-        | {name: singles(wrap) for name, wrap in WRAPPERS.items()},
-    }
-    vocabulary = tables[VECTOR_TABLE][BARE].single_action_space.n  # type: ignore[attr-defined]
-    tokens = np.random.default_rng(0).integers(vocabulary, size=(steps, num_envs))
-    measured: dict[str, Measured] = {}
-    for table, envs in tables.items():
-        for env in envs.values():
-            env.reset(seed=0)
-        measured[table] = {name: stepper(env.step, tokens) for name, env in envs.items()}
-    return measured
-
-
-def wrapper_rows(num_envs: int, steps: int, repetitions: int) -> list[Row]:
-    """A row per wrapper; those of one table take turns."""
-    rows = []
-    for table, measured in wrapper_cases(num_envs, steps).items():
-        take_turns(measured, 1)
-        seconds = medians(take_turns(measured, repetitions))
-        rows += [
-            {
-                "table": table,
-                "what": name,
-                "envs": num_envs,
-                "ratio": found / seconds[BARE],
-                "added, µs per call": 1e6 * (found - seconds[BARE]) / steps,
-            }
-            for name, found in seconds.items()
-        ]
-    return rows
-
-
 def main(arguments: argparse.Namespace) -> None:
     """Measure, print the tables, and write JSON where asked."""
     sizes = (1, 16) if arguments.quick else (1, 64, 256, 1024)
     total = 2_000 if arguments.quick else 40_000
-    wrapped, wrapped_steps = (4, 40) if arguments.quick else (64, 200)
     rows = [
         row
         for num_envs in sizes
         for row in measure(num_envs, max(64, total // num_envs), arguments.repetitions)
     ]
-    rows += wrapper_rows(wrapped, wrapped_steps, arguments.repetitions)
     report(rows, {"repetitions": arguments.repetitions}, arguments.json)
 
 

@@ -263,19 +263,28 @@ def test_rollout_compares_with_generate_for_either_kind_of_lengths(tmp_path):
 
 
 @pytest.mark.slow
-def test_env_stands_beside_cart_pole_and_wrappers_beside_the_bare_one(tmp_path):
+def test_env_stands_beside_cart_pole(tmp_path):
     rows = rows_of("bench_env", tmp_path)
     assert {(r["what"], r["envs"]) for r in rows if r["table"].startswith("env steps")} == {
         (what, envs)
         for what in ("CartPole-v1, SyncVectorEnv", "TokenVectorEnv", "TokenVecEnv (SB3)")
         for envs in (1, 16)
     }
-    for around in ("wrappers of the vector environment", "wrappers of single environments"):
+
+
+@pytest.mark.slow
+def test_wrappers_stand_beside_the_bare_environment(tmp_path):
+    rows = rows_of("bench_wrappers", tmp_path)
+    gymnasiums = {"RecordEpisodeStatistics", "TransformReward (nothing)"}
+    for around, expected in {
+        "Gymnasium's wrappers of the vector environment": gymnasiums,
+        "Gymnasium's wrappers in SyncVectorEnv": gymnasiums,
+        "our wrappers": {"HiddenStateObservation", "ActionMask, top-p 0.95", "LogProbShaping"},
+    }.items():
         wrapped = [r for r in rows if around in r["table"]]
         assert wrapped[0]["what"] == "bare" and wrapped[0]["ratio"] == 1.0
-        assert {"RecordEpisodeStatistics", "TransformReward (nothing)"} <= {
-            row["what"] for row in wrapped
-        }
+        assert expected <= {row["what"] for row in wrapped}
+        assert all(row["ratio"] > 0 for row in wrapped)
 
 
 @pytest.mark.slow

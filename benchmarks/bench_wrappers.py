@@ -1,0 +1,154 @@
+"""What wrappers cost: the time of a step over that of the same environment without them.
+
+Gymnasium's own stand around an environment that runs no model (deferred scoring), so that their
+cost is seen beside the state machine alone: around the vector environment, and around single ones
+in a `SyncVectorEnv`. Ours read the reference, so they stand around the vector environment with
+stepwise scoring, where the reference is decoded for the reward anyway: what they add is what they
+compute besides. Actions are uniformly random among those that don't end the response, so that
+episodes with token actions have all T tokens; under `TopKActions` EOS may be among the k.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from bench_env import SETTINGS, Measured, stepper
+from gymnasium import wrappers
+from gymnasium.wrappers import vector
+from reporting import Row, arguments_parser, medians, report, take_turns
+
+import tokenenv.wrappers.vector as ours
+from tokenenv.env import TokenEnv
+from tokenenv.language_model import load_frozen
+from tokenenv.tasks import load_task
+
+VECTOR_TABLE = "time per step over the bare one: Gymnasium's wrappers of the vector environment"
+SINGLE_TABLE = "time per step over the bare one: Gymnasium's wrappers in SyncVectorEnv"
+OUR_TABLE = "time per step over the bare one, stepwise scoring: our wrappers"
+BARE = "bare"
+
+
+def _same(observation: Any) -> Any:
+    return observation
+
+
+VECTOR_WRAPPERS: dict[str, Callable[[Any], gym.vector.VectorEnv]] = {
+    "RecordEpisodeStatistics": vector.RecordEpisodeStatistics,
+    "TransformObservation (nothing)": lambda env: vector.TransformObservation(
+        env, _same, env.observation_space
+    ),
+    "TransformAction (nothing)": lambda env: vector.TransformAction(env, _same, env.action_space),
+    "TransformReward (nothing)": lambda env: vector.TransformReward(env, _same),
+    "ClipReward": lambda env: vector.ClipReward(env, -1.0, 1.0),
+    "NormalizeReward": vector.NormalizeReward,
+    "DictInfoToList": vector.DictInfoToList,
+}
+"""Name → wrapper of the vector environment; another is a line here."""
+
+WRAPPERS: dict[str, Callable[[gym.Env], gym.Env]] = {
+    "OrderEnforcing": wrappers.OrderEnforcing,
+    "PassiveEnvChecker": wrappers.PassiveEnvChecker,
+    "TimeLimit": lambda env: wrappers.TimeLimit(env, 10**9),
+    "RecordEpisodeStatistics": wrappers.RecordEpisodeStatistics,
+    "TransformObservation (nothing)": lambda env: wrappers.TransformObservation(
+        env, _same, env.observation_space
+    ),
+    "TransformReward (nothing)": lambda env: wrappers.TransformReward(env, _same),
+    "FlattenObservation": wrappers.FlattenObservation,
+}
+"""Name → wrapper of a single environment; another is a line here."""
+
+OUR_WRAPPERS: dict[str, Callable[[gym.vector.VectorEnv], gym.vector.VectorEnv]] = {
+    "HiddenStateObservation": ours.HiddenStateObservation,
+    "TopKActions, k = 16": lambda env: ours.TopKActions(env, 16),
+    "both": lambda env: ours.TopKActions(ours.HiddenStateObservation(env), 16),
+    "ActionMask, top-p 0.95": lambda env: ours.ActionMask(env, top_p=0.95),
+    "LogProbShaping": ours.LogProbShaping,
+}
+"""Name → our wrapper of the vector environment; another is a line here."""
+
+
+def gymnasium_cases(num_envs: int, steps: int) -> dict[str, Measured]:
+    """Table → the bare environment and those in Gymnasium's wrappers, in that order."""
+
+    def batched() -> Any:
+        return gym.make_vec("tokenenv:TokenRLHF-v0", num_envs=num_envs, **SETTINGS)
+
+    def singles(wrap: Callable[[Any], gym.Env]) -> gym.vector.VectorEnv:
+        return gym.vector.SyncVectorEnv([lambda: wrap(TokenEnv(**SETTINGS))] * num_envs)
+
+    tables: dict[str, dict[str, gym.vector.VectorEnv]] = {
+        VECTOR_TABLE: {BARE: batched()}
+        | {name: wrap(batched()) for name, wrap in VECTOR_WRAPPERS.items()},
+        SINGLE_TABLE: {BARE: singles(_same)}
+        | {name: singles(wrap) for name, wrap in WRAPPERS.items()},
+    }
+    return {
+        table: {name: _stepper(env, steps) for name, env in envs.items()}
+        for table, envs in tables.items()
+    }
+
+
+def our_cases(num_envs: int, steps: int) -> Measured:
+    """The environment with stepwise scoring, bare and in each of our wrappers, in that order."""
+
+    def batched() -> Any:
+        return gym.make_vec("tokenenv:TokenRLHF-v0", num_envs=num_envs, device="cpu")
+
+    return {BARE: _stepper(batched(), steps)} | {
+        name: _stepper(wrap(batched()), steps) for name, wrap in OUR_WRAPPERS.items()
+    }
+
+
+def _stepper(env: gym.vector.VectorEnv, steps: int) -> Callable[[], float]:
+    """Seconds of `steps` random steps."""
+    model = load_frozen(load_task("reviews").reference)
+    env.reset(seed=0)
+    allowed = np.arange(int(env.single_action_space.n))  # type: ignore[attr-defined]
+    if len(allowed) == model.vocabulary_size:
+        allowed = np.setdiff1d(allowed, model.eos_token_ids)
+    actions = np.random.default_rng(0).choice(allowed, size=(steps, env.num_envs))
+    if not isinstance(env, ours.LogProbShaping):
+        return stepper(env.step, actions)
+    log_probs = np.full(env.num_envs, -1.0)
+
+    def step(row: np.ndarray) -> None:
+        env.set_log_probs(log_probs)
+        env.step(row)
+
+    return stepper(step, actions)
+
+
+def wrapper_rows(table: str, measured: Measured, calls: int, repetitions: int) -> list[Row]:
+    """A row per wrapper; those of one table take turns."""
+    take_turns(measured, 1)  # warms up
+    seconds = medians(take_turns(measured, repetitions))
+    return [
+        {
+            "table": table,
+            "what": name,
+            "ratio": found / seconds[BARE],
+            "added, µs per call": 1e6 * (found - seconds[BARE]) / calls,
+        }
+        for name, found in seconds.items()
+    ]
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure, print the tables, and write JSON where asked."""
+    num_envs, steps = (4, 40) if arguments.quick else (64, 200)
+    tables = gymnasium_cases(num_envs, steps) | {OUR_TABLE: our_cases(num_envs, steps)}
+    rows = [
+        row
+        for table, measured in tables.items()
+        for row in wrapper_rows(table, measured, steps, arguments.repetitions)
+    ]
+    report(rows, {"repetitions": arguments.repetitions, "envs": num_envs}, arguments.json)
+
+
+if __name__ == "__main__":
+    main(arguments_parser(__doc__, repetitions=5).parse_args())
