@@ -73,15 +73,18 @@ def check_plain_environment(agent: Mapping[str, Any]) -> None:
 
 
 def refuse_normalizers(env: VecEnv) -> None:
-    """Raise ValueError where a normaliser stands in front of the policy."""
+    """Raise ValueError where a normaliser changes token ids or rewards; features it may scale."""
     layer: Any = env
     while isinstance(layer, VecEnvWrapper):
-        if isinstance(layer, VecNormalize) and (layer.norm_obs or layer.norm_reward):
-            raise ValueError(
-                "VecNormalize stands in front of the policy: scaled token ids are no ids, and a "
-                "scaled reward is no longer score and KL. Take it off; the score is normalised "
-                "already."
-            )
+        if isinstance(layer, VecNormalize):
+            reads_ids = np.issubdtype(layer.venv.observation_space.dtype, np.integer)
+            if layer.norm_reward or (layer.norm_obs and reads_ids):
+                instead = "Take it off" if reads_ids else "Give it norm_reward=False"
+                raise ValueError(
+                    "VecNormalize stands in front of the policy: scaled token ids are no ids, and "
+                    f"a scaled reward is no longer score and KL. {instead}; the score is "
+                    "normalised already."
+                )
         layer = layer.venv
 
 

@@ -189,8 +189,8 @@ class TrainingRun:
         summary = summarize(self.config, self.held_out, comparison)
         summary.update(tokens=tokens, tokens_per_second=tokens / seconds, wall_seconds=seconds)
         summary["precision"] = self.model.update_precision
-        if self.env.env.kl_coef != summary["kl_coef"]:  # a controller moved it
-            summary["kl_coef_final"] = self.env.env.kl_coef
+        if self.env.inner.kl_coef != summary["kl_coef"]:  # a controller moved it
+            summary["kl_coef_final"] = self.env.inner.kl_coef
         write_json(self.run.summary, summary)
         draw_curves(read_metrics(self.run.metrics), summary, self.run.curves)
         return summary
@@ -230,7 +230,7 @@ def build_agent(config: TrainConfig, env: TokenVecEnv) -> TokenPPO:
     Raises:
         ValueError: a setting can't be used.
     """
-    settings = env.env.settings
+    settings = env.inner.settings
     buffer = config.rollout_buffer()
     model = TokenPPO(
         LMActorCriticPolicy,

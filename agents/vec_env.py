@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import load_env_creator
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from stable_baselines3.common.vec_env.base_vec_env import (
     VecEnv,
     VecEnvIndices,
@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env.base_vec_env import (
 
 import tokenenv
 from tokenenv.vector_env import TokenVectorEnv
+from tokenenv.wrappers.checks import layers
 
 __all__ = ["TokenVecEnv", "make_vec_env"]
 
@@ -27,23 +28,30 @@ class TokenVecEnv(VecEnv):
     """SB3's vector interface (same-step autoreset) on one `TokenVectorEnv`.
 
     Args:
-        env: a `TokenVectorEnv` with `AutoresetMode.SAME_STEP`.
+        env: a `TokenVectorEnv` with `AutoresetMode.SAME_STEP`, as it is or in vector wrappers
+            (`tokenenv.wrappers.vector`, `gymnasium.wrappers.vector`).
+
+    Raises:
+        ValueError: another autoreset mode.
     """
 
-    def __init__(self, env: TokenVectorEnv) -> None:
-        if env.autoreset_mode is not AutoresetMode.SAME_STEP:
+    def __init__(self, env: TokenVectorEnv | VectorWrapper) -> None:
+        inner = env.unwrapped
+        assert isinstance(inner, TokenVectorEnv)
+        if inner.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
-                f"the vector env has autoreset_mode={env.autoreset_mode.value!r}; SB3 resets in "
+                f"the vector env has autoreset_mode={inner.autoreset_mode.value!r}; SB3 resets in "
                 "the same step: make it with autoreset_mode='SameStep', or use agents.make_vec_env."
             )
-        self.env = env
+        self.env: Any = env
+        self.inner = inner
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> VecEnvObs:
         """Start episodes in all environments; honours `seed()` and `set_options()`."""
         prompts = [(options or {}).get("prompt") for options in self._options]
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
-        self.env.mdp.begin_group()  # the episodes under way are lost, and so is their group
+        self.inner.mdp.begin_group()  # the episodes under way are lost, and so is their group
         observations, infos = self.env.reset(seed=seeds, options={"prompt": prompts})
         self.reset_infos = _rows(infos, self.num_envs)
         self._reset_seeds()
@@ -65,11 +73,12 @@ class TokenVecEnv(VecEnv):
         observations, rewards, dones, _, infos = self.env.step(self._actions)
         rows: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         if "ref_logprob" in infos:
-            kl_coef = self.env.kl_coef
+            kl_coef = self.inner.kl_coef
             for row, found in zip(rows, infos["ref_logprob"].tolist(), strict=True):
                 row["ref_logprob"], row["kl_coef"] = found, kl_coef
         if dones.any():
             self._add_endings(rows, infos, np.flatnonzero(dones))
+        self._add_others(rows, infos, dones)
         return observations, rewards.astype(np.float32), dones, rows
 
     def _add_endings(
@@ -86,13 +95,24 @@ class TokenVecEnv(VecEnv):
                 key: _plain(infos[key][row]) for key in ("prompt", "group") if key in infos
             }
 
+    def _add_others(
+        self, rows: list[dict[str, Any]], infos: dict[str, Any], dones: np.ndarray
+    ) -> None:
+        """What wrappers say of each step; of a row that ended, it is about the new episode."""
+        for key in infos:
+            if not key.startswith("_") and key not in _OWN_INFOS:
+                values, mask = infos[key], infos[f"_{key}"]
+                for row in np.flatnonzero(mask).tolist():
+                    about = self.reset_infos[row] if dones[row] else rows[row]
+                    about[key] = _plain(values[row])
+
     def close(self) -> None:
         """Close the environment."""
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """The attribute of the one environment behind, once per index."""
-        value = getattr(self.env, attr_name)
+        value = self._find(attr_name)
         return [value for _ in self._indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
@@ -102,7 +122,7 @@ class TokenVecEnv(VecEnv):
             ValueError: `indices` names some rows only.
         """
         self._require_all(indices, f"set_attr({attr_name!r})")
-        setattr(self.env, attr_name, value)
+        setattr(self.inner, attr_name, value)  # a wrapper would keep it for itself
 
     def env_method(
         self,
@@ -113,18 +133,25 @@ class TokenVecEnv(VecEnv):
     ) -> list[Any]:
         """Call a method of the one environment behind, once.
 
+        `action_masks` gives each row its own mask, as agents that take masks expect it.
+
         Raises:
             ValueError: `indices` names some rows only.
         """
         self._require_all(indices, f"env_method({method_name!r})")
-        result = getattr(self.env, method_name)(*method_args, **method_kwargs)
-        return [result for _ in range(self.num_envs)]
+        result = self._find(method_name)(*method_args, **method_kwargs)
+        return list(result) if method_name == "action_masks" else [result] * self.num_envs
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
     ) -> list[bool]:
         """Nothing is wrapped: the rows are no environments of their own."""
         return [False for _ in self._indices(indices)]
+
+    def _find(self, name: str) -> Any:
+        """The attribute of the outermost layer that has it."""
+        owner = next((layer for layer in layers(self.env) if hasattr(layer, name)), self.inner)
+        return getattr(owner, name)
 
     def _indices(self, indices: VecEnvIndices) -> Iterable[int]:
         return self._get_indices(indices)
@@ -136,6 +163,10 @@ class TokenVecEnv(VecEnv):
                 f"{what} was asked for environments {chosen} only, but all {self.num_envs} share "
                 "one set of settings: call it for all."
             )
+
+
+_OWN_INFOS = {"ref_logprob", "kl_coef", "prompt", "group", "final_obs", "final_info"}
+"""Keys of infos that `step_wait` hands on by itself; others come from wrappers."""
 
 
 def _rows(infos: dict[str, Any], count: int) -> list[dict[str, Any]]:
@@ -164,7 +195,13 @@ def _require_token_env(env_id: str) -> None:
 
 
 def make_vec_env(
-    env_id: str = "TokenRLHF-v0", n_envs: int = 1, seed: int | None = None, **kwargs: Any
+    env_id: str = "TokenRLHF-v0",
+    n_envs: int = 1,
+    seed: int | None = None,
+    *,
+    wrapper_class: Callable[..., VectorEnv] | None = None,
+    wrapper_kwargs: dict[str, Any] | None = None,
+    **kwargs: Any,
 ) -> TokenVecEnv:
     """An SB3 vector environment of `n_envs` token MDPs that share every forward.
 
@@ -172,6 +209,9 @@ def make_vec_env(
         env_id: a registered id of this package.
         n_envs: N.
         seed: of the first reset: environment i gets `seed + i`.
+        wrapper_class: a vector wrapper (`tokenenv.wrappers.vector`, `gymnasium.wrappers.vector`),
+            or a function that puts several around a vector environment.
+        wrapper_kwargs: its arguments.
         **kwargs: the arguments of `TokenEnv`.
 
     Raises:
@@ -185,8 +225,16 @@ def make_vec_env(
         autoreset_mode=AutoresetMode.SAME_STEP,
         **kwargs,
     )
-    assert isinstance(env.unwrapped, TokenVectorEnv)
-    vec_env = TokenVecEnv(env.unwrapped)
+    wrapped: Any = env.unwrapped
+    if wrapper_class is not None:
+        wrapped = wrapper_class(wrapped, **(wrapper_kwargs or {}))
+        if not isinstance(wrapped, VectorEnv):
+            raise ValueError(
+                f"wrapper_class={wrapper_class!r} made {wrapped!r}, which is no vector "
+                "environment: the rows share one batch, so it takes a wrapper of vector "
+                "environments (tokenenv.wrappers.vector, gymnasium.wrappers.vector)."
+            )
+    vec_env = TokenVecEnv(wrapped)
     if seed is not None:
         vec_env.seed(seed)
     return vec_env

@@ -192,6 +192,19 @@ def test_a_normaliser_that_does_nothing_is_none(tiny_task_kwargs):
     assert model.num_timesteps == 24  # one whole rollout: nothing refused it
 
 
+def test_features_may_be_normalised_but_not_rewards(tiny_task_kwargs):
+    def normalized(norm_reward: bool) -> PPO:
+        env = make_vec_env("TokenRLHF-Features-v0", n_envs=2, **tiny_task_kwargs)
+        return PPO(
+            "MlpPolicy", VecNormalize(env, norm_reward=norm_reward), n_steps=12, batch_size=24
+        )
+
+    model = normalized(norm_reward=False).learn(1, callback=RLHFCallback())
+    assert model.num_timesteps == 24  # one whole rollout: nothing refused it
+    with pytest.raises(ValueError, match="Give it norm_reward=False"):
+        normalized(norm_reward=True).learn(1, callback=RLHFCallback())
+
+
 def test_a_temperature_mismatch_is_refused(tiny_task_kwargs):
     model = make_agent({**tiny_task_kwargs, "temperature": 0.7})
     with pytest.raises(ValueError, match=r"temperature 1\.0.*0\.7.*Give both the same"):

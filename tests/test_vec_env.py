@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 from tiny_task import EOS, PROMPTS, P, T, V
 
 from agents import TokenVecEnv, make_vec_env
+from tokenenv import wrappers
 from tokenenv.vector_env import TokenVectorEnv
+from tokenenv.wrappers import vector as vector_wrappers
+
+FEATURES = ("terminal_observation", "left_out_mass")
 
 
 def actions_for(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -19,35 +25,102 @@ def actions_for(rng: np.random.Generator, count: int) -> np.ndarray:
     return actions
 
 
+def assert_same_infos(found: dict, expected: dict) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert type(found[key]) is type(value), key
+        if isinstance(value, float):
+            assert abs(found[key] - value) <= 1e-5, key
+        else:
+            assert (
+                np.allclose(found[key], value, atol=1e-5)
+                if key in FEATURES
+                else np.array_equal(found[key], value)
+            ), key
+
+
+def assert_same_steps(ours: VecEnv, single: VecEnv, draw: Callable[[], np.ndarray]) -> None:
+    """Two environments answer the same, steps after steps."""
+    assert ours.observation_space == single.observation_space
+    assert ours.action_space == single.action_space
+    assert np.allclose(ours.reset(), single.reset(), atol=1e-5)
+    for info, other in zip(ours.reset_infos, single.reset_infos, strict=True):
+        assert_same_infos(info, other)
+    ends = 0
+    for _ in range(4 * T):
+        actions = draw()
+        found, expected = ours.step(actions), single.step(actions)
+        assert np.allclose(found[0], expected[0], atol=1e-5)
+        assert found[0].dtype == expected[0].dtype
+        assert found[1].dtype == expected[1].dtype == np.float32
+        assert np.abs(found[1] - expected[1]).max() <= 1e-5
+        assert np.array_equal(found[2], expected[2])
+        ends += found[2].sum()
+        for info, other in zip(found[3], expected[3], strict=True):
+            assert_same_infos(info, other)
+        for info, other in zip(ours.reset_infos, single.reset_infos, strict=True):
+            assert_same_infos(info, other)
+    assert ends > 10
+
+
 @pytest.mark.parametrize("scoring", ["step", "deferred"])
 def test_equals_dummy_vec_env_over_single_environments(tiny_task_kwargs, scoring, rng):
     kwargs = {**tiny_task_kwargs, "scoring": scoring}
     ours = make_vec_env(n_envs=5, seed=3, **kwargs)
     single = DummyVecEnv([lambda: gym.make("TokenRLHF-v0", **kwargs)] * 5)
     single.seed(3)
-    assert ours.observation_space == single.observation_space
-    assert ours.action_space == single.action_space
-    assert np.array_equal(ours.reset(), single.reset())
-    assert ours.reset_infos == single.reset_infos
-    ends = 0
-    for _ in range(4 * T):
-        actions = actions_for(rng, 5)
-        found, expected = ours.step(actions), single.step(actions)
-        assert np.array_equal(found[0], expected[0]) and found[0].dtype == expected[0].dtype
-        assert found[1].dtype == expected[1].dtype == np.float32
-        assert np.abs(found[1] - expected[1]).max() <= 1e-5
-        assert np.array_equal(found[2], expected[2])
-        ends += found[2].sum()
-        for info, other in zip(found[3], expected[3], strict=True):
-            assert info.keys() == other.keys()
-            for key, value in other.items():
-                assert type(info[key]) is type(value), key
-                if isinstance(value, float):
-                    assert abs(info[key] - value) <= 1e-5, key
-                else:
-                    assert np.array_equal(info[key], value), key
-        assert ours.reset_infos == single.reset_infos
-    assert ends > 10
+    assert_same_steps(ours, single, lambda: actions_for(rng, 5))
+
+
+@pytest.mark.parametrize("name", ["ActionMask", "HiddenStateObservation", "TopKActions"])
+def test_wrapped_it_equals_dummy_vec_env_over_wrapped_environments(tiny_task_kwargs, name, rng):
+    wrap = {"ActionMask": {"top_p": 0.9}, "TopKActions": {"k": 5}}.get(name, {})
+    ours = make_vec_env(
+        n_envs=5,
+        seed=3,
+        wrapper_class=getattr(vector_wrappers, name),
+        wrapper_kwargs=wrap,
+        **tiny_task_kwargs,
+    )
+
+    def make() -> gym.Env:
+        return getattr(wrappers, name)(gym.make("TokenRLHF-v0", **tiny_task_kwargs), **wrap)
+
+    single = DummyVecEnv([make] * 5)
+    single.seed(3)
+    draw = {"TopKActions": lambda: rng.integers(0, 5, size=5)}.get(
+        name, lambda: actions_for(rng, 5)
+    )
+    assert_same_steps(ours, single, draw)
+    if name == "ActionMask":
+        found, expected = (np.stack(env.env_method("action_masks")) for env in (ours, single))
+        assert found.shape == (5, V) and np.array_equal(found, expected)
+
+
+def test_feature_ids_say_at_each_step_which_token_an_action_was(tiny_task_kwargs):
+    env = make_vec_env("TokenRLHF-Features-TopK-v0", n_envs=3, seed=0, k=2, **tiny_task_kwargs)
+    env.reset()
+    chosen = env.get_attr("action_tokens")[0]()[:, 1]
+    infos = env.step(np.ones(3, dtype=int))[3]
+    assert [info["token"] for info in infos] == chosen.tolist()
+    assert all(0 <= info["left_out_mass"] < 1 for info in infos)
+
+
+def test_methods_reach_through_the_wrappers(tiny_task_kwargs):
+    env = make_vec_env(
+        n_envs=2, wrapper_class=vector_wrappers.HiddenStateObservation, **tiny_task_kwargs
+    )
+    env.env_method("set_kl_coef", 0.375)
+    assert env.inner.kl_coef == 0.375 == env.get_attr("kl_coef")[0]
+    env.reset()
+    assert env.step(np.full(2, 3))[3][0]["kl_coef"] == 0.375
+
+
+def test_a_wrapper_of_single_environments_is_refused(tiny_task_kwargs):
+    with pytest.raises(ValueError, match=r"tokenenv\.wrappers\.vector"):
+        make_vec_env(n_envs=2, wrapper_class=wrappers.ActionMask, **tiny_task_kwargs)
+    with pytest.raises(ValueError, match=r"no vector environment: .*tokenenv\.wrappers\.vector"):
+        make_vec_env(n_envs=2, wrapper_class=lambda env: "nothing", **tiny_task_kwargs)
 
 
 def test_arrays_are_fresh_and_writable(tiny_task_kwargs, rng):
