@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -203,6 +204,22 @@ def test_imports_go_strictly_downwards(name):
         assert FLOORS[imported] < FLOORS[name], (
             f"{name} (floor {FLOORS[name]}) imports {imported} (floor {FLOORS[imported]})"
         )
+
+
+def test_the_map_in_the_readme_is_this_table():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    drawn = {
+        f"{package}.{name.rstrip('/')}": int(floor)
+        for floor, package, names in re.findall(
+            r"^\| (\d) \| `(\w+)/`: (.*) \|$", readme, re.MULTILINE
+        )
+        for name in re.findall(r"`([\w/]+)`", names)
+    }
+    known: dict[str, int] = {}
+    for name, floor in FLOORS.items():
+        if "." in name:  # a folder stands for what is in it
+            known.setdefault(".".join(name.split(".")[:2]), int(floor))
+    assert drawn == known
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("tokenenv")])
