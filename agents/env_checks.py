@@ -127,6 +127,12 @@ def check_buffer_and_policy(penalty: KLPenalty, model: Any) -> None:
     """Raise ValueError where buffer or policy can't do what penalty or algorithm need."""
     buffer, policy = getattr(model, "rollout_buffer", None), model.policy
     refuse_fused_attention(model)
+    if isinstance(buffer, EpisodeRolloutBuffer) and not isinstance(policy, LMActorCriticPolicy):
+        raise ValueError(
+            f"EpisodeRolloutBuffer yields packed sequences of tokens, and {type(policy).__name__} "
+            "reads single time steps: pass rollout_buffer_class=RolloutBuffer "
+            "(stable_baselines3.common.buffers), or train LMActorCriticPolicy."
+        )
     needs_buffer = penalty.as_loss or penalty.pays_full
     if needs_buffer and not isinstance(buffer, EpisodeRolloutBuffer):
         what = "use_kl_loss=True" if penalty.as_loss else "kl_estimator='full'"

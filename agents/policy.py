@@ -17,7 +17,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from agents.critic import SeparateCritic, build_critic, new_value_head
 from agents.fast_paths import fused_where_possible, in_one_transfer
 from agents.packing import PackedSequences, pack_observations
-from agents.policy_checks import as_token_ids, check_spaces, check_vocabulary
+from agents.policy_checks import NoQValues, as_token_ids, check_spaces, check_vocabulary
 from agents.policy_files import json_config, load_policy, save_policy
 from agents.token_scores import score_tokens, scores_of_logits
 from tokenenv.language_model import (
@@ -35,7 +35,7 @@ __all__ = ["VALUE_HEADS", "LMActorCriticPolicy"]
 VALUE_HEADS = ("shared", "separate")
 
 
-class LMActorCriticPolicy(ActorCriticPolicy):
+class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
     """A causal LM as actor, with a value head on its trunk or a critic of its own.
 
     While sampling, every token costs one forward (a slot cache per environment); in the update,
@@ -53,7 +53,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         temperature: divides the logits in sampling and in every log-probability.
         dtype: of the weights.
         attention: implementation of transformers' attention: `"eager"` for algorithms that
-            differentiate twice (TRPO); None: the model's own, which is the fastest.
+            differentiate twice (TRPO), it keeps all logits of an update; None: the model's own,
+            which is the fastest.
         config: build the actor from this transformers config, randomly initialised, instead of
             loading `actor`; a saved model carries it, so that it loads without the first
             checkpoint.
@@ -289,6 +290,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         Returns:
             (n, 1) values, (n,) log-probabilities, (n,) entropies in nats.
         """
+        if self.attention == "eager":  # score_tokens can be differentiated once
+            return self.evaluate_with_logits(obs, actions)[:3]
         hidden, critic_hidden = self._hidden_states(self._packed(obs))
         scores = score_tokens(
             self.actor,

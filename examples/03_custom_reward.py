@@ -10,6 +10,7 @@ def mentions_music(prompts: list[str], responses: list[str]) -> list[float]:
 
 env = make_vec_env(n_envs=64, seed=0, scoring="deferred", reward_model=mentions_music)
 model = TokenPPO(LMActorCriticPolicy, env, learning_rate=5e-4, n_steps=32, batch_size=512, seed=0)
-callback = RLHFCallback()
-model.learn(20_000, callback=callback)
-print({name: round(value, 2) for name, value in callback.metrics.items()})
+for _ in range(8):  # a rollout each: what is printed was sampled before its update
+    model.learn(64 * 32, callback=(callback := RLHFCallback()), reset_num_timesteps=False)
+    share, kl = callback.metrics["score"], callback.metrics["kl"]
+    print(f"{share:4.0%} of the responses mention music, KL to the reference {kl:5.2f} nats")

@@ -13,7 +13,7 @@ from agents.training import TrainingRun
 config = TrainConfig(out=Path("run"), task="exact", total_tokens=16_384)
 TrainingRun(config, Console(quiet=True)).train()  # = tokenrlhf train --task exact --out run …
 
-print("files:", *sorted(path.name for path in Path("run").iterdir()))
+print("files in run/:", *sorted(path.name for path in Path("run").iterdir()))
 summary = json.loads(Path("run/summary.json").read_text())
 for name in ("objective_reference", "objective", "optimum", "objective_fraction", "kl"):
     print(f"{name:20} {summary[name]:.3f}")

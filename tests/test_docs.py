@@ -1,4 +1,8 @@
-"""Every Python block of README and docs runs, every example too; what they name exists."""
+"""Every code block of README and docs is run, and what the pages name exists.
+
+Python blocks run as they are. Of bash blocks, every line is checked for being a command with the
+options that it has; the slow suite runs the commands of `tokenrlhf`, made small by more options.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import ast
 import inspect
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +20,40 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 CORRECTNESS = ROOT / "docs" / "correctness.md"
+FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
+
+
+def blocks(page: Path, kind: str) -> list[str]:
+    """The code blocks of a page that are of one kind."""
+    return [body for _, of, body in FENCE.findall(page.read_text(encoding="utf-8")) if of == kind]
+
+
 BLOCKS = [
     pytest.param(block, id=f"{page.name}-{number}")
     for page in PAGES
-    for number, block in enumerate(
-        re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    )
+    for number, block in enumerate(blocks(page, "python"))
 ]
+COMMANDS = {
+    page: [
+        words
+        for block in blocks(page, "bash")
+        for line in block.splitlines()
+        if (words := shlex.split(line, comments=True))
+    ]
+    for page in PAGES
+}
+LINES = [
+    pytest.param(words, id=f"{page.name}-{shlex.join(words)}")
+    for page, lines in COMMANDS.items()
+    for words in lines
+]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_there_is_no_block_that_no_test_knows(page):
+    kinds = [kind for _, kind, _ in FENCE.findall(page.read_text(encoding="utf-8"))]
+    assert set(kinds) <= {"python", "bash"}
+    assert 2 * len(kinds) == page.read_text(encoding="utf-8").count("```")
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -31,20 +63,10 @@ def test_python_block_runs(block, tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
-def test_example_runs(example, tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(example)], cwd=tmp_path, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
-    assert len(example.read_text(encoding="utf-8").splitlines()) <= 60
 
 
 def test_links_to_files_lead_somewhere():
@@ -53,17 +75,58 @@ def test_links_to_files_lead_somewhere():
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_commands_of_the_pages_are_commands():
-    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in set(re.findall(r"^make ([\w-]+)", text, re.MULTILINE)):
-        assert f"\n{target}:" in makefile
-    from agents.cli import Command
+# Commands -----------------------------------------------------------------------------------------
 
-    names = re.findall(r'name="([\w-]+)"|name=\'([\w-]+)\'', repr(Command))
-    known = {a or b for a, b in names}
-    used = set(re.findall(r"^tokenrlhf ([\w-]+)", text, re.MULTILINE))
-    assert used and used <= known
+SMALLER = {
+    "train": "--total-tokens 512 --n-envs 16 --n-steps 16 --batch-size 128 --eval-prompts 4 "
+    "--eval-responses 8 --device cpu",
+    "evaluate": "--eval-prompts 4 --eval-responses 8",
+    "sample": "--n 1",
+    "reward-model": "--epochs 1 --device cpu",
+    "verify": "--no-learning",
+    "compare": "--envs CartPole-v1 --agents ppo --steps 256 --seeds 1 --episodes 2 "
+    "--fingerprint-episodes 4 --workers 1",
+}
+"""What is said again counts, so the options that a page shows are still read."""
+
+
+@pytest.mark.parametrize("words", LINES)
+def test_line_of_a_bash_block_is_a_command(words):
+    program, *arguments = words
+    if program == "make":
+        dry = subprocess.run(
+            ["make", "-n", "-C", str(ROOT), *arguments], capture_output=True, text=True
+        )
+        assert dry.returncode == 0 and "/python" in dry.stdout + dry.stderr, dry.stderr
+    elif program == "tokenrlhf":
+        import tyro
+
+        from agents.cli import Command
+
+        assert arguments[0] in SMALLER
+        tyro.cli(Command, args=arguments, prog="tokenrlhf")
+    else:  # examples/*.py are run by tests/test_examples.py
+        assert program == "python" and (ROOT / arguments[0]).parent == ROOT / "examples"
+        assert (ROOT / arguments[0]).is_file() and len(arguments) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page",
+    [page for page, lines in COMMANDS.items() if "tokenrlhf" in str(lines)],
+    ids=lambda p: p.name,
+)
+def test_commands_of_a_page_run(page, tmp_path, monkeypatch):
+    """One after another in one folder, as a reader would type them."""
+    from agents.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    pair = '{"prompt": "We saw %d films.", "chosen": " They were fun.", "rejected": " Bad."}'
+    Path("pairs.jsonl").write_text("\n".join(pair % number for number in range(40)))
+    for program, *arguments in COMMANDS[page]:
+        if program == "tokenrlhf":
+            command = [*arguments, *SMALLER[arguments[0]].split()]
+            assert main(command) == 0, shlex.join(command)
 
 
 # Tests that pages name ----------------------------------------------------------------------------

@@ -3,19 +3,20 @@
 import gymnasium as gym
 from judging import judge
 from sb3_contrib import MaskablePPO
-from stable_baselines3.common.env_util import make_vec_env
 
-from tokenenv.wrappers import ActionMask
+from agents import make_vec_env
+from tokenenv.wrappers import ActionMask, vector
 
 ENV, TASK = "tokenenv:TokenRLHF-Features-TopK-v0", {"task": "exact"}
+MASK = {"top_p": 0.8}  # leaves 3.7 of the six tokens on average, the optimum among them
 
-MASK = {"top_p": 0.95}
-
-env = make_vec_env(ENV, 8, 0, env_kwargs=TASK, wrapper_class=ActionMask, wrapper_kwargs=MASK)
+env = make_vec_env(
+    ENV, n_envs=16, seed=0, wrapper_class=vector.ActionMask, wrapper_kwargs=MASK, **TASK
+)
 model = MaskablePPO(
     "MlpPolicy",
     env,
-    n_steps=128,
+    n_steps=64,
     batch_size=512,
     learning_rate=2e-3,
     gamma=1.0,
@@ -23,7 +24,7 @@ model = MaskablePPO(
     seed=0,
     device="cpu",
 )
-model.learn(20_000)
+model.learn(30_000)
 
 held_out = ActionMask(gym.make(ENV, split="eval", **TASK), **MASK)
 judge(

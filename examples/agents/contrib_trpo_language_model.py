@@ -9,12 +9,14 @@ env = make_vec_env("TokenRLHF-Exact-v0", n_envs=32, seed=0)
 model = TRPO(
     LMActorCriticPolicy,
     env,
-    n_steps=16,
-    cg_max_steps=5,
-    n_critic_updates=3,
+    n_steps=8,
+    batch_size=64,
+    cg_max_steps=3,
     target_kl=0.05,
+    learning_rate=3e-3,
     gamma=1.0,
-    policy_kwargs={"actor": "exact", "attention": "eager"},
+    # TRPO keeps the critic's gradients off the actor: on a shared trunk only its head would learn.
+    policy_kwargs={"actor": "exact", "attention": "eager", "value_head": "separate"},
     seed=0,
     device="cpu",
 )

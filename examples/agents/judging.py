@@ -18,12 +18,15 @@ from tokenenv.optimum.enumeration import count_mdp_responses
 from tokenenv.rewards import Episode
 from tokenenv.sampling import sample_responses
 
-PROMPTS, UNIFORM_EPISODES, REFERENCE_SAMPLES = 32, 200, 64
+PROMPTS, UNIFORM_EPISODES, REFERENCE_SAMPLES = 32, 100, 64
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Plain returns E[Σ r_t], means over prompts, and where the agent's lies."""
+    """Plain returns E[Σ r_t], means over prompts, and where the agent's lies.
+
+    `best_constant` is of all actions where there are few, else of EOS alone: the empty response.
+    """
 
     uniform: float
     reference: float
@@ -80,7 +83,8 @@ def judge(
     k = env.get_wrapper_attr("k") if env.has_wrapper_attr("k") else None
     reference, optimum, is_lower_bound = landmarks(env, prompts, k)
     many = [prompts[i % len(prompts)] for i in range(UNIFORM_EPISODES)]
-    constants = range(int(space.n)) if space.n <= 64 else [int(mdp.language_model.eos_token_id)]
+    ends = sorted(mdp.language_model.eos_token_ids)
+    constants = range(int(space.n)) if space.n <= 64 else ends
     returns = []
     for prompt in prompts:
         on_reset()

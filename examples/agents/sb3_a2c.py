@@ -8,9 +8,18 @@ from agents import make_vec_env
 
 ENV, TASK = "tokenenv:TokenRLHF-Features-TopK-v0", {"task": "exact", "k": 3}
 
-env = make_vec_env(ENV, n_envs=32, seed=0, **TASK)
-model = A2C("MlpPolicy", env, learning_rate=2e-3, gamma=1.0, ent_coef=0.3, seed=0, device="cpu")
-model.learn(40_000)
+env = make_vec_env(ENV, n_envs=64, seed=0, **TASK)
+model = A2C(
+    "MlpPolicy",
+    env,
+    n_steps=8,  # a response has up to six tokens
+    learning_rate=2e-3,
+    gamma=1.0,
+    ent_coef=0.5,
+    seed=0,
+    device="cpu",
+)
+model.learn(100_000)
 
 judge(
     lambda observation: model.predict(observation, deterministic=True)[0],

@@ -9,8 +9,14 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
-from tokenenv.wrappers.checks import check_kind, check_token_actions, layers, mdp_of
-from tokenenv.wrappers.mask_rules import MaskRules
+from tokenenv.wrappers.checks import (
+    check_kind,
+    check_same_actions,
+    check_token_actions,
+    layers,
+    mdp_of,
+)
+from tokenenv.wrappers.mask_rules import MaskRules, checked_tokens
 
 __all__ = ["ActionMask", "MaskSource"]
 
@@ -31,6 +37,7 @@ class MaskSource:
         space = getattr(env, "single_action_space", None) or env.action_space
         if self.k is None or space != gym.spaces.Discrete(self.k):
             check_token_actions("ActionMask", env)
+        check_same_actions("ActionMask", env)
         self.rules = MaskRules(mdp_of(env), num_candidates=self.k, **rules)
         self._of: np.ndarray | None = None
         self._masks = np.zeros((0, 0), dtype=bool)
@@ -94,7 +101,7 @@ class ActionMask(gym.Wrapper, RecordConstructorArgs):
         check_kind("ActionMask", env, vector=False)
         rules: dict[str, Any] = {
             "top_p": top_p,
-            "forbid": list(forbid),
+            "forbid": checked_tokens(forbid),
             "force": force,
             "grammar": grammar,
         }

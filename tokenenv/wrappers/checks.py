@@ -9,7 +9,14 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium import wrappers as single_wrappers
-from gymnasium.vector import VectorEnv, VectorRewardWrapper
+from gymnasium.vector import (
+    AsyncVectorEnv,
+    SyncVectorEnv,
+    VectorActionWrapper,
+    VectorEnv,
+    VectorObservationWrapper,
+    VectorRewardWrapper,
+)
 from gymnasium.wrappers import vector as vector_wrappers
 
 from tokenenv.env import token_spaces
@@ -19,6 +26,7 @@ __all__ = [
     "check_k",
     "check_kind",
     "check_plain_rewards",
+    "check_same_actions",
     "check_token_actions",
     "check_token_observations",
     "layers",
@@ -31,6 +39,8 @@ _CHANGE_REWARDS = (
     single_wrappers.NormalizeReward,
     vector_wrappers.NormalizeReward,
 )
+_CHANGE_OBSERVATIONS = (gym.ObservationWrapper, VectorObservationWrapper)
+_CHANGE_ACTIONS = (gym.ActionWrapper, VectorActionWrapper)
 
 
 def layers(env: Any) -> Iterator[Any]:
@@ -51,20 +61,28 @@ def mdp_of(env: Any) -> TokenMDP:
     if isinstance(found, TokenMDP):
         return found
     bottom = type(env.unwrapped).__name__
-    if isinstance(env, VectorEnv):
+    if isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv):
         raise ValueError(
             f"{bottom} has no token MDP of its own, its rows are environments in themselves: wrap "
             "each of them with the class of this name in tokenenv.wrappers, or make one batch of "
             "them with gym.make_vec('tokenenv:TokenRLHF-v0')."
         )
+    make = "make_vec" if isinstance(env, VectorEnv) else "make"
     raise ValueError(
         f"{bottom} is no token MDP: this wrapper reads the reference's mind, so it needs "
-        "gym.make('tokenenv:TokenRLHF-v0') or another of tokenenv.ENV_IDS below it."
+        f"gym.{make}('tokenenv:TokenRLHF-v0') or another of tokenenv.ENV_IDS below it."
     )
 
 
 def check_kind(name: str, env: Any, vector: bool) -> None:
     """Raise ValueError where a single wrapper is given a vector environment, or the reverse."""
+    if not isinstance(env, gym.Env | VectorEnv):
+        raise ValueError(
+            f"{name} wraps an environment of Gymnasium, and a {type(env).__name__} is none: put it "
+            "around gym.make('tokenenv:TokenRLHF-v0') or gym.make_vec of it, before a library "
+            "makes something of its own of that. For Stable-Baselines3, call "
+            f"agents.make_vec_env(…, wrapper_class=tokenenv.wrappers.vector.{name})."
+        )
     if isinstance(env, VectorEnv) is not vector:
         right = "tokenenv.wrappers" if vector else "tokenenv.wrappers.vector"
         kind = "single" if vector else "vector"
@@ -75,12 +93,13 @@ def check_token_observations(env: Any) -> None:
     """Raise ValueError unless the observations below are the token MDP's own."""
     expected, _ = token_spaces(mdp_of(env))
     found = _single_space(env, "observation_space")
-    if found != expected:
+    changes = _first(env, _CHANGE_OBSERVATIONS)
+    if found != expected or changes is not None:
         raise ValueError(
             "HiddenStateObservation replaces the token ids by features, but the observations below "
-            f"it are {found}, no longer the token ids {expected}: something changed them already "
-            "(another observation wrapper, or an id with 'Features' in its name). Put it first, "
-            "right on the token MDP, and other observation wrappers around it."
+            f"it are {found}{_by(changes)}, no longer the token ids {expected}: something changed "
+            "them already (another observation wrapper, or an id with 'Features' in its name). Put "
+            "it first, right on the token MDP, and other observation wrappers around it."
         )
 
 
@@ -88,12 +107,33 @@ def check_token_actions(name: str, env: Any) -> None:
     """Raise ValueError unless the actions below are token ids."""
     _, expected = token_spaces(mdp_of(env))
     found = _single_space(env, "action_space")
-    if found != expected:
+    changes = _first(env, _CHANGE_ACTIONS)
+    if found != expected or changes is not None:
         raise ValueError(
-            f"{name} chooses among all token ids, {expected}, but the actions below it are {found}:"
-            " something changed them already (TopKActions, an id with 'TopK' in its name, another "
-            "action wrapper). Put it below that wrapper, or leave one of the two out."
+            f"{name} chooses among all token ids, {expected}, but the actions below it are "
+            f"{found}{_by(changes)}: something changed them already (TopKActions, an id with "
+            "'TopK' in its name, another action wrapper). Put it below that wrapper, or leave one "
+            "of the two out."
         )
+
+
+def check_same_actions(name: str, env: Any) -> None:
+    """Raise ValueError where a wrapper gives the actions another meaning."""
+    changes = _first(env, _CHANGE_ACTIONS)
+    if changes is not None:
+        raise ValueError(
+            f"{changes} stands below {name} and gives the actions another meaning than the one that"
+            f" {name} knows. Put {changes} around {name}."
+        )
+
+
+def _first(env: Any, kinds: tuple[type, ...]) -> str | None:
+    """The name of the first layer of these kinds."""
+    return next((type(layer).__name__ for layer in layers(env) if isinstance(layer, kinds)), None)
+
+
+def _by(changes: str | None) -> str:
+    return "" if changes is None else f" through {changes}"
 
 
 def check_plain_rewards(env: Any) -> None:

@@ -77,8 +77,8 @@ def refuse_stale(log_probs: np.ndarray | None) -> np.ndarray:
         raise ValueError(
             "step() without log π of its action: LogProbShaping completes the reward of every step "
             "by −β·log π(a_t|s_t), and each is used once. Call set_log_probs(log π(a_t|s_t)) after "
-            "the action is sampled and before step(); for an agent that doesn't know π, take "
-            "LogProbShaping off."
+            "the action is sampled and before step(). For an agent that doesn't know π, or one "
+            "with agents.RLHFCallback, which pays that half itself, take LogProbShaping off."
         )
     return log_probs
 

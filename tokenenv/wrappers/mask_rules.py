@@ -14,7 +14,7 @@ import torch
 
 from tokenenv.token_mdp import TokenMDP
 
-__all__ = ["MaskRules", "top_p_mask"]
+__all__ = ["MaskRules", "checked_tokens", "top_p_mask"]
 
 _GRAMMAR_STATES = 4096
 """States whose grammatical tokens are remembered; each takes V bytes."""
@@ -87,9 +87,14 @@ class MaskRules:
     def _checked_force(self, force: Mapping[int, int], mdp: TokenMDP, size: int) -> dict[int, int]:
         last = mdp.max_new_tokens - 1
         found = {}
+        if not isinstance(force, Mapping):
+            raise ValueError(
+                f"force={force!r} must be a dict from positions of the response to token ids: "
+                "{0: 17} makes 17 the first token."
+            )
         for given, token in force.items():
-            position = int(given)  # the keys of a JSON object are strings
-            if not -1 <= position <= last:
+            position = _position(given)
+            if position is None or not -1 <= position <= last:
                 raise ValueError(
                     f"force has position {given!r}: allowed are 0 … {last}, the positions of the "
                     "response, and -1 for the last of them."
@@ -147,6 +152,13 @@ class MaskRules:
         return found
 
 
+def checked_tokens(forbid: Any) -> list[Any]:
+    """The tokens of `forbid` as a list; ValueError where it is no collection."""
+    if isinstance(forbid, str) or not isinstance(forbid, Iterable):
+        raise ValueError(f"forbid={forbid!r} must be a list of token ids, as forbid=[17].")
+    return list(forbid)
+
+
 def top_p_mask(log_probs: torch.Tensor, allowed: np.ndarray, top_p: float) -> np.ndarray:
     """The fewest likeliest tokens that hold at least the share `top_p` of what is allowed.
 
@@ -200,6 +212,14 @@ def _check_grammar(mdp: TokenMDP) -> None:
             f"the grammar of task={settings.task!r} judges continuations of the task's own prompts "
             "and no others: leave prompts out, or grammar=True."
         )
+
+
+def _position(given: Any) -> int | None:
+    """The keys of a JSON object are strings."""
+    try:
+        return None if isinstance(given, bool | float) else int(given)
+    except (TypeError, ValueError):
+        return None
 
 
 def _token(token: Any, size: int, name: str) -> int:

@@ -24,6 +24,7 @@ from tokenenv.wrappers.checks import (
 )
 from tokenenv.wrappers.hidden_state import feature_space
 from tokenenv.wrappers.log_prob_shaping import check_can_shape, checked_log_probs, refuse_stale
+from tokenenv.wrappers.mask_rules import checked_tokens
 from tokenenv.wrappers.top_k import DEFAULT_K, chosen_tokens, refuse_masks_below
 
 __all__ = [
@@ -195,7 +196,12 @@ class ActionMask(VectorWrapper):
     ) -> None:
         check_kind("ActionMask", env, vector=True)
         VectorWrapper.__init__(self, env)
-        rules = {"top_p": top_p, "forbid": list(forbid), "force": force, "grammar": grammar}
+        rules = {
+            "top_p": top_p,
+            "forbid": checked_tokens(forbid),
+            "force": force,
+            "grammar": grammar,
+        }
         self._source = MaskSource(env, **rules)
 
     def action_masks(self) -> np.ndarray:
