@@ -149,6 +149,7 @@ FLOORS: dict[str, float] = {
     "agents.compare.results": 8.2,
     "agents.compare.figures": 8.3,
     "agents.compare.page": 8.4,
+    "agents.compare.terminal": 8.5,
     "agents.compare.command": 8.7,
     # 9: the command line
     "agents.cli": 9.0,

@@ -10,14 +10,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from agents.compare.config import CompareConfig
 from agents.compare.figures import draw_report
 from agents.compare.jobs import Job, read_result
 from agents.compare.learners import why_not
-from agents.compare.page import number, write_page
+from agents.compare.page import write_page
 from agents.compare.results import aggregate, scored, summarize_runs
+from agents.compare.terminal import print_report
 from agents.compare.workers import do_jobs
 from agents.compare.worlds import kind_of, make_env, require_comparable
 from agents.files import write_json
@@ -78,7 +78,9 @@ def compare(config: CompareConfig, console: Console) -> dict[str, Any]:
         raise
     report = make_report(config, jobs, left_out)
     write_report(report, config.out)
-    _print(report, config, console)
+    print_report(report, console)
+    places = ", ".join(_FILES)
+    console.print(f"in [bold]{escape(str(config.out))}[/bold]: {places}")
     return report
 
 
@@ -209,34 +211,3 @@ def write_report(report: dict[str, Any], root: Path) -> None:
     if report["scores"] or report["fingerprints"]:
         draw_report(report, root / "compare.png")
     write_page(report, root / "compare.html")
-
-
-def _print(report: dict[str, Any], config: CompareConfig, console: Console) -> None:
-    table = Table(title="score, 0 = baseline and 1 = optimum or solved", title_justify="left")
-    table.add_column("environment")
-    for agent in config.agents:
-        table.add_column(agent, justify="right")
-    for env, by_agent in report["scores"].items():
-        table.add_row(escape(env), *(_cell(by_agent.get(agent)) for agent in config.agents))
-    console.print(table)
-    prints = report["fingerprints"]
-    table = Table(title="fingerprints, untrained policies", title_justify="left")
-    table.add_column("")
-    for env in prints:
-        table.add_column(escape(env), justify="right")
-    for name, title in FINGERPRINT_ROWS.items():
-        table.add_row(escape(title), *(number(found[name]) for found in prints.values()))
-    console.print(table)
-    for reason in report["left_out"]:
-        console.print(escape(reason))
-    places = ", ".join(_FILES)
-    console.print(f"in [bold]{escape(str(config.out))}[/bold]: {places}")
-
-
-def _cell(found: dict[str, Any] | None) -> str:
-    if found is None:
-        return "—"
-    low, high = found["interval"]
-    at_most = "≤ " if found["is_at_most"] else ""
-    judged = " (J)" if found["measure"] == "J" else ""
-    return f"{at_most}{found['score']:.2f} [{low:.2f}, {high:.2f}]{judged}".replace("[", r"\[")
