@@ -192,3 +192,31 @@ def test_longer_example_shows_what_it_says(name, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     SLOW[name](done.stdout, tmp_path)
+
+
+# Agents of other libraries (tests/ecosystem trains them) ------------------------------------------
+
+LIBRARIES = ("ray", "sb3_contrib", "tensordict", "tianshou")
+NEED_A_LIBRARY = sorted(
+    path
+    for path in (EXAMPLES / "agents").glob("*.py")
+    if re.search(
+        rf"^from ({'|'.join(LIBRARIES)})\b", path.read_text(encoding="utf-8"), re.MULTILINE
+    )
+)
+
+
+@pytest.mark.parametrize("script", NEED_A_LIBRARY, ids=lambda path: path.stem)
+def test_a_missing_library_is_answered_with_the_extra(script, monkeypatch, capsys):
+    for name in LIBRARIES:
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "judging", raising=False)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.syspath_prepend(str(script.parent))
+    with pytest.raises(ModuleNotFoundError) as caught:
+        runpy.run_path(str(script))
+    sys.modules.pop("judging", None)
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    said = capsys.readouterr().err
+    assert f"'{caught.value.name}' is not installed" in said
+    assert "make test-ecosystem" in said and "Traceback" not in said

@@ -1,5 +1,6 @@
 """sb3-contrib's TRPO trains our language model: eager attention, since it differentiates twice."""
 
+from judging import show_objective
 from sb3_contrib import TRPO
 
 from agents import LMActorCriticPolicy, RLHFCallback, make_vec_env
@@ -25,6 +26,4 @@ before = evaluate_exactly(model.policy, solution)
 model.learn(6_144, callback=RLHFCallback())
 after = evaluate_exactly(model.policy, solution)
 for name, found in (("reference", before), ("agent", after)):
-    print(
-        f"{name:13} J {found.objective:8.3f}   objective_fraction {found.objective_fraction:7.3f}"
-    )
+    show_objective(name, found.objective, found.objective_fraction)

@@ -1,10 +1,12 @@
 """Judging an agent that doesn't know π by its plain return, beside what no learning at all gets.
 
-Used by the scripts of this folder, after training: `judge(act, env)`.
+Used by the scripts of this folder, after training: `judge(act, env)`. Importing it also lets a
+script say what to install where its library is missing.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,22 @@ from tokenenv.optimum import MAX_RESPONSES, enumerate_mdp, plain_returns
 from tokenenv.optimum.enumeration import count_mdp_responses
 from tokenenv.rewards import Episode
 from tokenenv.sampling import sample_responses
+
+_show_traceback = sys.excepthook
+
+
+def _say_what_to_install(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if not isinstance(error, ModuleNotFoundError):
+        return _show_traceback(kind, error, trace)
+    print(
+        f"error: {error.name!r} is not installed. `make test-ecosystem` installs the libraries of "
+        "these scripts; so does `pip install -c constraints.txt -e '.[ecosystem]'`, but for "
+        "Tianshou, which takes `pip install -c constraints.txt --no-deps tianshou` after it.",
+        file=sys.stderr,
+    )
+
+
+sys.excepthook = _say_what_to_install
 
 PROMPTS, UNIFORM_EPISODES, REFERENCE_SAMPLES = 32, 100, 64
 
@@ -38,6 +56,11 @@ class Verdict:
     def score(self, plain_return: float) -> float:
         """Sampling from the reference is 0, the plain-return optimum 1."""
         return (plain_return - self.reference) / (self.optimum - self.reference)
+
+
+def show_objective(name: str, objective: float, objective_fraction: float) -> None:
+    """Print J of a policy, for agents that know π, and how far it is from the reference to π*."""
+    print(f"{name:13} J {objective:8.3f}   objective_fraction {objective_fraction:7.3f}")
 
 
 def play(env: gym.Env, act: Callable[[Any], Any], prompt: str) -> float:

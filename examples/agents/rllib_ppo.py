@@ -3,16 +3,16 @@
 import sys
 
 import gymnasium as gym
-import ray
 import torch
 from judging import judge
+from ray import init, shutdown
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
 ENV, TASK = "tokenenv:TokenRLHF-Features-TopK-v0", {"task": "exact", "k": 3}
 mode = sys.argv[1] if len(sys.argv) > 1 else "vector_entry_point"
 
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 algorithm = (
     PPOConfig()
     .environment(ENV, env_config=TASK)
@@ -49,4 +49,4 @@ def act(observation):
 
 
 judge(act, gym.make(ENV, split="eval", **TASK))
-ray.shutdown()
+shutdown()

@@ -8,11 +8,11 @@ from agents import make_vec_env
 
 ENV, TASK = "tokenenv:TokenRLHF-Features-TopK-v0", {"task": "exact", "k": 3}
 
-env = make_vec_env(ENV, n_envs=32, seed=0, **TASK)
+env = make_vec_env(ENV, n_envs=64, seed=0, **TASK)
 model = PPO(
     "MlpPolicy",
     env,
-    n_steps=32,
+    n_steps=16,
     batch_size=512,
     learning_rate=2e-3,
     gamma=1.0,

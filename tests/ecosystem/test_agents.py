@@ -69,7 +69,7 @@ def test_every_script_is_tested_short_and_in_the_table():
     assert scripts == {script for script, _ in LEARNERS} | OTHERS
     for path in FOLDER.glob("*.py"):
         lines = len(path.read_text(encoding="utf-8").splitlines())
-        assert lines <= (120 if path.stem == "judging" else 60), path.name
+        assert lines <= (140 if path.stem == "judging" else 60), path.name
     table = (ROOT / "docs" / "agents.md").read_text(encoding="utf-8")
     found = set(
         re.findall(r"`python examples/agents/(\w+)\.py(?: (\w+))?` \|$", table, re.MULTILINE)
