@@ -194,6 +194,8 @@ class RLHFCallback(BaseCallback):
         log_probs = self.locals["log_probs"].detach().cpu().numpy().astype(np.float64)
         refuse_time_limits(infos, dones, self.settings)
         paid = self.locals["rewards"].copy()
+        if self.is_deferred:
+            refuse_changed_rewards(paid, np.zeros(len(infos)))
         if self.settings.kl_shaping == "k1":
             # In place: SB3 hands the same array to the buffer.
             rewards = self.locals["rewards"]

@@ -79,11 +79,11 @@ def refuse_normalizers(env: VecEnv) -> None:
         if isinstance(layer, VecNormalize):
             reads_ids = np.issubdtype(layer.venv.observation_space.dtype, np.integer)
             if layer.norm_reward or (layer.norm_obs and reads_ids):
+                ids = "scaled token ids are no ids, and " if reads_ids else ""
                 instead = "Take it off" if reads_ids else "Give it norm_reward=False"
                 raise ValueError(
-                    "VecNormalize stands in front of the policy: scaled token ids are no ids, and "
-                    f"a scaled reward is no longer score and KL. {instead}; the score is "
-                    "normalised already."
+                    f"VecNormalize stands in front of the policy: {ids}a scaled reward is no "
+                    f"longer score and KL. {instead}; the score is normalised already."
                 )
         layer = layer.venv
 
@@ -127,12 +127,6 @@ def check_buffer_and_policy(penalty: KLPenalty, model: Any) -> None:
     """Raise ValueError where buffer or policy can't do what penalty or algorithm need."""
     buffer, policy = getattr(model, "rollout_buffer", None), model.policy
     refuse_fused_attention(model)
-    if isinstance(buffer, EpisodeRolloutBuffer) and not isinstance(policy, LMActorCriticPolicy):
-        raise ValueError(
-            f"EpisodeRolloutBuffer yields packed sequences of tokens, and {type(policy).__name__} "
-            "reads single time steps: pass rollout_buffer_class=RolloutBuffer "
-            "(stable_baselines3.common.buffers), or train LMActorCriticPolicy."
-        )
     needs_buffer = penalty.as_loss or penalty.pays_full
     if needs_buffer and not isinstance(buffer, EpisodeRolloutBuffer):
         what = "use_kl_loss=True" if penalty.as_loss else "kl_estimator='full'"
@@ -146,6 +140,12 @@ def check_buffer_and_policy(penalty: KLPenalty, model: Any) -> None:
         raise ValueError(
             "kl_estimator='full' compares the whole distributions of two language models, and "
             f"{type(policy).__name__} has none: use LMActorCriticPolicy, or 'k1', 'k2' or 'k3'."
+        )
+    if isinstance(buffer, EpisodeRolloutBuffer) and not isinstance(policy, LMActorCriticPolicy):
+        raise ValueError(
+            f"EpisodeRolloutBuffer yields packed sequences of tokens, and {type(policy).__name__} "
+            "reads single time steps: pass rollout_buffer_class=RolloutBuffer "
+            "(stable_baselines3.common.buffers), or train LMActorCriticPolicy."
         )
 
 

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.wrappers.vector import DictInfoToList
 from stable_baselines3.common.vec_env.base_vec_env import (
     VecEnv,
     VecEnvIndices,
@@ -18,6 +19,7 @@ from stable_baselines3.common.vec_env.base_vec_env import (
 )
 
 import tokenenv
+from agents.vec_infos import plain, row_of
 from tokenenv.vector_env import TokenVectorEnv
 from tokenenv.wrappers.checks import layers
 
@@ -28,21 +30,30 @@ class TokenVecEnv(VecEnv):
     """SB3's vector interface (same-step autoreset) on one `TokenVectorEnv`.
 
     Args:
-        env: a `TokenVectorEnv` with `AutoresetMode.SAME_STEP`, as it is or in vector wrappers
-            (`tokenenv.wrappers.vector`, `gymnasium.wrappers.vector`).
+        env: a `TokenVectorEnv` with `AutoresetMode.SAME_STEP`, as it is or in vector wrappers:
+            those of `tokenenv.wrappers.vector`, and Gymnasium's that change rewards or record
+            statistics.
 
     Raises:
-        ValueError: another autoreset mode.
+        ValueError: another environment, another autoreset mode, or a wrapper that gives no dict of
+            infos.
     """
 
     def __init__(self, env: TokenVectorEnv | VectorWrapper) -> None:
         inner = env.unwrapped
-        assert isinstance(inner, TokenVectorEnv)
+        if not isinstance(inner, TokenVectorEnv):
+            raise ValueError(
+                f"TokenVecEnv got {env}, which is no TokenVectorEnv: make it with "
+                "agents.make_vec_env, or use stable_baselines3.common.env_util.make_vec_env for "
+                "other environments."
+            )
         if inner.autoreset_mode is not AutoresetMode.SAME_STEP:
             raise ValueError(
                 f"the vector env has autoreset_mode={inner.autoreset_mode.value!r}; SB3 resets in "
                 "the same step: make it with autoreset_mode='SameStep', or use agents.make_vec_env."
             )
+        if any(isinstance(layer, DictInfoToList) for layer in layers(env)):
+            raise ValueError("SB3 gets a list of infos in any case: leave DictInfoToList off.")
         self.env: Any = env
         self.inner = inner
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
@@ -53,7 +64,7 @@ class TokenVecEnv(VecEnv):
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
         self.inner.mdp.begin_group()  # the episodes under way are lost, and so is their group
         observations, infos = self.env.reset(seed=seeds, options={"prompt": prompts})
-        self.reset_infos = _rows(infos, self.num_envs)
+        self.reset_infos = [row_of(infos, row) for row in range(self.num_envs)]
         self._reset_seeds()
         self._reset_options()
         return observations
@@ -69,8 +80,16 @@ class TokenVecEnv(VecEnv):
             (N, P+T) observations, (N,) float32 rewards, (N,) bool dones, N infos; where an episode
             ended, `infos[i]["terminal_observation"]` is its last state and the observation the
             first of the next.
+
+        Raises:
+            ValueError: a wrapper truncated an episode, which goes on below it.
         """
-        observations, rewards, dones, _, infos = self.env.step(self._actions)
+        observations, rewards, dones, truncations, infos = self.env.step(self._actions)
+        if truncations.any():
+            raise ValueError(
+                "a wrapper truncated an episode, and the batch below it goes on with it: for "
+                "shorter responses take the wrapper off and set max_new_tokens."
+            )
         rows: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         if "ref_logprob" in infos:
             kl_coef = self.inner.kl_coef
@@ -85,44 +104,46 @@ class TokenVecEnv(VecEnv):
         self, rows: list[dict[str, Any]], infos: dict[str, Any], ended: np.ndarray
     ) -> None:
         final = infos["final_info"]
-        keys = [key for key in final if not key.startswith("_")]
         for row in ended.tolist():
-            rows[row].update(
-                {key: _plain(final[key][row]) for key in keys if final[f"_{key}"][row]}
-            )
+            rows[row].update(row_of(final, row))
             rows[row]["terminal_observation"] = infos["final_obs"][row]
             self.reset_infos[row] = {
-                key: _plain(infos[key][row]) for key in ("prompt", "group") if key in infos
+                key: plain(infos[key][row]) for key in ("prompt", "group") if key in infos
             }
 
     def _add_others(
         self, rows: list[dict[str, Any]], infos: dict[str, Any], dones: np.ndarray
     ) -> None:
-        """What wrappers say of each step; of a row that ended, it is about the new episode."""
-        for key in infos:
-            if not key.startswith("_") and key not in _OWN_INFOS:
-                values, mask = infos[key], infos[f"_{key}"]
-                for row in np.flatnonzero(mask).tolist():
-                    about = self.reset_infos[row] if dones[row] else rows[row]
-                    about[key] = _plain(values[row])
+        """What wrappers say of a step; where an episode ended, of the next one's first state.
+
+        Only what `RecordEpisodeStatistics` says is about the episode that ended.
+        """
+        others = {key: value for key, value in infos.items() if key.lstrip("_") not in _OWN_INFOS}
+        if not others:
+            return
+        for row, info in enumerate(rows):
+            for key, value in row_of(others, row).items():
+                of_next = dones[row] and key != "episode"
+                (self.reset_infos[row] if of_next else info)[key] = value
 
     def close(self) -> None:
         """Close the environment."""
         self.env.close()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """The attribute of the one environment behind, once per index."""
+        """The attribute of the outermost layer that has it, once per index."""
         value = self._find(attr_name)
         return [value for _ in self._indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of the one environment behind; some rows only is impossible.
+        """Set an attribute where `get_attr` reads it from; for some rows only is impossible.
 
         Raises:
             ValueError: `indices` names some rows only.
         """
         self._require_all(indices, f"set_attr({attr_name!r})")
-        setattr(self.inner, attr_name, value)  # a wrapper would keep it for itself
+        owners = (layer for layer in layers(self.env) if _is_own(layer, attr_name))
+        setattr(next(owners, self.inner), attr_name, value)
 
     def env_method(
         self,
@@ -131,26 +152,34 @@ class TokenVecEnv(VecEnv):
         indices: VecEnvIndices = None,
         **method_kwargs: Any,
     ) -> list[Any]:
-        """Call a method of the one environment behind, once.
+        """Call a method of the outermost layer that has it, once.
 
-        `action_masks` gives each row its own mask, as agents that take masks expect it.
+        `action_masks` and `action_tokens` give each row its own, as `DummyVecEnv` does.
 
         Raises:
-            ValueError: `indices` names some rows only.
+            ValueError: `indices` names some rows only, and the method is about all.
         """
+        if method_name in _OF_A_ROW:
+            found = self._find(method_name)(*method_args, **method_kwargs)
+            return [found[row] for row in self._indices(indices)]
         self._require_all(indices, f"env_method({method_name!r})")
-        result = self._find(method_name)(*method_args, **method_kwargs)
-        return list(result) if method_name == "action_masks" else [result] * self.num_envs
+        return [self._find(method_name)(*method_args, **method_kwargs)] * self.num_envs
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """Nothing is wrapped: the rows are no environments of their own."""
-        return [False for _ in self._indices(indices)]
+        """Whether a vector wrapper of this class stands around all rows."""
+        found = any(isinstance(layer, wrapper_class) for layer in layers(self.env))
+        return [found for _ in self._indices(indices)]
 
     def _find(self, name: str) -> Any:
         """The attribute of the outermost layer that has it."""
         owner = next((layer for layer in layers(self.env) if hasattr(layer, name)), self.inner)
+        if name == "action_masks" and not hasattr(owner, name):
+            raise ValueError(
+                "this environment has no action masks: make it with agents.make_vec_env(…, "
+                "wrapper_class=tokenenv.wrappers.vector.ActionMask)."
+            )
         return getattr(owner, name)
 
     def _indices(self, indices: VecEnvIndices) -> Iterable[int]:
@@ -168,17 +197,32 @@ class TokenVecEnv(VecEnv):
 _OWN_INFOS = {"ref_logprob", "kl_coef", "prompt", "group", "final_obs", "final_info"}
 """Keys of infos that `step_wait` hands on by itself; others come from wrappers."""
 
-
-def _rows(infos: dict[str, Any], count: int) -> list[dict[str, Any]]:
-    keys = [key for key in infos if not key.startswith("_")]
-    return [
-        {key: _plain(infos[key][row]) for key in keys if infos[f"_{key}"][row]}
-        for row in range(count)
-    ]
+_OF_A_ROW = {"action_masks", "action_tokens"}
+"""Methods that give an array with a row per environment."""
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+def _is_own(layer: Any, name: str) -> bool:
+    """Whether the attribute is this layer's, and nothing that every vector wrapper has."""
+    return name in vars(layer) or (hasattr(type(layer), name) and not hasattr(VectorWrapper, name))
+
+
+def _wrap(env: TokenVectorEnv, wrapper_class: Callable[..., VectorEnv], kwargs: Any) -> VectorEnv:
+    try:
+        wrapped = wrapper_class(env, **kwargs)
+    except (AssertionError, ValueError) as error:
+        if "autoreset_mode" not in str(error):
+            raise
+        raise ValueError(
+            f"wrapper_class={wrapper_class!r} can't stand where an environment resets in the same "
+            f"step, as SB3's do ({error}): use SB3's own (VecNormalize, VecFrameStack, …) instead."
+        ) from None
+    if not isinstance(wrapped, VectorEnv):
+        raise ValueError(
+            f"wrapper_class={wrapper_class!r} made {wrapped!r}, which is no vector environment: "
+            "the rows share one batch, so it takes a wrapper of vector environments "
+            "(tokenenv.wrappers.vector, gymnasium.wrappers.vector)."
+        )
+    return wrapped
 
 
 def _require_token_env(env_id: str) -> None:
@@ -209,8 +253,9 @@ def make_vec_env(
         env_id: a registered id of this package.
         n_envs: N.
         seed: of the first reset: environment i gets `seed + i`.
-        wrapper_class: a vector wrapper (`tokenenv.wrappers.vector`, `gymnasium.wrappers.vector`),
-            or a function that puts several around a vector environment.
+        wrapper_class: a vector wrapper (of `tokenenv.wrappers.vector`, or one of Gymnasium's that
+            changes rewards or records statistics), or a function that puts several around a vector
+            environment.
         wrapper_kwargs: its arguments.
         **kwargs: the arguments of `TokenEnv`.
 
@@ -227,13 +272,9 @@ def make_vec_env(
     )
     wrapped: Any = env.unwrapped
     if wrapper_class is not None:
-        wrapped = wrapper_class(wrapped, **(wrapper_kwargs or {}))
-        if not isinstance(wrapped, VectorEnv):
-            raise ValueError(
-                f"wrapper_class={wrapper_class!r} made {wrapped!r}, which is no vector "
-                "environment: the rows share one batch, so it takes a wrapper of vector "
-                "environments (tokenenv.wrappers.vector, gymnasium.wrappers.vector)."
-            )
+        wrapped = _wrap(wrapped, wrapper_class, wrapper_kwargs or {})
+    elif wrapper_kwargs:
+        raise ValueError(f"wrapper_kwargs={wrapper_kwargs!r} belong to no wrapper: give its class.")
     vec_env = TokenVecEnv(wrapped)
     if seed is not None:
         vec_env.seed(seed)

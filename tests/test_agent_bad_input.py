@@ -223,6 +223,8 @@ def test_a_k_that_there_is_not_is_refused(k):
         ({"force": [3]}, r"force=\[3\] must be a dict from positions"),
         ({"force": {"first": 3}}, r"force has position 'first': allowed are 0 … 5"),
         ({"force": {0.5: 3}}, r"force has position 0.5: allowed are 0 … 5"),
+        ({"force": {np.float32(0.5): 3}}, r"force has position .*0.5.*: allowed are 0 … 5"),
+        ({"forbid": np.array(3)}, r"forbid=array\(3\) must be a list of token ids"),
     ],
     ids=str,
 )

@@ -272,6 +272,21 @@ def test_a_wrapper_that_changes_the_reward_is_refused(tiny_task_kwargs, wrapper)
         model.learn(24, callback=RLHFCallback())
 
 
+def test_a_reward_before_the_deferred_one_is_refused(tiny_task_kwargs):
+    """Deferred steps pay 0; what a wrapper adds would be added to the score."""
+    env = make_vec_env(
+        n_envs=2,
+        wrapper_class=gym.wrappers.vector.TransformReward,
+        wrapper_kwargs={"func": lambda rewards: rewards + 1.0},
+        **{**tiny_task_kwargs, "scoring": "deferred"},
+    )
+    model = TokenPPO(
+        LMActorCriticPolicy, env, n_steps=12, policy_kwargs={"actor": tiny_task_kwargs["reference"]}
+    )
+    with pytest.raises(ValueError, match="environment paid 0, 1 arrived"):
+        model.learn(24)
+
+
 def test_stacked_frames_are_refused(tiny_task_kwargs):
     env = VecFrameStack(make_vec_env(n_envs=2, **tiny_task_kwargs), 2)
     model = TokenPPO(

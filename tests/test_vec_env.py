@@ -97,6 +97,100 @@ def test_wrapped_it_equals_dummy_vec_env_over_wrapped_environments(tiny_task_kwa
         assert found.shape == (5, V) and np.array_equal(found, expected)
 
 
+def stacked(env: gym.vector.VectorEnv) -> gym.vector.VectorEnv:
+    env = vector_wrappers.TopKActions(vector_wrappers.HiddenStateObservation(env), 5)
+    return vector_wrappers.ActionMask(env, top_p=0.8)
+
+
+def test_wrappers_around_each_other_equal_those_of_single_environments(tiny_task_kwargs, rng):
+    def make() -> gym.Env:
+        env = gym.make("TokenRLHF-v0", **tiny_task_kwargs)
+        env = wrappers.TopKActions(wrappers.HiddenStateObservation(env), 5)
+        return wrappers.ActionMask(env, top_p=0.8)
+
+    ours = make_vec_env(n_envs=5, seed=3, wrapper_class=stacked, **tiny_task_kwargs)
+    single = DummyVecEnv([make] * 5)
+    single.seed(3)
+    assert_same_steps(ours, single, lambda: rng.integers(0, 5, size=5))
+    for method in ("action_masks", "action_tokens"):
+        found = ours.env_method(method)
+        for row, env in zip(found, single.envs, strict=True):
+            assert np.array_equal(row, np.ravel(env.get_wrapper_attr(method)()))
+        assert np.array_equal(ours.env_method(method, indices=[3])[0], found[3])
+
+
+def test_record_episode_statistics_reports_as_a_monitor_does(tiny_task_kwargs, rng):
+    ours = make_vec_env(
+        n_envs=3,
+        seed=0,
+        wrapper_class=gym.wrappers.vector.RecordEpisodeStatistics,
+        **tiny_task_kwargs,
+    )
+    monitored = VecMonitor(make_vec_env(n_envs=3, seed=0, **tiny_task_kwargs))
+    ours.reset()
+    monitored.reset()
+    ends = 0
+    for _ in range(4 * T):
+        actions = actions_for(rng, 3)
+        infos, expected = ours.step(actions)[3], monitored.step(actions)[3]
+        for info, other in zip(infos, expected, strict=True):
+            assert ("episode" in info) == ("episode" in other)
+            if "episode" in info:
+                ends += 1
+                assert info["episode"]["r"] == pytest.approx(other["episode"]["r"], abs=1e-4)
+                assert info["episode"]["l"] == other["episode"]["l"]
+        assert not any("episode" in info for info in ours.reset_infos)
+    assert ends > 5
+
+
+def test_attributes_are_set_where_they_are_read(tiny_task_kwargs):
+    env = make_vec_env(
+        n_envs=2, wrapper_class=gym.wrappers.vector.NormalizeReward, **tiny_task_kwargs
+    )
+    env.set_attr("update_running_mean", False)
+    assert env.get_attr("update_running_mean") == [False, False]
+    env.set_attr("nobody_has_it", 3)
+    assert env.inner.nobody_has_it == 3 and env.get_attr("nobody_has_it") == [3, 3]
+    assert env.env_is_wrapped(gym.wrappers.vector.NormalizeReward) == [True, True]
+    assert env.env_is_wrapped(vector_wrappers.ActionMask) == [False, False]
+
+
+class WithMean(gym.vector.VectorWrapper):
+    """Says something about no row in particular, and cuts episodes short where asked."""
+
+    cuts = False
+
+    def step(self, actions):
+        *found, truncations, infos = self.env.step(actions)
+        truncations = truncations | self.cuts
+        return *found, truncations, {**infos, "mean": np.float64(0.5)}
+
+
+def test_infos_of_no_row_are_left_out_and_truncations_refused(tiny_task_kwargs):
+    env = make_vec_env(n_envs=2, wrapper_class=WithMean, **tiny_task_kwargs)
+    env.reset()
+    assert "mean" not in env.step(np.full(2, 3))[3][0]
+    env.set_attr("cuts", True)
+    with pytest.raises(ValueError, match="set max_new_tokens"):
+        env.step(np.full(2, 3))
+
+
+def test_wrappers_that_can_not_stand_there_are_refused(tiny_task_kwargs):
+    around = gym.wrappers.vector
+    for wrapper, message in [
+        (around.NormalizeObservation, r"same step.*VecNormalize"),
+        (around.DictInfoToList, "leave DictInfoToList off"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make_vec_env(n_envs=2, wrapper_class=wrapper, **tiny_task_kwargs)
+    with pytest.raises(ValueError, match="belong to no wrapper"):
+        make_vec_env(n_envs=2, wrapper_kwargs={"k": 3}, **tiny_task_kwargs)
+    with pytest.raises(ValueError, match="no TokenVectorEnv"):
+        TokenVecEnv(gym.make_vec("CartPole-v1", 2))
+    with pytest.raises(ValueError, match=r"wrapper_class=tokenenv\.wrappers\.vector\.ActionMask"):
+        make_vec_env(n_envs=2, **tiny_task_kwargs).env_method("action_masks")
+
+
 def test_feature_ids_say_at_each_step_which_token_an_action_was(tiny_task_kwargs):
     env = make_vec_env("TokenRLHF-Features-TopK-v0", n_envs=3, seed=0, k=2, **tiny_task_kwargs)
     env.reset()

@@ -106,6 +106,7 @@ def test_ids_equal_wrappers_on_the_plain_id(settings, scoring):
         HiddenStateObservation,
         lambda env: TopKActions(env, k=5),
         lambda env: ActionMask(env, top_p=0.5, forbid=[3, 4], force={-1: EOS}),
+        lambda env: ActionMask(env, forbid=np.array([3, 4]), force={np.int64(0): np.int64(5)}),
         lambda env: ActionMask(TopKActions(HiddenStateObservation(env)), top_p=0.9),
     ],
 )

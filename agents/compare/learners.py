@@ -1,8 +1,10 @@
-"""The agents of a comparison: one set of settings per agent, the same in every environment.
+"""The agents of a comparison, and their settings.
 
-None of them is tuned to an environment. Stable-Baselines3's defaults stand where nothing is said;
-what is said is RL Zoo's for CartPole (https://github.com/DLR-RM/rl-baselines3-zoo), DQN's for 8
-environments side by side.
+Stable-Baselines3's agents have one set each, the same in every environment: its defaults where
+nothing is said; what is said is RL Zoo's for CartPole
+(https://github.com/DLR-RM/rl-baselines3-zoo), DQN's for 8 environments side by side. `token-ppo`
+has three: those of `ppo` with an MLP, nearly those of `tokenrlhf train` for `reviews`, and those
+of `tokenrlhf verify` for `exact`.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ _TOKEN_PPO: dict[str, Any] = {
     "n_steps": 32,
     "batch_size": 512,
 }
-"""The defaults of `tokenrlhf train`."""
+"""Those of `tokenrlhf train` but for the learning rate, which decays to 0 within fewer tokens here
+and begins higher."""
 
 _TOKEN_PPO_EXACT: dict[str, Any] = {
     "learning_rate": 3e-3,

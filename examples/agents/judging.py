@@ -27,9 +27,10 @@ def _say_what_to_install(kind: type[BaseException], error: BaseException, trace:
     if not isinstance(error, ModuleNotFoundError):
         return _show_traceback(kind, error, trace)
     print(
-        f"error: {error.name!r} is not installed. `make test-ecosystem` installs the libraries of "
-        "these scripts; so does `pip install -c constraints.txt -e '.[ecosystem]'`, but for "
-        "Tianshou, which takes `pip install -c constraints.txt --no-deps tianshou` after it.",
+        f"error: {error.name!r} is not installed. `pip install -c constraints.txt -e "
+        "'.[ecosystem]'` installs the libraries of these scripts, but for Tianshou, which then "
+        "takes `pip install -c constraints.txt --no-deps tianshou`. `make test-ecosystem` does "
+        "both, and runs all.",
         file=sys.stderr,
     )
 

@@ -16,7 +16,7 @@ from tokenenv.wrappers.checks import (
     layers,
     mdp_of,
 )
-from tokenenv.wrappers.mask_rules import MaskRules, checked_tokens
+from tokenenv.wrappers.mask_rules import MaskRules, checked_positions, checked_tokens
 
 __all__ = ["ActionMask", "MaskSource"]
 
@@ -102,7 +102,7 @@ class ActionMask(gym.Wrapper, RecordConstructorArgs):
         rules: dict[str, Any] = {
             "top_p": top_p,
             "forbid": checked_tokens(forbid),
-            "force": force,
+            "force": checked_positions(force),
             "grammar": grammar,
         }
         RecordConstructorArgs.__init__(self, **rules)

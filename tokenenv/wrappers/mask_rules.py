@@ -14,7 +14,7 @@ import torch
 
 from tokenenv.token_mdp import TokenMDP
 
-__all__ = ["MaskRules", "checked_tokens", "top_p_mask"]
+__all__ = ["MaskRules", "checked_positions", "checked_tokens", "top_p_mask"]
 
 _GRAMMAR_STATES = 4096
 """States whose grammatical tokens are remembered; each takes V bytes."""
@@ -153,10 +153,26 @@ class MaskRules:
 
 
 def checked_tokens(forbid: Any) -> list[Any]:
-    """The tokens of `forbid` as a list; ValueError where it is no collection."""
-    if isinstance(forbid, str) or not isinstance(forbid, Iterable):
+    """The tokens of `forbid` as a list, numpy's integers as Python's, which JSON knows.
+
+    Raises:
+        ValueError: it is no collection.
+    """
+    is_single = isinstance(forbid, str) or not isinstance(forbid, Iterable)
+    if is_single or (isinstance(forbid, np.ndarray) and forbid.ndim != 1):
         raise ValueError(f"forbid={forbid!r} must be a list of token ids, as forbid=[17].")
-    return list(forbid)
+    return [_plain(token) for token in forbid]
+
+
+def checked_positions(force: Any) -> Any:
+    """`force` with numpy's integers as Python's, which JSON knows; `MaskRules` checks the rest."""
+    if not isinstance(force, Mapping):
+        return force
+    return {_plain(position): _plain(token) for position, token in force.items()}
+
+
+def _plain(number: Any) -> Any:
+    return int(number) if isinstance(number, np.integer) else number
 
 
 def top_p_mask(log_probs: torch.Tensor, allowed: np.ndarray, top_p: float) -> np.ndarray:
@@ -217,7 +233,7 @@ def _check_grammar(mdp: TokenMDP) -> None:
 def _position(given: Any) -> int | None:
     """The keys of a JSON object are strings."""
     try:
-        return None if isinstance(given, bool | float) else int(given)
+        return None if isinstance(given, bool | float | np.floating) else int(given)
     except (TypeError, ValueError):
         return None
 

@@ -24,7 +24,7 @@ from tokenenv.wrappers.checks import (
 )
 from tokenenv.wrappers.hidden_state import feature_space
 from tokenenv.wrappers.log_prob_shaping import check_can_shape, checked_log_probs, refuse_stale
-from tokenenv.wrappers.mask_rules import checked_tokens
+from tokenenv.wrappers.mask_rules import checked_positions, checked_tokens
 from tokenenv.wrappers.top_k import DEFAULT_K, chosen_tokens, refuse_masks_below
 
 __all__ = [
@@ -199,7 +199,7 @@ class ActionMask(VectorWrapper):
         rules = {
             "top_p": top_p,
             "forbid": checked_tokens(forbid),
-            "force": force,
+            "force": checked_positions(force),
             "grammar": grammar,
         }
         self._source = MaskSource(env, **rules)
