@@ -1,4 +1,4 @@
-"""RLlib's PPO on its new API stack: `rllib_ppo.py sync` or `rllib_ppo.py vector_entry_point`."""
+"""RLlib's PPO on its new API stack: `rllib_ppo.py vector_entry_point` (or `sync`), then an id."""
 
 import sys
 
@@ -9,9 +9,11 @@ from ray import init, shutdown
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 
-ENV, TASK = "tokenenv:TokenRLHF-Features-TopK-v0", {"task": "exact", "k": 3}
 mode = sys.argv[1] if len(sys.argv) > 1 else "vector_entry_point"
+env_id = sys.argv[2] if len(sys.argv) > 2 else "TokenRLHF-Features-TopK-v0"
+ENV, TASK = f"tokenenv:{env_id}", {"task": "exact"} | ({"k": 3} if "TopK" in env_id else {})
 
+torch.set_num_threads(1)  # of such small networks more threads only get in each other's way
 init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 algorithm = (
     PPOConfig()

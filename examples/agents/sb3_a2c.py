@@ -1,4 +1,6 @@
-"""Stable-Baselines3's A2C with an MLP on the small text environment."""
+"""Stable-Baselines3's A2C with an MLP: `sb3_a2c.py`, or `sb3_a2c.py TokenRLHF-Features-v0`."""
+
+import sys
 
 import gymnasium as gym
 from judging import judge
@@ -6,7 +8,8 @@ from stable_baselines3 import A2C
 
 from agents import make_vec_env
 
-ENV, TASK = "tokenenv:TokenRLHF-Features-TopK-v0", {"task": "exact", "k": 3}
+env_id = sys.argv[1] if len(sys.argv) > 1 else "TokenRLHF-Features-TopK-v0"
+ENV, TASK = f"tokenenv:{env_id}", {"task": "exact"} | ({"k": 3} if "TopK" in env_id else {})
 
 env = make_vec_env(ENV, n_envs=64, seed=0, **TASK)
 model = A2C(
