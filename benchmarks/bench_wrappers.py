@@ -4,8 +4,8 @@ Gymnasium's own stand around an environment that runs no model (deferred scoring
 cost is seen beside the state machine alone: around the vector environment, and around single ones
 in a `SyncVectorEnv`. Ours read the reference, so they stand around the vector environment with
 stepwise scoring, where the reference is decoded for the reward anyway: what they add is what they
-compute besides. Actions are uniformly random among those that don't end the response, so that
-episodes with token actions have all T tokens; under `TopKActions` EOS may be among the k.
+compute besides. All of them live the same episodes, of actions that are uniformly random among the
+reference's 16 likeliest tokens: when episodes end matters, since a reset reads a prompt.
 """
 
 from __future__ import annotations
@@ -19,17 +19,15 @@ import numpy as np
 from bench_env import SETTINGS, Measured, stepper
 from gymnasium import wrappers
 from gymnasium.wrappers import vector
-from reporting import Row, arguments_parser, medians, report, take_turns
+from reporting import Row, arguments_parser, medians, report, seconds_of, take_turns
 
 import tokenenv.wrappers.vector as ours
 from tokenenv.env import TokenEnv
-from tokenenv.language_model import load_frozen
-from tokenenv.tasks import load_task
 
 VECTOR_TABLE = "time per step over the bare one: Gymnasium's wrappers of the vector environment"
 SINGLE_TABLE = "time per step over the bare one: Gymnasium's wrappers in SyncVectorEnv"
 OUR_TABLE = "time per step over the bare one, stepwise scoring: our wrappers"
-BARE = "bare"
+BARE, K = "bare", 16
 
 
 def _same(observation: Any) -> Any:
@@ -64,8 +62,8 @@ WRAPPERS: dict[str, Callable[[gym.Env], gym.Env]] = {
 
 OUR_WRAPPERS: dict[str, Callable[[gym.vector.VectorEnv], gym.vector.VectorEnv]] = {
     "HiddenStateObservation": ours.HiddenStateObservation,
-    "TopKActions, k = 16": lambda env: ours.TopKActions(env, 16),
-    "both": lambda env: ours.TopKActions(ours.HiddenStateObservation(env), 16),
+    f"TopKActions, k = {K}": lambda env: ours.TopKActions(env, K),
+    "both": lambda env: ours.TopKActions(ours.HiddenStateObservation(env), K),
     "ActionMask, top-p 0.95": lambda env: ours.ActionMask(env, top_p=0.95),
     "LogProbShaping": ours.LogProbShaping,
 }
@@ -95,32 +93,39 @@ def gymnasium_cases(num_envs: int, steps: int) -> dict[str, Measured]:
 
 def our_cases(num_envs: int, steps: int) -> Measured:
     """The environment with stepwise scoring, bare and in each of our wrappers, in that order."""
+    batch = {"id": "tokenenv:TokenRLHF-v0", "num_envs": num_envs, "device": "cpu"}
+    ranks = np.random.default_rng(0).integers(K, size=(steps, num_envs))
+    tokens, env = [], ours.TopKActions(gym.make_vec(**batch), K)
+    env.reset(seed=0)
+    for row in ranks:
+        tokens.append(env.action_tokens()[np.arange(num_envs), row])
+        env.step(row)
+    log_probs = np.full(num_envs, -1.0)
 
-    def batched() -> Any:
-        return gym.make_vec("tokenenv:TokenRLHF-v0", num_envs=num_envs, device="cpu")
+    def timed(env: gym.vector.VectorEnv) -> Callable[[], float]:
+        by_rank = env.single_action_space.n == K  # type: ignore[attr-defined]
 
-    return {BARE: _stepper(batched(), steps)} | {
-        name: _stepper(wrap(batched()), steps) for name, wrap in OUR_WRAPPERS.items()
+        def run() -> None:
+            env.reset(seed=0)
+            for row in ranks if by_rank else tokens:
+                if isinstance(env, ours.LogProbShaping):
+                    env.set_log_probs(log_probs)
+                env.step(row)
+
+        return lambda: seconds_of(run)
+
+    return {BARE: timed(gym.make_vec(**batch))} | {
+        name: timed(wrap(gym.make_vec(**batch))) for name, wrap in OUR_WRAPPERS.items()
     }
 
 
 def _stepper(env: gym.vector.VectorEnv, steps: int) -> Callable[[], float]:
     """Seconds of `steps` random steps."""
-    model = load_frozen(load_task("reviews").reference)
     env.reset(seed=0)
-    allowed = np.arange(int(env.single_action_space.n))  # type: ignore[attr-defined]
-    if len(allowed) == model.vocabulary_size:
-        allowed = np.setdiff1d(allowed, model.eos_token_ids)
-    actions = np.random.default_rng(0).choice(allowed, size=(steps, env.num_envs))
-    if not isinstance(env, ours.LogProbShaping):
-        return stepper(env.step, actions)
-    log_probs = np.full(env.num_envs, -1.0)
-
-    def step(row: np.ndarray) -> None:
-        env.set_log_probs(log_probs)
-        env.step(row)
-
-    return stepper(step, actions)
+    vocabulary = int(env.single_action_space.n)  # type: ignore[attr-defined]
+    return stepper(
+        env.step, np.random.default_rng(0).integers(vocabulary, size=(steps, env.num_envs))
+    )
 
 
 def wrapper_rows(table: str, measured: Measured, calls: int, repetitions: int) -> list[Row]:
