@@ -217,7 +217,7 @@ def _print_responses(console: Console, title: str, reports: list[ResponseReport]
             escape(report.response.strip()),
             f"{report.score:+.2f}",
             _gold(report),
-            f"{report.kl:.2f}",
+            f"{round(report.kl, 2) + 0.0:.2f}",  # no -0.00
         )
     console.print(table)
 
