@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env.base_vec_env import (
 )
 
 import tokenenv
-from agents.vec_infos import plain, row_of
+from agents.vec_infos import rows_of
 from tokenenv.vector_env import TokenVectorEnv
 from tokenenv.wrappers.checks import layers
 
@@ -64,7 +64,7 @@ class TokenVecEnv(VecEnv):
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
         self.inner.mdp.begin_group()  # the episodes under way are lost, and so is their group
         observations, infos = self.env.reset(seed=seeds, options={"prompt": prompts})
-        self.reset_infos = [row_of(infos, row) for row in range(self.num_envs)]
+        self.reset_infos = rows_of(infos, range(self.num_envs))
         self._reset_seeds()
         self._reset_options()
         return observations
@@ -103,13 +103,12 @@ class TokenVecEnv(VecEnv):
     def _add_endings(
         self, rows: list[dict[str, Any]], infos: dict[str, Any], ended: np.ndarray
     ) -> None:
-        final = infos["final_info"]
-        for row in ended.tolist():
-            rows[row].update(row_of(final, row))
+        of_next = {key: infos[key] for key in _OF_THE_NEXT if key in infos}
+        finals, starts = rows_of(infos["final_info"], ended), rows_of(of_next, ended, False)
+        for row, final, start in zip(ended.tolist(), finals, starts, strict=True):
+            rows[row].update(final)
             rows[row]["terminal_observation"] = infos["final_obs"][row]
-            self.reset_infos[row] = {
-                key: plain(infos[key][row]) for key in ("prompt", "group") if key in infos
-            }
+            self.reset_infos[row] = start
 
     def _add_others(
         self, rows: list[dict[str, Any]], infos: dict[str, Any], dones: np.ndarray
@@ -118,13 +117,14 @@ class TokenVecEnv(VecEnv):
 
         Only what `RecordEpisodeStatistics` says is about the episode that ended.
         """
-        others = {key: value for key, value in infos.items() if key.lstrip("_") not in _OWN_INFOS}
-        if not others:
-            return
-        for row, info in enumerate(rows):
-            for key, value in row_of(others, row).items():
-                of_next = dones[row] and key != "episode"
-                (self.reset_infos[row] if of_next else info)[key] = value
+        others = {key: infos[key] for key in infos.keys() - _OWN_INFOS}
+        for row, found in enumerate(rows_of(others, range(self.num_envs)) if others else []):
+            if dones[row]:
+                if "episode" in found:
+                    rows[row]["episode"] = found.pop("episode")
+                self.reset_infos[row].update(found)
+            else:
+                rows[row].update(found)
 
     def close(self) -> None:
         """Close the environment."""
@@ -194,8 +194,13 @@ class TokenVecEnv(VecEnv):
             )
 
 
-_OWN_INFOS = {"ref_logprob", "kl_coef", "prompt", "group", "final_obs", "final_info"}
-"""Keys of infos that `step_wait` hands on by itself; others come from wrappers."""
+_OF_THE_NEXT = ("prompt", "group")
+_OWN_INFOS = {
+    key if is_value else f"_{key}"
+    for key in ("ref_logprob", "kl_coef", "final_obs", "final_info", *_OF_THE_NEXT)
+    for is_value in (True, False)
+}
+"""Keys of infos that `step_wait` hands on by itself, and their masks; others come from wrappers."""
 
 _OF_A_ROW = {"action_masks", "action_tokens"}
 """Methods that give an array with a row per environment."""

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["plain", "row_of"]
+__all__ = ["rows_of"]
 
 
-def row_of(infos: dict[str, Any], row: int, has_mask: bool = True) -> dict[str, Any]:
-    """The infos of one environment, nested ones too.
+def rows_of(
+    infos: dict[str, Any], rows: Sequence[int] | np.ndarray, has_masks: bool = True
+) -> list[dict[str, Any]]:
+    """The infos of some environments, a dict for each; numbers are Python's.
 
     Args:
         infos: of a vector environment.
-        row: which environment.
-        has_mask: what has no mask is about no environment; False within a nested dict, whose own
+        rows: which environments.
+        has_masks: what has no mask is about no environment; False within a nested dict, whose own
             mask counts for all that has none in it (so does `RecordEpisodeStatistics`).
     """
-    found = {}
-    for key, value in infos.items():
+    found: list[dict[str, Any]] = [{} for _ in rows]
+    for key, values in infos.items():
         mask = infos.get(f"_{key}")
-        if not key.startswith("_") and (mask[row] if mask is not None else not has_mask):
-            is_nested = isinstance(value, dict)
-            found[key] = row_of(value, row, has_mask=False) if is_nested else plain(value[row])
+        if key.startswith("_") or (mask is None and has_masks):
+            continue
+        is_about = [True] * len(rows) if mask is None else mask[rows].tolist()
+        for info, about, value in zip(found, is_about, _picked(values, rows), strict=True):
+            if about:
+                info[key] = value
     return found
 
 
-def plain(value: Any) -> Any:
-    """A numpy scalar as Python's, anything else as it is."""
-    return value.item() if isinstance(value, np.generic) else value
+def _picked(values: Any, rows: Sequence[int] | np.ndarray) -> list[Any]:
+    if isinstance(values, dict):
+        return rows_of(values, rows, has_masks=False)
+    return values[rows].tolist() if values.ndim == 1 else [values[row] for row in rows]
