@@ -7,8 +7,15 @@ READY := .venv/.ready
 TRL := .venv-trl/bin/python
 PEER := --peer $(TRL) --peer-script benchmarks/trl_ppo.py
 
-.PHONY: setup demo verify test test-slow test-ecosystem check numbers exact bench bench-quick \
-	bench-gpu bench-trl clean
+# An older processor, as far as PyTorch, oneDNN and MKL let one be played;
+# `test-kernels` goes through them with one thread and with two.
+SSE41 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
+# Tests that share what was trained are of one group, so that no second process trains it again.
+PARALLEL := -n auto --dist loadgroup --maxprocesses
+
+.PHONY: setup demo verify test test-slow test-numeric test-kernels test-ecosystem check numbers exact \
+	bench bench-quick bench-gpu bench-trl clean
 
 setup: $(READY)
 
@@ -24,10 +31,22 @@ verify: setup
 	$(BIN)/tokenrlhf verify
 
 test: setup
-	$(BIN)/python -m pytest -n auto --maxprocesses 4
+	$(BIN)/python -m pytest $(PARALLEL) 4
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PARALLEL) 2
+
+# Minutes: what goes through kernels, under the kernels that are furthest from a processor of today.
+test-numeric: setup
+	$(SSE41) $(BIN)/python -m pytest -m "numeric and not slow" $(PARALLEL) 4
+
+# Hours: everything but the ecosystem, under each of the kernels.
+test-kernels: setup
+	set -e; for kernels in "$(SSE41)" "$(AVX2)"; do for threads in 1 2; do \
+		echo "$$kernels OMP_NUM_THREADS=$$threads"; \
+		env $$kernels OMP_NUM_THREADS=$$threads \
+			$(BIN)/python -m pytest -m "not ecosystem" $(PARALLEL) 2; \
+	done; done
 
 # Tianshou 2.0 pins a virtualenv that it does not import and that no current filelock satisfies.
 test-ecosystem: setup

@@ -17,6 +17,36 @@ import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
+NO_KERNELS = {
+    "test_benchmarks",
+    "test_cli",
+    "test_compare_statistics",
+    "test_compare_terminal",
+    "test_credit",
+    "test_docs",
+    "test_examples",
+    "test_floors",
+    "test_rendering",
+    "test_reviews_grammar",
+    "test_startup",
+}
+"""Modules whose numbers go through no model's kernels, or are judged nowhere but to be there."""
+
+TRAINED_ONCE = {"run", "finished", "estimates"}
+"""Fixtures of modules that train or sample for seconds."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is `numeric`, and keep tests that share a trained fixture in one process."""
+    for item in items:
+        module = item.path.stem
+        if module not in NO_KERNELS:
+            item.add_marker(pytest.mark.numeric)
+        for fixture in TRAINED_ONCE.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(f"{module}.{fixture}"))
+
+
 _SMALL = {
     "vocab_size": 40,
     "hidden_size": 32,

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import save_language_model
 from stable_baselines3 import PPO
+from tolerances import assert_close
 from torch.distributions import kl_divergence
 
 from agents import LMActorCriticPolicy, make_vec_env
@@ -55,12 +56,12 @@ def test_eager_attention_gives_the_same_numbers(folder, states, value_head):
     for found, expected in zip(
         eager.evaluate_actions(*states), usual.evaluate_actions(*states), strict=True
     ):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        assert_close(found, expected)
     logits = [p.get_distribution(states[0]).distribution.logits for p in (eager, usual)]
-    torch.testing.assert_close(*logits, rtol=0, atol=1e-6)
+    assert_close(*logits)
     sampled = [p.forward(states[0], deterministic=True) for p in (eager, usual)]  # the slot cache
     for found, expected in zip(*sampled, strict=True):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        assert_close(found, expected)
 
 
 def test_saved_models_and_folders_keep_what_they_must(folder, tmp_path):
