@@ -1,9 +1,9 @@
 """How far apart two computations of one floating-point number may be.
 
 Processors differ in their kernels, and kernels in the order in which they add: SSE adds four
-products at a time, AVX-512 sixteen, AMX a whole tile; a batch of another size may go through another
-kernel too. Where two results are the same mathematics by different kernels, only rounding may lie
-between them, and rounding follows the magnitude and the dtype:
+products at a time, AVX-512 sixteen, AMX a whole tile; a batch of another size may go through
+another kernel too. Where two results are the same mathematics by different kernels, only rounding
+may lie between them, and rounding follows the magnitude and the dtype:
 
 - a sum of n terms, each rounded to u = ε/2 of the running sum, errs by at most n·u and, since the
   signs of the errors vary, typically by √n·u times the sum of the terms' magnitudes (N. J. Higham
