@@ -34,6 +34,7 @@ FLOORS: dict[str, float] = {
     "tokenenv.tasks.exact.build": 0.5,  # finds `tokenenv.building.exact` by name
     # 1: language models
     "tokenenv.decode_step": 1.0,
+    "tokenenv.encoding": 1.0,
     "tokenenv.model_preparation": 1.0,
     "tokenenv.language_model": 1.05,
     "tokenenv.log_probs": 1.1,

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
+from fractions import Fraction
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import save_classifier, word_tokenizer
+from conftest import save_classifier, save_language_model, word_tokenizer
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 import tokenenv  # noqa: F401  (registers the ids)
-from tokenenv.language_model import load_frozen
+from tokenenv.language_model import load_frozen, load_trainable
 from tokenenv.reference import Reference
-from tokenenv.reward_model import load_reward_model
+from tokenenv.reward_model import load_reward_model, new_reward_model
 from tokenenv.rewards import Episode, FunctionReward, LearnedReward, RawRewards, resolve_reward
 from tokenenv.scoring import EpisodeScorer
 
@@ -83,6 +88,8 @@ def test_a_function_gets_the_texts_and_its_floats_are_the_rewards(language_model
         [torch.tensor(1.0), np.int64(2), 3],
         (float(i) for i in (1, 2, 3)),
         range(1, 4),
+        {0: 1.0, 1: 2.0, 2: 3.0}.values(),
+        [np.array(1.0), torch.tensor([2.0])[0], Fraction(3)],
     ],
     ids=lambda returned: type(returned).__name__,
 )
@@ -137,6 +144,15 @@ def test_a_function_is_found_by_its_name(settings, language_model):
     )
 
 
+class Frame:
+    """Like a data frame: iterating gives the names of its columns."""
+
+    columns = (0, 1, 2)
+
+    def __iter__(self):
+        return iter(self.columns)
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
@@ -155,6 +171,37 @@ def test_a_function_is_found_by_its_name(settings, language_model):
         ([[1.0] * 4, [1.0] * 4, [1.0]], r"4 token rewards for response 0, which has 3 tokens"),
         ([[1.0] * 3, [1.0, 1.0, np.nan, 1.0], [1.0]], r"returned nan for token 2 of response 1"),
         ([[1.0] * 3, [[1.0]] * 4, [1.0]], r"returned \[1.0\] \(list\) for token 0 of response 1"),
+        (
+            {0: 1.0, 1: 2.0, 2: 3.0},
+            r"returned \{0: 1.0, 1: 2.0, 2: 3.0\} \(dict\); it must return a",
+        ),
+        ({1.0, 2.0, 3.0}, r"returned \{1.0, 2.0, 3.0\} \(set\); it must return a list"),
+        (
+            frozenset({1, 2, 3}),
+            r"\(frozenset\); it must return a list with one reward per response",
+        ),
+        ({0: 1.0, 1: 2.0, 2: 3.0}.keys(), r"\(dict_keys\); it must return a list"),
+        ({"score": [1.0, 2.0, 3.0]}, r"\(dict\); it must return a list"),
+        ("123", r"returned '123' \(str\); it must return a list"),
+        (b"abc", r"returned b'abc' \(bytes\); it must return a list"),
+        (bytearray(b"abc"), r"\(bytearray\); it must return a list"),
+        (memoryview(b"abc"), r"returned memoryview; it must return a list"),
+        (Frame(), r"returned Frame; it must return a list"),
+        ([{1.0}, {2.0}, {3.0}], r"returned \{1.0\} \(set\) for response 0; a reward is a float"),
+        ([{"r": 1.0}] * 3, r"returned \{'r': 1.0\} \(dict\) for response 0; a reward is a float"),
+        (np.array(1.0), r"returned ndarray; it must return a list"),
+        (torch.tensor(1.0), r"returned Tensor; it must return a list"),
+        (
+            [1.0, 1e300, 2.0],
+            r"returned 1e\+300 for response 1; a reward must lie within ±3.40e\+38",
+        ),
+        ([1.0, 2.0, -3.5e38], r"returned -3.5e\+38 for response 2; a reward must lie within"),
+        (np.array([1e39, 0.0, 0.0]), r"returned 1e\+39 for response 0; a reward must lie within"),
+        ([1.0, 10**400, 2.0], r"for response 1; a reward must lie within"),
+        (
+            [[0.0] * 3, [2e38, 2e38, 0.0, 0.0], [0.0]],
+            r"returned 4e\+38 for all tokens of response 1",
+        ),
     ],
     ids=str,
 )
@@ -169,6 +216,12 @@ def test_bad_rewards_surface_in_the_step_that_ends_an_episode(settings):
     env.step(9)
     with pytest.raises(ValueError, match=r"reward function '<lambda>' returned nan"):
         env.step(EOS)
+
+
+@pytest.mark.parametrize("largest", [3.4e38, -3.4e38])
+def test_the_largest_floats_of_float32_are_rewards_still(language_model, largest):
+    found = function(language_model, lambda p, r: [largest] * 3)(EPISODES)
+    assert np.isfinite(found.raw.astype(np.float32)).all()
 
 
 def test_an_error_of_the_users_function_is_the_users(language_model):
@@ -321,6 +374,80 @@ def test_text_that_is_too_long_for_the_reward_model_is_refused(language_model, t
         reward([episode([4, 5], [9, 10, 11, 12])])
 
 
+# Configs and weights that are no numbers ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("reward_std", -1.0, "above 0"),
+        ("reward_std", 0.0, "above 0"),
+        ("reward_std", float("inf"), "above 0"),
+        ("reward_std", float("nan"), "above 0"),
+        ("reward_std", "2", "above 0"),
+        ("reward_std", None, "above 0"),
+        ("reward_std", True, "above 0"),
+        ("reward_mean", float("inf"), "a finite number"),
+        ("reward_mean", float("nan"), "a finite number"),
+        ("reward_mean", [0.0], "a finite number"),
+    ],
+)
+def test_statistics_that_would_reverse_or_flatten_preferences_are_refused(
+    tmp_path, key, value, allowed
+):
+    folder = save_classifier(tmp_path, reward_mean=0.3, reward_std=2.0)
+    assert load_reward_model(folder).std == 2.0
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+    message = rf"{tmp_path.name}.*config.json has {key}={re.escape(repr(value))}.*{allowed}"
+    with pytest.raises(ValueError, match=message):
+        load_reward_model(folder)
+
+
+def test_a_deviation_so_small_that_scores_leave_float32_is_refused(language_model, tmp_path):
+    reward = LearnedReward(
+        load_reward_model(save_classifier(tmp_path, reward_std=1e-320)), language_model
+    )
+    with pytest.raises(ValueError, match=r"gives, normalised, -?inf for the response 'w9 w10'"):
+        reward(EPISODES)
+
+
+def spoil(folder, tensor, value):
+    """Write `value` into the first entry of one tensor of a saved model."""
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    weights[tensor].view(-1)[0] = value
+    save_file(weights, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize(("value", "kind"), [(float("nan"), "NaN"), (float("-inf"), "∞")])
+def test_weights_that_are_no_numbers_are_named_whatever_loads_them(tmp_path, value, kind):
+    language, classifier = tmp_path / "lm", tmp_path / "rm"
+    save_language_model(language), save_classifier(classifier)
+    tensor = "model.layers.0.mlp.up_proj.weight"
+    for folder in (language, classifier):
+        spoil(folder, tensor, value)
+    for load, folder, what in (
+        (load_frozen, language, "reference"),
+        (load_trainable, language, "actor"),
+        (new_reward_model, language, "actor"),
+        (load_reward_model, classifier, "reward_model"),
+        (new_reward_model, classifier, "base"),
+    ):
+        with pytest.raises(ValueError, match=rf"{what}=.*tensor '{tensor}' holds 1 {kind} among"):
+            load(str(folder))
+
+
+def test_weights_beyond_the_dtype_that_was_asked_for_are_named_too(tmp_path):
+    folder = save_language_model(tmp_path)
+    spoil(tmp_path, "model.norm.weight", 1e5)
+    load_frozen(folder)
+    with pytest.raises(
+        ValueError, match=r"'model.norm.weight' holds 1 ∞ .*\(float16\).*wider dtype"
+    ):
+        load_frozen(folder, dtype="float16")
+
+
 # The scorer --------------------------------------------------------------------------------------
 
 
@@ -347,6 +474,31 @@ def test_scores_are_normalised_clipped_and_penalised_in_that_order(language_mode
         [-2.0],
     ]
     assert found.gold_reward is None and not found.is_per_token
+
+
+@pytest.mark.parametrize(
+    ("raw", "penalty", "message"),
+    [
+        (
+            [1.0, -3e38, 1.0],
+            1e38,
+            r"give a score of -4e\+38 for response 1; a reward must lie within",
+        ),
+        ([1.0, 1.0, np.nan], 0.0, r"give a score of nan for response 2; a reward must be finite"),
+    ],
+)
+def test_a_score_that_float32_can_not_hold_is_refused(language_model, raw, penalty, message):
+    scorer = EpisodeScorer(Reference(language_model), fixed(raw), missing_eos_penalty=penalty)
+    with pytest.raises(ValueError, match=message):
+        scorer.score(EPISODES)
+
+
+def test_a_gold_reward_that_is_no_number_is_refused(language_model):
+    scorer = EpisodeScorer(
+        Reference(language_model), fixed([1.0] * 3), gold_reward=lambda p, r, stopped: float("nan")
+    )
+    with pytest.raises(ValueError, match=r"gold reward is nan for the response 'w9 w10'"):
+        scorer.score(EPISODES)
 
 
 def test_clipping_and_penalties_of_token_rewards_land_on_the_last_token(language_model):

@@ -28,7 +28,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from tokenenv.model_preparation import prepare
+from tokenenv.encoding import eos_ids_of, prompt_ids
+from tokenenv.model_preparation import check_weights, prepare
 
 __all__ = [
     "LanguageModel",
@@ -89,29 +90,24 @@ class LanguageModel:
         return self.model.device
 
     def encode(self, text: str) -> np.ndarray:
-        """(n,) int64 token ids of a prompt: with the tokenizer's own BOS, without an EOS of its.
+        """(n,) int64 token ids of a prompt, as `tokenenv.encoding` says.
 
         Raises:
             ValueError: the text has words that the tokenizer does not know, and it can't spell.
         """
         try:
-            ids = list(self.tokenizer(text)["input_ids"])
+            ids = prompt_ids(self.tokenizer, text, self.eos_token_ids)
         except Exception as error:  # tokenizers raises nothing narrower
             raise ValueError(
                 f"the prompt {text[:60]!r} can't be encoded by the tokenizer of {self.name!r} "
                 f"({error}): use words of its vocabulary, {self._some_words()}."
             ) from error
-        if ids and ids[-1] in self.eos_token_ids and not self._ends_with_special(text):
-            ids = ids[:-1]
         return np.asarray(ids, dtype=np.int64)
 
     def _some_words(self, count: int = 10) -> str:
         words = [self.tokenizer.decode([i]) for i in range(min(count, len(self.tokenizer)))]
         plain = [word for word in words if word not in self.tokenizer.all_special_tokens]
         return ", ".join(plain) + (", …" if len(self.tokenizer) > count else "")
-
-    def _ends_with_special(self, text: str) -> bool:
-        return any(text.endswith(self.tokenizer.decode([i])) for i in self.eos_token_ids)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of token ids, special tokens left out."""
@@ -270,10 +266,9 @@ def _load(name: str, device: str, dtype: str, what: str) -> LanguageModel:
         )
     model, report = loaded
     check_complete(report, name, what)
+    check_weights(model, name, what)
     tokenizer = load_tokenizer(name, what)
-    language_model = LanguageModel(
-        name, model.to(device), tokenizer, _eos_token_ids(model, tokenizer)
-    )
+    language_model = LanguageModel(name, model.to(device), tokenizer, eos_ids_of(model, tokenizer))
     prepare(model)
     if not language_model.eos_token_ids:
         raise ValueError(
@@ -311,14 +306,6 @@ def check_complete(
             f"{what}={name!r}: {len(random)} weights are missing from the checkpoint "
             f"or of another shape ({listed}), and would be left random. Give a complete checkpoint."
         )
-
-
-def _eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
-        found = getattr(source, "eos_token_id", None)
-        if found is not None:
-            return tuple(found) if isinstance(found, list | tuple) else (int(found),)
-    return ()
 
 
 def freeze(model: nn.Module) -> None:

@@ -1,16 +1,17 @@
-"""What is done to every model after loading: dropout off, activations in one kernel.
+"""What is done to every model after loading: weights checked, dropout off, activations fused.
 
-Neither changes what a model in eval mode computes, beyond the rounding of its activations.
+None of it changes what a model in eval mode computes, beyond the rounding of its activations.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-__all__ = ["disable_dropout", "fuse_activations", "prepare"]
+__all__ = ["check_weights", "disable_dropout", "fuse_activations", "prepare"]
 
 _TANH_GELUS = tuple(type(ACT2FN[name]) for name in ("gelu_new", "gelu_fast"))
 """transformers writes the tanh approximation of GELU out, operation by operation: on a CPU its
@@ -26,6 +27,32 @@ def prepare(model: nn.Module) -> None:
     disable_dropout(model)
     fuse_activations(model)
     model.eval()
+
+
+@torch.no_grad()
+def check_weights(model: nn.Module, name: str, what: str) -> None:
+    """Raise ValueError where a weight is NaN or infinite; it names the first such tensor.
+
+    Args:
+        model: just loaded.
+        name: where the weights came from.
+        what: the argument that named it.
+    """
+    for key, weight in model.named_parameters():
+        if not weight.is_floating_point() or not weight.numel():
+            continue
+        low, high = torch.aminmax(weight)  # NaN spreads to both; a twentieth of isfinite's time
+        if torch.isfinite(low) and torch.isfinite(high):
+            continue
+        nan = int(torch.isnan(weight).sum())
+        infinite = int(torch.isinf(weight).sum())
+        kinds = [f"{count:,} {kind}" for count, kind in ((nan, "NaN"), (infinite, "∞")) if count]
+        raise ValueError(
+            f"{what}={name!r}: the tensor {key!r} holds {' and '.join(kinds)} among its "
+            f"{weight.numel():,} weights ({str(weight.dtype).removeprefix('torch.')}), so every "
+            "output would be NaN. The training that wrote it diverged, the file is damaged, or the "
+            "dtype is too narrow for its weights: give another checkpoint or a wider dtype."
+        )
 
 
 def fuse_activations(model: nn.Module) -> None:

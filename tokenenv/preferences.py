@@ -26,6 +26,7 @@ __all__ = [
     "PreferenceReport",
     "RewardTrainingSettings",
     "TokenPair",
+    "as_token_pair",
     "evaluate_preferences",
     "preference_loss",
     "read_pairs",
@@ -247,7 +248,7 @@ def train_reward_model(
             "this reward model is shared by every environment that uses it and must not change: "
             "train one from new_reward_model(folder), which starts from the same trunk."
         )
-    tokens = [_tokenize(pair, reward_model) for pair in pairs]
+    tokens = [as_token_pair(pair, reward_model) for pair in pairs]
     rng = np.random.default_rng(settings.seed)
     training, held_out = _split(tokens, settings.eval_fraction, rng)
     for pair in tokens:
@@ -264,7 +265,8 @@ def train_reward_model(
     return trainer.evaluate()
 
 
-def _tokenize(pair: PreferencePair | TokenPair, reward_model: RewardModel) -> TokenPair:
+def as_token_pair(pair: PreferencePair | TokenPair, reward_model: RewardModel) -> TokenPair:
+    """The pair as `reward_model` reads it; one of tokens is left as it is."""
     if isinstance(pair, TokenPair):
         return pair
     encode = reward_model.encode

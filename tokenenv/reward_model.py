@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from tokenenv.encoding import eos_ids_of, join_ids, prompt_ids
 from tokenenv.language_model import (
     SharedLoader,
     check_complete,
@@ -26,7 +28,7 @@ from tokenenv.language_model import (
     resolve_dtype,
 )
 from tokenenv.log_probs import MICRO_BATCH_TOKENS, micro_batches
-from tokenenv.model_preparation import prepare
+from tokenenv.model_preparation import check_weights, prepare
 
 __all__ = ["RewardModel", "load_reward_model", "new_reward_model", "sequence_rewards"]
 
@@ -53,6 +55,11 @@ class RewardModel:
         self.is_shared = is_shared
 
     @property
+    def name(self) -> str:
+        """The folder or hub id that it came from, for messages."""
+        return str(getattr(self.model, "name_or_path", "")) or type(self.model).__name__
+
+    @property
     def mean(self) -> float:
         """Mean of the raw reward on reference samples (0 until it has been measured)."""
         return float(getattr(self.model.config, "reward_mean", 0.0))
@@ -70,8 +77,15 @@ class RewardModel:
         """Take mean and standard deviation from the raw rewards of reference samples.
 
         Raises:
-            ValueError: they do not vary, so that nothing could be divided by their deviation.
+            ValueError: they are not finite, or do not vary, so that nothing could be divided by
+                their deviation.
         """
+        bad = int((~np.isfinite(raw)).sum())
+        if bad:
+            raise ValueError(
+                f"the reward model gives NaN or ∞ to {bad} of {len(raw)} samples: its training "
+                "diverged. Lower the learning rate."
+            )
         std = float(np.std(raw))
         if not std > 1e-8:
             raise ValueError(
@@ -98,16 +112,44 @@ class RewardModel:
             self.tokenizer is tokenizer or self.tokenizer.get_vocab() == tokenizer.get_vocab()
         )
 
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The ids that end a response: those of the config, and the tokenizer's own."""
+        own = getattr(self.tokenizer, "eos_token_id", None)
+        return tuple(
+            dict.fromkeys(
+                [*eos_ids_of(self.model, self.tokenizer), *([] if own is None else [int(own)])]
+            )
+        )
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The one that completes every response it reads: the tokenizer's own, else the first."""
+        own = getattr(self.tokenizer, "eos_token_id", None)
+        return next(iter(self.eos_token_ids), None) if own is None else int(own)
+
     def encode(self, prompt: str, response: str, stopped: bool = True) -> np.ndarray:
-        """Token ids of a prompt and a response, EOS appended where the response is complete."""
-        ids = list(self.tokenizer(prompt)["input_ids"])
-        eos = self.tokenizer.eos_token_id
-        if ids and ids[-1] == eos:
-            ids = ids[:-1]
-        ids += self.tokenizer(response, add_special_tokens=False)["input_ids"]
-        if stopped and eos is not None:
-            ids.append(eos)
-        return np.asarray(ids, dtype=np.int64)
+        """(n,) int64 token ids of a prompt and a response, as `tokenenv.encoding` says.
+
+        Args:
+            prompt: text.
+            response: text.
+            stopped: whether the response is complete, and so ends with EOS.
+        """
+        return self.join(
+            prompt_ids(self.tokenizer, prompt, self.eos_token_ids),
+            self.tokenizer(response, add_special_tokens=False)["input_ids"],
+            stopped,
+        )
+
+    def join(
+        self,
+        prompt: Sequence[int] | np.ndarray,
+        response: Sequence[int] | np.ndarray,
+        stopped: bool,
+    ) -> np.ndarray:
+        """(n,) int64: the token ids of a prompt and of a response as the one sequence it reads."""
+        return join_ids(prompt, response, stopped, self.eos_token_ids, self.eos_token_id)
 
     @torch.no_grad()
     def raw_rewards(
@@ -181,6 +223,7 @@ def load_reward_model(name: str, device: str = "cpu", dtype: str = "float32") ->
             ignore_mismatched_sizes=True,  # `check_complete` refuses them by name
         )
     check_complete(report, name, "reward_model")
+    check_weights(model, name, "reward_model")
     prepare(model)
     freeze(model)
     tokenizer = load_tokenizer(name, "reward_model")
@@ -199,6 +242,19 @@ def _check_classifier(config: Any, name: str) -> None:
             f"reward_model={name!r} has {config.num_labels} outputs; a reward model has exactly "
             "one (num_labels=1)."
         )
+    for key, allowed, is_allowed in (
+        ("reward_mean", "a finite number", lambda value: True),
+        ("reward_std", "a finite number above 0", lambda value: value > 0),
+    ):
+        value = getattr(config, key, 1.0)
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not (is_number and math.isfinite(value) and is_allowed(value)):
+            raise ValueError(
+                f"reward_model={name!r}: its config.json has {key}={value!r}, which must be "
+                f"{allowed}, since the score is (reward − reward_mean) / reward_std. Measure it on "
+                "responses of the reference (RewardModel.measure_normalization), or remove both "
+                "keys to leave the rewards as they are."
+            )
 
 
 def new_reward_model(base: str, device: str = "cpu", seed: int = 0) -> RewardModel:
@@ -224,6 +280,7 @@ def new_reward_model(base: str, device: str = "cpu", seed: int = 0) -> RewardMod
                 ignore_mismatched_sizes=True,  # a head of several outputs is drawn anew
             )
         check_complete(report, base, "base", may_miss=("score.", "classifier."))
+        check_weights(model, base, "base")
         tokenizer = load_tokenizer(base, "base")
     else:
         causal = load_trainable(base)
@@ -231,6 +288,8 @@ def new_reward_model(base: str, device: str = "cpu", seed: int = 0) -> RewardMod
         with quiet_loading(), loading_errors(base, "base"):
             model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
             model.base_model.load_state_dict(causal.model.base_model.state_dict(), strict=True)
+        ends = causal.eos_token_ids  # a generation config, which may name more, is not kept
+        model.config.eos_token_id = ends[0] if len(ends) == 1 else list(ends)
     prepare(model)
     _initialize_head(model, base, seed)
     _set_pad_token(model, tokenizer)

@@ -5,6 +5,9 @@ Both are `RewardSource`s: finished episodes in, raw rewards out. A function take
 floats per response: rewards per token. True and False count as 1 and 0. A function with a third
 parameter `response_tokens` is also given the text of each token, so that it can count them as the
 actor did.
+
+Rewards end up in float32: one beyond its range would be infinite there, and the weights NaN after
+the first update. So it is refused here, like one that is not finite.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,21 +23,51 @@ from typing import Any, Protocol
 import numpy as np
 from torch import nn
 
+from tokenenv.encoding import decode_all, prompt_text
 from tokenenv.language_model import LanguageModel
 from tokenenv.reward_model import RewardModel, load_reward_model
 from tokenenv.tasks import load_object
 
 __all__ = [
+    "MAX_REWARD",
     "Episode",
     "FunctionReward",
     "LearnedReward",
     "RawRewards",
     "RewardFunction",
     "RewardSource",
+    "check_rewards",
     "resolve_reward",
 ]
 
 RewardFunction = Callable[..., Sequence[Any]]
+
+MAX_REWARD = float(np.finfo(np.float32).max)
+"""The greatest absolute value of a reward."""
+
+
+def check_rewards(values: np.ndarray, said: str, where: Callable[[int], str]) -> None:
+    """Refuse rewards that float32 can't hold.
+
+    Args:
+        values: (B,) rewards.
+        said: who gives them, such as "f returned"; begins the message.
+        where: index → what the reward is for.
+
+    Raises:
+        ValueError: one is NaN, infinite, or beyond ±`MAX_REWARD`.
+    """
+    is_good = np.abs(values) <= MAX_REWARD
+    if is_good.all():
+        return
+    index = int(np.flatnonzero(~is_good)[0])
+    value = float(values[index])
+    if not math.isfinite(value):
+        raise ValueError(f"{said} {value} for {where(index)}; a reward must be finite.")
+    raise ValueError(
+        f"{said} {value:.4g} for {where(index)}; a reward must lie within ±{MAX_REWARD:.2e}, the "
+        "range of float32, in which advantages and losses are computed: scale it."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +125,31 @@ class LearnedReward:
 
     def __call__(self, episodes: Sequence[Episode]) -> RawRewards:
         """Rewards of `episodes`, in one length-sorted pass."""
-        if self.feeds_tokens:
-            sequences = [np.concatenate([e.prompt, e.response]) for e in episodes]
-        else:
-            decode = self.language_model.decode
-            sequences = [
-                self.reward_model.encode(decode(e.prompt), decode(e.response), e.stopped)
-                for e in episodes
-            ]
+        sequences = [self._sequence(e) for e in episodes]
         raw = self.reward_model.raw_rewards(sequences)
-        return RawRewards(raw, self.reward_model.normalize(raw))
+        with np.errstate(over="ignore"):
+            normalized = self.reward_model.normalize(raw)
+
+        def response(index: int) -> str:
+            return f"the response {self.language_model.decode(episodes[index].response)[:60]!r}"
+
+        model = f"the reward model {self.reward_model.name!r}"
+        check_rewards(raw, f"{model} gives", response)
+        check_rewards(normalized, f"{model} gives, normalised,", response)
+        return RawRewards(raw, normalized)
+
+    def _sequence(self, episode: Episode) -> np.ndarray:
+        """(n,) int64 ids of an episode as the reward model reads them."""
+        prompt, response = episode.prompt, episode.response
+        if self.feeds_tokens:
+            return self.reward_model.join(prompt, response, episode.stopped)
+        # As text, special tokens included, as training from text has them.
+        tokenizer = self.language_model.tokenizer
+        return self.reward_model.encode(
+            prompt_text(tokenizer, prompt),
+            decode_all(tokenizer, (response[:-1] if episode.stopped else response).tolist()),
+            episode.stopped,
+        )
 
 
 class FunctionReward:
@@ -142,15 +190,18 @@ class FunctionReward:
             for i, (r, e) in enumerate(zip(rewards, episodes, strict=True))
         ]
         raw = np.array([r.sum() for r in per_token])
+        check_rewards(raw, f"{self.name} returned", lambda i: f"all tokens of response {i}")
         return RawRewards(raw, raw, per_token)
 
     def _as_list(self, returned: Any, count: int) -> list[Any]:
         try:
+            if _is_unordered(returned):
+                raise TypeError("its elements are no rewards in the order of the responses")
             rewards = list(returned)
         except TypeError as error:
             raise ValueError(
-                f"{self.name} returned {type(returned).__name__}; it must return a list with one "
-                f"reward per response, here {count}."
+                f"{self.name} returned {_kind(returned)}; it must return a list with one "
+                f"reward per response, here {count}, in their order."
             ) from error
         if len(rewards) != count:
             raise ValueError(
@@ -165,12 +216,19 @@ class FunctionReward:
             reward = reward.tolist()
         if not isinstance(reward, numbers.Real):
             raise ValueError(
-                f"{self.name} returned {reward!r} ({type(reward).__name__}) for {where}; a reward "
-                "is a float."
+                f"{self.name} returned {_shortened(reward)} ({type(reward).__name__}) for {where}; "
+                "a reward is a float."
             )
-        if not math.isfinite(reward):
-            raise ValueError(f"{self.name} returned {reward} for {where}; a reward must be finite.")
-        return float(reward)
+        try:
+            value = float(reward)
+        except OverflowError as error:
+            raise ValueError(
+                f"{self.name} returned {_shortened(reward)} for {where}; a reward must lie within "
+                f"±{MAX_REWARD:.2e}: scale it."
+            ) from error
+        if not abs(value) <= MAX_REWARD:
+            check_rewards(np.array([value]), f"{self.name} returned", lambda _: where)
+        return value
 
     def _token_rewards(self, rewards: Any, episode: Episode, index: int) -> np.ndarray:
         numbers_ = [
@@ -186,6 +244,26 @@ class FunctionReward:
                 "'response_tokens' gives your function the tokens."
             )
         return np.array(numbers_)
+
+
+def _is_unordered(returned: Any) -> bool:
+    """Whether iterating gives keys, or letters, or nothing that has the responses' order."""
+    return (
+        isinstance(returned, Mapping | Set | str | bytes | bytearray | memoryview)
+        or hasattr(returned, "columns")  # a data frame iterates over the names of its columns
+    )
+
+
+def _kind(returned: Any) -> str:
+    """The type of what a function returned, and what is in it where that says more."""
+    if isinstance(returned, Mapping | Set | str | bytes | bytearray):
+        return f"{_shortened(returned)} ({type(returned).__name__})"
+    return type(returned).__name__
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _takes_response_tokens(function: RewardFunction) -> bool:

@@ -9,7 +9,13 @@ import numpy as np
 
 from tokenenv.language_model import check_context, load_frozen
 from tokenenv.reference import Reference
-from tokenenv.rewards import Episode, LearnedReward, RewardSource, resolve_reward
+from tokenenv.rewards import (
+    Episode,
+    LearnedReward,
+    RewardSource,
+    check_rewards,
+    resolve_reward,
+)
 from tokenenv.settings import EnvSettings
 from tokenenv.tasks import load_task
 
@@ -73,6 +79,7 @@ class EpisodeScorer:
             score = np.clip(score, -self.score_clip, self.score_clip)
         stopped = np.array([e.stopped for e in episodes], dtype=bool)
         score = score - self.missing_eos_penalty * ~stopped
+        check_rewards(score, "clipping and penalties give a score of", lambda i: f"response {i}")
         return EpisodeScores(
             rewards.raw,
             score,
@@ -104,9 +111,15 @@ class EpisodeScorer:
                 known[key] = self.reference.language_model.decode(ids)
             return known[key]
 
-        return np.array(
+        gold = np.array(
             [self.gold_reward(text(e.prompt), text(e.response), e.stopped) for e in episodes]
         )
+        check_rewards(
+            gold,
+            "the task's gold reward is",
+            lambda i: f"the response {text(episodes[i].response)[:60]!r}",
+        )
+        return gold
 
     def ref_log_probs(self, episodes: Sequence[Episode]) -> list[np.ndarray]:
         """Log π_ref of every response token of episodes, finished or not, in one pass."""

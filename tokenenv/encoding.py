@@ -1,0 +1,108 @@
+"""From texts to token ids, the same way wherever a prompt and a response are read as one sequence.
+
+The environment, the training of a reward model and the scoring by one all take
+
+    prompt ids · response ids · EOS where the response is complete.
+
+Prompt and response are tokenised apart, as the environment does (together they may merge at the
+seam into ids that no episode has). Of what a tokenizer adds to a text by itself the beginning stays
+(BOS) and an EOS is dropped: after it nothing would follow. An EOS that stands in the *text* of a
+prompt, such as the end of a turn, is part of the prompt and stays, wherever it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+__all__ = ["decode_all", "eos_ids_of", "join_ids", "prompt_ids", "prompt_text"]
+
+
+def eos_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a response: of the generation config, else the config, else the tokenizer.
+
+    Args:
+        model: a transformers model.
+        tokenizer: its tokenizer.
+    """
+    for source in (getattr(model, "generation_config", None), model.config, tokenizer):
+        found = getattr(source, "eos_token_id", None)
+        if found is not None:
+            return tuple(found) if isinstance(found, list | tuple) else (int(found),)
+    return ()
+
+
+def prompt_ids(tokenizer: Any, text: str, eos_token_ids: Collection[int]) -> list[int]:
+    """Token ids of a prompt: BOS once where the tokenizer has one, and no EOS that it adds.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        text: the prompt.
+        eos_token_ids: the ids that end a response.
+    """
+    whole = list(tokenizer(text)["input_ids"])
+    plain = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    before, after = _added(whole, plain, getattr(tokenizer, "bos_token_id", None))
+    if before and plain[: len(before)] == before:
+        before = []  # the text begins with it already, as the text of a chat template does
+    while after and after[-1] in eos_token_ids:
+        after = after[:-1]
+    return [*before, *plain, *after]
+
+
+def _added(whole: list[int], plain: list[int], bos: int | None) -> tuple[list[int], list[int]]:
+    """What a tokenizer has put before and behind the ids of the text alone.
+
+    Where several readings are possible (a text of nothing but EOS), BOS is put before and the rest
+    behind.
+    """
+    added = len(whole) - len(plain)
+    for start in range(int(added > 0 and whole[0] == bos), added + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    return [], []  # the tokenizer reads the text differently then: what it adds can't be told
+
+
+def join_ids(
+    prompt: Sequence[int] | np.ndarray,
+    response: Sequence[int] | np.ndarray,
+    stopped: bool,
+    eos_token_ids: Collection[int],
+    eos: int | None,
+) -> np.ndarray:
+    """(n,) int64: a prompt and a response as one sequence, completed by one and the same EOS.
+
+    Args:
+        prompt: token ids.
+        response: token ids, with or without an EOS at the end.
+        stopped: whether the response is complete; otherwise it was broken off.
+        eos_token_ids: the ids that end a response.
+        eos: the one that the reader has learned to find at the end; None: it has learned none.
+    """
+    parts = [np.asarray(prompt, dtype=np.int64), np.asarray(response, dtype=np.int64)]
+    if stopped:
+        if len(parts[1]) and int(parts[1][-1]) in eos_token_ids:
+            parts[1] = parts[1][:-1]
+        parts.append(np.array([] if eos is None else [eos], dtype=np.int64))
+    return np.concatenate(parts)
+
+
+def prompt_text(tokenizer: Any, ids: np.ndarray) -> str:
+    """The text of a prompt's ids, special tokens in it included, but not the BOS put before it.
+
+    For a tokenizer that reads what it writes, `prompt_ids` of it are `ids` again.
+    """
+    listed = ids.tolist()
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if listed and listed[0] == bos and list(tokenizer("")["input_ids"])[:1] == [bos]:
+        listed = listed[1:]
+    return decode_all(tokenizer, listed)
+
+
+def decode_all(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of token ids, special tokens included."""
+    return tokenizer.decode(
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
