@@ -38,7 +38,7 @@ test-slow: setup
 
 # Minutes: what goes through kernels, under the kernels that are furthest from a processor of today.
 test-numeric: setup
-	$(SSE41) $(BIN)/python -m pytest -m "numeric and not slow" $(PARALLEL) 4
+	$(SSE41) $(BIN)/python -m pytest -m numeric $(PARALLEL) 4
 
 # Hours: everything but the ecosystem, under each of the kernels.
 test-kernels: setup

@@ -43,7 +43,15 @@ from memory_case import Case, rollout
 from ppo_parts import SumOfParts
 from ppo_updates import FirstMinibatch, Workload, stock_epoch, token_ppo
 from random_models import GPT2_4M, ModelShape, environment, write_models
-from reporting import arguments_parser, medians, report, seconds_of, take_turns, with_versions
+from reporting import (
+    arguments_parser,
+    medians,
+    processor,
+    report,
+    seconds_of,
+    take_turns,
+    with_versions,
+)
 from stable_baselines3 import PPO
 
 from tokenenv.language_model import quiet_loading
@@ -182,16 +190,17 @@ def main(arguments: argparse.Namespace) -> None:
     recorded: dict[str, float] = {}
     if not arguments.record:
         try:
-            recorded = regressions.load(arguments.recorded)
+            records = regressions.load(arguments.recorded)
         except ValueError as error:
             sys.exit(str(error))
+        recorded = regressions.ratios_for(records, processor())
     with tempfile.TemporaryDirectory() as name, quiet_loading():
         folder = write_models(Path(name), sizes.shape)
         measures = {what: measurement(ratio, folder, sizes) for what, ratio in RATIOS.items()}
         if arguments.record:
             ratios = {w: statistics.median(m() for _ in range(3)) for w, m in measures.items()}
-            regressions.write(arguments.recorded, ratios, with_versions(setting))
-            recorded = regressions.load(arguments.recorded)
+            regressions.write(arguments.recorded, ratios, with_versions(setting), processor())
+            recorded = regressions.load(arguments.recorded)[processor()]
             measures = {what: functools.partial(ratios.__getitem__, what) for what in ratios}
         compared = regressions.compare(recorded, measures)
     report(regressions.rows(compared, TABLE), setting, arguments.json)

@@ -1,7 +1,9 @@
 """Comparing ratios with recorded ones: what has become slower, and what to say about it.
 
 Every ratio is oriented so that higher is better. Nothing here measures: a ratio comes from a
-function, which is asked a second time where the first answer falls short.
+function, which is asked a second time where the first answer falls short. Ratios differ between
+processors by more than a loss that should be caught, so the file has a record for each processor
+that was measured, and now is compared with that of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +16,16 @@ from typing import Any
 
 from reporting import Row
 
-__all__ = ["TOLERANCE", "Comparison", "compare", "failures", "load", "rows", "write"]
+__all__ = [
+    "TOLERANCE",
+    "Comparison",
+    "compare",
+    "failures",
+    "load",
+    "ratios_for",
+    "rows",
+    "write",
+]
 
 TOLERANCE = 0.25
 """How far below the recorded ratio the one of now may lie, as a share of it."""
@@ -128,8 +139,8 @@ def rows(compared: Sequence[Comparison], table: str) -> list[Row]:
 # The file ----------------------------------------------------------------------------------------
 
 
-def load(path: Path) -> dict[str, float]:
-    """The ratios that `write` left in `path`.
+def load(path: Path) -> dict[str, dict[str, float]]:
+    """The records that `write` left in `path`: processor → name → ratio.
 
     Raises:
         ValueError: there is no such file, or no ratios in it.
@@ -139,23 +150,57 @@ def load(path: Path) -> dict[str, float]:
             f"{path} does not exist: write it with `python benchmarks/bench_quick.py --record`."
         )
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["ratios"]
-        return {str(what): _positive(ratio) for what, ratio in found.items()}
+        records = json.loads(path.read_text(encoding="utf-8"))["processors"]
+        found = {
+            str(processor): {str(w): _positive(r) for w, r in record["ratios"].items()}
+            for processor, record in records.items()
+        }
+        return found or _refuse("no processor")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
-            f'{path} holds no {{"setting": …, "ratios": {{name: positive number}}}} ({error!r}): '
-            "write it anew with `python benchmarks/bench_quick.py --record`."
+            f'{path} holds no {{"processors": {{name: {{"setting": …, "ratios": {{name: positive '
+            f"number}}}}}}}} ({error!r}): write it anew with `python benchmarks/bench_quick.py "
+            "--record`."
         ) from error
 
 
+def ratios_for(records: Mapping[str, Mapping[str, float]], processor: str) -> dict[str, float]:
+    """What to compare with on `processor`: its own record, else the lowest of every ratio.
+
+    On a processor that nobody has measured a ratio passes that no recorded one would refuse; a loss
+    between the records shows on those only.
+    """
+    if processor in records:
+        return dict(records[processor])
+    names = dict.fromkeys(what for record in records.values() for what in record)
+    return {
+        what: min(record[what] for record in records.values() if what in record) for what in names
+    }
+
+
 def _positive(ratio: Any) -> float:
-    if not float(ratio) > 0:
-        raise ValueError(f"{ratio} is no positive number")
-    return float(ratio)
+    return float(ratio) if float(ratio) > 0 else _refuse(f"{ratio} is no positive number")
 
 
-def write(path: Path, ratios: Mapping[str, float], setting: Mapping[str, Any]) -> None:
-    """Write the ratios, to three digits, with the setting and versions they were measured with."""
+def _refuse(reason: str) -> Any:
+    raise ValueError(reason)
+
+
+def write(
+    path: Path, ratios: Mapping[str, float], setting: Mapping[str, Any], processor: str
+) -> None:
+    """Write the record of `processor`, ratios to three digits; those of others stay.
+
+    Args:
+        path: of the file; it is made where it does not exist.
+        ratios: name → ratio.
+        setting: what they were measured with.
+        processor: as `reporting.processor` names it.
+    """
+    records = {}
+    if path.is_file():
+        records = json.loads(path.read_text(encoding="utf-8")).get("processors", {})
     rounded = {what: float(f"{ratio:.3g}") for what, ratio in ratios.items()}
-    text = json.dumps({"setting": dict(setting), "ratios": rounded}, indent=2, ensure_ascii=False)
+    records[processor] = {"setting": dict(setting), "ratios": rounded}
+    text = json.dumps({"processors": records}, indent=2, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")

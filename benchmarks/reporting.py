@@ -25,6 +25,7 @@ __all__ = [
     "Row",
     "arguments_parser",
     "medians",
+    "processor",
     "report",
     "seconds_of",
     "take_turns",
@@ -82,10 +83,21 @@ def medians(found: Mapping[Name, Sequence[float]]) -> dict[Name, float]:
     return {name: statistics.median(values) for name, values in found.items()}
 
 
+def processor() -> str:
+    """Vendor and widest vector unit, as in `"AuthenticAMD, AVX2"`: what kernels are chosen by."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    said = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    vendor = said.get("vendor_id") or platform.processor() or platform.machine()
+    has_amx = "amx_tile" in said.get("flags", "").split()
+    return f"{vendor}, {'AMX' if has_amx else torch.backends.cpu.get_cpu_capability()}"
+
+
 def with_versions(setting: Mapping[str, Any]) -> dict[str, Any]:
-    """`setting`, the number of threads, and the versions of what computes."""
+    """`setting`, the processor, the number of threads, and the versions of what computes."""
     return {
         **setting,
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,

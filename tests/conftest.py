@@ -41,7 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is `numeric`, and keep tests that share a trained fixture in one process."""
     for item in items:
         module = item.path.stem
-        if module not in NO_KERNELS:
+        takes_long = any(map(item.get_closest_marker, ("slow", "ecosystem")))
+        if module not in NO_KERNELS and not takes_long:
             item.add_marker(pytest.mark.numeric)
         for fixture in TRAINED_ONCE.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group(f"{module}.{fixture}"))

@@ -81,4 +81,3 @@ def test_a_default_run_reaches_what_the_readme_says(seed, tmp_path):
     assert summary["objective_fraction"] >= 0.85
     assert summary["gold_reward"] - summary["gold_reward_reference"] >= 0.3
     assert summary["is_reliable"] and summary["prompts"] >= 64
-    assert summary["wall_seconds"] <= 120
