@@ -29,6 +29,7 @@ from tiny_task import (
     tokenizer,
     weights,
 )
+from tolerances import assert_close
 from transformers import AutoModelForCausalLM, pipeline
 
 from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
@@ -115,7 +116,7 @@ def test_packed_sequences_equal_single_observations(tiny_folder, name, rng):
         for found in (policy.evaluate_actions(packed, flat), policy.evaluate_actions(wider, flat)):
             for ours, theirs in zip(found, single, strict=True):
                 assert ours.shape == theirs.shape
-                assert (ours - theirs).abs().max() <= 1e-6
+                assert_close(ours, theirs)
 
 
 def test_entropy_and_gradients_are_those_of_the_distribution(tiny_folder, rng):
