@@ -133,7 +133,6 @@ def test_a_file_without_ratios_is_refused_with_the_remedy(regressions, tmp_path,
 
 def test_every_ratio_of_the_quick_benchmark_is_recorded(regressions, benchmark_module):
     records = regressions.load(BENCHMARKS / "recorded.json")
-    assert len(records) >= 2, "ratios hold on one processor, and nobody knows of another"
     for recorded in records.values():
         assert list(recorded) == list(benchmark_module("bench_quick").RATIOS)
 
