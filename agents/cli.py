@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from agents.compare.config import CompareConfig
 from agents.config import (
@@ -20,10 +22,11 @@ from agents.config import (
     TrainConfig,
     VerifyConfig,
 )
+from agents.console import literal, new_console
+from tokenenv.printable import printable
 
 if TYPE_CHECKING:
     from agents.evaluation import ResponseReport
-    from agents.runs import RunFolder
 
 __all__ = ["main"]
 
@@ -42,20 +45,49 @@ def main(arguments: list[str] | None = None) -> int:
 
     0; 1 where `verify` found a failure; 2 for a mistake in the input; 130 for Ctrl-C.
     """
-    console = Console()
-    # A console script does not see the folder it is called in; 'package.module:function' needs it.
-    sys.path.insert(0, os.getcwd())
+    console = new_console()
+    _import_from_working_directory()
     try:
-        command: Any = tyro.cli(Command, args=arguments, prog="tokenrlhf", description=__doc__)
+        command = _parse(sys.argv[1:] if arguments is None else arguments)
         _RUNNERS[type(command)](command, console)
     except KeyboardInterrupt:
         console.print("stopped.")
         return 130
     except (OSError, ValueError) as error:
         said = _file_error(error) if isinstance(error, OSError) else str(error)
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {escape(said)}")
+        new_console(stderr=True).print(Text.assemble(("error: ", "bold red"), literal(said)))
         return 2
     return 0
+
+
+def _import_from_working_directory() -> None:
+    """Let 'module:attribute' name a module of the folder that the command is called in.
+
+    It comes last: a `torch.py` in it is not torch. A console script does not see the folder at all;
+    `python -m` puts it first, and what was imported until here may be the folder's.
+    """
+    folder = os.getcwd()
+    if sys.path[0] in ("", folder):
+        del sys.path[0]
+    if folder not in sys.path:
+        sys.path.append(folder)
+
+
+def _parse(arguments: list[str]) -> Any:
+    """The command that is asked for; SystemExit where the arguments are wrong, with help for them.
+
+    tyro shows a wrong argument as it came, so that one with controls in it is parsed once more in
+    a form that can be shown.
+    """
+    shown = [printable(argument) for argument in arguments]
+    parse = partial(tyro.cli, Command, prog="tokenrlhf", description=__doc__)
+    if shown == arguments:
+        return parse(args=arguments)
+    try:
+        return parse(args=arguments, console_outputs=False)
+    except SystemExit as stopped:
+        parse(args=shown)
+        raise stopped from None
 
 
 def _file_error(error: OSError) -> str:
@@ -67,17 +99,6 @@ def _file_error(error: OSError) -> str:
     )
 
 
-def _config_of(run: RunFolder) -> TrainConfig:
-    """The configuration of a run; ValueError where its file is broken."""
-    try:
-        return run.read_config()
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{str(run.config)!r} is no configuration of a run ({str(error).rstrip('.')}): "
-            "restore the file, or train again."
-        ) from error
-
-
 def _train(config: TrainConfig, console: Console) -> None:
     from agents.training import Interrupted, TrainingRun
 
@@ -85,11 +106,11 @@ def _train(config: TrainConfig, console: Console) -> None:
     try:
         summary = run.train()
     except Interrupted as stopped:
-        console.print(escape(str(stopped)))
+        console.print(literal(stopped))
         raise SystemExit(130) from None
     _print_before_and_after(console, run.before, run.after)
     _print_summary(console, summary)
-    _print_places(console, run.run.root, run.after[0].prompt)
+    _print_places(console, run.run.root, run.after[0].prompt, bool(config.names_of_code()))
 
 
 def _evaluate(config: EvaluateConfig, console: Console) -> None:
@@ -104,7 +125,7 @@ def _evaluate(config: EvaluateConfig, console: Console) -> None:
     from tokenenv.language_model import load_trainable
 
     run = RunFolder.open(config.run)
-    trained = _config_of(run)
+    trained = run.read_config(config.trust_code)
     # None, and nothing else, stands for the run's own.
     prompts, responses = config.eval_prompts, config.eval_responses
     prompts = trained.eval_prompts if prompts is None else prompts
@@ -132,7 +153,8 @@ def _sample(config: SampleConfig, console: Console) -> None:
     from tokenenv.token_mdp import TokenMDP
 
     run = RunFolder.open(config.run)
-    mdp = TokenMDP(EnvSettings(**_config_of(run).environment("eval")), num_envs=1)
+    trained = run.read_config(config.trust_code)
+    mdp = TokenMDP(EnvSettings(**trained.environment("eval")), num_envs=1)
     prompt = mdp.encode_prompt(config.prompt)
     policy = LMActorCriticPolicy.from_pretrained(run.policy, mdp.settings.device)
     reference = mdp.language_model.model
@@ -197,9 +219,9 @@ def _print_before_and_after(
     for old, new in zip(before, after, strict=True):
         for when, report in (("before", old), ("after", new)):
             table.add_row(
-                escape(report.prompt) if when == "before" else "",
+                literal(report.prompt) if when == "before" else "",
                 when,
-                escape(report.response.strip()),
+                literal(report.response.strip()),
                 f"{report.score:+.2f}",
                 _gold(report),
                 end_section=when == "after",
@@ -214,7 +236,7 @@ def _print_responses(console: Console, title: str, reports: list[ResponseReport]
         table.add_column(header, justify="right")
     for report in reports:
         table.add_row(
-            escape(report.response.strip()),
+            literal(report.response.strip()),
             f"{report.score:+.2f}",
             _gold(report),
             f"{round(report.kl, 2) + 0.0:.2f}",  # no -0.00
@@ -259,7 +281,7 @@ def _print_summary(console: Console, summary: dict[str, Any]) -> None:
     for name, meaning in _MEANING.items():
         if summary.get(name) is not None:
             at_most = ", at most" if name == "objective_fraction" and not is_exact else ""
-            table.add_row(name, _shown(summary[name]), meaning + at_most)
+            table.add_row(name, literal(_shown(summary[name])), meaning + at_most)
     console.print(table)
     if not is_exact:
         _warn_of_the_estimate(console, summary)
@@ -292,22 +314,25 @@ def _shown(value: Any) -> str:
     return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
 
 
-def _print_places(console: Console, root: Path, prompt: str) -> None:
+def _print_places(console: Console, root: Path, prompt: str, needs_trust: bool) -> None:
     places = {
         "summary.json": "the numbers above",
         "curves.png": "score, gold reward, KL and objective over the run",
-        "policy/": "the trained model, for transformers",
+        "policy/": "the trained model, for transformers; no code in it: the form to pass on",
         "metrics.jsonl": "every update",
         "samples.jsonl": "responses as they changed",
-        "checkpoints/": "TokenPPO.load reads them",
+        "checkpoints/": "TokenPPO.load reads them; it unpickles: only from those you trust",
     }
-    console.print(f"in [bold]{escape(str(root))}[/bold]:")
+    console.print(Text.assemble("in ", literal(root, "bold"), ":"))
     for name, meaning in places.items():
         console.print(f"  {name:<15} {meaning}")
     # As it was called: `make demo` calls it out of a virtual environment that is not activated.
     called = Path(sys.argv[0])
     command = str(called) if called.name == "tokenrlhf" and called.is_file() else "tokenrlhf"
-    console.print(f"next: {command} sample {escape(str(root))} --prompt {escape(repr(prompt))}")
+    call = ["sample", str(root), "--prompt", prompt]
+    if needs_trust:
+        call.append("--trust-code")
+    console.print(literal(f"next: {command} {shlex.join(call)}"))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from agents.checks import (
     check_estimator,
     check_ranges,
 )
+from agents.json_settings import settings_from_json
 from agents.kl_settings import (
     DEFAULT_DUAL_RATE,
     DEFAULT_HORIZON,
@@ -35,6 +36,7 @@ from agents.kl_settings import (
     kl_controller,
 )
 from tokenenv.credit import CRITIC_FREE
+from tokenenv.tasks import names_code
 
 __all__ = ["EvaluateConfig", "RewardModelConfig", "SampleConfig", "TrainConfig", "VerifyConfig"]
 
@@ -163,7 +165,8 @@ class TrainConfig:
     eval_every: int = 8
     """Updates between two quick evaluations of J during training; 0 for none."""
     checkpoint_every: int = 16
-    """Updates between two checkpoints; 0 for none but the last."""
+    """Updates between two checkpoints; 0 for none but the last. TokenPPO.load, which reads them,
+    unpickles: give others policy/ instead, and load only checkpoints that you trust."""
     device: str = "auto"
     """Torch device."""
     num_threads: int | None = None
@@ -233,17 +236,19 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, found: dict[str, Any]) -> TrainConfig:
-        """From what `as_json` gave; ValueError where it is something else."""
-        if not isinstance(found, dict):
-            raise ValueError(f"the settings of a run are a JSON object, not {found!r:.80}.")
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = ", ".join(map(repr, sorted(found.keys() - known)))
-        if unknown:
-            raise ValueError(
-                f"unknown settings: {unknown}. Remove them, or use the version that wrote them."
-            )
-        out = found.get("out")
-        return cls(**{**found, "out": None if out is None else Path(out)})
+        """From what `as_json` gave.
+
+        Raises:
+            ValueError: a setting is missing (none is filled in), unknown, of another type or out of
+                its range; it is named.
+        """
+        return settings_from_json(cls, found)
+
+    def names_of_code(self) -> dict[str, str]:
+        """The settings that name code, as `"module:attribute"`: using them imports the module."""
+        named = {name: getattr(self, name) for name in ("reward_model", "prompts")}
+        code = {name: value for name, value in named.items() if names_code(value)}
+        return {"task": self.task, **code} if ":" in self.task else code
 
 
 @dataclass(frozen=True)
@@ -258,6 +263,9 @@ class EvaluateConfig:
     """Held-out prompts; as in the run unless given."""
     eval_responses: int | None = None
     """Responses for each; as in the run unless given."""
+    trust_code: bool = False
+    """Import the code that the run's files name (reward_model, task or prompts as
+    'module:attribute'). Without it such a run is refused: a foreign folder could run anything."""
 
     def __post_init__(self) -> None:
         """Refuse what can't be measured with."""
@@ -279,6 +287,9 @@ class SampleConfig:
     """Take the most likely token instead of sampling."""
     seed: int = 0
     """Seed of the sampling."""
+    trust_code: bool = False
+    """Import the code that the run's files name (reward_model, task or prompts as
+    'module:attribute'). Without it such a run is refused: a foreign folder could run anything."""
 
     def __post_init__(self) -> None:
         """Refuse what can't be sampled."""

@@ -94,7 +94,7 @@ def build_critic(
 def _is_classifier(source: str) -> bool:
     check_source(source, "critic")
     with quiet_loading(), loading_errors(source, "critic"):
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     return any("SequenceClassification" in a for a in (config.architectures or []))
 
 

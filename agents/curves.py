@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from tokenenv.json_files import read_json_lines
 
 __all__ = ["draw_curves", "judged_rows", "read_metrics"]
 
@@ -15,10 +16,29 @@ _ACTOR, _REFERENCE, _OPTIMUM, _EVALUATION = "#1f6fb2", "#7f7f7f", "#2a8f4f", "#d
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; none where there is no file yet."""
+    """The rows of a `metrics.jsonl`; none where there is no file yet.
+
+    Raises:
+        ValueError: a line is no JSON object, or what curves are drawn from is no number there; the
+            file and the line's number are named.
+    """
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    # What diverged is read as it was written: as NaN.
+    return read_json_lines(path, allow_nan=True, check=_check_metrics)
+
+
+_TOKENS = "time/total_timesteps"
+_DRAWN = ("rlhf/", "eval/", _TOKENS)
+
+
+def _check_metrics(row: dict[str, Any], where: str) -> None:
+    drawn = [name for name in row if name.startswith(_DRAWN)]
+    for name in drawn:
+        if isinstance(row[name], bool) or not isinstance(row[name], int | float):
+            raise ValueError(f"{where}: {name!r} is {row[name]!r:.60}, it must be a number.")
+    if drawn and _TOKENS not in row:
+        raise ValueError(f"{where}: {_TOKENS!r} is missing, which says when {drawn[0]!r} was.")
 
 
 def judged_rows(rows: list[dict[str, Any]], kl_coef: float) -> list[dict[str, Any]]:
@@ -88,7 +108,7 @@ def _panel(
         (f"rlhf/{name}", "training samples", {"color": _ACTOR}),
         (f"eval/{name}", "held-out prompts", {"color": _EVALUATION, "marker": "o", "ls": "none"}),
     ):
-        points = [(r["time/total_timesteps"], r[key]) for r in rows if key in r]
+        points = [(r[_TOKENS], r[key]) for r in rows if key in r]
         if points:
             axis.plot(*zip(*points, strict=True), label=label, **style)
     for level, label, color in lines:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tokenenv.json_files import read_json_object
 from tokenenv.optimum import MAX_RESPONSES, Solution, enumerate_mdp, solve
 from tokenenv.optimum.enumeration import count_mdp_responses
 from tokenenv.rewards import LearnedReward
@@ -83,9 +83,18 @@ def _card_optimum(settings: EnvSettings, prompts: int) -> float | None:
         dtype=settings.dtype,
         render_mode=settings.render_mode,
     ).resolved(task)
-    card = json.loads(task.card.read_text(encoding="utf-8"))["optimum"]
-    same = own == settings and card["kl_coef"] == settings.kl_coef and card["prompts"] == prompts
-    return float(card["optimum_lower_bound"]) if same else None
+    if own != settings:
+        return None
+    card = read_json_object(task.card, "a task's card").get("optimum")
+    names = ("kl_coef", "prompts", "optimum_lower_bound")
+    found = [card.get(name) if isinstance(card, dict) else None for name in names]
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in found):
+        raise ValueError(
+            f"{str(task.card)!r}: a task's card holds an object 'optimum' with the numbers "
+            f"{', '.join(names)}; restore the file, or give the task card=None."
+        )
+    kl_coef, count, bound = map(float, found)  # type: ignore[arg-type]
+    return bound if (kl_coef, count) == (settings.kl_coef, prompts) else None
 
 
 MAX_WORK = 10**10

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
-import inspect
+import dataclasses
 import json
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from transformers import AutoConfig
 
+from agents.json_settings import settings_from_json
 from tokenenv.episodes import NO_TOKEN
+from tokenenv.json_files import read_json_object
 from tokenenv.language_model import load_tokenizer, quiet_loading
 
 __all__ = ["json_config", "load_policy", "save_policy"]
@@ -55,21 +58,74 @@ def _read_arguments(policy_class: type[Any], folder: Path) -> dict[str, Any]:
     """The arguments that build the policy; ValueError where its file is broken."""
     file = folder / _POLICY_FILE
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        width, vocabulary_size = int(found.pop("width")), int(found.pop("vocabulary_size"))
-        arguments = {
-            "observation_space": spaces.Box(NO_TOKEN, vocabulary_size - 1, (width,), np.int64),
-            "action_space": spaces.Discrete(vocabulary_size),
-            "lr_schedule": lambda _: 0.0,
-            **{**found, "actor": str(folder), "config": None},
-        }
-        inspect.signature(policy_class).bind(**arguments)
-    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        found = read_json_object(file, "the description of a policy")
+        _check_description(found)
+        _check_same_config(found["config"], folder)
+    except ValueError as error:
         raise ValueError(
-            f"{str(file)!r} is broken ({type(error).__name__}: {error}): save the policy again, or "
+            f"{str(file)!r} is broken ({str(error).rstrip('.')}): save the policy again, or "
             "restore the file."
         ) from error
-    return arguments
+    width, vocabulary_size = found.pop("width"), found.pop("vocabulary_size")
+    return {
+        "observation_space": spaces.Box(NO_TOKEN, vocabulary_size - 1, (width,), np.int64),
+        "action_space": spaces.Discrete(vocabulary_size),
+        "lr_schedule": lambda _: 0.0,
+        **{**found, "actor": str(folder), "config": None},
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Description:
+    """What `policy.json` holds beside the configs: nothing of it is filled in."""
+
+    actor: str
+    value_head: Literal["shared", "separate"]
+    critic: str
+    temperature: float
+    dtype: str
+    width: int
+    vocabulary_size: int
+    attention: str | None
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no space has."""
+        if self.width < 1 or self.vocabulary_size < 1:
+            raise ValueError("width and vocabulary_size must be at least 1")
+
+
+def _check_description(found: dict[str, Any]) -> None:
+    """Raise ValueError where a setting of the policy is missing, unknown or of another type."""
+    needed = ["config", *(["critic_config"] if found.get("value_head") == "separate" else [])]
+    plain = {name: value for name, value in found.items() if name not in needed}
+    settings_from_json(_Description, {"attention": None, **plain})
+    for name in needed:
+        if not isinstance(found.get(name), dict):
+            raise ValueError(f"{name!r} must be an object, a transformers config")
+
+
+_NOT_OF_THE_MODEL = {
+    *("transformers_version", "_name_or_path", "architectures", "dtype"),
+    "eos_token_id",  # `json_config` takes it from the generation config
+}
+
+
+def _check_same_config(recorded: dict[str, Any], folder: Path) -> None:
+    """Raise ValueError where `config.json` is not of the model that was saved.
+
+    Most of its numbers (of heads, of the rotary embedding) fit the weights with any value.
+    """
+    now = read_json_object(folder / "config.json", "a model's config")
+    try:
+        was, found = (AutoConfig.for_model(**copy.deepcopy(c)).to_dict() for c in (recorded, now))
+    except Exception as error:  # of many kinds: whatever the config class makes of it
+        raise ValueError(f"no transformers config: {type(error).__name__}: {error}") from error
+    for name in (was.keys() & found.keys()) - _NOT_OF_THE_MODEL:
+        if json.dumps(was[name], default=str) != json.dumps(found[name], default=str):
+            raise ValueError(
+                f"config.json beside it says {name}={found[name]!r:.60}, the model that was saved "
+                f"had {was[name]!r:.60}"
+            )
 
 
 def _load_critic(policy: Any, file: Path) -> None:

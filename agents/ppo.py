@@ -52,6 +52,10 @@ __all__ = ["TokenPPO"]
 class TokenPPO(PPO):
     """PPO on whole sequences, with RLHF's defaults; `RLHFCallback` comes with it.
 
+    `TokenPPO.load` reads SB3's archive and unpickles parts of it, which can run any code: load only
+    archives that you trust. To pass a model on, use `policy.save_pretrained`: nothing in its folder
+    is unpickled.
+
     Args:
         policy: `LMActorCriticPolicy`, or any SB3 policy for other environments.
         env: from `agents.make_vec_env`, or any SB3 environment over the token MDP; with an SB3

@@ -133,7 +133,7 @@ class CheckpointCallback(BaseCallback):
         self._rollouts += 1
 
     def save(self, name: str) -> Path:
-        """Write `NAME.zip`, which `TokenPPO.load` reads."""
+        """Write `NAME.zip`, which `TokenPPO.load` reads: that unpickles: no stranger's."""
         path, temporary = self.folder / f"{name}.zip", self.folder / f".{name}.tmp.zip"
         self.model.save(temporary)
         os.replace(temporary, path)

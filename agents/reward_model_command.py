@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from agents.config import RewardModelConfig
+from agents.console import literal
 from agents.files import write_json
 from agents.progress import progress_bar
 from tokenenv.language_model import resolve_device
@@ -67,9 +69,8 @@ def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, An
     for name, value in report.as_dict().items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
     console.print(table)
-    console.print(
-        f"reward model in {config.out}; use it with: tokenrlhf train --reward-model {config.out}"
-    )
+    use = f"; use it with: tokenrlhf train --reward-model {shlex.quote(str(config.out))}"
+    console.print(literal(f"reward model in {config.out}{use}"))
     return found
 
 

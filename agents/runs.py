@@ -15,6 +15,7 @@ from typing import Any
 
 from agents.config import TrainConfig
 from agents.files import write_json
+from tokenenv.json_files import read_json_object
 
 __all__ = ["RunFolder"]
 
@@ -63,9 +64,31 @@ class RunFolder:
             )
         return run
 
-    def read_config(self) -> TrainConfig:
-        """The configuration that the run was made with."""
-        return TrainConfig.from_json(json.loads(self.config.read_text(encoding="utf-8")))
+    def read_config(self, trust_code: bool = False) -> TrainConfig:
+        """The configuration that the run was made with.
+
+        Args:
+            trust_code: allow it to name code (`"module:attribute"`), which using it would import.
+
+        Raises:
+            ValueError: the file is broken, or names code and `trust_code` is off.
+        """
+        found = read_json_object(self.config, "the configuration of a run")
+        try:
+            config = TrainConfig.from_json(found)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{str(self.config)!r} is no configuration of a run ({str(error).rstrip('.')}): "
+                "restore the file, or train again."
+            ) from error
+        for name, value in config.names_of_code().items():
+            if not trust_code:
+                raise ValueError(
+                    f"{str(self.config)!r} says {name}={value!r}, which names code: using this run "
+                    f"would import {value.partition(':')[0]!r}. Where you trust the run and know "
+                    "that module, pass --trust-code (in Python trust_code=True)."
+                )
+        return config
 
     @property
     def config(self) -> Path:
@@ -164,7 +187,7 @@ def _parents(source: str) -> list[Path]:
 
 def _is_run(root: Path) -> bool:
     try:
-        TrainConfig.from_json(json.loads((root / "config.json").read_text(encoding="utf-8")))
+        RunFolder(root).read_config(trust_code=True)  # nothing of it is used
     except (OSError, TypeError, ValueError):
         return False
     return True

@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import JSONOutputFormat, Logger, TensorBoardOutputFormat
 
 from agents.callbacks import RLHFCallback
 from agents.config import TrainConfig
+from agents.console import literal
 from agents.curves import draw_curves, read_metrics
 from agents.evaluation import EvaluationCallback, ResponseReport, evaluate
 from agents.files import whole_folder, write_json
@@ -89,7 +90,7 @@ class TrainingRun:
             Interrupted: by Ctrl-C or SIGTERM; what there is by then is kept, and the message says
                 where.
         """
-        self.console.print(f"training in [bold]{escape(str(self.run.root))}[/bold]")
+        self.console.print(Text.assemble("training in ", literal(self.run.root, "bold")))
         with _sigterm_as_ctrl_c():
             seconds = self._learn()
             try:
@@ -121,7 +122,7 @@ class TrainingRun:
             raise Interrupted(f"stopped after {model.num_timesteps:,} tokens. {kept}") from None
         except Exception:  # a user's reward function, say: what was learned so far is not lost
             progress.close()
-            self.console.print(escape(self._keep("failed")))
+            self.console.print(literal(self._keep("failed")))
             raise
         finally:
             progress.close()
@@ -157,8 +158,8 @@ class TrainingRun:
         path = self.checkpoints.save(name)
         self._save_models()
         return (
-            f"Kept in {self.run.root}: {path.relative_to(self.run.root)} (TokenPPO.load reads it), "
-            "policy/, metrics.jsonl and samples.jsonl."
+            f"Kept in {self.run.root}: {path.relative_to(self.run.root)} (TokenPPO.load reads it; "
+            "it unpickles: only from those you trust), policy/, metrics.jsonl and samples.jsonl."
         )
 
     def _finish(self, seconds: float) -> dict[str, Any]:

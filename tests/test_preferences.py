@@ -128,7 +128,11 @@ def test_pairs_are_read_with_their_margins(tmp_path):
         ('{"prompt": "p", "chosen": 5, "rejected": "r"}', "'chosen' is a int, it must be a string"),
         ('{"prompt": "p", "chosen": "c", "rejected": null}', "'rejected' is a NoneType"),
         (GOOD[:-1] + ', "margin": "1"}', "line 1: 'margin' is '1', it must be a finite number"),
-        (GOOD[:-1] + ', "margin": NaN}', "line 1: 'margin' is nan"),
+        (GOOD[:-1] + ', "margin": NaN}', "line 1: NaN is no number in JSON"),
+        (
+            GOOD[:-1] + ', "margin": 1e39}',
+            "line 1: 'margin' is 1e\\+39, it must be a finite number",
+        ),
         (GOOD[:-1] + ', "margin": true}', "line 1: 'margin' is True"),
         (f"{GOOD}\n{GOOD[:-1]}", "line 2: not valid JSON"),
         (f"{GOOD}\n[1]", r"line 2: needs an object, got '\[1\]'"),

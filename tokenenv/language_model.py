@@ -29,6 +29,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from tokenenv.encoding import eos_ids_of, prompt_ids
+from tokenenv.json_files import read_json_object
 from tokenenv.model_preparation import check_weights, prepare
 
 __all__ = [
@@ -180,17 +181,30 @@ def loading_errors(name: str, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a broken folder raises what its broken file's parser raises
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = _broken_file(name) or (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{what}={name!r} can't be loaded: {reason} Give the folder of a transformers model, "
             "or a hub id that this machine has or can reach."
         ) from error
 
 
+def _broken_file(name: str) -> str | None:
+    """What is wrong with the first JSON file of a model's folder that is broken, if any is."""
+    folder = Path(name)
+    for file in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+        try:
+            read_json_object(file, "what transformers writes")
+        except ValueError as error:
+            return str(error)
+        except OSError as error:
+            return f"{str(file)!r} can't be read ({error.strerror})."
+    return None
+
+
 def load_tokenizer(name: str, what: str) -> Any:
     """The tokenizer in `name`; ValueError where there is none."""
     with quiet_loading(), loading_errors(name, what):
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def _folder_version(name: str) -> tuple[tuple[str, int, int], ...]:
@@ -261,6 +275,8 @@ def _load(name: str, device: str, dtype: str, what: str) -> LanguageModel:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=resolve_dtype(dtype),
+            trust_remote_code=False,
+            weights_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `check_complete` refuses them by name
         )
@@ -282,7 +298,9 @@ def build_language_model(config: dict[str, Any], dtype: str = "float32") -> Any:
     """A randomly initialised causal LM of a transformers config dictionary, dropout off."""
     made = AutoConfig.for_model(**copy.deepcopy(config))
     with quiet_loading():
-        model = AutoModelForCausalLM.from_config(made, dtype=resolve_dtype(dtype))
+        model = AutoModelForCausalLM.from_config(
+            made, dtype=resolve_dtype(dtype), trust_remote_code=False
+        )
     prepare(model)
     return model
 

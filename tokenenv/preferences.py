@@ -7,7 +7,6 @@ et al. 2022, https://arxiv.org/abs/2203.02155, eq. 1).
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,8 +17,8 @@ import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
 
+from tokenenv.json_files import parse_json, read_lines
 from tokenenv.reward_model import RewardModel, sequence_rewards
-from tokenenv.tasks.prompts import read_lines
 
 __all__ = [
     "PreferencePair",
@@ -33,6 +32,9 @@ __all__ = [
     "train_reward_model",
 ]
 
+
+MOST_MARGIN = 1e6
+"""Of a pair: rewards differ by a few units, and beyond float32 a loss would be infinite."""
 
 FORWARD_SIZE = 32
 """Sequences that one training forward takes at most."""
@@ -198,10 +200,7 @@ def read_pairs(path: str | Path) -> list[PreferencePair]:
 
 
 def _parse_pair(line: str, where: str) -> PreferencePair:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON ({error.msg}).") from error
+    row = parse_json(line, where)
     if not isinstance(row, dict):
         raise ValueError(f"{where}: needs an object, got {line.strip()[:80]!r}.")
     for field in ("prompt", "chosen", "rejected"):
@@ -213,8 +212,12 @@ def _parse_pair(line: str, where: str) -> PreferencePair:
         if not row[field].strip():
             raise ValueError(f"{where}: the field {field!r} is empty.")
     margin = row.get("margin", 0.0)
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
-        raise ValueError(f"{where}: 'margin' is {margin!r}, it must be a finite number.")
+    is_number = isinstance(margin, int | float) and not isinstance(margin, bool)
+    if not (is_number and abs(margin) <= MOST_MARGIN):
+        raise ValueError(
+            f"{where}: 'margin' is {margin!r:.60}, it must be a finite number of at most "
+            f"{MOST_MARGIN:,.0f} either way."
+        )
     return PreferencePair(row["prompt"], row["chosen"], row["rejected"], float(margin))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tokenenv.printable import printable
 from tokenenv.token_mdp import TokenMDP
 
 __all__ = ["render_episode"]
@@ -13,13 +14,14 @@ def render_episode(mdp: TokenMDP, row: int) -> str:
     response = mdp.episodes.response(row)
     rewards = mdp.token_rewards[row, : len(response)]
     lines = [
-        f"prompt    {language_model.decode(mdp.episodes.prompt(row))}",
-        f"response  {language_model.decode(response)}",
+        f"prompt    {printable(language_model.decode(mdp.episodes.prompt(row)))}",
+        f"response  {printable(language_model.decode(response))}",
     ]
     if len(response):
         lines.append("reward    token")
     for token, reward in zip(response, rewards, strict=True):
-        lines.append(f"{reward:+8.4f}  {language_model.tokenizer.decode([int(token)])!r}")
+        text = language_model.tokenizer.decode([int(token)])
+        lines.append(f"{reward:+8.4f}  {text!r}")  # repr: spaces show, controls are escapes
     if len(response):
         reason = "" if mdp.episodes.running[row] else f"  ({mdp.episodes.finish_reason(row)})"
         lines.append(f"{rewards.sum():+8.4f}  sum of {len(response)} tokens{reason}")

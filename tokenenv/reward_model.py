@@ -213,12 +213,14 @@ def load_reward_model(name: str, device: str = "cpu", dtype: str = "float32") ->
     """
     check_source(name, "reward_model")
     with quiet_loading(), loading_errors(name, "reward_model"):
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     _check_classifier(config, name)
     with quiet_loading(), loading_errors(name, "reward_model"):
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name,
             dtype=resolve_dtype(dtype),
+            trust_remote_code=False,
+            weights_only=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `check_complete` refuses them by name
         )
@@ -269,13 +271,15 @@ def new_reward_model(base: str, device: str = "cpu", seed: int = 0) -> RewardMod
     """
     check_source(base, "base")
     with quiet_loading(), loading_errors(base, "base"):
-        config = AutoConfig.from_pretrained(base, num_labels=1)
+        config = AutoConfig.from_pretrained(base, num_labels=1, trust_remote_code=False)
     if any("SequenceClassification" in a for a in (config.architectures or [])):
         with quiet_loading(), loading_errors(base, "base"):
             model, report = AutoModelForSequenceClassification.from_pretrained(
                 base,
                 config=config,
                 dtype=torch.float32,
+                trust_remote_code=False,
+                weights_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # a head of several outputs is drawn anew
             )
@@ -286,7 +290,9 @@ def new_reward_model(base: str, device: str = "cpu", seed: int = 0) -> RewardMod
         causal = load_trainable(base)
         tokenizer = causal.tokenizer
         with quiet_loading(), loading_errors(base, "base"):
-            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+            model = AutoModelForSequenceClassification.from_config(
+                config, dtype=torch.float32, trust_remote_code=False
+            )
             model.base_model.load_state_dict(causal.model.base_model.state_dict(), strict=True)
         ends = causal.eos_token_ids  # a generation config, which may name more, is not kept
         model.config.eos_token_id = ends[0] if len(ends) == 1 else list(ends)

@@ -17,7 +17,6 @@ import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,7 +25,7 @@ from torch import nn
 from tokenenv.encoding import decode_all, prompt_text
 from tokenenv.language_model import LanguageModel
 from tokenenv.reward_model import RewardModel, load_reward_model
-from tokenenv.tasks import load_object
+from tokenenv.tasks import load_object, names_code
 
 __all__ = [
     "MAX_REWARD",
@@ -289,7 +288,7 @@ def resolve_reward(
     if callable(reward_model):
         name = getattr(reward_model, "__name__", type(reward_model).__name__)
         return FunctionReward(reward_model, f"reward function {name!r}", language_model)
-    if isinstance(reward_model, str) and ":" in reward_model and not Path(reward_model).exists():
+    if isinstance(reward_model, str) and names_code(reward_model):
         function = load_object(reward_model)
         if not callable(function):
             raise ValueError(f"reward_model={reward_model!r} names no function.")

@@ -20,7 +20,7 @@ from tokenenv.scoring import EpisodeScorer, build_scorer
 from tokenenv.settings import EnvSettings, check_kl_coef
 from tokenenv.shaping import reference_half
 from tokenenv.state_reader import StateReader
-from tokenenv.tasks import is_bundled, load_task, read_prompts
+from tokenenv.tasks import is_bundled, load_task, names_code, read_prompts
 
 __all__ = ["MDPFace", "StepResult", "TokenMDP"]
 
@@ -129,7 +129,7 @@ class TokenMDP:
         if source is None:
             return self.task.prompts(split)
         if isinstance(source, str):
-            is_task = not Path(source).exists() and (is_bundled(source) or ":" in source)
+            is_task = names_code(source) or (is_bundled(source) and not Path(source).exists())
             return load_task(source).prompts(split) if is_task else read_prompts(source, split)
         prompts = list(source) if isinstance(source, Sequence) else []
         if not prompts or not all(isinstance(p, str) for p in prompts):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from agents.compare.config import CompareConfig
 from agents.compare.figures import draw_report
@@ -20,6 +20,7 @@ from agents.compare.results import aggregate, scored, summarize_runs
 from agents.compare.terminal import print_report
 from agents.compare.workers import do_jobs
 from agents.compare.worlds import kind_of, make_env, require_comparable
+from agents.console import literal
 from agents.files import write_json
 
 __all__ = ["compare", "make_report", "plan"]
@@ -62,10 +63,8 @@ def compare(config: CompareConfig, console: Console) -> dict[str, Any]:
     jobs, left_out = plan(config, kinds)
     _prepare(config)
     todo = [job for job in jobs if read_result(job, config.out) is None]
-    console.print(
-        f"comparing in [bold]{escape(str(config.out))}[/bold]: {len(jobs) - len(todo)} of "
-        f"{len(jobs)} pieces of work are there already"
-    )
+    known = f": {len(jobs) - len(todo)} of {len(jobs)} pieces of work are there already"
+    console.print(Text.assemble("comparing in ", literal(config.out, "bold"), known))
     try:
         do_jobs(todo, config.out, config.workers, console)
     except KeyboardInterrupt:
@@ -80,7 +79,7 @@ def compare(config: CompareConfig, console: Console) -> dict[str, Any]:
     write_report(report, config.out)
     print_report(report, console)
     places = ", ".join(_FILES)
-    console.print(f"in [bold]{escape(str(config.out))}[/bold]: {places}")
+    console.print(Text.assemble("in ", literal(config.out, "bold"), f": {places}"))
     return report
 
 

@@ -6,7 +6,6 @@ the piece is finished, with everything that its result depends on.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,10 +19,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 from agents.compare.config import CompareConfig
 from agents.compare.fingerprints import measure_fingerprint
 from agents.compare.judges import LearningCurve, ObjectiveJudge, ReturnJudge
+from agents.compare.kept_results import check_result
 from agents.compare.learners import build_learner, is_judged_by_objective, learner_settings
 from agents.compare.scales import measure_scale
 from agents.compare.worlds import CLASSIC, make_env
 from agents.files import write_json
+from tokenenv.json_files import read_json_object
 
 __all__ = ["Job", "read_result", "run_job"]
 
@@ -93,12 +94,12 @@ def read_result(job: Job, root: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        was, result = kept["settings"], kept["result"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{str(path)!r} is no result of a comparison: remove it, or choose another --out."
-        ) from error
+        kept = read_json_object(path, "a result of a comparison")
+        was, result = kept.get("settings"), kept.get("result")
+        if not (isinstance(was, dict) and isinstance(result, dict)):
+            raise ValueError("it holds two objects, 'settings' and 'result'")
+    except ValueError as error:
+        raise _no_result(path, error) from error
     changed = [
         f"{name} was {was.get(name)!r}, now {job.settings.get(name)!r}"
         for name in dict.fromkeys([*was, *job.settings])
@@ -110,7 +111,18 @@ def read_result(job: Job, root: Path) -> dict[str, Any] | None:
             "of both can't be compared. Give the same settings, choose another --out, or pass "
             "--overwrite to remove them."
         )
+    try:
+        check_result(job.what, result)
+    except ValueError as error:
+        raise _no_result(path, error) from error
     return result
+
+
+def _no_result(path: Path, error: ValueError) -> ValueError:
+    return ValueError(
+        f"{str(path)!r} is no result of a comparison ({str(error).rstrip('.')}): remove it, or "
+        "choose another --out."
+    )
 
 
 def run_job(job: Job, root: Path, on_steps: Callable[[int], None] = lambda _: None) -> None:

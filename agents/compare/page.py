@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from agents.compare.figures import embedded_figures
+from tokenenv.printable import printable
 
 __all__ = ["write_page"]
 
@@ -23,6 +24,7 @@ def write_page(report: dict[str, Any], path: Path) -> None:
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable(value) if isinstance(value, str) else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -7,10 +7,12 @@ from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from agents.compare.page import number
+from agents.console import literal
+from tokenenv.printable import printable
 
 __all__ = ["print_report"]
 
@@ -42,7 +44,7 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         table.add_row(_name(env), *(number(found[key]) for key in _COLUMNS))
     console.print(table)
     for reason in report["left_out"]:
-        console.print(escape(reason))
+        console.print(literal(reason))
 
 
 def _table(title: str, columns: list[str]) -> Table:
@@ -53,9 +55,9 @@ def _table(title: str, columns: list[str]) -> Table:
     return table
 
 
-def _name(env: str) -> str:
+def _name(env: str) -> Text:
     """An id in lines that are broken at its hyphens."""
-    return escape("\n".join(textwrap.wrap(env, _NAME_WIDTH)))
+    return Text("\n".join(textwrap.wrap(printable(env), _NAME_WIDTH)))
 
 
 def _score(found: dict[str, Any] | None) -> str:
@@ -65,4 +67,4 @@ def _score(found: dict[str, Any] | None) -> str:
     low, high = found["interval"]
     at_most = "≤ " if found["is_at_most"] else ""
     judged = " (J)" if found["measure"] == "J" else ""
-    return escape(f"{at_most}{found['score']:.2f}{judged}\n{low:.2f} … {high:.2f}")
+    return f"{at_most}{found['score']:.2f}{judged}\n{low:.2f} … {high:.2f}"

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from agents.compare.jobs import Job, run_job
+from agents.console import literal
 
-__all__ = ["do_jobs"]
+__all__ = ["do_jobs", "libraries_first"]
 
 _steps: Any = None
 """In a worker: the queue that takes (job name, steps)."""
@@ -46,7 +47,27 @@ def do_jobs(jobs: Sequence[Job], root: Path, workers: int | None, console: Conso
                 run_job(job, root, display.add)
                 display.finished(job)
         else:
-            _in_processes(jobs, root, count, display)
+            with libraries_first():
+                _in_processes(jobs, root, count, display)
+
+
+@contextlib.contextmanager
+def libraries_first() -> Iterator[None]:
+    """Let new interpreters find no module of the working directory before the libraries'.
+
+    They start with that folder in front until they are told this process's `sys.path`. Python 3.10
+    has no way around it.
+    """
+    name = "PYTHONSAFEPATH"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _in_processes(jobs: Sequence[Job], root: Path, count: int, display: _Display) -> None:
@@ -140,9 +161,9 @@ class _Display:
         self.done += 1
         if self._bar is not None:
             self._bar.update(self._task, description=self._title())
-        self.console.print(f"{self.done:>4} of {self.total}  {escape(job.name)}")
+        self.console.print(literal(f"{self.done:>4} of {self.total}  {job.name}"))
 
     def failed(self, job: Job, error: BaseException | None) -> None:
         """A job went wrong; the others go on."""
-        said = escape(f"{type(error).__name__}: {error}")
-        self.console.print(f"[red]failed:[/red] {escape(job.name)}: {said}")
+        said = literal(f" {job.name}: {type(error).__name__}: {error}")
+        self.console.print(Text.assemble(("failed:", "red"), said))

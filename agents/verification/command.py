@@ -9,10 +9,10 @@ from pathlib import Path
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from agents.config import VerifyConfig
+from agents.console import literal
 from agents.files import write_json
 from agents.verification.checks import Check
 from agents.verification.environment import environment_checks
@@ -107,10 +107,10 @@ def _table(found: dict[str, list[Check]], width: int) -> Table:
         table.add_column(header, overflow="fold", ratio=ratio)
     table.add_column("pass", justify="center", min_width=4)
     for section, checks in found.items():
-        table.add_row(f"[bold]{escape(section)}[/bold]")
+        table.add_row(literal(section, "bold"))
         for check in checks:
             mark = "[green]yes[/green]" if check.passed else "[red]NO[/red]"
             row = (check.name, check.expected, check.found)
-            table.add_row(*map(escape, row), mark)
+            table.add_row(*map(literal, row), mark)
         table.add_section()
     return table

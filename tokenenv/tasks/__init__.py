@@ -22,6 +22,7 @@ __all__ = [
     "load_object",
     "load_task",
     "model_source",
+    "names_code",
     "read_prompts",
 ]
 
@@ -91,6 +92,11 @@ def load_task(name: str) -> Task:
             f"task={name!r} names a {type(task).__name__}, it must be a tokenenv Task."
         )
     return task
+
+
+def names_code(value: Any) -> bool:
+    """Whether a task, reward model or prompts are `"module:attribute"`: code to import."""
+    return isinstance(value, str) and ":" in value and not Path(value).exists()
 
 
 def model_source(name: Any, role: str) -> Any:

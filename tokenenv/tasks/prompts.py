@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-__all__ = ["SPLITS", "check_split", "read_lines", "read_prompts"]
+from tokenenv.json_files import parse_json, read_lines
+
+__all__ = ["SPLITS", "check_split", "read_prompts"]
 
 SPLITS = ("train", "eval")
 
@@ -64,31 +65,12 @@ def read_prompts(path: str | Path, split: str) -> list[str]:
     return chosen
 
 
-def read_lines(file: Path) -> list[str]:
-    """The lines of a UTF-8 text file, ended by newlines only: JSON may hold U+2028 and its like.
-
-    Raises:
-        ValueError: a line is not UTF-8 (its number is named).
-    """
-    lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    texts = []
-    for number, line in enumerate(lines, 1):
-        try:
-            texts.append(line.removesuffix(b"\r").decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file}, line {number}: not UTF-8 text ({error.reason}).") from error
-    return texts
-
-
 def _parse_text_line(line: str, _where: str) -> tuple[str, str | None]:
     return line, None
 
 
 def _parse_json_line(line: str, where: str) -> tuple[str, str | None]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON ({error.msg}).") from error
+    row = parse_json(line, where)
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise ValueError(
             f"{where}: needs an object with a string 'prompt', got {line.strip()[:80]!r}."
@@ -96,6 +78,6 @@ def _parse_json_line(line: str, where: str) -> tuple[str, str | None]:
     if not row["prompt"].strip():
         raise ValueError(f"{where}: the prompt is empty.")
     named = row.get("split")
-    if named is not None and named not in SPLITS:
+    if named is not None and (not isinstance(named, str) or named not in SPLITS):
         raise ValueError(f"{where}: 'split' is {named!r}, it must be one of {', '.join(SPLITS)}.")
     return row["prompt"], named
