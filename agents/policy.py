@@ -24,6 +24,7 @@ from tokenenv.language_model import (
     build_language_model,
     check_context,
     load_trainable,
+    one_at_a_time,
     trunk_hidden_states,
 )
 from tokenenv.log_probs import log_softmax, refuse_nan, sample_tokens, tempered_logits
@@ -111,14 +112,15 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
         self.attention = attention
         self._config, self._critic_config = config, critic_config
         self.entropy_needs_gradient = True
-        super().__init__(
-            observation_space,
-            action_space,
-            lr_schedule,
-            ortho_init=False,
-            optimizer_class=optimizer_class,
-            optimizer_kwargs=optimizer_kwargs,
-        )
+        with one_at_a_time():  # a value head, too, must find torch's own initialisers
+            super().__init__(
+                observation_space,
+                action_space,
+                lr_schedule,
+                ortho_init=False,
+                optimizer_class=optimizer_class,
+                optimizer_kwargs=optimizer_kwargs,
+            )
 
     # Building ------------------------------------------------------------------------------------
 

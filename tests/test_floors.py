@@ -21,6 +21,8 @@ FLOORS: dict[str, float] = {
     "tokenenv.shaping": 0.0,
     "tokenenv.credit": 0.0,
     "tokenenv.episodes": 0.0,
+    "tokenenv.stop_signals": 0.0,
+    "tokenenv.user_code": 0.05,
     "tokenenv.tasks.prompts": 0.05,
     "tokenenv.tasks": 0.1,
     "tokenenv.tasks.reviews.nodes": 0.0,

@@ -20,6 +20,7 @@ from tokenenv.reference import Reference
 from tokenenv.reward_model import load_reward_model, new_reward_model
 from tokenenv.rewards import Episode, FunctionReward, LearnedReward, RawRewards, resolve_reward
 from tokenenv.scoring import EpisodeScorer
+from tokenenv.user_code import UserCodeError
 
 EOS = 2
 
@@ -224,12 +225,13 @@ def test_the_largest_floats_of_float32_are_rewards_still(language_model, largest
     assert np.isfinite(found.raw.astype(np.float32)).all()
 
 
-def test_an_error_of_the_users_function_is_the_users(language_model):
+def test_an_error_of_the_users_function_names_it_and_is_chained(language_model):
     def call(prompts, responses):
         raise KeyError("mine")
 
-    with pytest.raises(KeyError, match="mine"):
+    with pytest.raises(UserCodeError, match=r"'f' failed with KeyError: 'mine'") as raised:
         function(language_model, call)(EPISODES)
+    assert isinstance(raised.value.__cause__, KeyError)
 
 
 # Rewards per token -------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from agents.curves import read_metrics
 from agents.files import whole_folder
 from agents.runs import RunFolder
 from agents.training import TrainingRun
+from tokenenv.user_code import UserCodeError
 
 TINY = {
     **{"total_tokens": 512, "n_envs": 16, "n_steps": 16, "batch_size": 128, "device": "cpu"},
@@ -79,7 +80,7 @@ def test_a_reward_that_fails_in_the_middle_loses_nothing(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     out = tmp_path / "run"
-    with pytest.raises(RuntimeError, match="the server is gone"):
+    with pytest.raises(UserCodeError, match=r"the server is gone \(at .*flaky.py:5\)"):
         train(out, reward_model="flaky:reward", total_tokens=4096)
     assert (out / "checkpoints" / "failed.zip").is_file()
     assert (out / "policy" / "model.safetensors").is_file()

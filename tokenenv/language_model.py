@@ -11,6 +11,7 @@ import contextlib
 import copy
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, update_wrapper
@@ -40,6 +41,7 @@ __all__ = [
     "freeze",
     "load_frozen",
     "load_trainable",
+    "one_at_a_time",
     "output_logits",
     "pad_right",
     "quiet_loading",
@@ -51,6 +53,11 @@ __all__ = [
 # A child forked after the parent has run torch hangs in its first parallel region: one thread there
 # is the cure, and what a worker among several should use anyway.
 os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+_LOADING = threading.RLock()
+os.register_at_fork(
+    before=_LOADING.acquire, after_in_parent=_LOADING.release, after_in_child=_LOADING.release
+)
 
 _DTYPES = {
     "float32": torch.float32,
@@ -149,18 +156,34 @@ def resolve_dtype(dtype: str) -> torch.dtype:
 
 
 @contextlib.contextmanager
-def quiet_loading() -> Iterator[None]:
-    """Keep transformers' bars and load reports off the console; we raise on what they warn of."""
-    verbosity = transformers_logging.get_verbosity()
-    had_bar = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
+def one_at_a_time() -> Iterator[None]:
+    """Let one thread at a time load or build models.
+
+    While transformers loads, it replaces torch's initialisers, its own tying of weights and the
+    default dtype for the whole process. Two threads that do so at once leave them replaced, and
+    what is built meanwhile stays uninitialised. A fork waits until nothing is half loaded.
+    """
+    with _LOADING:
         yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if had_bar:
-            transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Keep transformers' bars and load reports off the console; we raise on what they warn of.
+
+    One thread at a time: what this sets is the process's.
+    """
+    with one_at_a_time():
+        verbosity = transformers_logging.get_verbosity()
+        had_bar = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            transformers_logging.set_verbosity(verbosity)
+            if had_bar:
+                transformers_logging.enable_progress_bar()
 
 
 def check_source(name: str, what: str) -> None:
@@ -219,7 +242,8 @@ def _folder_version(name: str) -> tuple[tuple[str, int, int], ...]:
 class SharedLoader(Generic[Loaded]):
     """The process-level cache of a loader: one model per name, device and dtype.
 
-    A folder that has been written anew since is loaded anew.
+    A folder that has been written anew since is loaded anew. Of several threads that ask for the
+    same model one loads it, and the others wait for that one.
 
     Args:
         load: (name, device, dtype) → what is shared.
@@ -236,7 +260,8 @@ class SharedLoader(Generic[Loaded]):
         """What `load` gave for these arguments, the first time or now."""
         if not isinstance(name, str):
             return self._load(name, device, dtype)  # raises: it is no name
-        return self._cached(name, device, dtype, _folder_version(name))
+        with one_at_a_time():
+            return self._cached(name, device, dtype, _folder_version(name))
 
     def cache_clear(self) -> None:
         """Forget all models; who holds one keeps it."""
@@ -266,7 +291,8 @@ def load_trainable(name: str, device: str = "cpu", dtype: str = "float32") -> La
     Raises:
         ValueError: as `load_frozen`.
     """
-    return _load(name, device, dtype, "actor")
+    with one_at_a_time():
+        return _load(name, device, dtype, "actor")
 
 
 def _load(name: str, device: str, dtype: str, what: str) -> LanguageModel:
@@ -296,8 +322,8 @@ def _load(name: str, device: str, dtype: str, what: str) -> LanguageModel:
 
 def build_language_model(config: dict[str, Any], dtype: str = "float32") -> Any:
     """A randomly initialised causal LM of a transformers config dictionary, dropout off."""
-    made = AutoConfig.for_model(**copy.deepcopy(config))
     with quiet_loading():
+        made = AutoConfig.for_model(**copy.deepcopy(config))
         model = AutoModelForCausalLM.from_config(
             made, dtype=resolve_dtype(dtype), trust_remote_code=False
         )

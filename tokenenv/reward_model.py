@@ -23,6 +23,7 @@ from tokenenv.language_model import (
     load_tokenizer,
     load_trainable,
     loading_errors,
+    one_at_a_time,
     pad_right,
     quiet_loading,
     resolve_dtype,
@@ -174,8 +175,8 @@ class RewardModel:
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder for `AutoModelForSequenceClassification`, statistics in its config."""
-        model = self.model if dtype is None else _converted(self.model, dtype)
         with quiet_loading():
+            model = self.model if dtype is None else _converted(self.model, dtype)
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 
@@ -269,6 +270,11 @@ def new_reward_model(base: str, device: str = "cpu", seed: int = 0) -> RewardMod
     Raises:
         ValueError: `base` holds neither, or a trunk weight is missing from it.
     """
+    with one_at_a_time():
+        return _new_reward_model(base, device, seed)
+
+
+def _new_reward_model(base: str, device: str, seed: int) -> RewardModel:
     check_source(base, "base")
     with quiet_loading(), loading_errors(base, "base"):
         config = AutoConfig.from_pretrained(base, num_labels=1, trust_remote_code=False)

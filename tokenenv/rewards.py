@@ -26,6 +26,7 @@ from tokenenv.encoding import decode_all, prompt_text
 from tokenenv.language_model import LanguageModel
 from tokenenv.reward_model import RewardModel, load_reward_model
 from tokenenv.tasks import load_object, names_code
+from tokenenv.user_code import user_code
 
 __all__ = [
     "MAX_REWARD",
@@ -167,13 +168,21 @@ class FunctionReward:
         self._wants_tokens = _takes_response_tokens(function)
 
     def __call__(self, episodes: Sequence[Episode]) -> RawRewards:
-        """Rewards of `episodes`; ValueError where the function returned something else."""
+        """Rewards of `episodes`.
+
+        Raises:
+            ValueError: the function returned something else.
+            UserCodeError: it raised; a ValueError too.
+        """
         decode = self.language_model.decode
         texts = [decode(e.prompt) for e in episodes], [decode(e.response) for e in episodes]
         extra = {}
         if self._wants_tokens:
             extra["response_tokens"] = [[decode([i]) for i in e.response] for e in episodes]
-        returned = self.function(*texts, **extra)
+        with user_code(self.name, self.function):
+            returned = self.function(*texts, **extra)
+            if inspect.isgenerator(returned):  # its code runs only now
+                returned = list(returned)
         rewards = self._as_list(returned, len(episodes))
         is_list = [isinstance(r, list | tuple) for r in rewards]
         if not any(is_list):

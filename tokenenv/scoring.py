@@ -18,6 +18,7 @@ from tokenenv.rewards import (
 )
 from tokenenv.settings import EnvSettings
 from tokenenv.tasks import load_task
+from tokenenv.user_code import user_code
 
 __all__ = ["EpisodeScorer", "EpisodeScores", "build_scorer"]
 
@@ -111,13 +112,16 @@ class EpisodeScorer:
                 known[key] = self.reference.language_model.decode(ids)
             return known[key]
 
-        gold = np.array(
-            [self.gold_reward(text(e.prompt), text(e.response), e.stopped) for e in episodes]
-        )
+        texts = [(text(e.prompt), text(e.response)) for e in episodes]
+        with user_code("the task's gold_reward", self.gold_reward):
+            gold = np.array(
+                [
+                    self.gold_reward(*pair, episode.stopped)
+                    for pair, episode in zip(texts, episodes, strict=True)
+                ]
+            )
         check_rewards(
-            gold,
-            "the task's gold reward is",
-            lambda i: f"the response {text(episodes[i].response)[:60]!r}",
+            gold, "the task's gold reward is", lambda i: f"the response {texts[i][1][:60]!r}"
         )
         return gold
 

@@ -20,7 +20,8 @@ from tokenenv.scoring import EpisodeScorer, build_scorer
 from tokenenv.settings import EnvSettings, check_kl_coef
 from tokenenv.shaping import reference_half
 from tokenenv.state_reader import StateReader
-from tokenenv.tasks import is_bundled, load_task, names_code, read_prompts
+from tokenenv.tasks import Task, is_bundled, load_task, names_code, read_prompts
+from tokenenv.user_code import user_code
 
 __all__ = ["MDPFace", "StepResult", "TokenMDP"]
 
@@ -127,12 +128,12 @@ class TokenMDP:
     def _read_prompts(self) -> list[str]:
         source, split = self.settings.prompts, self.settings.split
         if source is None:
-            return self.task.prompts(split)
+            return _prompts_of(self.task, split)
         if isinstance(source, str):
             is_task = names_code(source) or (is_bundled(source) and not Path(source).exists())
-            return load_task(source).prompts(split) if is_task else read_prompts(source, split)
+            return _prompts_of(load_task(source), split) if is_task else read_prompts(source, split)
         prompts = list(source) if isinstance(source, Sequence) else []
-        if not prompts or not all(isinstance(p, str) for p in prompts):
+        if not _are_prompts(prompts):
             raise ValueError(
                 f"prompts={source!r}: give a non-empty list of strings, the name of a file, or the "
                 "name of a task."
@@ -256,6 +257,22 @@ class TokenMDP:
         return Episode(
             self.episodes.prompt(row), self.episodes.response(row), bool(self.episodes.stopped[row])
         )
+
+
+def _are_prompts(prompts: Any) -> bool:
+    return bool(prompts) and all(isinstance(prompt, str) for prompt in prompts)
+
+
+def _prompts_of(task: Task, split: str) -> list[str]:
+    """A task's prompts; ValueError where its function raises, or gives something else."""
+    with user_code(f"prompts of the task {task.name!r}", task.prompts):
+        prompts = task.prompts(split)
+    if not isinstance(prompts, list | tuple) or not _are_prompts(prompts):
+        raise ValueError(
+            f"prompts of the task {task.name!r} gave {prompts!r:.80} for split={split!r}: it must "
+            "return a non-empty list of strings."
+        )
+    return list(prompts)
 
 
 class MDPFace:

@@ -119,8 +119,9 @@ def load_object(path: str) -> Any:
     module, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except (Exception, SystemExit) as error:  # what the module raises as it is imported, too
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{path!r} can't be loaded ({error}): it must be 'package.module:attribute', and the "
+            f"{path!r} can't be loaded ({reason}): it must be 'package.module:attribute', and the "
             "module must be importable from here."
         ) from error

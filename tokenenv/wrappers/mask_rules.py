@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from tokenenv.token_mdp import TokenMDP
+from tokenenv.user_code import user_code
 
 __all__ = ["MaskRules", "checked_positions", "checked_tokens", "top_p_mask"]
 
@@ -208,11 +209,12 @@ def _grammatical(mdp: TokenMDP, prompt: np.ndarray, response: np.ndarray) -> np.
         clean_up_tokenization_spaces=False,
     )
     found = np.zeros(size, dtype=bool)
-    for token in range(size):
-        if is_eos[token]:
-            found[token] = grammar(text, so_far, True)
-        elif token < known and longer[token] != so_far:  # a special token adds no text
-            found[token] = grammar(text, longer[token], False)
+    with user_code(f"the grammar of task={mdp.settings.task!r}", grammar):
+        for token in range(size):
+            if is_eos[token]:
+                found[token] = grammar(text, so_far, True)
+            elif token < known and longer[token] != so_far:  # a special token adds no text
+                found[token] = grammar(text, longer[token], False)
     return found
 
 

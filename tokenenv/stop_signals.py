@@ -1,0 +1,136 @@
+"""SIGINT, SIGTERM and SIGHUP end the work in an orderly way: as exceptions, at a safe moment.
+
+While `stop_signals()` is open, each of the three raises `StopSignal` (a `KeyboardInterrupt`) in the
+main thread, so that what handles Ctrl-C handles them all. A signal within a `hold_signals()` block
+raises at the block's end, and what is written there is whole. A second signal ends the process at
+once; one within `DOUBLE_SECONDS` of the first is taken for the same request, since `timeout`,
+shells and schedulers often send one twice (to the process and to its group).
+
+What was inherited as ignored stays so for SIGINT (`command &` in a script) and SIGHUP (`nohup`).
+SIGTERM is the one that is left to stop such a process, so it is always answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+__all__ = [
+    "DOUBLE_SECONDS",
+    "StopSignal",
+    "check_signals",
+    "hold_signals",
+    "stop_signals",
+    "stop_signals_are_handled",
+]
+
+DOUBLE_SECONDS = 1.0
+"""Signals that follow the first within this time are the same request."""
+
+
+class StopSignal(KeyboardInterrupt):
+    """A signal asked the process to end.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+    @property
+    def exit_status(self) -> int:
+        """What a shell calls the status of a process that this signal ended: 128 + number."""
+        return 128 + self.number
+
+
+class _State:
+    """Of the process: what was asked for, and whether it may be raised now."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+        self.holds = 0
+        self.first: tuple[int, float] | None = None
+        self.is_raised = False
+
+    def handle(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if self.first is None:
+            self.first = number, now
+            self.raise_first()
+        elif now - self.first[1] > DOUBLE_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def raise_first(self) -> None:
+        if self.first is not None and not self.is_raised and not self.holds:
+            self.is_raised = True
+            raise StopSignal(self.first[0])
+
+
+_state = _State()
+
+
+def stop_signals_are_handled() -> bool:
+    """Whether signals raise `StopSignal` now, so that no plain KeyboardInterrupt is a signal's."""
+    return _state.is_open
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[None]:
+    """Let the signals raise `StopSignal` in the block.
+
+    In another thread than the main one, or within another such block, it changes nothing.
+    """
+    if _state.is_open or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _state.first, _state.is_raised = None, False
+    before = {
+        number: signal.getsignal(number)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN
+    }
+    for number in before:
+        signal.signal(number, _state.handle)
+    _state.is_open = True
+    try:
+        yield
+    finally:
+        _state.is_open = False
+        for number, handler in before.items():
+            # None: it was set by other code than Python's
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextlib.contextmanager
+def hold_signals() -> Iterator[None]:
+    """Let a signal that arrives in the block raise at its end; for writing what must be whole.
+
+    An exception of the block itself is passed on instead; `check_signals` then raises the signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _state.holds += 1
+    try:
+        yield
+    finally:
+        _state.holds -= 1
+    check_signals()
+
+
+def check_signals() -> None:
+    """Raise a signal that was held, or whose exception was lost.
+
+    Python discards an exception that is raised within a finalizer; a loop that calls this ends all
+    the same.
+    """
+    if threading.current_thread() is threading.main_thread():
+        _state.raise_first()
