@@ -23,6 +23,7 @@ from agents.groups import NO_GROUP, GroupQueue, check_groups
 from agents.kl_penalty import ReferencedSamples, pay_full_kl
 from agents.new_steps import per_new_step
 from agents.packing import minibatch_indices, pack
+from agents.rollout_numbers import refuse_non_finite_rollout
 from agents.segments import Segment, StepLog, joined, offsets
 from tokenenv.credit import GROUPED, token_advantages, whiten_rewards
 from tokenenv.settings import EnvSettings
@@ -274,6 +275,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             self.gae_lambda,
             self.group_size,
         )
+        refuse_non_finite_rollout(self)
 
     @property
     def num_tokens(self) -> int:

@@ -21,6 +21,7 @@ __all__ = [
     "check_precision",
     "check_ranges",
     "check_rollout_length",
+    "normalizes_returns",
     "value_loss_weight",
 ]
 
@@ -192,6 +193,16 @@ def value_loss_weight(vf_coef: float | None, estimator: str) -> float:
     return 0.0 if estimator in CRITIC_FREE else 0.1
 
 
+def normalizes_returns(normalize_returns: bool | None, vf_coef: float) -> bool:
+    """Whether a critic learns normalised returns: as it is said, else where one learns at all.
+
+    Args:
+        normalize_returns: the setting, or None.
+        vf_coef: weight of the value loss.
+    """
+    return vf_coef > 0 if normalize_returns is None else normalize_returns
+
+
 PRECISIONS = ("float32", "bfloat16", "auto")
 """What may be asked for; `"auto"` measures once and takes the faster."""
 
@@ -252,10 +263,20 @@ def _check_critic(estimator: str, value_head: str, settings: Mapping[str, Any]) 
             f"vf_coef={vf_coef!r} trains a critic, but {name} asks none: use vf_coef=0, which it "
             "is unless given, or an estimator with a critic."
         )
+    if estimator in CRITIC_FREE and settings["normalize_returns"]:
+        raise ValueError(
+            f"normalize_returns=True is for a critic, but {name} asks none: leave "
+            "normalize_returns out, or use an estimator with a critic."
+        )
     if estimator in CRITIC_FREE and warmup:
         raise ValueError(
             f"critic_warmup={warmup} with {name}, which asks no critic: use critic_warmup=0, or an "
             "estimator with a critic."
+        )
+    if settings["normalize_returns"] and vf_coef == 0:
+        raise ValueError(
+            "normalize_returns=True with vf_coef=0: no critic learns them. Leave normalize_returns "
+            "out, or give vf_coef a positive weight."
         )
     if warmup and vf_coef == 0:
         raise ValueError(

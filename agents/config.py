@@ -136,7 +136,11 @@ class TrainConfig:
     clip_range: float = 0.2
     """Clip range of the probability ratio."""
     clip_range_vf: float | None = 0.2
-    """Clip range of the value's change; None for none."""
+    """Clip range of the value's change, in deviations of the returns where they are normalised;
+    None for none."""
+    normalize_returns: bool | None = None
+    """Let the critic learn returns divided by their running deviation; None: if there is a critic.
+    Without it the critic's speed, and what its clip does, depend on the scale of scores."""
     whiten_advantages: bool = True
     """Whiten advantages over the whole rollout."""
     ent_coef: float = 0.0

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+from agents.value_head import ValueHead
 from tokenenv.language_model import (
     build_language_model,
     check_source,
@@ -30,16 +31,16 @@ class SeparateCritic(nn.Module):
         head: hidden state → value.
     """
 
-    def __init__(self, model: Any, head: nn.Linear) -> None:
+    def __init__(self, model: Any, head: ValueHead) -> None:
         super().__init__()
         self.model = model
         self.head = head
 
 
-def new_value_head(hidden_size: int, dtype: str) -> nn.Linear:
-    """A linear head that is zero, in float32 at least: half precision loses too much of a value."""
+def new_value_head(hidden_size: int, dtype: str) -> ValueHead:
+    """A value head that is zero, in float32 at least: half precision loses too much of a value."""
     wide = torch.float64 if resolve_dtype(dtype) == torch.float64 else torch.float32
-    head = nn.Linear(hidden_size, 1, dtype=wide)
+    head = ValueHead(hidden_size, wide)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head

@@ -5,6 +5,7 @@ Axes: `n` tokens of a minibatch, in the order in which `evaluate_actions` answer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,17 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch.nn.functional import mse_loss
 
 from agents.packing import PackedSequences, micro_batch_indices
+from tokenenv.credit import sample_deviation
 
-__all__ = ["LOGGED_NAMES", "PPOLosses", "micro_batches", "ppo_losses", "spread", "whiten"]
+__all__ = [
+    "LOGGED_NAMES",
+    "PPOLosses",
+    "explained_variance",
+    "micro_batches",
+    "ppo_losses",
+    "whiten",
+    "whitening_divisor",
+]
 
 
 LOGGED_NAMES = {
@@ -34,7 +44,7 @@ class PPOLosses:
 
     Attributes:
         policy: clipped surrogate, negated.
-        value: squared error against the returns.
+        value: squared error against the returns, in units of their deviation where it is given.
         entropy: mean entropy, negated.
         approx_kl: E[(r − 1) − log r], of the ratio r to the sampling policy; no gradient.
         clip_fraction: share of ratios outside the clip range; no gradient.
@@ -65,36 +75,86 @@ def ppo_losses(
     advantages: torch.Tensor,
     clip_range: float,
     clip_range_vf: float | None,
+    return_deviation: float | torch.Tensor = 1.0,
 ) -> PPOLosses:
-    """PPO's losses from (n,) tensors; Schulman et al. 2017, eq. 7 and 9."""
+    """PPO's losses from (n,) tensors; Schulman et al. 2017, eq. 7 and 9.
+
+    Args:
+        values: V now, in units of the reward, like the batch's old values and returns.
+        log_probs: log π of the actions.
+        entropies: of the distributions.
+        batch: old log-probabilities, old values and returns.
+        advantages: as the policy's loss takes them.
+        clip_range: of the ratio.
+        clip_range_vf: of the value's change, in units of `return_deviation`; None for none.
+        return_deviation: what values and returns are divided by in the value loss.
+    """
     log_ratio = log_probs - batch.old_log_prob
     ratio = torch.exp(log_ratio)
     clipped = torch.clamp(ratio, 1 - clip_range, 1 + clip_range)
+    values, old_values, returns = (
+        numbers / return_deviation for numbers in (values, batch.old_values, batch.returns)
+    )
     if clip_range_vf is not None:
-        change = torch.clamp(values - batch.old_values, -clip_range_vf, clip_range_vf)
-        values = batch.old_values + change
+        values = old_values + torch.clamp(values - old_values, -clip_range_vf, clip_range_vf)
     with torch.no_grad():
         approx_kl = torch.mean((ratio - 1) - log_ratio)
         clip_fraction = torch.mean(((ratio - 1).abs() > clip_range).float())
     return PPOLosses(
         policy=-torch.min(advantages * ratio, advantages * clipped).mean(),
-        value=mse_loss(batch.returns, values),
+        value=mse_loss(returns, values),
         entropy=-entropies.mean(),
         approx_kl=approx_kl,
         clip_fraction=clip_fraction,
     )
 
 
-def spread(values: np.ndarray) -> float:
-    """What `whiten` divides by: the standard deviation over n − 1, and 1 for a single value."""
-    return 1.0 if values.size < 2 else float(values.std(ddof=1)) + 1e-8
+def whitening_divisor(values: np.ndarray, magnitude: float = 0.0) -> float:
+    """What `whiten` divides by: the standard deviation over n − 1.
+
+    A single value is divided by 1. Values without spread, which become 0, have no deviation to
+    divide by; then it is their size, so that what else is divided by it (β of a KL loss) is not
+    multiplied by the inverse of a rounding error, and goes along with the scale of the rewards.
+
+    Args:
+        values: any shape, n in all.
+        magnitude: of what they were computed from; see `tokenenv.credit.rounding_floor`.
+    """
+    if np.size(values) < 2:
+        return 1.0
+    deviation = sample_deviation(values, magnitude)
+    return deviation or max(float(np.abs(values).max()), magnitude) or 1.0
 
 
-def whiten(values: np.ndarray) -> np.ndarray:
-    """Mean 0 and standard deviation 1 over all tokens of a rollout; a single one stays as it is."""
-    if values.size < 2:
+def whiten(values: np.ndarray, magnitude: float = 0.0) -> np.ndarray:
+    """Mean 0 and standard deviation 1 over all tokens of a rollout; a single one stays as it is.
+
+    Values that differ by rounding only become 0: divided by their deviation, rounding errors would
+    move the actor as far as a real advantage does.
+
+    Args:
+        values: any shape.
+        magnitude: of what they were computed from; see `tokenenv.credit.rounding_floor`.
+
+    Returns:
+        The same shape and dtype; computed in float64.
+    """
+    if np.size(values) < 2:
         return values
-    return (values - values.mean()) / spread(values)
+    if not sample_deviation(values, magnitude):
+        return np.zeros_like(values)
+    shifted = values.astype(np.float64) - float(np.ravel(values)[0])
+    whitened = (shifted - shifted.mean()) / whitening_divisor(values, magnitude)
+    return whitened.astype(values.dtype)
+
+
+def explained_variance(predictions: np.ndarray, targets: np.ndarray) -> float:
+    """1 − var(targets − predictions)/var(targets), in float64; NaN where targets have no spread."""
+    deviation = sample_deviation(targets)
+    if not deviation:
+        return math.nan
+    errors = np.asarray(targets, dtype=np.float64) - predictions
+    return 1.0 - (float(errors.std(ddof=1)) / deviation) ** 2
 
 
 def micro_batches(

@@ -1,7 +1,9 @@
-"""The gradient of one minibatch's loss, added up over micro-batches."""
+"""The gradient of one minibatch's loss, added up over micro-batches and clipped."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +12,22 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
 from agents.kl_penalty import kl_loss
 from agents.kl_settings import KLPenalty
-from agents.losses import micro_batches, ppo_losses
+from agents.losses import LOGGED_NAMES, micro_batches, ppo_losses
 from agents.precision import computing_in
+from tokenenv.credit import ROUNDING
 from tokenenv.reference import Reference
 
-__all__ = ["LossSettings", "accumulate_gradients"]
+__all__ = [
+    "LossSettings",
+    "NonFiniteStep",
+    "accumulate_gradients",
+    "clip_gradients",
+    "refuse_non_finite",
+]
+
+
+class NonFiniteStep(ValueError):
+    """The loss of a minibatch or its gradient is not finite, so that no step was taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +36,14 @@ class LossSettings:
 
     Attributes:
         clip_range: of the ratio.
-        clip_range_vf: of the value's change; None for none.
+        clip_range_vf: of the value's change, in units of `return_deviation`; None for none.
         ent_coef: weight of the entropy bonus.
         vf_coef: weight of the value loss.
         normalize_advantage: whether advantages are normalised within the minibatch.
         divisor: what the advantages of the rollout were divided by.
+        magnitude: of what they were computed from; within a minibatch, they are normalised where
+            they differ by more than that rounded.
+        return_deviation: what values and returns are divided by in the value loss.
         penalty: the KL loss; None for none.
         kl_coef: β, its weight.
         reference: for the estimator `"full"`.
@@ -41,6 +57,8 @@ class LossSettings:
     vf_coef: float
     normalize_advantage: bool = False
     divisor: float = 1.0
+    magnitude: float = 0.0
+    return_deviation: float | torch.Tensor = 1.0
     penalty: KLPenalty | None = None
     kl_coef: float = 0.0
     reference: Reference | None = None
@@ -50,7 +68,7 @@ class LossSettings:
 
 def accumulate_gradients(
     policy: Any, batch: RolloutBufferSamples, settings: LossSettings, tells: bool = False
-) -> tuple[dict[str, float], torch.Tensor]:
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Leave the gradient of a minibatch's loss in the policy's parameters, which had none.
 
     Args:
@@ -60,12 +78,11 @@ def accumulate_gradients(
         tells: take this pass's own log-probabilities for the old ones.
 
     Returns:
-        The parts of the loss, means over the tokens; and the (n,) old log-probabilities.
+        The parts of the loss, () means over the tokens; and the (n,) old log-probabilities.
     """
     advantages, divisor = batch.advantages, torch.as_tensor(settings.divisor)
     if settings.normalize_advantage and len(advantages) > 1:
-        divisor = advantages.std() + 1e-8
-        advantages = (advantages - advantages.mean()) / divisor
+        advantages, divisor = normalized(advantages, settings.magnitude)
     old_log_probs = batch.old_log_prob.clone() if tells else batch.old_log_prob
     sums: dict[str, torch.Tensor] = {}
     for part, index in micro_batches(batch, settings.micro_batch_tokens):
@@ -82,6 +99,7 @@ def accumulate_gradients(
             advantages[chosen],
             settings.clip_range,
             settings.clip_range_vf,
+            settings.return_deviation,
         )
         share = len(log_probs) / len(advantages)
         loss = losses.total(settings.ent_coef, settings.vf_coef)
@@ -95,9 +113,64 @@ def accumulate_gradients(
         (share * loss).backward()
         parts["loss"] = loss.detach()
         sums = {name: sums.get(name, 0.0) + share * own for name, own in parts.items()}
-    # One wait for the device, not one per number.
-    numbers = torch.stack(list(sums.values())).tolist()
-    return dict(zip(sums, numbers, strict=True)), old_log_probs
+    return sums, old_log_probs
+
+
+def clip_gradients(
+    policy: Any, parts: dict[str, torch.Tensor], max_grad_norm: float
+) -> dict[str, float]:
+    """Clip a policy's gradients to a norm, and bring the numbers of a minibatch to the host.
+
+    One wait for the device, not one per number: so it costs nothing to know the norm.
+
+    Args:
+        policy: with gradients.
+        parts: of the loss, () each.
+        max_grad_norm: the largest norm that is left.
+
+    Returns:
+        The parts, and `grad_norm` before it was clipped.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), max_grad_norm)
+    numbers = {**parts, "grad_norm": norm.to(parts["loss"].device)}
+    found = torch.stack(list(numbers.values())).tolist()
+    return dict(zip(numbers, found, strict=True))
+
+
+def refuse_non_finite(numbers: Mapping[str, float], place: str) -> None:
+    """Raise `NonFiniteStep` where the loss of a minibatch or its gradient is not finite.
+
+    Args:
+        numbers: what `clip_gradients` gave.
+        place: which minibatch it is, in words.
+    """
+    if math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"]):
+        return
+    words = {LOGGED_NAMES.get(name, name): number for name, number in numbers.items()}
+    wrong = ", ".join(f"{name}={x:g}" for name, x in words.items() if not math.isfinite(x))
+    finite = ", ".join(f"{name}={x:.3g}" for name, x in words.items() if math.isfinite(x))
+    raise NonFiniteStep(
+        f"{place}: {wrong} (finite: {finite}). The step was not taken: weights and optimiser are "
+        "as the step before left them. Lower the learning rate or max_grad_norm, or look at the "
+        "metrics of the updates before this one for what grew."
+    )
+
+
+def normalized(advantages: torch.Tensor, magnitude: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """SB3's normalised (n,) advantages, and what they were divided by; 0 where all are equal.
+
+    Equal to rounding, that is: SB3 divides by about 1e-8 there, and makes advantages of errors.
+
+    Args:
+        advantages: (n,).
+        magnitude: of what they were computed from; see `tokenenv.credit.rounding_floor`.
+    """
+    size = torch.clamp(advantages.abs().max(), min=magnitude)
+    deviation = advantages.std()
+    is_flat = deviation <= ROUNDING * size
+    divisor = torch.where(is_flat, torch.where(size > 0, size, 1.0), deviation + 1e-8)
+    centred = torch.where(is_flat, 0.0, advantages - advantages.mean())
+    return centred / divisor, divisor
 
 
 def _evaluate(policy: Any, part: RolloutBufferSamples, settings: LossSettings) -> tuple[Any, ...]:

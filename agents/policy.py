@@ -20,6 +20,7 @@ from agents.packing import PackedSequences, pack_observations
 from agents.policy_checks import NoQValues, as_token_ids, check_spaces, check_vocabulary
 from agents.policy_files import json_config, load_policy, save_policy
 from agents.token_scores import score_tokens, scores_of_logits
+from agents.value_head import ValueHead
 from tokenenv.language_model import (
     build_language_model,
     check_context,
@@ -357,8 +358,16 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
             return hidden, hidden
         return hidden, self._full_forward(self.critic.model, packed)
 
+    @property
+    def critic_head(self) -> ValueHead:
+        """The linear layer of the critic, on the actor's trunk or on one of its own."""
+        if self.critic is not None:
+            return self.critic.head
+        assert isinstance(self.value_net, ValueHead)
+        return self.value_net
+
     def _value(self, hidden: torch.Tensor) -> torch.Tensor:
-        head = self.value_net if self.critic is None else self.critic.head
+        head = self.critic_head
         with torch.autocast(hidden.device.type, enabled=False):
             return head(hidden.to(head.weight.dtype))
 

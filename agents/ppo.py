@@ -1,8 +1,8 @@
 """`TokenPPO`: SB3's PPO with the defaults and the batch handling that RLHF needs.
 
 The update is that of Schulman et al. 2017, https://arxiv.org/abs/1707.06347, as SB3 computes it;
-with whitening, micro-batches, the KL loss and the critic's warm-up off it gives the same weights as
-stock PPO.
+with whitening, normalised returns, micro-batches, the KL loss and the critic's warm-up off it gives
+the same weights as stock PPO.
 """
 
 from __future__ import annotations
@@ -24,29 +24,40 @@ from stable_baselines3.common.type_aliases import (
     RolloutBufferSamples,
     Schedule,
 )
-from stable_baselines3.common.utils import (
-    LinearSchedule,
-    explained_variance,
-    update_learning_rate,
-)
+from stable_baselines3.common.utils import LinearSchedule, update_learning_rate
 
 from agents.buffer import EpisodeRolloutBuffer
 from agents.callbacks import RLHFCallback, has_rlhf_callback
-from agents.checks import DEFAULT_LAMBDA, check_agent, value_loss_weight
+from agents.checks import (
+    DEFAULT_LAMBDA,
+    check_agent,
+    normalizes_returns,
+    value_loss_weight,
+)
 from agents.critic_warmup import only_the_critic_learns
 from agents.env_checks import check_plain_environment, find_env_settings
 from agents.kl_settings import DEFAULT_DUAL_RATE, DEFAULT_HORIZON, KLPenalty, kl_controller
-from agents.losses import LOGGED_NAMES, spread, whiten
-from agents.minibatch_update import LossSettings, accumulate_gradients
+from agents.losses import LOGGED_NAMES, explained_variance, whiten, whitening_divisor
+from agents.minibatch_update import (
+    LossSettings,
+    accumulate_gradients,
+    clip_gradients,
+    refuse_non_finite,
+)
 from agents.policy import LMActorCriticPolicy
 from agents.precision_choice import (
     check_update_precision,
     first_pass_tells,
     measured_precision,
 )
+from agents.rollout_numbers import advantage_magnitude, refuse_non_finite_rollout
+from agents.value_head import ValueHead, return_spread
 from tokenenv.shaping import KLController
 
 __all__ = ["TokenPPO"]
+
+FAR = 20
+"""Clip ranges of the value in a deviation of the returns, from where on it is said."""
 
 
 class TokenPPO(PPO):
@@ -68,8 +79,13 @@ class TokenPPO(PPO):
         gamma: γ; 1: a token late in the response is worth as much as an early one.
         gae_lambda: λ of the estimator `"gae"`; the others have none to choose.
         clip_range: of the ratio.
-        clip_range_vf: of the value's change; None for none.
-        normalize_advantage: per minibatch, as SB3 does it.
+        clip_range_vf: of the value's change, in deviations of the returns where they are
+            normalised; None for none.
+        normalize_returns: let the critic learn returns divided by their running deviation, which
+            is kept with the policy; V is in units of the reward everywhere else. None: wherever
+            `LMActorCriticPolicy` has a critic that learns; SB3's own policies have no place for it.
+        normalize_advantage: per minibatch, as SB3 does it; but where a minibatch's differ by
+            rounding only, they are 0.
         whiten_advantages: once over the whole rollout, instead.
         ent_coef: weight of the entropy bonus, beside advantages of the scale that they have then.
         vf_coef: weight of the value loss; None for 0.1, or 0 where the buffer's
@@ -130,6 +146,7 @@ class TokenPPO(PPO):
         gae_lambda: float = DEFAULT_LAMBDA,
         clip_range: float | Schedule = 0.2,
         clip_range_vf: float | Schedule | None = 0.2,
+        normalize_returns: bool | None = None,
         normalize_advantage: bool = False,
         whiten_advantages: bool = True,
         ent_coef: float = 0.0,
@@ -157,6 +174,7 @@ class TokenPPO(PPO):
     ) -> None:
         given = locals()  # first of all, so that it holds the arguments
         check_agent(given)
+        self.normalize_returns = normalize_returns
         self.whiten_advantages = whiten_advantages
         self.micro_batch_tokens = micro_batch_tokens
         self.precision = precision
@@ -208,6 +226,12 @@ class TokenPPO(PPO):
                 f"{self.policy_class.__name__} it is not known which they are: use "
                 "LMActorCriticPolicy, or critic_warmup=0."
             )
+        if self.normalize_returns and not issubclass(self.policy_class, LMActorCriticPolicy):
+            raise ValueError(
+                f"normalize_returns=True keeps the deviation of returns in the critic's head, and "
+                f"that of {self.policy_class.__name__} has no place for it: use "
+                "LMActorCriticPolicy, or leave normalize_returns out."
+            )
         settings = find_env_settings(self.env)
         if self.is_without_tokens:
             check_plain_environment(vars(self))
@@ -237,6 +261,15 @@ class TokenPPO(PPO):
     def kl_control(self) -> KLController:
         """What moves β between rollouts."""
         return kl_controller(self.kl_controller, self.kl_target, self.kl_horizon, self.kl_dual_rate)
+
+    @property
+    def _normalized_head(self) -> ValueHead | None:
+        """The critic's head where it learns returns divided by their running deviation."""
+        policy: Any = self.policy
+        if not isinstance(policy, LMActorCriticPolicy):
+            return None
+        is_on = normalizes_returns(self.normalize_returns, self.vf_coef)
+        return policy.critic_head if is_on else None
 
     @property
     def is_warming_up(self) -> bool:
@@ -300,34 +333,73 @@ class TokenPPO(PPO):
         buffer = self.rollout_buffer
         if isinstance(buffer, EpisodeRolloutBuffer) and not buffer.num_tokens:
             return
+        refuse_non_finite_rollout(buffer)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
+        magnitude = advantage_magnitude(buffer, self._rollout_kl_coef())
         divisor = 1.0
         if self.whiten_advantages:
-            divisor = spread(self.rollout_buffer.advantages)
-            self.rollout_buffer.advantages = whiten(self.rollout_buffer.advantages)
+            divisor = whitening_divisor(buffer.advantages, magnitude)
+            buffer.advantages = whiten(buffer.advantages, magnitude)
+        self._follow_returns()
         with contextlib.ExitStack() as stack:
             if self.is_warming_up:
                 stack.enter_context(only_the_critic_learns(self.policy.actor))
-            means = self._run_epochs(divisor)
+            means = self._run_epochs(divisor, magnitude)
         self.num_updates += 1
         self._log_update(means)
 
-    def _run_epochs(self, divisor: float) -> list[dict[str, float]]:
+    def _rollout_kl_coef(self) -> float:
+        """β of the last rollout; 0 where there is no KL."""
+        if isinstance(self.rollout_buffer, EpisodeRolloutBuffer):
+            return self.rollout_buffer.kl_coef
+        if self.is_without_tokens or self.env is None:
+            return 0.0
+        return float(self.env.get_attr("kl_coef")[0])
+
+    def _follow_returns(self) -> None:
+        """Let the critic's head follow the returns' deviation, or say that a clip stops it."""
+        returns = self.rollout_buffer.returns.ravel()
+        head = self._normalized_head
+        if head is not None:
+            head.follow(returns)
+            self.logger.record("train/return_deviation", float(head.deviation))
+            return
+        clip_range_vf = self._clip_range_vf()
+        if self.vf_coef and clip_range_vf and return_spread(returns) > FAR * clip_range_vf:
+            warnings.warn(
+                f"clip_range_vf={clip_range_vf:g} lets a value move by so much in an update, and "
+                f"returns deviate by {return_spread(returns):.3g}: the critic may hardly learn. "
+                "Use clip_range_vf=None, or normalize_returns=True with LMActorCriticPolicy.",
+                stacklevel=2,
+            )
+
+    def _clip_range_vf(self) -> float | None:
+        """The clip range of the value's change that holds now."""
+        clip_range_vf = self.clip_range_vf
+        if callable(clip_range_vf):
+            return clip_range_vf(self._current_progress_remaining)
+        return clip_range_vf
+
+    def _run_epochs(self, divisor: float, magnitude: float) -> list[dict[str, float]]:
         """Step through all minibatches; returns the losses of each.
 
         Args:
             divisor: what the advantages of the rollout were divided by.
+            magnitude: of what they were computed from.
         """
         means: list[dict[str, float]] = []
         for epoch in range(self.n_epochs):
             tells = epoch == 0 and first_pass_tells(self)
             for batch in self.rollout_buffer.get(self.batch_size):
-                losses = self._accumulate_gradients(batch, divisor, tells)
-                means.append(losses)
+                parts = self._accumulate_gradients(batch, divisor, magnitude, tells)
+                losses = clip_gradients(self.policy, parts, self.max_grad_norm)
                 if self.target_kl is not None and losses["approx_kl"] > 1.5 * self.target_kl:
+                    means.append(losses)
                     break
-                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+                place = f"update {self.num_updates + 1}, epoch {epoch + 1}, step {len(means) + 1}"
+                refuse_non_finite(losses, place)
+                means.append(losses)
                 self.policy.optimizer.step()
             else:
                 self._n_updates += 1
@@ -337,19 +409,25 @@ class TokenPPO(PPO):
         return means
 
     def _accumulate_gradients(
-        self, batch: RolloutBufferSamples, divisor: float = 1.0, tells: bool = False
-    ) -> dict[str, float]:
+        self,
+        batch: RolloutBufferSamples,
+        divisor: float = 1.0,
+        magnitude: float = 0.0,
+        tells: bool = False,
+    ) -> dict[str, torch.Tensor]:
         """Leave the gradient of a minibatch's loss in the parameters; returns its parts."""
         self.policy.optimizer.zero_grad()
         progress, buffer = self._current_progress_remaining, self.rollout_buffer
-        clip_range_vf = self.clip_range_vf
+        head = self._normalized_head
         settings = LossSettings(
             self.clip_range(progress),  # type: ignore[operator]
-            clip_range_vf(progress) if callable(clip_range_vf) else clip_range_vf,
+            self._clip_range_vf(),
             self.ent_coef,
             self.vf_coef,
             self.normalize_advantage,
             divisor,
+            magnitude,
+            1.0 if head is None else head.deviation,
             micro_batch_tokens=self.micro_batch_tokens,
             precision=self.update_precision,
         )
@@ -372,6 +450,6 @@ class TokenPPO(PPO):
             mean = float(np.mean([m[name] for m in means]))
             self.logger.record(f"train/{LOGGED_NAMES.get(name, name)}", mean)
         buffer = self.rollout_buffer
-        explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
-        self.logger.record("train/explained_variance", float(explained))
+        explained = explained_variance(buffer.values.ravel(), buffer.returns.ravel())
+        self.logger.record("train/explained_variance", explained)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

@@ -244,6 +244,7 @@ def build_agent(config: TrainConfig, env: TokenVecEnv) -> TokenPPO:
         gae_lambda=config.gae_lambda,
         clip_range=config.clip_range,
         clip_range_vf=config.clip_range_vf,
+        normalize_returns=config.normalize_returns,
         whiten_advantages=config.whiten_advantages,
         ent_coef=config.ent_coef,
         vf_coef=config.vf_coef,

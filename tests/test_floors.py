@@ -96,6 +96,7 @@ FLOORS: dict[str, float] = {
     # 6: the parts of an agent
     "agents.checks": 6.05,
     "agents.console": 6.0,
+    "agents.value_head": 5.9,
     "agents.critic": 6.0,
     "agents.episode_records": 6.0,
     "agents.fast_paths": 6.0,
@@ -111,6 +112,7 @@ FLOORS: dict[str, float] = {
     "agents.policy_files": 6.05,
     "agents.precision": 6.0,
     "agents.precision_choice": 6.4,
+    "agents.rollout_numbers": 6.0,
     "agents.segments": 6.0,
     "agents.token_scores": 6.0,
     "agents.vec_infos": 6.0,

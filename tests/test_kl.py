@@ -6,6 +6,7 @@ Every expectation here is a sum over a small vocabulary in float64, never a samp
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ from agents.kl_settings import (
     check_controller,
     kl_controller,
 )
-from agents.losses import ppo_losses, whiten
+from agents.losses import explained_variance, ppo_losses, whiten, whitening_divisor
+from agents.minibatch_update import normalized
 from tokenenv.rewards import Episode, RawRewards
 from tokenenv.scoring import EpisodeScorer
 from tokenenv.shaping import (
@@ -324,6 +326,10 @@ def test_ppo_losses_by_hand():
     # Changes +1, −0.5, +0.1 become +0.2, −0.2, +0.1: errors 0.8, −0.3, 0.4 of the returns.
     assert losses.value.item() == pytest.approx((0.64 + 0.09 + 0.16) / 3, abs=1e-12)
     # Without the clip the errors are 0, 0 and 0.4.
+    # In units of 2, the clip is 0.4 wide: errors 0.6, −0.1, 0.4 are halved.
+    halved = ppo_losses(*given, clip_range_vf=0.2, return_deviation=2.0)
+    assert halved.value.item() == pytest.approx((0.36 + 0.01 + 0.16) / 3 / 4, abs=1e-12)
+    assert halved.policy.item() == losses.policy.item()
     unclipped = ppo_losses(*given, clip_range_vf=None)
     assert unclipped.value.item() == pytest.approx(0.16 / 3, abs=1e-12)
     assert losses.entropy.item() == pytest.approx(-1.0, abs=1e-12)
@@ -338,7 +344,70 @@ def test_ppo_losses_by_hand():
 
 def test_whitening_by_hand():
     # Mean 2, squares 1 + 0 + 1 over n − 1 = 2: standard deviation 1.
-    assert np.abs(whiten(np.array([1.0, 2.0, 3.0])) - [-1, 0, 1]).max() <= 1e-7
+    assert np.abs(whiten(np.array([1.0, 2.0, 3.0])) - [-1, 0, 1]).max() <= 1e-15
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -3e-7, 1e30, 0.7e-30])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [2, 3, 100, 100_003])
+def test_equal_advantages_are_whitened_to_exactly_0(value, dtype, n):
+    advantages = np.full(n, value, dtype=dtype)
+    assert not whiten(advantages).any() and whiten(advantages).dtype == dtype
+    # What else is divided by it is not multiplied by the inverse of a rounding error.
+    assert whitening_divisor(advantages) == (abs(float(dtype(value))) or 1.0)
+
+
+def test_advantages_that_differ_by_rounding_only_are_whitened_to_0(rng):
+    noise = rng.normal(size=1000).astype(np.float32)
+    for size in (1e-8, 1.0, 1e8):
+        assert not whiten((size * (1 + 1e-7 * noise)).astype(np.float32)).any()
+        assert np.abs(whiten((size * (1 + 1e-4 * noise)).astype(np.float32))).max() > 2
+        # They are small, but what they were computed from is larger still.
+        assert not whiten(size * noise, magnitude=1e7 * size).any()
+        assert whitening_divisor(size * noise, magnitude=1e7 * size) == 1e7 * size
+
+
+def test_whitening_is_that_of_float64_far_from_0_and_does_not_see_the_scale(rng):
+    drawn = rng.normal(size=500)
+    near = (drawn - drawn.mean()) / drawn.std(ddof=1)
+    far = (1e4 + drawn).astype(np.float32)
+    exact = [Fraction(float(x)) for x in far]
+    mean = sum(exact) / len(exact)
+    variance = sum((x - mean) ** 2 for x in exact) / (len(exact) - 1)
+    by_fractions = [float(x - mean) / math.sqrt(variance) for x in exact]
+    assert np.abs(whiten(far) - by_fractions).max() <= 1e-6
+    for power in (-20, 3, 40):
+        assert np.array_equal(whiten(2.0**power * drawn), whiten(drawn))
+    assert np.abs(whiten(drawn) - near).max() <= 1e-13
+    assert np.array_equal(whiten(np.float32([3.0])), [3.0]) and whitening_divisor(np.ones(1)) == 1
+
+
+def test_sb3s_normalisation_holds_where_a_minibatch_has_spread_and_gives_0_elsewhere():
+    generator = torch.Generator().manual_seed(0)
+    advantages = torch.randn(64, generator=generator)
+    found, divisor = normalized(advantages, 0.0)
+    by_sb3 = (advantages - advantages.mean()) / (advantages.std() + 1e-8)  # PPO.train
+    assert torch.equal(found, by_sb3) and torch.equal(divisor, advantages.std() + 1e-8)
+    for value in (0.1, -7.0, 1e-20):
+        flat = torch.full((64,), value)
+        found, divisor = normalized(flat, 0.0)
+        assert not found.any() and float(divisor) == abs(float(flat[0]))
+    found, divisor = normalized(1e-8 * advantages, 2.0)
+    assert not found.any() and float(divisor) == 2.0
+    found, divisor = normalized(torch.zeros(5), 0.0)
+    assert not found.any() and float(divisor) == 1.0
+    assert normalized(torch.tensor([1.0, math.nan]), 0.0)[0].isnan().all(), "nothing is hidden"
+
+
+def test_explained_variance_by_hand():
+    # Errors −1, 0, 1: variance 1, beside one of 4: 1 − 1/4.
+    returns = np.array([2.0, 4.0, 6.0])
+    assert explained_variance(np.array([3.0, 4.0, 5.0]), returns) == pytest.approx(0.75, abs=1e-15)
+    assert explained_variance(returns + 100, returns) == 1.0, "a constant error explains nothing"
+    far = (1e4 + returns).astype(np.float32)
+    assert explained_variance(np.zeros(3, np.float32), far) == pytest.approx(0.0, abs=1e-15)
+    for value in (0.0, 0.1, 1e6):
+        assert math.isnan(explained_variance(np.zeros(9), np.full(9, value, np.float32)))
 
 
 def test_score_clipping_and_the_missing_eos_penalty_by_hand():

@@ -49,7 +49,7 @@ PLAIN = {
 THREE = {
     "SB3's buffer": (PPO, {"rollout_buffer_class": RolloutBuffer}),
     "our buffer": (PPO, {"rollout_buffer_class": EpisodeRolloutBuffer}),
-    "TokenPPO": (TokenPPO, {"whiten_advantages": False}),
+    "TokenPPO": (TokenPPO, {"whiten_advantages": False, "normalize_returns": False}),
 }
 
 
@@ -133,8 +133,8 @@ def test_target_kl_stops_both_at_the_same_minibatch(tiny_task_kwargs):
     assert largest_difference(*ends) <= 1e-6
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-def test_micro_batches_change_nothing(tiny_task_kwargs, normalize):
+@pytest.mark.parametrize(("normalize", "normalize_returns"), [(False, True), (True, False)])
+def test_micro_batches_change_nothing(tiny_task_kwargs, normalize, normalize_returns):
     kwargs = {**tiny_task_kwargs, "dtype": "float64", "scoring": "deferred"}
     ends, losses = [], []
     for micro_batch_tokens in (None, 40, 1):
@@ -143,6 +143,7 @@ def test_micro_batches_change_nothing(tiny_task_kwargs, normalize):
             "TokenPPO",
             micro_batch_tokens=micro_batch_tokens,
             normalize_advantage=normalize,
+            normalize_returns=normalize_returns,
             clip_range_vf=0.2,
         )
         model.learn(20 * 6)
@@ -172,6 +173,8 @@ def test_the_first_ratio_is_one_and_the_first_kl_is_zero(tiny_task_kwargs, way):
 def test_learning_rate_zero_keeps_the_kl_at_zero_and_the_weights_bit_equal(tiny_task_kwargs):
     model = make_agent({**tiny_task_kwargs, "scoring": "deferred"}, learning_rate=0.0)
     before, kls = weights(model.policy), []
+    head = model.policy.critic_head
+    value_weights = head.weight.detach().clone()
 
     class Keep(RLHFCallback):
         def _on_rollout_end(self) -> None:
@@ -180,8 +183,20 @@ def test_learning_rate_zero_keeps_the_kl_at_zero_and_the_weights_bit_equal(tiny_
 
     model.learn(3 * 20 * 6, callback=Keep())
     assert len(kls) == 3 and max(map(abs, kls)) <= 1e-4
-    assert largest_difference(before, weights(model.policy)) == 0.0
+    after = weights(model.policy)
+    assert all(torch.equal(before[n], after[n]) for n in before if not n.startswith("value_net."))
+    # The head is measured in deviations of the returns now, and V is what it was.
+    assert int(head.rollouts) == 3 and not 0.9 < float(head.deviation) < 1.1
+    assert (head.weight * head.deviation / value_weights - 1).abs().max() <= 1e-6
     assert logged(model, "approx_kl")[0] <= 1e-6
+
+
+def test_without_normalised_returns_learning_rate_zero_keeps_every_bit(tiny_task_kwargs):
+    kwargs = {**tiny_task_kwargs, "scoring": "deferred"}
+    model = make_agent(kwargs, learning_rate=0.0, normalize_returns=False)
+    before = weights(model.policy)
+    model.learn(2 * 20 * 6)
+    assert largest_difference(before, weights(model.policy)) == 0.0
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama"])  # tied and untied embeddings

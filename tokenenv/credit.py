@@ -12,10 +12,13 @@ __all__ = [
     "ADVANTAGE_ESTIMATORS",
     "CRITIC_FREE",
     "GROUPED",
+    "ROUNDING",
     "batch_baseline_advantages",
     "generalized_advantages",
     "group_advantages",
     "leave_one_out_advantages",
+    "rounding_floor",
+    "sample_deviation",
     "token_advantages",
     "whiten_rewards",
 ]
@@ -34,6 +37,37 @@ CRITIC_FREE = ("rloo", "group", "reinforce")
 
 GROUPED = ("rloo", "group")
 """The estimators that compare responses to the same prompt."""
+
+
+ROUNDING = 1e-6
+"""Relative size of what may be rounding: 8 times the distance of float32 numbers next to 1."""
+
+
+def rounding_floor(values: np.ndarray, magnitude: float = 0.0) -> float:
+    """The deviation up to which numbers may differ by the rounding of float32 alone.
+
+    Args:
+        values: any shape.
+        magnitude: of what they were computed from, where that is larger than they are.
+    """
+    return ROUNDING * max(float(np.abs(values).max(initial=0.0)), magnitude)
+
+
+def sample_deviation(values: np.ndarray, magnitude: float = 0.0) -> float:
+    """The standard deviation over n − 1; 0 where it is no more than rounding, or n < 2.
+
+    Squares are those of differences from the first value, so that a large mean costs no digits and
+    equal values give 0 exactly.
+
+    Args:
+        values: any shape, n in all.
+        magnitude: as `rounding_floor` takes it.
+    """
+    if np.size(values) < 2:
+        return 0.0
+    shifted = np.asarray(values, dtype=np.float64) - float(np.ravel(values)[0])
+    deviation = float(shifted.std(ddof=1))
+    return 0.0 if deviation <= rounding_floor(values, magnitude) else deviation
 
 
 def generalized_advantages(
@@ -112,14 +146,16 @@ def group_advantages(returns: np.ndarray, epsilon: float = 1e-4) -> np.ndarray:
         epsilon: ε.
 
     Returns:
-        (G, k) float64; 0 in a group of equal returns.
+        (G, k) float64; 0 in a group of equal returns, and of such as differ by rounding only.
 
     Raises:
         ValueError: `returns` has another shape.
     """
     deviations = _group_deviations(returns, "group")
     spread = deviations.std(axis=1, ddof=1, keepdims=True) + epsilon
-    return np.divide(deviations, spread, out=np.zeros_like(deviations), where=deviations != 0)
+    floor = ROUNDING * np.abs(returns).max(axis=1, keepdims=True)
+    differs = spread - epsilon > floor
+    return np.divide(deviations, spread, out=np.zeros_like(deviations), where=differs)
 
 
 def _group_deviations(returns: np.ndarray, estimator: str) -> np.ndarray:
@@ -152,7 +188,10 @@ def batch_baseline_advantages(returns: np.ndarray) -> np.ndarray:
     returns = np.asarray(returns, dtype=np.float64)
     if returns.ndim != 1:
         raise ValueError(f"the returns have shape {returns.shape}: give one for each response.")
-    return returns - returns.mean() if returns.size else returns
+    if not returns.size:
+        return returns
+    shifted = returns - returns[0]  # equal returns give 0 exactly
+    return shifted - shifted.mean()
 
 
 def token_advantages(
@@ -227,5 +266,7 @@ def whiten_rewards(rewards: np.ndarray) -> np.ndarray:
     rewards = np.asarray(rewards, dtype=np.float64)
     if rewards.size < 2:
         return rewards
-    mean = rewards.mean()
-    return (rewards - mean) / np.sqrt(rewards.var(ddof=1) + 1e-8) + mean
+    shifted = rewards - rewards[0]  # so that equal rewards stay exactly what they are
+    deviations = shifted - shifted.mean()
+    mean = rewards[0] + shifted.mean()
+    return deviations / np.sqrt(shifted.var(ddof=1) + 1e-8) + mean

@@ -1,0 +1,58 @@
+"""The numbers of a rollout: finite ones only, and how large those are that advantages come from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+__all__ = ["advantage_magnitude", "refuse_non_finite_rollout"]
+
+_NAMES = ("rewards", "values", "log_probs", "advantages", "returns")
+
+
+def refuse_non_finite_rollout(buffer: Any) -> None:
+    """Raise ValueError where a rollout holds a number that is not finite.
+
+    Rewards, values, advantages and returns are float32: a finite sum of finite rewards can lie
+    beyond it. One such number makes all weights NaN.
+
+    Args:
+        buffer: a rollout buffer, SB3's or ours, whose advantages have been computed.
+    """
+    for name in _NAMES:
+        numbers = np.ravel(getattr(buffer, name))
+        if np.isfinite(numbers).all():
+            continue
+        wrong = ~np.isfinite(numbers)
+        raise ValueError(
+            f"{name} of {int(wrong.sum())} of the {numbers.size} tokens of this rollout are not "
+            f"finite ({numbers[wrong][0]:g}); its largest finite reward is "
+            f"{_largest(buffer.rewards):.3g}, its largest value {_largest(buffer.values):.3g}. "
+            "Nothing was learned from it. Rewards and their sums must lie within float32 (3.4e38): "
+            "scale the scores down, or look for the reward that is NaN or infinite."
+        )
+
+
+def advantage_magnitude(buffer: Any, kl_coef: float) -> float:
+    """How large the numbers are that advantages are sums of: what their rounding is relative to.
+
+    Rewards and values; returns; and β·log π, which cancels against β·log π_ref as long as actor and
+    reference agree. The rounding of a sum of n terms grows as √n.
+
+    Args:
+        buffer: a rollout buffer, SB3's or ours.
+        kl_coef: β.
+    """
+    terms = max(
+        *(_largest(getattr(buffer, name)) for name in ("rewards", "values", "returns")),
+        kl_coef * _largest(buffer.log_probs),
+    )
+    lengths = getattr(buffer, "lengths", None)
+    longest = buffer.buffer_size if lengths is None else int(np.max(lengths, initial=1))
+    return terms * float(np.sqrt(longest))
+
+
+def _largest(numbers: np.ndarray) -> float:
+    """The largest finite absolute value; 0 where there is none."""
+    return float(np.abs(numbers[np.isfinite(numbers)]).max(initial=0.0))
