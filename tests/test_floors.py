@@ -96,8 +96,8 @@ FLOORS: dict[str, float] = {
     # 6: the parts of an agent
     "agents.checks": 6.05,
     "agents.console": 6.0,
-    "agents.value_head": 5.9,
-    "agents.critic": 6.0,
+    "agents.value_head": 6.0,
+    "agents.critic": 6.02,
     "agents.episode_records": 6.0,
     "agents.fast_paths": 6.0,
     "agents.files": 6.0,
