@@ -109,22 +109,39 @@ def kl_loss(
 ) -> torch.Tensor:
     """The mean over tokens of k2, k3 or the full KL, differentiable in the actor.
 
-    The tokens are those of the policy that sampled them; after its first step the actor has moved
-    on, and the mean is taken over its old states and, for k2 and k3, its old actions.
+    Its gradient is that of Σ_s d(s)·D(s), where d are the states that π_old, the policy which
+    sampled the tokens, visits: with D = KL(π ‖ π_ref) for k2 and full, D = KL(π_ref ‖ π) for k3.
+
+    After the first step the actions are another policy's, too: π has moved on from π_old. So the
+    estimate of a sampled action is weighted by w = π(a|s)/π_old(a|s), held fixed: with ρ =
+    log π(a|s)/π_ref(a|s) and f = k2, where f′(ρ) = ρ,
+
+        E_{a~π_old}[w·∇f(ρ)] = Σ_a π_old·(π/π_old)·ρ·∇log π = Σ_a π·ρ·∇log π = ∇KL(π ‖ π_ref),
+
+    as Σ_a π·∇log π = 0. For k3, f′(ρ) = 1 − exp(−ρ), and Σ_a (π − π_ref)·∇log π = −Σ_a
+    π_ref·∇log π = ∇KL(π_ref ‖ π). With its gradient, w would add that of f·∇log π: for k3 the sum
+    is ∇KL(π ‖ π_ref), the gradient that k2 and full have already. The full KL sums over all actions
+    and needs no weight. On-policy, w = 1.
 
     Args:
         penalty: whose `as_loss` is set.
-        samples: a minibatch, or a part of one.
+        samples: a minibatch, or a part of one, with the log-probabilities under π_old and π_ref.
         log_probs: (n,) log π of the actions.
         logits: (n, V) of the actor, divided by the temperature; only for full.
         reference: only for full: one forward of it without gradient, whose (n, V) live as long as
             the actor's; micro-batches bound both.
     """
     if penalty.estimator != "full":
-        return kl_estimate(penalty.estimator, log_probs - samples.ref_log_prob).mean()
+        return _weighted_estimates(penalty.estimator, samples, log_probs).mean()
     assert logits is not None and reference is not None
     with torch.no_grad():
         model = reference.language_model.model
         hidden = _hidden_states(samples.observations, model)
         ref_log_probs = log_softmax(model, hidden, reference.temperature).to(logits.device)
     return full_kl(torch.log_softmax(logits, dim=-1), ref_log_probs).mean()
+
+
+def _weighted_estimates(estimator: str, samples: Any, log_probs: torch.Tensor) -> torch.Tensor:
+    """(n,) estimates of tokens that π_old sampled, weighted to be those of π; see `kl_loss`."""
+    weights = torch.exp(log_probs.detach() - samples.old_log_prob)
+    return weights * kl_estimate(estimator, log_probs - samples.ref_log_prob)

@@ -22,7 +22,7 @@ __all__ = [
     "NonFiniteStep",
     "accumulate_gradients",
     "clip_gradients",
-    "refuse_non_finite",
+    "why_not_finite",
 ]
 
 
@@ -137,23 +137,18 @@ def clip_gradients(
     return dict(zip(numbers, found, strict=True))
 
 
-def refuse_non_finite(numbers: Mapping[str, float], place: str) -> None:
-    """Raise `NonFiniteStep` where the loss of a minibatch or its gradient is not finite.
+def why_not_finite(numbers: Mapping[str, float]) -> str | None:
+    """What of a minibatch's loss and gradient is not finite, in words; None where both are.
 
     Args:
         numbers: what `clip_gradients` gave.
-        place: which minibatch it is, in words.
     """
     if math.isfinite(numbers["loss"]) and math.isfinite(numbers["grad_norm"]):
-        return
+        return None
     words = {LOGGED_NAMES.get(name, name): number for name, number in numbers.items()}
     wrong = ", ".join(f"{name}={x:g}" for name, x in words.items() if not math.isfinite(x))
     finite = ", ".join(f"{name}={x:.3g}" for name, x in words.items() if math.isfinite(x))
-    raise NonFiniteStep(
-        f"{place}: {wrong} (finite: {finite}). The step was not taken: weights and optimiser are "
-        "as the step before left them. Lower the learning rate or max_grad_norm, or look at the "
-        "metrics of the updates before this one for what grew."
-    )
+    return f"{wrong} (finite: {finite or 'nothing'})"
 
 
 def normalized(advantages: torch.Tensor, magnitude: float) -> tuple[torch.Tensor, torch.Tensor]:

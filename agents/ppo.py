@@ -40,9 +40,10 @@ from agents.kl_settings import DEFAULT_DUAL_RATE, DEFAULT_HORIZON, KLPenalty, kl
 from agents.losses import LOGGED_NAMES, explained_variance, whiten, whitening_divisor
 from agents.minibatch_update import (
     LossSettings,
+    NonFiniteStep,
     accumulate_gradients,
     clip_gradients,
-    refuse_non_finite,
+    why_not_finite,
 )
 from agents.policy import LMActorCriticPolicy
 from agents.precision_choice import (
@@ -132,6 +133,8 @@ class TokenPPO(PPO):
 
     Raises:
         ValueError: a setting can't be used, alone or with the others.
+        NonFiniteStep: in `learn`, where the loss of a minibatch or its gradient is not finite; no
+            step is taken then. (A `ValueError`.)
     """
 
     def __init__(
@@ -397,8 +400,14 @@ class TokenPPO(PPO):
                 if self.target_kl is not None and losses["approx_kl"] > 1.5 * self.target_kl:
                     means.append(losses)
                     break
-                place = f"update {self.num_updates + 1}, epoch {epoch + 1}, step {len(means) + 1}"
-                refuse_non_finite(losses, place)
+                if reason := why_not_finite(losses):
+                    self.policy.optimizer.zero_grad()
+                    raise NonFiniteStep(
+                        f"update {self.num_updates + 1}, epoch {epoch + 1}, step {len(means) + 1}: "
+                        f"{reason}. The step was not taken: weights and optimiser are as the one "
+                        "before it left them. Lower the learning rate, or look in the metrics of "
+                        "the updates before this one for what grew."
+                    )
                 means.append(losses)
                 self.policy.optimizer.step()
             else:

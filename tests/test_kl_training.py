@@ -167,7 +167,10 @@ def gradients(model, batch) -> torch.Tensor:
 
 
 def independent_gradient(estimator, actor, reference, buffer, kl_coef) -> torch.Tensor:
-    """∇ of β·mean of the estimator over the tokens, one sequence at a time."""
+    """∇ of β·mean of the estimator over the tokens, one sequence at a time.
+
+    Estimates of one token are weighted by π/π_old, which is held fixed.
+    """
     total, bounds = torch.zeros(()), buffer._prefix_offsets
     for i in range(len(buffer.lengths)):
         actions = buffer.actions[buffer.offsets[i] : buffer.offsets[i + 1]]
@@ -180,8 +183,12 @@ def independent_gradient(estimator, actor, reference, buffer, kl_coef) -> torch.
             total = total + (own.exp() * (own - ref)).sum()
             continue
         chosen = torch.as_tensor(actions.astype(np.int64))[:, None]
-        rho = own.gather(1, chosen) - ref.gather(1, chosen)
-        total = total + (rho**2 / 2 if estimator == "k2" else torch.exp(-rho) - 1 + rho).sum()
+        log_probs = own.gather(1, chosen)
+        rho = log_probs - ref.gather(1, chosen)
+        old = torch.as_tensor(buffer.log_probs[buffer.offsets[i] : buffer.offsets[i + 1]])
+        ratio = torch.exp(log_probs.detach() - old[:, None])
+        value = rho**2 / 2 if estimator == "k2" else torch.exp(-rho) - 1 + rho
+        total = total + (ratio * value).sum()
     actor.zero_grad()
     (kl_coef * total / buffer.num_tokens).backward()
     return torch.cat([p.grad.flatten() for p in actor.parameters()]).clone()
@@ -211,6 +218,9 @@ def test_the_kl_loss_adds_its_own_gradient_to_ppos(tiny_task_kwargs, scoring, es
     (batch,) = buffer.get(None)
     model.env.env_method("set_kl_coef", 9.0)  # of the next rollout, not of this update
     found = gradients(model, batch)
+    with torch.no_grad():
+        log_probs = model.policy.evaluate_actions(batch.observations, batch.actions)[1]
+    assert float((log_probs - batch.old_log_prob).exp().max()) > 1.2, "off-policy"
     for micro_batch_tokens in (60, 1):
         model.micro_batch_tokens = micro_batch_tokens
         assert (gradients(model, batch) - found).abs().max() <= 1e-10

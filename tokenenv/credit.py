@@ -230,13 +230,16 @@ def token_advantages(
         found = generalized_advantages(
             padded_rewards, padded_values, lengths, bootstrap_values, gamma, own_lambda
         )
-        advantages = found[is_step].astype(np.float32)
-        return advantages, advantages + np.asarray(values, dtype=np.float32)
+        with np.errstate(over="ignore"):  # whoever trains on them refuses what is not finite
+            advantages = found[is_step].astype(np.float32)
+            return advantages, advantages + np.asarray(values, dtype=np.float32)
     # With V = 0 and γ = λ = 1, GAE sums up the rewards to come: all of them, at the first step.
     ended = np.zeros(len(is_step))
     to_come = generalized_advantages(padded_rewards, padded_values, lengths, ended, 1.0, 1.0)
     per_response = _response_advantages(estimator, to_come[:, 0], group_size)
-    return np.repeat(per_response, lengths).astype(np.float32), to_come[is_step].astype(np.float32)
+    per_token = np.repeat(per_response, lengths)
+    with np.errstate(over="ignore"):
+        return per_token.astype(np.float32), to_come[is_step].astype(np.float32)
 
 
 def _response_advantages(estimator: str, returns: np.ndarray, group_size: int) -> np.ndarray:
