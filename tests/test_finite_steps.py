@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
+from test_preferences import separable_pairs
 from tiny_task import begin, collect, largest_difference, make_agent, weights
 
 from agents import RLHFCallback
 from agents.buffer import EpisodeRolloutBuffer
 from agents.minibatch_update import NonFiniteStep
+from tokenenv.preferences import train_reward_model
+from tokenenv.reward_model import new_reward_model
 
 
 def optimizer_state(model) -> dict[str, torch.Tensor]:
@@ -136,3 +141,16 @@ def test_rewards_whose_sums_leave_float32_are_refused(tiny_task_kwargs, agent, r
     with pytest.raises(ValueError, match=r"not finite .*float32.*scale the scores down"):
         model.learn(120, callback=Pays())
     assert largest_difference(before, weights(model.policy)) == 0.0
+
+
+# The reward model's training ----------------------------------------------------------------------
+
+
+def test_training_a_reward_model_takes_no_such_step_either(reference_folder, rng):
+    """Margins that are finite, and whose sum over a batch is not."""
+    pairs = [dataclasses.replace(pair, margin=3e38) for pair in separable_pairs(rng, count=60)]
+    model = new_reward_model(reference_folder)
+    before = weights(model.model)
+    with pytest.raises(ValueError, match=r"loss is inf and .*the step was not taken"):
+        train_reward_model(pairs, model)
+    assert largest_difference(before, weights(model.model)) == 0.0

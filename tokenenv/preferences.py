@@ -242,8 +242,8 @@ def train_reward_model(
         The report on the held-out pairs.
 
     Raises:
-        ValueError: there are too few prompts to hold one out, or a pair is longer than the model
-            reads.
+        ValueError: there are too few prompts to hold one out, a pair is longer than the model
+            reads, or the loss of a step or its gradient is not finite.
     """
     settings = settings or RewardTrainingSettings()
     if reward_model.is_shared:
@@ -355,7 +355,14 @@ class _Trainer:
         loss = preference_loss(chosen, rejected, margins, self.settings.centering_coef)
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        limit = self.settings.max_grad_norm
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        if not (math.isfinite(norm) and torch.isfinite(loss)):
+            raise ValueError(
+                f"a step's loss is {float(loss.detach()):g} and the norm of its gradient {norm:g}: "
+                "the step was not taken, and the reward model keeps its weights from before it. "
+                "Lower learning_rate, or look for pairs with a margin that is beyond all others."
+            )
         self.optimizer.step()
         self.schedule.step()
         return float(loss.detach())
