@@ -7,7 +7,7 @@ sequence serves all of its actions, and every per-token tensor is 1-D without pa
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from agents.episode_records import EpisodeRecord
 from agents.groups import NO_GROUP, GroupQueue, check_groups
 from agents.kl_penalty import ReferencedSamples, pay_full_kl
 from agents.new_steps import per_new_step
-from agents.packing import minibatch_indices, pack
+from agents.packing import PackedSequences, minibatch_indices, pack
 from agents.rollout_numbers import refuse_non_finite_rollout
 from agents.segments import Segment, StepLog, joined, offsets
 from tokenenv.credit import GROUPED, token_advantages, whiten_rewards
@@ -233,11 +233,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             self.records = score_segments(
                 used, binding.scorer, binding.kl_shaping, carries, binding.penalty
             )
-        told: Sequence[np.ndarray | None] = [None] * len(segments)
-        if binding.update_log_probs is not None:
-            told = per_new_step(segments, self.device, binding.update_log_probs)
-        for segment, own in zip(segments, told, strict=True):
-            segment.note_old_log_probs(own)
+        if carries:  # by the next update other weights may have sampled the rest
+            self._note_old_log_probs(segments, binding.update_log_probs())
         for segment in segments:
             self._open[segment.env] = None if segment.ended else segment
         if self._groups is not None:
@@ -245,6 +242,18 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self._log = StepLog(0, self.n_envs)  # the update needs the memory
         self._keep(used)
         self._compute_advantages(used, last_values.detach().cpu().numpy().reshape(self.n_envs))
+
+    def _note_old_log_probs(
+        self,
+        segments: Sequence[Segment],
+        compute: Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None,
+    ) -> None:
+        """Keep the log-probabilities of the new steps as the update computes them."""
+        old: Sequence[np.ndarray | None] = [None] * len(segments)
+        if compute is not None:
+            old = per_new_step(segments, self.device, compute)
+        for segment, of_new_steps in zip(segments, old, strict=True):
+            segment.note_old_log_probs(of_new_steps)
 
     def _keep(self, segments: Sequence[Segment]) -> None:
         """Store the segments of the update, one array per quantity instead of many small ones."""
@@ -324,6 +333,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         rng = np.random.default_rng(np.random.randint(2**31))  # SB3 seeds numpy's global generator
         for chosen in minibatch_indices(self.lengths, batch_size, rng):
             yield self._minibatch(chosen)
+
+    def all_tokens(self) -> RolloutBufferSamples:
+        """All tokens of the update in one minibatch, in the buffer's own order."""
+        return self._minibatch(np.arange(len(self.lengths)))
 
     def _minibatch(self, chosen: np.ndarray) -> RolloutBufferSamples:
         picked = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in chosen])

@@ -7,6 +7,7 @@ PPO and A2C, with SB3's own buffers and with ours.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -31,7 +32,7 @@ from agents.episode_records import EpisodeRecord, rlhf_metrics
 from agents.kl_penalty import load_reference, token_penalties
 from agents.kl_settings import DEFAULT_DUAL_RATE, DEFAULT_HORIZON, check_controller, resolve_kl
 from agents.policy import LMActorCriticPolicy
-from agents.precision_choice import update_log_probs
+from agents.precision_choice import entropy_weight, update_log_probs
 from agents.vec_env import TokenVecEnv
 from tokenenv.scoring import build_scorer
 from tokenenv.shaping import FixedKL, actor_half, reference_half
@@ -106,7 +107,7 @@ class RLHFCallback(BaseCallback):
             refuse_other_widths(env, self.settings)  # an MLP reads whatever it is given
         if isinstance(policy, LMActorCriticPolicy):
             check_policy(policy, self.settings)
-            policy.entropy_needs_gradient = bool(getattr(self.model, "ent_coef", 1.0))
+            policy.entropy_weight = entropy_weight(self.model)
             # A new dictionary: this one may be the caller's, who may build another policy of it.
             kwargs = self.model.policy_kwargs or {}
             self.model.policy_kwargs = {**kwargs, **policy.rebuild_kwargs()}
@@ -166,7 +167,7 @@ class RLHFCallback(BaseCallback):
                 actor=self.model.policy.actor if needs_reference else None,
                 reference=load_reference(settings) if needs_reference else None,
                 shares_groups=isinstance(env.unwrapped, TokenVecEnv),
-                update_log_probs=update_log_probs(self.model),
+                update_log_probs=functools.partial(update_log_probs, self.model),
             ),
             episode_starts,
         )

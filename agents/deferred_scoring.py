@@ -37,8 +37,9 @@ class RewardBinding:
         actor: the causal LM that samples; only where whole distributions are compared.
         reference: what it is compared with; likewise.
         shares_groups: whether the rows of the environment fill groups of responses together.
-        update_log_probs: (states, (n,) actions) → (n,) log π as the update computes it; None where
-            that is as sampling did.
+        update_log_probs: a function that gives, asked at the end of every rollout, (states, (n,)
+            actions) → (n,) log π as the update will compute it; None where it computes as sampling
+            does.
     """
 
     scorer: EpisodeScorer | None
@@ -50,7 +51,9 @@ class RewardBinding:
     actor: Any = None
     reference: Reference | None = None
     shares_groups: bool = True
-    update_log_probs: Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None = None
+    update_log_probs: Callable[
+        [], Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None
+    ] = lambda: None
 
 
 def score_segments(

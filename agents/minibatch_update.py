@@ -67,7 +67,7 @@ class LossSettings:
 
 
 def accumulate_gradients(
-    policy: Any, batch: RolloutBufferSamples, settings: LossSettings, tells: bool = False
+    policy: Any, batch: RolloutBufferSamples, settings: LossSettings, sets_old: bool = False
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Leave the gradient of a minibatch's loss in the policy's parameters, which had none.
 
@@ -75,7 +75,7 @@ def accumulate_gradients(
         policy: with `evaluate_actions`; for the KL loss `"full"`, with `evaluate_with_logits`.
         batch: of n tokens.
         settings: of the loss.
-        tells: take this pass's own log-probabilities for the old ones.
+        sets_old: take this pass's own log-probabilities for the old ones.
 
     Returns:
         The parts of the loss, () means over the tokens; and the (n,) old log-probabilities.
@@ -83,12 +83,12 @@ def accumulate_gradients(
     advantages, divisor = batch.advantages, torch.as_tensor(settings.divisor)
     if settings.normalize_advantage and len(advantages) > 1:
         advantages, divisor = normalized(advantages, settings.magnitude)
-    old_log_probs = batch.old_log_prob.clone() if tells else batch.old_log_prob
+    old_log_probs = batch.old_log_prob.clone() if sets_old else batch.old_log_prob
     sums: dict[str, torch.Tensor] = {}
     for part, index in micro_batches(batch, settings.micro_batch_tokens):
         chosen = slice(None) if index is None else index
         values, log_probs, entropies, logits = _evaluate(policy, part, settings)
-        if tells:
+        if sets_old:
             old_log_probs[chosen] = log_probs.detach()
             part = part._replace(old_log_prob=old_log_probs[chosen])
         losses = ppo_losses(

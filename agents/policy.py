@@ -112,7 +112,7 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
         self.dtype_name = dtype
         self.attention = attention
         self._config, self._critic_config = config, critic_config
-        self.entropy_needs_gradient = True
+        self.entropy_weight: Callable[[], float] | None = None
         with one_at_a_time():  # a value head, too, must find torch's own initialisers
             super().__init__(
                 observation_space,
@@ -163,8 +163,13 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
         self.optimizer.register_step_post_hook(lambda *_: self.drop_caches())
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: everything but the caches."""
-        return {**self.__dict__, "_decoders": {}, "_host_observations": None}
+        """For copies and pickles: everything but the caches and what training lends."""
+        without: dict[str, Any] = {
+            "_decoders": {},
+            "_host_observations": None,
+            "entropy_weight": None,
+        }
+        return {**self.__dict__, **without}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -253,6 +258,15 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
             yield
         finally:
             self._host_observations = None
+
+    @property
+    def entropy_needs_gradient(self) -> bool:
+        """Whether entropies carry gradient: not while an update gives them the weight 0.
+
+        `entropy_weight` is asked for each forward pass, so that a weight which is raised in the
+        middle of training acts at once; without one, they carry it.
+        """
+        return self.entropy_weight is None or self.entropy_weight() != 0.0
 
     # SB3's interface -----------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import numbers
 import warnings
 from typing import Any
 
@@ -48,8 +49,8 @@ from agents.minibatch_update import (
 from agents.policy import LMActorCriticPolicy
 from agents.precision_choice import (
     check_update_precision,
-    first_pass_tells,
     measured_precision,
+    settle_old_log_probs,
 )
 from agents.rollout_numbers import advantage_magnitude, refuse_non_finite_rollout
 from agents.value_head import ValueHead, return_spread
@@ -73,7 +74,9 @@ class TokenPPO(PPO):
         env: from `agents.make_vec_env`, or any SB3 environment over the token MDP; with an SB3
             policy and `rollout_buffer_class=RolloutBuffer` any environment at all.
         learning_rate: a number is the rate of the first update and decays linearly, so that it
-            would be 0 in the update after the last; a schedule is taken as it is.
+            would be 0 in the update after the last, wherever it is set (here, in `load`, or as the
+            attribute before `_setup_lr_schedule()`); a schedule is taken as it is. No schedule is
+            asked for progress below 0, which SB3 reaches where the last rollout overshoots.
         n_steps: steps per environment and rollout.
         batch_size: tokens per minibatch, about: sequences are kept whole.
         n_epochs: passes over a rollout.
@@ -185,9 +188,6 @@ class TokenPPO(PPO):
         self.kl_controller, self.kl_target = kl_controller, kl_target
         self.kl_horizon, self.kl_dual_rate = kl_horizon, kl_dual_rate
         self.critic_warmup, self.num_updates = critic_warmup, 0
-        self.decays_learning_rate = isinstance(learning_rate, int | float)
-        if isinstance(learning_rate, int | float):
-            learning_rate = LinearSchedule(float(learning_rate), 0.0, 1.0)
         with warnings.catch_warnings():
             # It counts steps that do not divide into minibatches; sequences never do, exactly.
             warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
@@ -311,6 +311,19 @@ class TokenPPO(PPO):
 
     # The update ----------------------------------------------------------------------------------
 
+    def _setup_lr_schedule(self) -> None:
+        """A number decays linearly to 0; a schedule is taken as it is."""
+        if isinstance(self.learning_rate, numbers.Real):
+            self.lr_schedule = LinearSchedule(float(self.learning_rate), 0.0, 1.0)
+        else:
+            super()._setup_lr_schedule()
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """SB3's, but never below 0: a user's schedule may be anything there, negative rates too."""
+        super()._update_current_progress_remaining(
+            min(num_timesteps, total_timesteps), total_timesteps
+        )
+
     def _update_learning_rate(
         self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
     ) -> None:
@@ -319,11 +332,11 @@ class TokenPPO(PPO):
         SB3 reads a schedule at the rollout's end, where a linear decay has reached 0 in the last
         (or only) update of a run.
         """
-        if not self.decays_learning_rate:
+        if not isinstance(self.learning_rate, numbers.Real):
             super()._update_learning_rate(optimizers)
             return
-        rollout = self.n_steps * self.n_envs / self._total_timesteps
-        learning_rate = self.lr_schedule(min(1.0, self._current_progress_remaining + rollout))
+        before = max(0, self.num_timesteps - self.n_steps * self.n_envs)
+        learning_rate = self.lr_schedule(1.0 - before / self._total_timesteps)
         self.logger.record("train/learning_rate", learning_rate)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
             update_learning_rate(optimizer, learning_rate)
@@ -392,10 +405,11 @@ class TokenPPO(PPO):
             magnitude: of what they were computed from.
         """
         means: list[dict[str, float]] = []
+        first_pass_sets_old = settle_old_log_probs(self)
         for epoch in range(self.n_epochs):
-            tells = epoch == 0 and first_pass_tells(self)
+            sets_old = epoch == 0 and first_pass_sets_old
             for batch in self.rollout_buffer.get(self.batch_size):
-                parts = self._accumulate_gradients(batch, divisor, magnitude, tells)
+                parts = self._accumulate_gradients(batch, divisor, magnitude, sets_old)
                 losses = clip_gradients(self.policy, parts, self.max_grad_norm)
                 if self.target_kl is not None and losses["approx_kl"] > 1.5 * self.target_kl:
                     means.append(losses)
@@ -422,7 +436,7 @@ class TokenPPO(PPO):
         batch: RolloutBufferSamples,
         divisor: float = 1.0,
         magnitude: float = 0.0,
-        tells: bool = False,
+        sets_old: bool = False,
     ) -> dict[str, torch.Tensor]:
         """Leave the gradient of a minibatch's loss in the parameters; returns its parts."""
         self.policy.optimizer.zero_grad()
@@ -448,8 +462,8 @@ class TokenPPO(PPO):
                 kl_coef=buffer.kl_coef,
                 reference=buffer.binding.reference,
             )
-        losses, old_log_probs = accumulate_gradients(self.policy, batch, settings, tells)
-        if tells:
+        losses, old_log_probs = accumulate_gradients(self.policy, batch, settings, sets_old)
+        if sets_old:
             assert isinstance(buffer, EpisodeRolloutBuffer)
             buffer.old_log_probs = old_log_probs.cpu().numpy()
         return losses

@@ -1,9 +1,10 @@
-"""What an update's precision asks of the rest, and `"auto"`: the faster one, by measuring."""
+"""What an update decides anew each time: its precision, the old log-probabilities, the entropy."""
 
 from __future__ import annotations
 
 import statistics
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,15 +12,18 @@ import torch
 
 from agents.buffer import EpisodeRolloutBuffer
 from agents.env_checks import find_env_settings
+from agents.losses import micro_batches
 from agents.packing import PackedSequences
 from agents.policy import LMActorCriticPolicy
 from agents.precision import computing_in
+from tokenenv.log_probs import MICRO_BATCH_TOKENS
 
 __all__ = [
     "check_update_precision",
-    "first_pass_tells",
+    "entropy_weight",
     "measured_precision",
     "seconds_by_precision",
+    "settle_old_log_probs",
     "update_log_probs",
 ]
 
@@ -50,45 +54,83 @@ def _can_be_narrow(model: Any) -> bool:
     return is_language_model and isinstance(model.rollout_buffer, EpisodeRolloutBuffer)
 
 
-def first_pass_tells(model: Any) -> bool:
-    """Whether the old log-probabilities are those of the update's own first forward pass.
-
-    So it is where the update computes in another precision than sampling, and the first pass sees
-    all tokens of the rollout, all of them sampled with the present weights.
-
-    Args:
-        model: a `TokenPPO`.
-    """
-    return (
-        model.update_precision != "float32"
-        and model.n_steps * model.n_envs <= model.batch_size
-        and model.rollout_buffer.cut == "bootstrap"
-    )
-
-
 def update_log_probs(
     model: Any,
 ) -> Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None:
-    """What computes (n,) log π of actions as a model's update does, before any weight changes.
+    """What computes (n,) log π of actions as a model's update does, with the present weights.
 
     Args:
         model: any SB3 algorithm.
 
     Returns:
-        None where the update computes as sampling did, or its first pass tells.
+        None where the update computes as sampling does.
     """
     precision = getattr(model, "update_precision", "float32")
-    if precision == "float32" or first_pass_tells(model):
+    if precision == "float32":
         return None
     policy, needs_logits = model.policy, model.use_kl_loss and model.kl_estimator == "full"
 
-    def tell(states: PackedSequences, actions: torch.Tensor) -> torch.Tensor:
+    def log_probs(states: PackedSequences, actions: torch.Tensor) -> torch.Tensor:
         with computing_in(precision, actions.device):
             if needs_logits:
                 return policy.evaluate_with_logits(states, actions)[1]
             return policy.evaluate_actions(states, actions)[1]
 
-    return tell
+    return log_probs
+
+
+def entropy_weight(model: Any) -> Callable[[], float] | None:
+    """A function that gives the weight which a model's next update gives the entropy, now.
+
+    Args:
+        model: any SB3 algorithm.
+
+    Returns:
+        None where an update of the user's own might use entropies otherwise.
+    """
+    if type(model).train.__module__.split(".")[0] not in ("stable_baselines3", "agents"):
+        return None
+    asked = weakref.ref(model)  # the policy would keep a model alive that is gone
+
+    def weight() -> float:
+        found = asked()
+        return 1.0 if found is None else float(getattr(found, "ent_coef", 1.0))
+
+    return weight
+
+
+def settle_old_log_probs(model: Any) -> bool:
+    """Decide what the ratios of an update divide by; before any weight changes.
+
+    The update's own log-probabilities of tokens that the present weights sampled: those of sampling
+    where both compute in float32, else those of the update's first forward pass where it sees all
+    tokens at once, else those of a pass of their own. Carried tokens were sampled by other weights:
+    the buffer computed theirs at the end of the rollout that sampled them.
+
+    Args:
+        model: a `TokenPPO` whose rollout is complete; its buffer gets the log-probabilities.
+
+    Returns:
+        Whether they are still to be set, by the first forward pass.
+    """
+    buffer = model.rollout_buffer
+    if not isinstance(buffer, EpisodeRolloutBuffer) or buffer.cut == "carry":
+        return False
+    compute = update_log_probs(model)
+    if compute is None:
+        buffer.old_log_probs = buffer.log_probs
+        return False
+    if buffer.num_tokens <= model.batch_size:  # one minibatch
+        return True
+    batch = buffer.all_tokens()
+    old_log_probs = torch.empty_like(batch.old_log_prob)
+    for part, index in micro_batches(batch, MICRO_BATCH_TOKENS):
+        chosen = slice(None) if index is None else index
+        states: Any = part.observations
+        with torch.no_grad():
+            old_log_probs[chosen] = compute(states, part.actions)
+    buffer.old_log_probs = old_log_probs.cpu().numpy()
+    return False
 
 
 def measured_precision(model: Any) -> str:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import CallbackList
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 from tiny_task import (
     Spy,
@@ -257,6 +258,102 @@ def test_the_learning_rate_decays_and_the_last_update_still_learns(tiny_task_kwa
     rates.clear()
     make_agent(tiny_task_kwargs, Keep, learning_rate=constant(8e-4)).learn(2 * 20 * 6)
     assert rates == [8e-4, 8e-4]
+
+
+def rates_of(model: TokenPPO, steps: int, **learn) -> list[float]:
+    """Learning rates of the updates of a `learn`."""
+    rates = []
+    model._update_learning_rate = lambda optimizers: (
+        TokenPPO._update_learning_rate(model, optimizers),
+        rates.append(optimizers.param_groups[0]["lr"]),
+    )
+    model.learn(steps, **learn)
+    del model._update_learning_rate
+    return rates
+
+
+def as_constant(progress: float) -> float:
+    return 8e-4
+
+
+@pytest.mark.parametrize("way", ["load", "custom_objects", "as saved", "attribute"])
+@pytest.mark.parametrize("rate", [8e-4, np.float32(8e-4)])
+def test_a_number_means_the_same_learning_rates_wherever_it_is_set(
+    tiny_task_kwargs, tmp_path, way, rate
+):
+    model = make_agent(tiny_task_kwargs, learning_rate=rate if way == "as saved" else 1e-3)
+    model.save(tmp_path / "model")
+    given = {"load": {"learning_rate": rate}, "custom_objects": {}}.get(way, {})
+    if way == "custom_objects":
+        given = {"custom_objects": {"learning_rate": rate}}
+    loaded = TokenPPO.load(tmp_path / "model", env=model.env, device="cpu", **given)
+    if way == "attribute":
+        loaded.learning_rate = rate
+        loaded._setup_lr_schedule()
+    assert rates_of(loaded, 4 * 20 * 6) == pytest.approx([8e-4, 6e-4, 4e-4, 2e-4], rel=1e-6)
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(8e-4, 0.0, 1.0), as_constant])
+def test_a_loaded_schedule_is_taken_as_it_is(tiny_task_kwargs, tmp_path, schedule):
+    """SB3 reads it at the end of the rollout."""
+    model = make_agent(tiny_task_kwargs)
+    model.save(tmp_path / "model")
+    loaded = TokenPPO.load(tmp_path / "model", env=model.env, device="cpu", learning_rate=schedule)
+    expected = [schedule(0.5), schedule(0.0)]
+    assert rates_of(loaded, 2 * 20 * 6) == pytest.approx(expected, rel=1e-9)
+
+
+def test_schedules_are_never_asked_for_progress_below_zero(tiny_task_kwargs):
+    """The last rollout overshoots: 240 steps where 130 are asked for."""
+    asked = []
+
+    def schedule(progress: float) -> float:
+        asked.append(progress)
+        return 0.1 + progress
+
+    given = dict.fromkeys(("learning_rate", "clip_range", "clip_range_vf"), schedule)
+    model = make_agent(tiny_task_kwargs, **given)
+    asked.clear()
+    model.learn(130)
+    assert asked and min(asked) == 0.0
+    assert rates_of(make_agent(tiny_task_kwargs, learning_rate=8e-4), 130) == pytest.approx(
+        [8e-4, 8e-4 * 10 / 130]
+    )
+
+
+class RaiseEntropy(BaseCallback):
+    """Raises `ent_coef` from 0 at the end of the first rollout, before its update."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        self.model.ent_coef = 0.5
+
+
+@pytest.mark.parametrize("agent", [TokenPPO, PPO, A2C])
+@pytest.mark.parametrize("attention", [None, "eager"])
+def test_an_entropy_weight_raised_in_training_acts_as_one_from_the_start(
+    tiny_task_kwargs, agent, attention
+):
+    """The weights after one update; without the entropy's gradient they are others."""
+    ends = []
+    for ent_coef, callbacks in ((0.5, []), (0.0, [RaiseEntropy()]), (0.0, [])):
+        policy = {} if attention is None else {"attention": attention}
+        model = make_agent(tiny_task_kwargs, agent, ent_coef=ent_coef, policy_kwargs=policy)
+        model.learn(1, callback=[RLHFCallback(), *callbacks])
+        ends.append(weights(model.policy))
+        assert model.policy.entropy_needs_gradient == (model.ent_coef > 0)
+    assert largest_difference(ends[0], ends[1]) == 0.0
+    assert largest_difference(ends[0], ends[2]) > 1e-5
+
+
+def test_an_update_of_the_users_own_gets_the_entropys_gradient(tiny_task_kwargs):
+    class Own(PPO):
+        def train(self) -> None:
+            assert self.policy.entropy_needs_gradient and self.ent_coef == 0.0
+
+    make_agent(tiny_task_kwargs, Own).learn(1, callback=RLHFCallback())
 
 
 def test_a_callback_that_is_given_is_not_doubled(tiny_task_kwargs):

@@ -65,6 +65,26 @@ def test_the_first_ratio_of_a_bfloat16_update_is_one(
         assert np.array_equal(buffer.log_probs, sampled)
 
 
+@pytest.mark.parametrize("change", [("batch_size", 20), ("update_precision", "bfloat16")])
+def test_old_log_probs_follow_what_changes_between_rollout_and_update(tiny_task_kwargs, change):
+    """A callback lowered `batch_size` after the rollout, or chose the other precision."""
+    precision = "float32" if change[0] == "update_precision" else "bfloat16"
+    model = make_agent(
+        tiny_task_kwargs,
+        n_steps=9,
+        n_epochs=1,
+        batch_size=ROOMY if precision == "bfloat16" else 20,
+        learning_rate=0.0,
+        precision=precision,
+    )
+    perturb(model.policy)
+    buffer = collect(model, begin(model))
+    setattr(model, *change)
+    model.train()
+    assert abs(model.logger.name_to_value["train/approx_kl"]) <= 1e-6
+    assert np.abs(buffer.old_log_probs - log_probs_in(model, "bfloat16")).max() <= 1e-4
+
+
 def test_what_waited_keeps_the_log_probs_of_the_weights_that_sampled_it(tiny_task_kwargs):
     """Carried tokens: computed in the update's precision, before the weights moved on."""
     model = make_agent(
@@ -99,7 +119,9 @@ def test_a_float32_update_takes_the_log_probs_of_sampling(tiny_task_kwargs):
     model = make_agent(tiny_task_kwargs, n_steps=9)
     buffer = collect(model, begin(model))
     assert buffer.old_log_probs is buffer.log_probs
-    assert model.rollout_buffer.binding.update_log_probs is None
+    assert model.rollout_buffer.binding.update_log_probs() is None
+    model.train()
+    assert buffer.old_log_probs is buffer.log_probs
 
 
 def test_weights_gradients_values_and_log_probs_stay_float32(tiny_task_kwargs):
@@ -126,7 +148,7 @@ def test_bfloat16_changes_an_update_by_its_rounding_and_no_more(tiny_task_kwargs
         perturb(model.policy)
         collect(model, begin(model))
         batch = next(iter(model.rollout_buffer.get(ROOMY)))
-        model._accumulate_gradients(batch, 1.0, tells=precision == "bfloat16")
+        model._accumulate_gradients(batch, 1.0, sets_old=precision == "bfloat16")
         grads = [p.grad.flatten() for p in model.policy.parameters() if p.grad is not None]
         found.append(torch.cat(grads))
     wide, narrow = found
