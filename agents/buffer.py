@@ -198,6 +198,23 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         """Keep the groups of the N episodes that the step which `add` adds next belongs to."""
         self._next_groups = groups
 
+    def cut_episodes(self, envs: Sequence[int], values: np.ndarray) -> None:
+        """End the episodes under way in some environments, which are lost to a restart.
+
+        With `cut="bootstrap"` their steps are used all the same, with the critic's value of the
+        state that they were lost in; with `cut="carry"`, where nothing will finish them, they are
+        dropped.
+
+        Args:
+            envs: the environments' indices.
+            values: V of those states, one for each; unused between rollouts.
+        """
+        for env, value in zip(envs, values, strict=True):
+            if self._log.pos:
+                self._log.cut_episode(env, float(value))
+            else:
+                self._open[env] = None
+
     def _bound(self) -> RewardBinding:
         if self.binding is None:
             raise RuntimeError(
@@ -279,7 +296,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             whiten_rewards(self.rewards) if self.whiten_rewards else self.rewards,
             self.values,
             self.lengths,
-            np.array([0.0 if s.ended else last_values[s.env] for s in segments]),
+            np.array([_following_value(s, last_values) for s in segments]),
             self.gamma,
             self.gae_lambda,
             self.group_size,
@@ -358,3 +375,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         if not len(self.ref_log_probs):
             return samples
         return ReferencedSamples(*samples, self.to_torch(self.ref_log_probs[picked]))  # type: ignore
+
+
+def _following_value(segment: Segment, last_values: np.ndarray) -> float:
+    """V of the state after a segment, 0 where its episode ended."""
+    if segment.ended:
+        return 0.0
+    return float(last_values[segment.env]) if segment.bootstrap is None else segment.bootstrap

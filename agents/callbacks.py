@@ -17,6 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.agreement import Agreement
 from agents.buffer import EpisodeRolloutBuffer
 from agents.deferred_scoring import RewardBinding
 from agents.env_checks import (
@@ -26,6 +27,7 @@ from agents.env_checks import (
     refuse_changed_rewards,
     refuse_normalizers,
     refuse_other_widths,
+    refuse_recorders,
     refuse_time_limits,
 )
 from agents.episode_records import EpisodeRecord, rlhf_metrics
@@ -72,7 +74,8 @@ class RLHFCallback(BaseCallback):
         ValueError: at the start of training, where environment and policy do not fit: normalisers
             in front of the policy, temperatures or tokenizers that differ, deferred scoring with a
             buffer that can't score, a KL penalty that would be paid twice or not at all, or that
-            contradicts `TokenPPO`'s. At a step, where a `TimeLimit` cut an episode.
+            contradicts `TokenPPO`'s. At a step, where a `TimeLimit` cut an episode, or a wrapper
+            changed what was acted or seen.
     """
 
     def __init__(
@@ -112,6 +115,8 @@ class RLHFCallback(BaseCallback):
             kwargs = self.model.policy_kwargs or {}
             self.model.policy_kwargs = {**kwargs, **policy.rebuild_kwargs()}
         self.is_deferred = self.settings.scoring == "deferred"
+        if self.is_deferred:
+            refuse_recorders(env)
         self._begin_kl()
         starts = getattr(self.model, "_last_episode_starts", None)
         self._bind_buffer(env, starts)
@@ -119,7 +124,13 @@ class RLHFCallback(BaseCallback):
         under_way = np.zeros(env.num_envs, dtype=bool) if starts is None else ~starts.astype(bool)
         self._kl = np.where(under_way, np.nan, 0.0)
         self._ref_log_prob = np.zeros(env.num_envs)
+        self._agreement = Agreement(self.model, env, self.settings, self._restarted)
         self._rollout_ended = time.perf_counter()
+
+    def _restarted(self, rows: list[int]) -> None:
+        """Forget what was kept of the episodes that were under way in these rows."""
+        self._kl[rows] = self._ref_log_prob[rows] = 0.0
+        self._groups.update(self._reset_groups(rows))
 
     def _begin_kl(self) -> None:
         """Settle estimator and controller, and give the environment the β of a loaded model."""
@@ -188,12 +199,18 @@ class RLHFCallback(BaseCallback):
         self._is_monitored = False
         self._log_prob_sum, self._num_steps = 0.0, 0
         self._rollout_kl_coef = self._kl_coef()
+        self._agreement.begin_rollout()
+
+    def _on_training_end(self) -> None:
+        self._agreement.end_rollout()
 
     def _on_step(self) -> bool:
         infos: list[dict[str, Any]] = self.locals["infos"]
         dones: np.ndarray = self.locals["dones"]
         log_probs = self.locals["log_probs"].detach().cpu().numpy().astype(np.float64)
         refuse_time_limits(infos, dones, self.settings)
+        seen = self.locals
+        self._agreement.check_step(seen["actions"], seen["new_obs"], dones, infos)
         paid = self.locals["rewards"].copy()
         if self.is_deferred:
             refuse_changed_rewards(paid, np.zeros(len(infos)))
@@ -266,6 +283,7 @@ class RLHFCallback(BaseCallback):
     # Rollout's end -------------------------------------------------------------------------------
 
     def _on_rollout_end(self) -> None:
+        self._agreement.end_rollout()
         if self.is_deferred:
             self.records = self.model.rollout_buffer.records  # type: ignore[attr-defined]
         kl_coef = self._rollout_kl_coef

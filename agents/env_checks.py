@@ -6,7 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
+from gymnasium.wrappers import RecordEpisodeStatistics
+from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordStatisticsOfRows
+from stable_baselines3.common.env_util import unwrap_wrapper
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
 from agents.buffer import EpisodeRolloutBuffer
 from agents.kl_settings import KLPenalty
@@ -24,6 +28,7 @@ __all__ = [
     "refuse_fused_attention",
     "refuse_normalizers",
     "refuse_other_widths",
+    "refuse_recorders",
     "refuse_time_limits",
 ]
 
@@ -86,6 +91,34 @@ def refuse_normalizers(env: VecEnv) -> None:
                     f"longer score and KL. {instead}; the score is normalised already."
                 )
         layer = layer.venv
+
+
+def refuse_recorders(env: VecEnv) -> None:
+    """Raise ValueError where a wrapper would record the returns of a deferred environment."""
+    layer: Any = env
+    found = None
+    while isinstance(layer, VecEnvWrapper):
+        if isinstance(layer, VecMonitor) and layer.results_writer is not None:
+            found = "VecMonitor"
+        layer = layer.venv
+    for monitor in _monitors(layer):
+        if monitor.results_writer is not None:
+            found = "Monitor"
+    statistics: Any = (RecordEpisodeStatistics, RecordStatisticsOfRows)
+    if any(any(layer.env_is_wrapped(kind)) for kind in statistics):
+        found = "RecordEpisodeStatistics"
+    if found is not None:
+        raise ValueError(
+            f"{found} would record returns of 0: with scoring='deferred' rewards are known at the "
+            "end of a rollout, long after it saw the episode. RLHFCallback logs the true ones: "
+            "take it off (a monitor without a file may stay), or use scoring='step'."
+        )
+
+
+def _monitors(env: VecEnv) -> list[Monitor]:
+    """SB3's monitors around the environments of this process."""
+    wrapped = [unwrap_wrapper(one, Monitor) for one in getattr(env, "envs", [])]
+    return [monitor for monitor in wrapped if isinstance(monitor, Monitor)]
 
 
 def refuse_other_widths(env: VecEnv, settings: EnvSettings) -> None:

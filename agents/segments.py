@@ -36,6 +36,7 @@ class Segment:
         old_log_probs: (n,) float32, `log_probs` as the update computes them, or (0,) where it
             computes as sampling did.
         new_steps: how many of the steps, the last ones, are of the last rollout.
+        bootstrap: V of the state after the last of the steps, where the episode was lost there.
         group: the environment's number of the group that the episode belongs to; None: of none.
     """
 
@@ -54,6 +55,7 @@ class Segment:
     ref_log_probs: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     old_log_probs: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
     new_steps: int = 0
+    bootstrap: float | None = None
     group: int | None = None
 
     @property
@@ -123,6 +125,8 @@ class StepLog:
         self._starts: list[list[tuple[int, int | None, np.ndarray, np.ndarray]]] = [
             [] for _ in range(num_envs)
         ]
+        # (row, environment) → V, of the episodes that were lost before that row
+        self._lost: dict[tuple[int, int], float] = {}
 
     @property
     def nbytes(self) -> int:
@@ -161,6 +165,15 @@ class StepLog:
             tokens = prompt.astype(np.int32), response.astype(np.int32)
             self._starts[env].append((self.pos, groups[env], *tokens))
 
+    def cut_episode(self, env: int, value: float) -> None:
+        """End the episode under way in `env` before the next row: nobody will see it end.
+
+        Args:
+            env: the environment's index.
+            value: V of the state that it was lost in.
+        """
+        self._lost[self.pos, env] = value
+
     def cut(
         self,
         dones: np.ndarray,
@@ -191,7 +204,8 @@ class StepLog:
                 segment.kl_before = float("nan") if len(earlier) else 0.0
                 own.append(segment)
             for segment in own[:-1]:
-                segment.ended = True
+                segment.bootstrap = self._lost.get((segment.end, env))
+                segment.ended = segment.bootstrap is None
             own[-1].ended = bool(dones[env])
             segments += own
         return segments

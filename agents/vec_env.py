@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -20,6 +20,8 @@ from stable_baselines3.common.vec_env.base_vec_env import (
 
 import tokenenv
 from agents.vec_infos import rows_of
+from tokenenv.env import TokenEnv
+from tokenenv.token_mdp import check_options
 from tokenenv.vector_env import TokenVectorEnv
 from tokenenv.wrappers.checks import layers
 
@@ -57,16 +59,36 @@ class TokenVecEnv(VecEnv):
         self.env: Any = env
         self.inner = inner
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.metadata["render_fps"] = inner.metadata["render_fps"]
 
     def reset(self) -> VecEnvObs:
-        """Start episodes in all environments; honours `seed()` and `set_options()`."""
-        prompts = [(options or {}).get("prompt") for options in self._options]
+        """Start episodes in all environments; honours `seed()` and `set_options()`.
+
+        Raises:
+            ValueError: an option is unknown, or there are not as many as environments.
+        """
+        if len(self._options) != self.num_envs:
+            raise ValueError(
+                f"set_options() got {len(self._options)} dicts for {self.num_envs} environments: "
+                "give one for each, or one for all."
+            )
+        prompts = [check_options(own, ("prompt",)).get("prompt") for own in self._options]
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
         self.inner.mdp.begin_group()  # the episodes under way are lost, and so is their group
         observations, infos = self.env.reset(seed=seeds, options={"prompt": prompts})
         self.reset_infos = rows_of(infos, range(self.num_envs))
         self._reset_seeds()
         self._reset_options()
+        return observations
+
+    def restart(self, rows: Sequence[int]) -> np.ndarray:
+        """Start new episodes in some rows, of new groups; the observations of all rows."""
+        mask = np.zeros(self.num_envs, dtype=bool)
+        mask[list(rows)] = True
+        self.inner.mdp.begin_group()
+        observations, infos = self.env.reset(options={"reset_mask": mask})
+        for row, info in zip(rows, rows_of(infos, list(rows)), strict=True):
+            self.reset_infos[row] = info
         return observations
 
     def step_async(self, actions: np.ndarray) -> None:
@@ -126,6 +148,19 @@ class TokenVecEnv(VecEnv):
             else:
                 rows[row].update(found)
 
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """Every environment's picture, (height, width, 3) uint8, for `render` and video recorders.
+
+        Raises:
+            ValueError: the environment was not made with `render_mode="rgb_array"`.
+        """
+        if self.render_mode != "rgb_array":
+            raise ValueError(
+                f"render_mode={self.render_mode!r} draws no pictures: make the environment with "
+                "render_mode='rgb_array'."
+            )
+        return self.env.render()
+
     def close(self) -> None:
         """Close the environment."""
         self.env.close()
@@ -159,6 +194,11 @@ class TokenVecEnv(VecEnv):
         Raises:
             ValueError: `indices` names some rows only, and the method is about all.
         """
+        if method_name == "action_masks" and not self.has_attr(method_name):
+            raise ValueError(
+                "this environment has no action masks: make it with agents.make_vec_env(…, "
+                "wrapper_class=tokenenv.wrappers.vector.ActionMask)."
+            )
         if method_name in _OF_A_ROW:
             found = self._find(method_name)(*method_args, **method_kwargs)
             return [found[row] for row in self._indices(indices)]
@@ -175,15 +215,18 @@ class TokenVecEnv(VecEnv):
     def _find(self, name: str) -> Any:
         """The attribute of the outermost layer that has it."""
         owner = next((layer for layer in layers(self.env) if hasattr(layer, name)), self.inner)
-        if name == "action_masks" and not hasattr(owner, name):
-            raise ValueError(
-                "this environment has no action masks: make it with agents.make_vec_env(…, "
-                "wrapper_class=tokenenv.wrappers.vector.ActionMask)."
-            )
         return getattr(owner, name)
 
     def _indices(self, indices: VecEnvIndices) -> Iterable[int]:
-        return self._get_indices(indices)
+        chosen = [indices] if isinstance(indices, int | np.integer) else indices
+        found = list(self._get_indices(chosen))
+        outside = [index for index in found if not -self.num_envs <= index < self.num_envs]
+        if outside:
+            raise ValueError(
+                f"indices={indices!r}: there is no environment {outside[0]}, allowed are 0 … "
+                f"{self.num_envs - 1}."
+            )
+        return found
 
     def _require_all(self, indices: VecEnvIndices, what: str) -> None:
         chosen = list(self._indices(indices))
@@ -234,7 +277,16 @@ def _require_token_env(env_id: str) -> None:
     module, _, name = env_id.rpartition(":")
     if module:
         importlib.import_module(module)
-    entry_point: Any = gym.spec(name).vector_entry_point
+    spec = gym.spec(name)
+    entry_point: Any = spec.vector_entry_point
+    if entry_point is None and spec.entry_point is not None:
+        single: Any = spec.entry_point
+        made = load_env_creator(single) if isinstance(single, str) else single
+        if isinstance(made, type) and issubclass(made, TokenEnv):
+            raise ValueError(
+                f"env_id={env_id!r} was registered without its vector environment: pass "
+                "vector_entry_point='tokenenv.vector_env:TokenVectorEnv' to gym.register."
+            )
     made = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
     if not (isinstance(made, type) and issubclass(made, TokenVectorEnv)):
         raise ValueError(

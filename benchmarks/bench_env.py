@@ -67,6 +67,8 @@ def cases(num_envs: int, steps: int) -> Measured:
     ours.reset(seed=0)
     sb3 = make_vec_env(n_envs=num_envs, seed=0, **SETTINGS)
     sb3.reset()
+    ours.unwrapped.leave_scoring_to_caller()  # type: ignore[attr-defined]
+    sb3.env_method("leave_scoring_to_caller")
     for mdp in (ours.unwrapped.mdp, sb3.env.mdp):  # type: ignore[attr-defined]
         for prompt in mdp.prompts:
             mdp.encode_prompt(prompt)

@@ -69,6 +69,7 @@ class InEnvironment:
     ) -> None:
         on: dict[str, Any] = {"device": device, "dtype": dtype}
         self.env = environment(folder, batch, prompt, response, ends, scoring="deferred", **on)
+        self.env.env_method("leave_scoring_to_caller")
         self.policy = LMActorCriticPolicy(
             self.env.observation_space,
             self.env.action_space,

@@ -74,10 +74,17 @@ def gymnasium_cases(num_envs: int, steps: int) -> dict[str, Measured]:
     """Table → the bare environment and those in Gymnasium's wrappers, in that order."""
 
     def batched() -> Any:
-        return gym.make_vec("tokenenv:TokenRLHF-v0", num_envs=num_envs, **SETTINGS)
+        env: Any = gym.make_vec("tokenenv:TokenRLHF-v0", num_envs=num_envs, **SETTINGS)
+        env.unwrapped.leave_scoring_to_caller()
+        return env
+
+    def single() -> TokenEnv:
+        env = TokenEnv(**SETTINGS)
+        env.leave_scoring_to_caller()
+        return env
 
     def singles(wrap: Callable[[Any], gym.Env]) -> gym.vector.VectorEnv:
-        return gym.vector.SyncVectorEnv([lambda: wrap(TokenEnv(**SETTINGS))] * num_envs)
+        return gym.vector.SyncVectorEnv([lambda: wrap(single())] * num_envs)
 
     tables: dict[str, dict[str, gym.vector.VectorEnv]] = {
         VECTOR_TABLE: {BARE: batched()}

@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import save_classifier, save_language_model, word_tokenizer
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 import tokenenv  # noqa: F401  (registers the ids)
+from agents import make_vec_env
 from tokenenv.env import TokenEnv
 from tokenenv.tasks import Task
+from tokenenv.vector_env import TokenVectorEnv
 
 EOS = 2
 PROMPTS = ["w4 w5 w6", "w7", "w8 w9 w10 w11"]
@@ -388,6 +391,7 @@ def test_resets_tell_the_number_of_the_group_where_there_are_groups(settings):
 
 def test_deferred_scoring_pays_nothing_and_tells_only_the_end(settings):
     env = make(settings, scoring="deferred")
+    env.unwrapped.leave_scoring_to_caller()
     env.reset(options={"prompt": "w7"})
     rewards, infos = play(env, [9, EOS])
     assert rewards == [0.0, 0.0]
@@ -676,3 +680,98 @@ def test_dropout_is_off_whatever_the_config_says(settings, tmp_path):
     expected = reference_log_probs(folder, [1, 7], [9, 12, EOS])
     np.testing.assert_allclose([i["ref_logprob"] for i in infos], expected, rtol=0, atol=1e-5)
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+# The surface that Gymnasium's users touch ---------------------------------------------------------
+
+
+INTEGERS = [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64]
+
+
+@pytest.mark.parametrize("scoring", ["step", "deferred"])
+def test_every_integer_is_the_token_that_it_names(settings, scoring):
+    single, vector = make(settings, scoring=scoring), TokenVectorEnv(2, **settings)
+    expected = None
+    given = [9, *(kind(9) for kind in INTEGERS), np.array(9), np.array([9], np.int8)]
+    for action in [*given, torch.tensor(9), torch.tensor([9], dtype=torch.uint8)]:
+        single.reset(options={"prompt": "w7"})
+        found = single.step(action)
+        expected = expected or found
+        assert np.array_equal(found[0], expected[0]) and found[1] == expected[1]
+        assert single.action_space.contains(np.int64(np.asarray(action).reshape(-1)[0]))
+    for kind in INTEGERS:
+        vector.reset(options={"prompt": "w7"})
+        found = vector.step(np.full(2, 9, dtype=kind))
+        assert np.allclose(found[1], expected[1], atol=1e-6) or scoring == "deferred"
+        assert (found[0][:, 6] == 9).all()
+
+
+@pytest.mark.parametrize(
+    "action", [9.0, np.float32(9), True, np.bool_(False), "9", None, [9, 9], 10**30, 2**63, -1, 99]
+)
+def test_anything_else_is_refused_with_what_is_allowed(settings, action):
+    single, vector = TokenEnv(**settings), TokenVectorEnv(2, **settings)
+    single.reset(seed=0)
+    vector.reset(seed=0)
+    with pytest.raises(ValueError, match=r"0 … 39"):
+        single.step(action)
+    with pytest.raises(ValueError, match=r"0 … 39"):
+        vector.step([action] * 2)
+    single.step(9)  # nothing has changed
+    vector.step(np.array([9, 9]))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"promt": "w7"}, r"no option 'promt': it takes 'prompt'"),
+        ({"prompt": "w7", 3: 1}, r"no option 3"),
+        ({"prompt": 7}, "it must be text"),
+        ({"prompt": b"w7"}, "it must be text"),
+        ([("prompt", "w7")], "is a list; it must be a dict"),
+        ("w7", "is a str; it must be a dict"),
+    ],
+)
+def test_options_that_reset_does_not_know_are_refused(settings, options, words):
+    with pytest.raises(ValueError, match=words):
+        make(settings).reset(options=options)
+    with pytest.raises(ValueError, match=f"{words}|must be one text"):
+        TokenVectorEnv(2, **settings).reset(options=options)
+
+
+def test_an_id_of_the_users_own(settings):
+    """Registered with keyword arguments; made in every way, and through its spec."""
+    name = "tests/Own-v0"
+    gym.register(
+        name,
+        entry_point="tokenenv.env:TokenEnv",
+        vector_entry_point="tokenenv.vector_env:TokenVectorEnv",
+        kwargs={**settings, "kl_coef": 0.7},
+    )
+    try:
+        single = gym.make(name)
+        assert single.unwrapped.kl_coef == 0.7
+        assert gym.make(name, kl_coef=0.1).unwrapped.kl_coef == 0.1
+        again = gym.make(EnvSpec.from_json(single.spec.to_json()))
+        copied, pickled = copy.deepcopy(single), pickle.loads(pickle.dumps(single))
+        for env in (single, again, copied, pickled):
+            env.reset(seed=3, options={"prompt": "w7"})
+        steps = [env.step(9)[1] for env in (single, again, copied, pickled)]
+        assert steps == pytest.approx([steps[0]] * 4, abs=1e-6)
+        for mode in ("sync", "vector_entry_point", None):
+            vector = gym.make_vec(name, num_envs=2, vectorization_mode=mode)
+            vector.reset(options={"prompt": "w7"})
+            assert vector.step(np.array([9, 9]))[1] == pytest.approx([steps[0]] * 2, abs=1e-5)
+        assert make_vec_env(name, 2).inner.kl_coef == 0.7
+    finally:
+        gym.registry.pop(name)
+
+
+def test_an_id_without_a_vector_environment_says_what_to_register(settings):
+    name = "tests/Single-v0"
+    gym.register(name, entry_point="tokenenv.env:TokenEnv", kwargs=settings)
+    try:
+        with pytest.raises(ValueError, match=r"vector_entry_point='tokenenv.vector_env:Token"):
+            make_vec_env(name, 2)
+    finally:
+        gym.registry.pop(name)

@@ -336,6 +336,7 @@ def test_both_vector_faces_work():
     vector.step(np.full(3, 5))
     env = make_vec_env(ENV_ID, n_envs=3, seed=0, scoring="deferred")
     assert env.reset().shape == (3, 8)
+    env.env_method("leave_scoring_to_caller")
     _, _, dones, infos = env.step(np.full(3, 5))
     assert dones.all() and all(info["response"] == "" for info in infos)
 

@@ -122,6 +122,7 @@ FLOORS: dict[str, float] = {
     "agents.policy": 6.1,
     "agents.buffer": 6.2,
     "agents.critic_warmup": 6.0,
+    "agents.agreement": 6.3,
     "agents.env_checks": 6.3,
     # 7: the agent
     "agents.callbacks": 7.0,

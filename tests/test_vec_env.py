@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+import sys
+import types
 from collections.abc import Callable
+from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecCheckNan,
+    VecEnv,
+    VecMonitor,
+    VecVideoRecorder,
+)
 from tiny_task import EOS, PROMPTS, P, T, V
 
 from agents import TokenVecEnv, make_vec_env
@@ -46,6 +57,8 @@ def assert_same_steps(ours: VecEnv, single: VecEnv, draw: Callable[[], np.ndarra
     assert np.allclose(ours.reset(), single.reset(), atol=1e-5)
     for info, other in zip(ours.reset_infos, single.reset_infos, strict=True):
         assert_same_infos(info, other)
+    for env in (ours, single):
+        env.env_method("leave_scoring_to_caller")
     ends = 0
     for _ in range(4 * T):
         actions = draw()
@@ -322,3 +335,129 @@ def test_another_autoreset_mode_is_refused(tiny_task_kwargs):
 def test_a_time_limit_below_the_response_budget_is_refused(tiny_task_kwargs):
     with pytest.raises(ValueError, match=f"max_episode_steps={T - 1} is below max_new_tokens={T}"):
         make_vec_env(n_envs=2, max_episode_steps=T - 1, **tiny_task_kwargs)
+
+
+# The surface that SB3's own tests go through ------------------------------------------------------
+
+
+class Film:
+    """Stands for MoviePy's, which writes the file."""
+
+    made: ClassVar[list[tuple[list[np.ndarray], float]]] = []
+
+    def __init__(self, frames: list[np.ndarray], fps: float) -> None:
+        self.made.append((frames, fps))
+
+    def write_videofile(self, path: str) -> None:
+        assert path.endswith(".mp4")
+
+
+def test_pictures_and_videos_as_sb3_takes_them(tiny_task_kwargs, tmp_path, monkeypatch):
+    env = make_vec_env(n_envs=3, render_mode="rgb_array", **tiny_task_kwargs)
+    env.reset()
+    images = env.get_images()
+    assert len(images) == 3 and all(image.dtype == np.uint8 for image in images)
+    height, width, channels = images[0].shape
+    tiled = env.render()  # 2 × 2, one of them black
+    assert tiled.shape == (2 * height, 2 * width, channels)
+    assert np.array_equal(env.render(mode="rgb_array"), tiled)
+    module = types.ModuleType("moviepy.video.io.ImageSequenceClip")
+    module.ImageSequenceClip = Film
+    for name in ("moviepy", "moviepy.video", "moviepy.video.io", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    video = VecVideoRecorder(env, str(tmp_path), lambda step: step == 0, video_length=3)
+    video.reset()
+    for _ in range(4):
+        video.step(np.full(3, 3))
+    video.close()
+    ((frames, fps),) = Film.made
+    assert fps == env.inner.metadata["render_fps"] == 4
+    assert len(frames) == 4 and all(frame.shape == tiled.shape for frame in frames)
+    assert not np.array_equal(frames[0], frames[-1])
+
+
+def test_without_pictures_it_says_how_to_make_them(tiny_task_kwargs):
+    env = make_vec_env(n_envs=2, **tiny_task_kwargs)
+    env.reset()
+    with pytest.raises(ValueError, match=r"render_mode=None.*make the environment with"):
+        env.get_images()
+    with pytest.warns(UserWarning, match="no `render_mode` was passed"):
+        assert env.render() is None
+    assert env.metadata["render_modes"] == []
+
+
+@pytest.mark.parametrize("indices", [None, 1, np.int64(1), -1, [0, 2], range(2), np.array([2, 0])])
+def test_indices_of_every_kind(tiny_task_kwargs, indices):
+    """As SB3's `DummyVecEnv` takes them, and Numpy's integers."""
+    env = make_vec_env(n_envs=3, **tiny_task_kwargs)
+    chosen = np.atleast_1d(np.arange(3)[indices] if indices is not None else np.arange(3))
+    assert len(env.get_attr("kl_coef", indices)) == len(chosen)
+    assert env.env_is_wrapped(gym.vector.VectorWrapper, indices) == [False] * len(chosen)
+
+
+@pytest.mark.parametrize("indices", [3, -4, [0, 7]])
+def test_an_index_out_of_range_is_refused(tiny_task_kwargs, indices):
+    env = make_vec_env(n_envs=3, **tiny_task_kwargs)
+    for call in (
+        lambda: env.get_attr("kl_coef", indices),
+        lambda: env.set_attr("render_mode", None, indices),
+        lambda: env.env_method("set_kl_coef", 0.1, indices=indices),
+        lambda: env.env_is_wrapped(gym.Wrapper, indices),
+    ):
+        with pytest.raises(ValueError, match=r"there is no environment"):
+            call()
+
+
+def test_attributes_that_are_not_there_are_no_attributes(tiny_task_kwargs):
+    env = make_vec_env(n_envs=2, **tiny_task_kwargs)
+    assert env.has_attr("kl_coef") and env.has_attr("settings") and env.has_attr("render_mode")
+    assert not env.has_attr("action_masks") and not env.has_attr("no_such_thing")
+    with pytest.raises(AttributeError):
+        env.get_attr("no_such_thing")
+    with pytest.raises(AttributeError):
+        env.env_method("no_such_thing")
+    with pytest.raises(ValueError, match="has no action masks"):
+        env.env_method("action_masks")
+    wrapped = VecMonitor(VecCheckNan(env))
+    assert wrapped.getattr_depth_check("inner", already_found=False) is None
+    assert wrapped.inner is env.inner and wrapped.unwrapped is env
+    assert wrapped.num_envs == 2 and wrapped.env_method("set_kl_coef", 0.3) == [None, None]
+    assert wrapped.get_attr("kl_coef") == [0.3, 0.3]
+
+
+def test_closing_twice_and_infos_of_a_reset(tiny_task_kwargs):
+    env = make_vec_env(n_envs=2, **tiny_task_kwargs)
+    assert env.reset_infos == [{}, {}]
+    env.reset()
+    assert all(info.keys() == {"prompt"} for info in env.reset_infos)
+    env.close()
+    env.close()
+
+
+def test_options_that_nobody_knows_are_refused_by_name(tiny_task_kwargs):
+    env = make_vec_env(n_envs=2, **tiny_task_kwargs)
+    for options, words in (
+        ({"promt": "w3"}, r"no option 'promt'.*'prompt'"),
+        ([{"prompt": "w3"}, {"seed": 3}], "no option 'seed'"),
+        ([{"prompt": "w3"}], "1 dicts for 2 environments"),
+        ([None, "w3"], "is a str"),
+        ({"prompt": 3}, "it must be text"),
+    ):
+        env.set_options(options)
+        with pytest.raises(ValueError, match=words):
+            env.reset()
+    env.set_options([{"prompt": "w3"}, {}])
+    env.reset()
+    assert env.reset_infos[0]["prompt"] == "w3"
+
+
+def test_a_copied_environment_goes_on_alike(tiny_task_kwargs):
+    env = make_vec_env(n_envs=3, seed=1, **tiny_task_kwargs)
+    env.reset()
+    env.step(np.array([3, 4, 6]))
+    twin = pickle.loads(pickle.dumps(env))
+    other = copy.deepcopy(env)
+    for actions in ([7, 8, 10], [2, 3, 2]):
+        found = [one.step(np.array(actions)) for one in (env, twin, other)]
+        for part in range(3):
+            assert all(np.allclose(f[part], found[0][part], atol=1e-5) for f in found)

@@ -81,6 +81,8 @@ MODES = ["NextStep", "SameStep", "Disabled", *AutoresetMode]
 @pytest.mark.parametrize("changes", [{}, {"scoring": "deferred"}, {"kl_shaping": "none"}], ids=str)
 def test_rows_equal_single_environments_stepped_beside_them(settings, mode, changes, rng):
     singles, vector = pair({**settings, **changes}, mode)
+    singles.call("leave_scoring_to_caller")
+    vector.leave_scoring_to_caller()
     assert_equal(singles.reset(seed=11), vector.reset(seed=11))
     ends = 0
     for step in range(60):
@@ -200,6 +202,7 @@ def test_next_step_reset_ignores_the_action_and_pays_nothing(settings):
 
 def test_deferred_ends_tell_the_reason_the_text_and_the_length_only(settings):
     vector = TokenVectorEnv(2, autoreset_mode="SameStep", **{**settings, "scoring": "deferred"})
+    vector.leave_scoring_to_caller()
     vector.reset(seed=0)
     _, rewards, _, _, infos = vector.step(np.array([9, EOS]))
     assert rewards.tolist() == [0.0, 0.0]

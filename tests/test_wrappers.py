@@ -42,6 +42,7 @@ def full_forward(folder, ids):
 
 def rollout(env, seed, steps=40):
     """A seeded run of sampled actions."""
+    env.unwrapped.leave_scoring_to_caller()
     observation, info = env.reset(seed=seed)
     env.action_space.seed(seed)
     trace = [(observation, info)]
@@ -140,6 +141,7 @@ def test_copies_continue_alike_and_carry_no_model(settings, twin_of):
 @pytest.mark.parametrize("scoring", ["step", "deferred"])
 def test_features_are_the_last_hidden_state_of_a_full_forward(settings, scoring):
     env = make(settings, FEATURES, scoring=scoring)
+    env.unwrapped.leave_scoring_to_caller()
     assert env.observation_space == gym.spaces.Box(-np.inf, np.inf, (H,), np.float32)
     observation, _ = env.reset(options={"prompt": "w4 w5"})
     ids = [1, 4, 5]

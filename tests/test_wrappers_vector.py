@@ -91,6 +91,8 @@ def test_rows_equal_single_wrappers_stepped_beside_them(settings, mode, scoring,
     )
     batch = wrap(vector, TokenVectorEnv(N, autoreset_mode=mode, **own))
     assert isinstance(batch, VectorWrapper)
+    singles.call("leave_scoring_to_caller")
+    batch.unwrapped.leave_scoring_to_caller()
     run_side_by_side(singles, batch, mode, drawing(rng))
 
 

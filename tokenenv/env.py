@@ -15,7 +15,7 @@ from tokenenv.episodes import NO_TOKEN
 from tokenenv.rendering import render_episode
 from tokenenv.rewards import RewardFunction
 from tokenenv.settings import EnvSettings
-from tokenenv.token_mdp import MDPFace, TokenMDP
+from tokenenv.token_mdp import MDPFace, TokenMDP, check_options
 
 __all__ = ["TokenEnv", "token_spaces"]
 
@@ -50,7 +50,9 @@ class TokenEnv(MDPFace, gym.Env[np.ndarray, np.int64]):
     other half of the KL penalty, `−β·log π(a_t|s_t)`, belongs to the agent that knows π
     (`agents.RLHFCallback` adds it). `R` is the reward model's output, normalised to mean 0 and
     standard deviation 1 on reference samples, clipped and penalised as the arguments say. With
-    `scoring="deferred"`, `step` pays 0 and the trainer's buffer scores whole rollouts at once.
+    `scoring="deferred"`, `step` pays 0 and the trainer's buffer scores whole rollouts at once;
+    anywhere else the first episode that ends raises `ValueError`, unless you have declared that you
+    score the episodes yourself: `env.unwrapped.leave_scoring_to_caller()`.
 
     ## Starting State
     A prompt drawn uniformly from the split, the same for `group_size` starts in a row; a reset with
@@ -140,12 +142,13 @@ class TokenEnv(MDPFace, gym.Env[np.ndarray, np.int64]):
         """Start an episode; `options={"prompt": "text"}` gives its prompt.
 
         Raises:
-            ValueError: the prompt is empty or too long.
+            ValueError: the prompt is empty or too long, or an option is unknown.
         """
+        options = check_options(options, ("prompt",))
         super().reset(seed=seed)
         if seed is not None:
             self.mdp.begin_group()
-        info = self.mdp.start(0, self.np_random, (options or {}).get("prompt"))
+        info = self.mdp.start(0, self.np_random, options.get("prompt"))
         self._show()
         return self._observation(), info
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenenv.episodes import Episodes
+from tokenenv.episodes import NO_TOKEN, Episodes
 from tokenenv.language_model import LanguageModel, check_context
 from tokenenv.rewards import Episode
 from tokenenv.scoring import EpisodeScorer, build_scorer
@@ -23,7 +23,7 @@ from tokenenv.state_reader import StateReader
 from tokenenv.tasks import Task, is_bundled, load_task, names_code, read_prompts
 from tokenenv.user_code import user_code
 
-__all__ = ["MDPFace", "StepResult", "TokenMDP"]
+__all__ = ["MDPFace", "StepResult", "TokenMDP", "check_options"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,9 @@ class TokenMDP:
         episodes: the states, and which of them are running.
         reader: what the reference makes of them.
         token_rewards: (N, T) float64, what was paid for each token of the episodes under way.
+        is_scored_by_caller: whether somebody has taken it upon himself to score what deferred
+            scoring leaves unscored.
+        is_next_scored_by_buffer: the same for the next step alone, which a buffer collects.
 
     Raises:
         ValueError: a setting, a model or a prompt that can't be used; it says which and why.
@@ -87,6 +90,7 @@ class TokenMDP:
             self.language_model.eos_token_ids,
         )
         self.token_rewards = np.zeros((num_envs, self.max_new_tokens))
+        self.is_scored_by_caller = self.is_next_scored_by_buffer = False
 
     def _connect(self) -> None:
         """Find the models in the process-level cache: called anew after unpickling."""
@@ -203,10 +207,15 @@ class TokenMDP:
 
         Raises:
             ResetNeeded: a row has no running episode.
-            ValueError: an action is no token id.
+            ValueError: an action is no token id; or an episode ended whose deferred score nobody
+                will give it.
         """
+        is_scored_later = self.is_scored_by_caller or self.is_next_scored_by_buffer
+        self.is_next_scored_by_buffer = False
         before = self.episodes.observations.copy()
         ended = self.episodes.append(actions, rows)
+        if self.is_deferred and not is_scored_later and ended.any():
+            raise ValueError(UNSCORED)
         rewards = np.zeros(len(rows))
         ref_log_probs = None
         if not self.is_deferred:
@@ -225,7 +234,8 @@ class TokenMDP:
         hidden = self.reader.hidden_states(observations)
         if len(rows) < self.num_envs:
             hidden = hidden[rows.tolist()]
-        return self.scorer.reference.step_log_probs(hidden, np.asarray(actions)[rows])
+        tokens = np.asarray(actions)[rows].astype(np.int64)  # torch indexes with no other
+        return self.scorer.reference.step_log_probs(hidden, tokens)
 
     def _endings(self, rows: np.ndarray) -> list[dict[str, Any]]:
         responses = [self.episodes.response(row) for row in rows.tolist()]
@@ -275,6 +285,33 @@ def _prompts_of(task: Task, split: str) -> list[str]:
     return list(prompts)
 
 
+UNSCORED = (
+    "an episode has ended, and with scoring='deferred' its reward of 0 is no reward: only a "
+    "rollout that EpisodeRolloutBuffer collects is scored, at its end. To evaluate, to record, or "
+    "to train with anything else, make the environment with scoring='step'. If you score the "
+    "episodes yourself (env.unwrapped.scorer), say so: env.unwrapped.leave_scoring_to_caller()."
+)
+"""What a deferred environment says at the first finished episode that nobody will score."""
+
+
+def check_options(options: Any, known: Sequence[str]) -> dict[str, Any]:
+    """`reset`'s options, or ValueError where they hold what it does not know."""
+    if options is None:
+        return {}
+    if not isinstance(options, dict):
+        raise ValueError(
+            f"reset(options={options!r}) is a {type(options).__name__}; it must be a dict, such as "
+            "{'prompt': 'text'}, or None."
+        )
+    unknown = [repr(key) for key in options if key not in known]
+    if unknown:
+        raise ValueError(
+            f"reset() knows no option {', '.join(unknown)}: it takes "
+            f"{', '.join(map(repr, known))}. Everything else is an argument of the environment."
+        )
+    return options
+
+
 class MDPFace:
     """What an environment over a `TokenMDP` shows of it.
 
@@ -302,3 +339,36 @@ class MDPFace:
     def set_kl_coef(self, kl_coef: float) -> None:
         """Change β, between rollouts; ValueError where it is negative."""
         self.mdp.set_kl_coef(kl_coef)
+
+    def begin_group(self) -> None:
+        """Let the next start draw a prompt, whether or not the group before it is complete."""
+        self.mdp.begin_group()
+
+    # Deferred scoring ----------------------------------------------------------------------------
+
+    def leave_scoring_to_caller(self, is_left: bool = True) -> None:
+        """Declare that you score finished episodes yourself, or no longer.
+
+        Without it, an environment with `scoring="deferred"` raises where an episode ends, except in
+        rollouts that `agents.EpisodeRolloutBuffer` collects.
+        """
+        self.mdp.is_scored_by_caller = is_left
+
+    def leave_next_score_to_buffer(self) -> None:
+        """Declare that a buffer collects the next step, and scores what ends with it."""
+        self.mdp.is_next_scored_by_buffer = True
+
+    # States --------------------------------------------------------------------------------------
+
+    @property
+    def states(self) -> np.ndarray:
+        """(N, P+T) int64: the observations that hold now, all -1 where no episode is running."""
+        episodes = self.mdp.episodes
+        return np.where(episodes.running[:, None], episodes.observations, NO_TOKEN)
+
+    def is_at(self, observations: np.ndarray) -> np.ndarray:
+        """(N,) bool, whether the next action will be taken in these (N, P+T) observations."""
+        episodes = self.mdp.episodes
+        if episodes.running.all() and np.array_equal(episodes.observations, observations):
+            return episodes.running.copy()
+        return (self.states == observations).all(axis=1)

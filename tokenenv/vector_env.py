@@ -15,7 +15,7 @@ from tokenenv.env import token_spaces
 from tokenenv.episode_image import draw_episode
 from tokenenv.rendering import render_episode
 from tokenenv.settings import EnvSettings
-from tokenenv.token_mdp import MDPFace, StepResult, TokenMDP
+from tokenenv.token_mdp import MDPFace, StepResult, TokenMDP, check_options
 from tokenenv.vector_infos import add_infos
 
 __all__ = ["TokenVectorEnv"]
@@ -108,9 +108,9 @@ class TokenVectorEnv(MDPFace, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 (N,) bool.
 
         Raises:
-            ValueError: a prompt is empty or too long, or an option has another shape.
+            ValueError: a prompt is empty or too long, or an option is unknown or has another shape.
         """
-        options = options or {}
+        options = check_options(options, ("prompt", "reset_mask"))
         seeds = self._row_seeds(seed)
         rows = self._masked_rows(options.get("reset_mask"))
         prompts = self._row_prompts(options.get("prompt"))
