@@ -21,6 +21,7 @@ from agents.policy_checks import NoQValues, as_token_ids, check_spaces, check_vo
 from agents.policy_files import json_config, load_policy, save_policy
 from agents.token_scores import score_tokens, scores_of_logits
 from agents.value_head import ValueHead
+from tokenenv.cache_check import check_cached_step
 from tokenenv.language_model import (
     build_language_model,
     check_context,
@@ -147,6 +148,7 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
         if self.attention is not None:
             for trunk in self._trunks():
                 trunk.set_attn_implementation(self.attention)
+        self._check_trunks(width)
         self.optimizer = self.optimizer_class(
             self.parameters(),
             lr=lr_schedule(1),  # type: ignore[call-arg]
@@ -154,8 +156,7 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
         )
         self._decoders: dict[str, tuple[SlotDecoder, ...]] = {}
         self._host_observations: Callable[[], np.ndarray] | None = None
-        self._trunk_weights = [p for trunk in self._trunks() for p in trunk.parameters()]
-        self._seen_version = -1
+        self._is_predicting = False
         self._watch_optimizer()
         self.register_load_state_dict_post_hook(_drop_caches_of)
 
@@ -174,6 +175,13 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._watch_optimizer()  # optimisers leave their hooks behind
+
+    def _check_trunks(self, width: int) -> None:
+        """Refuse an actor or critic that can't be followed token by token."""
+        check_cached_step(self.actor, -(-width // 2), width // 2, f"actor {self.actor_source!r}")
+        if self.critic is not None:
+            name = f"critic {self.critic_source!r}"
+            check_cached_step(self.critic.model, -(-width // 2), width // 2, name)
 
     def rebuild_kwargs(self) -> dict[str, Any]:
         """`policy_kwargs` that build the same shapes without the first checkpoint; JSON only."""
@@ -219,28 +227,40 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
         return super()._apply(*args, **kwargs)
 
     def set_training_mode(self, mode: bool) -> None:
-        """SB3's switch between update and rollout; dropout is off in both."""
+        """SB3's switch between update and rollout; dropout is off in both.
+
+        Either way nothing is known of the weights any more, unless it is `predict` that calls.
+        """
         super().set_training_mode(mode)
-        if mode:
+        if not self._is_predicting:
             self.drop_caches()
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """SB3's; what a rollout has cached stays."""
+        self._is_predicting = True
+        try:
+            return super().predict(*args, **kwargs)
+        finally:
+            self._is_predicting = False
 
     def _follow(self, purpose: str, observations: np.ndarray) -> tuple[torch.Tensor, ...]:
         """Last hidden states of (N, P+T) observations by the decoders kept for `purpose`.
 
         One per trunk: the actor's, and the critic's where it has its own.
         """
-        version = sum(p._version for p in self._trunk_weights)
-        if (
-            version != self._seen_version
-        ):  # somebody wrote into the weights behind the policy's back
-            self.drop_caches()
-            self._seen_version = version
         slots, width = observations.shape
+        trunks = self._trunks()
         decoders = self._decoders.get(purpose)
-        if decoders is None or decoders[0].num_slots != slots:
-            decoders = tuple(SlotDecoder(trunk, slots, width) for trunk in self._trunks())
+        if (
+            decoders is None
+            or decoders[0].num_slots != slots
+            or [decoder.model for decoder in decoders] != trunks
+        ):
+            self._check_trunks(width)
+            decoders = tuple(SlotDecoder(trunk, slots, width) for trunk in trunks)
             self._decoders[purpose] = decoders
-        return tuple(decoder.hidden_states(observations) for decoder in decoders)
+        thorough = purpose == "predict"
+        return tuple(decoder.hidden_states(observations, thorough) for decoder in decoders)
 
     @contextlib.contextmanager
     def reading(self, observations: Callable[[], np.ndarray]) -> Iterator[None]:

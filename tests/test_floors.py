@@ -42,7 +42,9 @@ FLOORS: dict[str, float] = {
     "tokenenv.model_preparation": 1.0,
     "tokenenv.language_model": 1.05,
     "tokenenv.log_probs": 1.1,
+    "tokenenv.weight_watch": 1.0,
     "tokenenv.slot_cache": 1.1,
+    "tokenenv.cache_check": 1.2,
     # 2: what is frozen, and the arguments of an environment
     "tokenenv.settings": 2.0,
     "tokenenv.sampling": 2.0,

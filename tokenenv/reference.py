@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from tokenenv.cache_check import check_cached_step
 from tokenenv.language_model import LanguageModel
 from tokenenv.log_probs import response_log_probs, token_log_probs
 from tokenenv.slot_cache import SlotDecoder
@@ -27,8 +28,15 @@ class Reference:
         self.temperature = temperature
 
     def decoder(self, num_slots: int, width: int) -> SlotDecoder:
-        """A decoder for N observations of P+T = `width` columns."""
-        return SlotDecoder(self.language_model.model, num_slots, width)
+        """A decoder for N observations of P+T = `width` columns.
+
+        Raises:
+            ValueError: the model can't be decoded token by token.
+        """
+        model = self.language_model.model
+        what = f"reference {self.language_model.name!r}"
+        check_cached_step(model, -(-width // 2), width // 2, what)
+        return SlotDecoder(model, num_slots, width)
 
     @torch.no_grad()
     def step_log_probs(self, hidden: torch.Tensor, actions: np.ndarray) -> np.ndarray:

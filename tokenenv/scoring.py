@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tokenenv.cache_check import check_cached_step
 from tokenenv.language_model import check_context, load_frozen
 from tokenenv.reference import Reference
 from tokenenv.rewards import (
@@ -141,10 +142,18 @@ def build_scorer(settings: EnvSettings) -> EpisodeScorer:
     assert settings.reference is not None and settings.reward_model is not None
     assert settings.max_prompt_tokens is not None and settings.max_new_tokens is not None
     language_model = load_frozen(settings.reference, settings.device, settings.dtype)
+    prompt, response = int(settings.max_prompt_tokens), int(settings.max_new_tokens)
+    check_context(language_model.model, prompt + response, "reference")
+    check_cached_step(
+        language_model.model,
+        prompt,
+        response,
+        f"reference {settings.reference!r}",
+        cached=settings.scoring == "step",
+    )
     reward = resolve_reward(settings.reward_model, language_model, settings.device, settings.dtype)
     if isinstance(reward, LearnedReward) and reward.feeds_tokens:
-        longest = settings.max_prompt_tokens + settings.max_new_tokens
-        check_context(reward.reward_model.model, longest, "reward model")
+        check_context(reward.reward_model.model, prompt + response, "reward model")
     return EpisodeScorer(
         Reference(language_model, settings.temperature),
         reward,

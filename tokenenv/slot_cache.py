@@ -7,6 +7,7 @@ Sequences are stored from column 0 of their slot, so positions are 0, 1, … as 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -32,8 +33,9 @@ from tokenenv.decode_step import (
 )
 from tokenenv.episodes import NO_TOKEN
 from tokenenv.language_model import pad_right
+from tokenenv.weight_watch import WeightWatch
 
-__all__ = ["SlotCache", "SlotDecoder"]
+__all__ = ["SlotCache", "SlotDecoder", "cache_argument"]
 
 
 @dataclass(slots=True)
@@ -127,14 +129,14 @@ class SlotDecoder:
     The decoder is a cache and nothing else: it compares every observation with the one that it has
     seen in that slot. One token more is a decode step, the same observation is answered from
     memory, anything else refills the slot. So it can be dropped at any time without changing a
-    result.
+    result, and it is dropped by itself where the trunk's weights have changed (see `WeightWatch`).
 
     On a GPU the decode step is a CUDA graph, one per bucket of columns. It reads the weights where
-    they lie: changed in place they need a `drop()` and nothing else, moved they are captured anew.
-    A model that can't be captured is run eagerly, with one line in the log.
+    they lie: changed in place they are used as they are, moved they are captured anew. A model that
+    can't be captured is run eagerly, with one line in the log.
 
     Args:
-        model: a transformers model with a trunk; its weights must not change without `drop()`.
+        model: a transformers model with a trunk.
         num_slots: N.
         width: P+T, the columns of an observation. Its tokens are contiguous, so where the prompt
             ends need not be known.
@@ -143,7 +145,8 @@ class SlotDecoder:
             or what makes the `StepCapture` of a device.
 
     Raises:
-        ValueError: the architecture mixes attention kinds that the cache can't follow.
+        ValueError: the architecture mixes attention kinds that the cache can't follow, or its forward
+            takes no cache. What else it may do is found out by `check_cached_step`.
     """
 
     def __init__(
@@ -153,16 +156,13 @@ class SlotDecoder:
         width: int,
         graphs: bool | Callable[[torch.device], StepCapture] | None = None,
     ) -> None:
-        self.trunk = model.base_model
+        self.model = model
         self.num_slots = num_slots
         self.width = width
         self.forwards = 0
-        config = model.config.get_text_config()
-        self._windows = attention_windows(config)
-        self._num_layers = int(config.num_hidden_layers)
         self._graphs = graphs
-        self._mode = sampling_mode(self.trunk)
         self._steps = CapturedSteps()
+        self._adopt(model.base_model)
         self._slots = np.arange(num_slots)
         self._is_same = np.empty((num_slots, width), dtype=bool)
         self._made_for: tuple[Any, ...] = ()
@@ -170,23 +170,44 @@ class SlotDecoder:
         self._hidden: torch.Tensor | None = None
         self.drop()
 
+    def _adopt(self, trunk: Any) -> None:
+        """Take a trunk: the model's at first, and what was put in its place since."""
+        self.trunk = trunk
+        config = self.model.config.get_text_config()
+        self._windows = attention_windows(config)
+        self._num_layers = int(config.num_hidden_layers)
+        self._cache_argument = cache_argument(trunk)
+        self._mode = sampling_mode(trunk)
+        self._weights = WeightWatch(trunk)
+
     def drop(self) -> None:
-        """Forget what was seen: call it when weights may have changed.
+        """Forget what was seen.
 
         Memory and captured steps stay for the next call, which finds out whether they still fit.
         """
         self._is_current = False
 
+    def refill(self) -> None:
+        """Let the next call read all sequences anew; for a moment at which it would anyway."""
+        if self._is_current:
+            self._lengths[:] = 0
+
     @torch.no_grad()
-    def hidden_states(self, observations: np.ndarray) -> torch.Tensor:
+    def hidden_states(self, observations: np.ndarray, thorough: bool = False) -> torch.Tensor:
         """The trunk's last hidden state at every s_t.
 
         Args:
             observations: (N, P+T) int64.
+            thorough: read all weights to find out whether one has changed; see `WeightWatch`.
 
         Returns:
             (N, h): owned by the decoder and overwritten by the next call.
         """
+        if self.model.base_model is not self.trunk:
+            self._adopt(self.model.base_model)
+            self._is_current = False
+        if self._weights.changed(thorough):
+            self._is_current = False
         if not self._is_current or autocast_state(self._device.type) != self._autocast:
             self._start_over()
         self._is_current = False  # an exception below leaves a cache that nobody may trust
@@ -287,6 +308,22 @@ class SlotDecoder:
                 input_ids=tokens,
                 position_ids=positions,
                 attention_mask=mask,
-                past_key_values=self._cache,
                 use_cache=True,
+                **{self._cache_argument: self._cache},
             ).last_hidden_state
+
+
+def cache_argument(trunk: torch.nn.Module) -> str:
+    """What a trunk's forward calls its cache: transformers 5.24 renamed `past_key_values`.
+
+    Raises:
+        ValueError: it takes none.
+    """
+    for module in trunk.modules():
+        parameters = inspect.signature(module.forward).parameters
+        for name in ("past_key_values", "cache"):
+            if name in parameters:
+                return name
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            break  # else it hands everything on to the module in it
+    raise ValueError(f"the forward of {type(trunk).__name__} takes no cache of keys and values")

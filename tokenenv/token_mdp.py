@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tokenenv.episodes import NO_TOKEN, Episodes
-from tokenenv.language_model import LanguageModel, check_context
+from tokenenv.language_model import LanguageModel
 from tokenenv.rewards import Episode
 from tokenenv.scoring import EpisodeScorer, build_scorer
 from tokenenv.settings import EnvSettings, check_kl_coef
@@ -73,8 +73,6 @@ class TokenMDP:
         self.max_prompt_tokens = int(limits.max_prompt_tokens)
         self.max_new_tokens = int(limits.max_new_tokens)
         self._connect()
-        model = self.language_model.model
-        check_context(model, self.max_prompt_tokens + self.max_new_tokens, "reference")
         self.prompts = self._read_prompts()
         self._prompt_ids: dict[str, np.ndarray] = {}
         self._group, self._group_prompt, self._group_left = -1, "", 0
