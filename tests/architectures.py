@@ -164,9 +164,7 @@ ARCHITECTURES: list[Architecture] = [
     Architecture("smollm3", "layers without positions", {"no_rope_layers": [1, 0]}, is_slow=False),
     Architecture("mpt", "ALiBi", is_slow=False),
     Architecture("falcon", "one key-value head, parallel blocks", is_slow=False),
-    Architecture(
-        "falcon", "grouped heads", {"new_decoder_architecture": True}, is_slow=False
-    ),
+    Architecture("falcon", "grouped heads", {"new_decoder_architecture": True}, is_slow=False),
     Architecture("gpt_oss", "attention sinks, sliding windows, experts", is_slow=False),
     Architecture(
         "deepseek_v3", "latent attention, experts", {**_MLA, "n_shared_experts": 1}, is_slow=False

@@ -402,11 +402,13 @@ def _check_logits(language_model: LanguageModel, what: str) -> None:
     except Exception as error:  # whatever a forward raises that wants other inputs than token ids
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
-            f"{what}={language_model.name!r}: {type(model).__name__} has no trunk that makes hidden "
-            f"states of token ids, and a linear layer that makes their logits ({reason}); use a "
-            "model that has."
+            f"{what}={language_model.name!r}: {type(model).__name__} has no trunk that makes "
+            f"hidden states of token ids, and no linear layer that makes their logits ({reason}); "
+            "use a model that has."
         ) from error
-    if own.shape != ours.shape or not torch.allclose(own.to(ours.dtype), ours, rtol=1e-2, atol=1e-2):
+    if own.shape != ours.shape or not torch.allclose(
+        own.to(ours.dtype), ours, rtol=1e-2, atol=1e-2
+    ):
         raise ValueError(
             f"{what}={language_model.name!r}: {type(model).__name__} scales its logits in a way "
             "that tokenenv does not know; use a GPT-2, Llama, Qwen, Mistral, Gemma, GPT-NeoX or "

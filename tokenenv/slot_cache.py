@@ -145,8 +145,8 @@ class SlotDecoder:
             or what makes the `StepCapture` of a device.
 
     Raises:
-        ValueError: the architecture mixes attention kinds that the cache can't follow, or its forward
-            takes no cache. What else it may do is found out by `check_cached_step`.
+        ValueError: the architecture mixes attention kinds that the cache can't follow, or its
+            forward takes no cache. What else it may do is found out by `check_cached_step`.
     """
 
     def __init__(
