@@ -31,10 +31,10 @@ from agents.verification.learning import AGENTS, TOKENS, ExactCurve, TopFive, ex
 from tokenenv.optimum import Solution, enumerate_task, solve
 
 
-def run(name: str, seed: int, solution: Solution, tokens: int) -> dict[str, Any]:
+def run(name: str, seed: int, solution: Solution, tokens: int, every: int) -> dict[str, Any]:
     """One agent's training; the seconds are those of it without the evaluations."""
     model = exact_agent(name, seed)
-    curve = ExactCurve(solution, every=3)
+    curve = ExactCurve(solution, every)
     start = time.perf_counter()
     model.learn(tokens, callback=[RLHFCallback(), curve])
     seconds = time.perf_counter() - start - curve.seconds
@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--tokens", type=int, default=TOKENS)
     parser.add_argument("--agents", nargs="+", choices=AGENTS, default=AGENTS)
+    parser.add_argument("--curve-every", type=int, default=3, help="rollouts; many saves time")
     parser.add_argument("--json", type=Path, help="write the runs here too")
     parser.add_argument("--table", type=Path, nargs="+", help="only print these files' runs")
     arguments = parser.parse_args()
@@ -101,7 +102,7 @@ def main() -> None:
     solution = solve(enumerate_task("exact"))
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for name in arguments.agents:  # in turns, so that a slow machine slows all
-            rows.append(run(name, seed, solution, arguments.tokens))
+            rows.append(run(name, seed, solution, arguments.tokens, arguments.curve_every))
             found = rows[-1]
             console.print(
                 f"{name}, seed {seed}: {found['objective_fraction']:.4f}, misordered "
