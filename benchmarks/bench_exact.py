@@ -49,7 +49,7 @@ def run(name: str, seed: int, solution: Solution, tokens: int, every: int) -> di
         "prompts_in_order": five.in_order,
         "largest_factor": five.largest_factor,
         "largest_misordered_factor": five.largest_misordered_factor,
-        "tokens_to_0.95": curve.tokens_to(0.95),
+        "tokens_to_0.95": curve.tokens_to(0.95) if len(curve.points) > 2 else None,
         "seconds": seconds,
     }
 
@@ -70,7 +70,7 @@ COLUMNS: dict[str, Callable[[list[Any]], str]] = {
 
 def table(rows: list[dict[str, Any]], tokens: int) -> Table:
     """A line per agent and processor, over its seeds."""
-    shown = Table(title=f"the exact task, {tokens:,} tokens each: [least] median worst over seeds")
+    shown = Table(title=f"the exact task, {tokens:,} tokens each: median and worst over seeds")
     for header in ("agent", "kernels", "seeds", *(name.replace("_", " ") for name in COLUMNS)):
         shown.add_column(header)
     for agent in AGENTS:
