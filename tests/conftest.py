@@ -17,20 +17,36 @@ import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-NO_KERNELS = {
-    "test_benchmarks",
-    "test_cli",
-    "test_compare_statistics",
-    "test_compare_terminal",
-    "test_credit",
-    "test_docs",
-    "test_examples",
-    "test_floors",
-    "test_rendering",
-    "test_reviews_grammar",
-    "test_startup",
+NUMERIC = {
+    "test_agreement",
+    "test_architectures",
+    "test_buffer",
+    "test_callbacks",
+    "test_decode_step",
+    "test_deferred_scoring",
+    "test_encoding",
+    "test_env",
+    "test_exact_optimum",
+    "test_kl",
+    "test_kl_loss_off_policy",
+    "test_kl_training",
+    "test_model_preparation",
+    "test_optimum",
+    "test_policy",
+    "test_policy_attention",
+    "test_ppo",
+    "test_precision",
+    "test_preferences",
+    "test_rewards",
+    "test_rlhf_details",
+    "test_slot_cache",
+    "test_token_sampling",
+    "test_token_scores",
+    "test_value_head",
+    "test_vector_env",
+    "test_wrappers",
 }
-"""Modules whose numbers go through no model's kernels, or are judged nowhere but to be there."""
+"""Modules that compare what went through one kernel with what went through another, or by hand."""
 
 TRAINED_ONCE = {"run", "finished", "estimates"}
 """Fixtures of modules that train or sample for seconds."""
@@ -42,7 +58,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         module = item.path.stem
         takes_long = any(map(item.get_closest_marker, ("slow", "ecosystem")))
-        if module not in NO_KERNELS and not takes_long:
+        if module in NUMERIC and not takes_long:
             item.add_marker(pytest.mark.numeric)
         for fixture in TRAINED_ONCE.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group(f"{module}.{fixture}"))
