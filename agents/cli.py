@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
@@ -24,6 +25,7 @@ from agents.config import (
 )
 from agents.console import literal, new_console
 from tokenenv.printable import printable
+from tokenenv.stop_signals import StopSignal, stop_signals
 
 if TYPE_CHECKING:
     from agents.evaluation import ResponseReport
@@ -43,16 +45,25 @@ Command = (
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0; 1 where `verify` found a failure; 2 for a mistake in the input; 130 for Ctrl-C.
+    0; 1 where `verify` found a failure; 2 for a mistake in the input; for signals what a shell
+    expects: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
     """
     console = new_console()
     _import_from_working_directory()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with stop_signals():
+        return _run(arguments, console)
+
+
+def _run(arguments: list[str], console: Console) -> int:
     try:
-        command = _parse(sys.argv[1:] if arguments is None else arguments)
+        _refuse_empty(arguments)
+        command = _parse(arguments)
         _RUNNERS[type(command)](command, console)
-    except KeyboardInterrupt:
-        console.print("stopped.")
-        return 130
+    except KeyboardInterrupt as stop:
+        with contextlib.suppress(OSError):  # of a terminal that is gone
+            console.print("stopped.")
+        return stop.exit_status if isinstance(stop, StopSignal) else 130
     except (OSError, ValueError) as error:
         said = _file_error(error) if isinstance(error, OSError) else str(error)
         new_console(stderr=True).print(Text.assemble(("error: ", "bold red"), literal(said)))
@@ -90,6 +101,22 @@ def _parse(arguments: list[str]) -> Any:
         raise stopped from None
 
 
+def _refuse_empty(arguments: list[str]) -> None:
+    """Raise ValueError for an empty path or name, as an unset variable of a shell gives it.
+
+    An empty path is the working directory to Python, and an empty name nothing: neither is meant.
+    """
+    for option, argument in zip(["", *arguments], arguments, strict=False):
+        name, is_assigned, value = argument.partition("=")
+        if is_assigned and name.startswith("--"):
+            option, argument = name, value
+        if not argument.strip() and option != "--prompt":
+            raise ValueError(
+                f"{option or 'the command'} got {argument!r}: give a value, or leave the option "
+                "out."
+            )
+
+
 def _file_error(error: OSError) -> str:
     if error.filename is None:
         return str(error)
@@ -106,8 +133,9 @@ def _train(config: TrainConfig, console: Console) -> None:
     try:
         summary = run.train()
     except Interrupted as stopped:
-        console.print(literal(stopped))
-        raise SystemExit(130) from None
+        with contextlib.suppress(OSError):  # of a terminal that is gone
+            console.print(literal(stopped))
+        raise SystemExit(stopped.exit_status) from None
     _print_before_and_after(console, run.before, run.after)
     _print_summary(console, summary)
     _print_places(console, run.run.root, run.after[0].prompt, bool(config.names_of_code()))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from agents.files import whole_file
 from tokenenv.json_files import read_json_lines
 
 __all__ = ["draw_curves", "judged_rows", "read_metrics"]
@@ -24,8 +26,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
-    # What diverged is read as it was written: as NaN.
-    return read_json_lines(path, allow_nan=True, check=_check_metrics)
+    # What diverged is null there, which JSON has instead of NaN (older files have NaN itself).
+    rows = read_json_lines(path, allow_nan=True, check=_check_metrics)
+    return [{n: math.nan if v is None else v for n, v in row.items()} for row in rows]
 
 
 _TOKENS = "time/total_timesteps"
@@ -35,7 +38,7 @@ _DRAWN = ("rlhf/", "eval/", _TOKENS)
 def _check_metrics(row: dict[str, Any], where: str) -> None:
     drawn = [name for name in row if name.startswith(_DRAWN)]
     for name in drawn:
-        if isinstance(row[name], bool) or not isinstance(row[name], int | float):
+        if isinstance(row[name], bool) or not isinstance(row[name], int | float | None):
             raise ValueError(f"{where}: {name!r} is {row[name]!r:.60}, it must be a number.")
     if drawn and _TOKENS not in row:
         raise ValueError(f"{where}: {_TOKENS!r} is missing, which says when {drawn[0]!r} was.")
@@ -93,7 +96,8 @@ def draw_curves(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path)
     for axis in axes[1]:
         axis.set_xlabel("response tokens")
     figure.suptitle(f"{summary['task']}, seed {summary['seed']}")
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
 
 
 def _panel(

@@ -23,8 +23,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.callbacks import RLHFCallback
 from agents.evaluation import respond
+from agents.files import remove, writing
 from agents.held_out import HeldOut
 from agents.runs import RunFolder
+from tokenenv.stop_signals import check_signals, hold_signals
 
 __all__ = [
     "CheckpointCallback",
@@ -88,6 +90,7 @@ class ProgressCallback(BaseCallback):
             self._bar.start()
 
     def _on_step(self) -> bool:
+        check_signals()
         return True
 
     def _on_rollout_end(self) -> None:
@@ -116,11 +119,14 @@ class CheckpointCallback(BaseCallback):
     Args:
         folder: where to.
         every: updates between two; 0 for none but what `save` is asked for.
+        on_saved: called after each.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(
+        self, folder: Path, every: int, on_saved: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__()
-        self.folder, self.every = folder, every
+        self.folder, self.every, self.on_saved = folder, every, on_saved
         self._rollouts = 0
 
     def _on_step(self) -> bool:
@@ -135,8 +141,13 @@ class CheckpointCallback(BaseCallback):
     def save(self, name: str) -> Path:
         """Write `NAME.zip`, which `TokenPPO.load` reads: that unpickles: no stranger's."""
         path, temporary = self.folder / f"{name}.zip", self.folder / f".{name}.tmp.zip"
-        self.model.save(temporary)
-        os.replace(temporary, path)
+        try:
+            with hold_signals(), writing(path):
+                self.model.save(temporary)
+                os.replace(temporary, path)
+        finally:
+            remove(temporary)
+        self.on_saved()
         return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 from typing import Any
@@ -11,7 +12,8 @@ from rich.table import Table
 
 from agents.config import RewardModelConfig
 from agents.console import literal
-from agents.files import write_json
+from agents.files import remove, write_json, writing
+from agents.output_folder import OutputFolder
 from agents.progress import progress_bar
 from tokenenv.language_model import resolve_device
 from tokenenv.preferences import (
@@ -21,9 +23,13 @@ from tokenenv.preferences import (
     train_reward_model,
 )
 from tokenenv.reward_model import RewardModel, new_reward_model
+from tokenenv.stop_signals import hold_signals, signal_is_pending, stop_signals
 from tokenenv.tasks import model_source
 
 __all__ = ["train_from_file"]
+
+_STAGE = "model"
+"""Where a reward model is written before it takes its place."""
 
 
 def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, Any]:
@@ -35,7 +41,11 @@ def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, An
     Raises:
         ValueError: the pairs, the base or the folder can't be used.
     """
-    _check_folder(config)
+    with stop_signals(), contextlib.closing(_own_folder(config)) as output:
+        return _train(config, output, console)
+
+
+def _train(config: RewardModelConfig, output: OutputFolder, console: Console) -> dict[str, Any]:
     settings = RewardTrainingSettings(
         epochs=config.epochs,
         batch_size=config.batch_size,
@@ -49,20 +59,27 @@ def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, An
     reward_model = new_reward_model(model_source(config.base, "reference"), device, config.seed)
     kept = _short_enough(pairs, reward_model, config.max_tokens)
     _print_notes(console, pairs, kept)
-    config.out.mkdir(parents=True, exist_ok=True)  # fails before the training, not after it
-    with progress_bar(console) as bar:
-        task = bar.add_task("training", total=None, note="")
-        report = train_reward_model(
-            kept,
-            reward_model,
-            settings,
-            lambda step, steps, loss: bar.update(
-                task, completed=step, total=steps, note=f"loss {loss:.3f}"
-            ),
-        )
-    reward_model.save_pretrained(config.out)
-    found = {**report.as_dict(), "training_settings": dataclasses.asdict(settings)}
-    write_json(config.out / "report.json", found)
+    # A signal ends the training, not the writing of what it has learned.
+    with hold_signals():
+        with progress_bar(console) as bar:
+            task = bar.add_task("training", total=None, note="")
+            report = train_reward_model(
+                kept,
+                reward_model,
+                settings,
+                lambda step, steps, loss: bar.update(
+                    task, completed=step, total=steps, note=f"loss {loss:.3f}"
+                ),
+            )
+        found = {
+            **report.as_dict(),
+            "training_settings": dataclasses.asdict(settings),
+            "finished": not signal_is_pending(),
+        }
+        _write(output, reward_model, found)
+        if signal_is_pending():
+            with contextlib.suppress(OSError):  # of a terminal that is gone
+                console.print(literal(f"stopped: what was learned so far is in {config.out}"))
     table = Table(title="held-out pairs", title_justify="left")
     table.add_column("")
     table.add_column("", justify="right")
@@ -74,14 +91,28 @@ def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, An
     return found
 
 
-def _check_folder(config: RewardModelConfig) -> None:
-    """Raise ValueError where writing to `config.out` would replace something unasked."""
-    if config.out.exists() and (config.out.is_file() or any(config.out.iterdir())):
-        if config.out.is_file() or not config.overwrite:
-            raise ValueError(
-                f"out={str(config.out)!r} exists already: choose another folder, or pass "
-                "--overwrite."
-            )
+def _own_folder(config: RewardModelConfig) -> OutputFolder:
+    """The folder, this process's alone; ValueError where writing there would replace something."""
+    output = OutputFolder(config.out, [_STAGE])
+    if output.entries() and not config.overwrite:
+        output.close()
+        raise ValueError(
+            f"out={str(config.out)!r} exists already: choose another folder, or pass --overwrite."
+        )
+    return output
+
+
+def _write(output: OutputFolder, reward_model: RewardModel, report: dict[str, Any]) -> None:
+    """Put a whole reward model in the place of an old one, and touch no other file."""
+    stage = output.root / f".{_STAGE}.tmp"
+    try:
+        with writing(output.root):
+            stage.mkdir()
+            reward_model.save_pretrained(stage)
+        write_json(stage / "report.json", report)
+        output.take_in(stage)
+    finally:
+        remove(stage)
 
 
 def _print_notes(console: Console, pairs: list[PreferencePair], kept: list[PreferencePair]) -> None:

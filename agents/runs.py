@@ -6,15 +6,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-from dataclasses import asdict, dataclass
+import contextlib
+import os
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from agents.config import TrainConfig
-from agents.files import write_json
+from agents.files import append_lines, json_text, put_back_folder, write_json
+from agents.output_folder import OutputFolder, has_leftovers
 from tokenenv.json_files import read_json_object
 
 __all__ = ["RunFolder"]
@@ -26,26 +27,32 @@ class RunFolder:
 
     Attributes:
         root: the folder.
+        output: of the process that makes the run: the folder as its own; None for readers.
     """
 
     root: Path
+    output: OutputFolder | None = field(default=None, compare=False)
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunFolder:
-        """Make the folder of a new run.
+        """Make the folder of a new run, which is this process's alone until `output.close()`.
+
+        With `overwrite` the run in it is set aside, until `output.keep()` removes it.
 
         Raises:
-            ValueError: it exists and holds something, and `overwrite` is off.
+            ValueError: it exists and holds something, and `overwrite` is off; or another process
+                writes a run there.
         """
-        name = config.task.rpartition(":")[2].lower()
-        root = config.out or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-        if root.is_file():
-            raise ValueError(f"out={str(root)!r} is a file: give a folder for the run.")
-        if root.is_dir() and any(root.iterdir()):
-            _clear(root, config)
-        run = cls(root)
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
-        write_json(run.config, config.as_json())
+        output = OutputFolder(config.out or _new_name(config), _CONTENTS)
+        try:
+            if output.entries():
+                _set_aside(output, config)
+            run = cls(output.root, output)
+            run.checkpoints.mkdir(exist_ok=True)
+            write_json(run.config, config.as_json())
+        except BaseException:
+            output.close()
+            raise
         return run
 
     @classmethod
@@ -56,8 +63,13 @@ class RunFolder:
             ValueError: there is no run, or it has not been finished.
         """
         run = cls(root)
+        if has_leftovers(root):
+            with contextlib.suppress(OSError):  # then it stays as it is
+                OutputFolder(root, _CONTENTS).close()
         if not run.config.is_file():
             raise ValueError(f"{str(root)!r} holds no run: {run.config.name} is missing.")
+        with contextlib.suppress(OSError):
+            put_back_folder(run.policy)
         if not (run.policy / "config.json").is_file():
             raise ValueError(
                 f"the run in {str(root)!r} has no policy: it was stopped before it had one."
@@ -137,11 +149,9 @@ class RunFolder:
 
     def append_samples(self, tokens: int, reports: list[Any]) -> None:
         """Append dataclass `reports` to the samples."""
-        with self.samples.open("a", encoding="utf-8") as file:
-            for report in reports:
-                file.write(
-                    json.dumps({"tokens": tokens, **asdict(report)}, ensure_ascii=False) + "\n"
-                )
+        append_lines(
+            self.samples, [json_text({"tokens": tokens, **asdict(report)}) for report in reports]
+        )
 
 
 _CONTENTS = (
@@ -150,39 +160,64 @@ _CONTENTS = (
 )
 
 
-def _clear(root: Path, config: TrainConfig) -> None:
-    """Remove the run in `root`, and nothing else that a user may keep there.
+def _new_name(config: TrainConfig) -> Path:
+    """A folder that nobody has, made."""
+    name = config.task.rpartition(":")[2].lower()
+    first = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    number, root = 1, first
+    while True:
+        try:
+            root.mkdir(parents=True)
+            return root
+        except FileExistsError:
+            number += 1
+            root = first.with_name(f"{first.name}-{number}")
+
+
+def _set_aside(output: OutputFolder, config: TrainConfig) -> None:
+    """Set the run in the folder aside, and nothing else that a user may keep there.
 
     Raises:
         ValueError: `overwrite` is off, what is there is no run, or this run reads from it.
     """
+    root = output.root
     if not config.overwrite:
         raise ValueError(
             f"out={str(root)!r} exists already: choose another folder, or pass "
             "--overwrite to replace the run in it."
         )
-    held = [name for name in _CONTENTS if (root / name).exists()]
+    if root.is_symlink():
+        raise ValueError(
+            f"out={str(root)!r} is a link to {os.path.realpath(root)!r}: nothing is removed behind "
+            "a link. Give that folder itself, or remove the link."
+        )
+    held = [name for name in _CONTENTS if os.path.lexists(root / name)]
     if held and not _is_run(root):
         raise ValueError(
             f"out={str(root)!r} holds {', '.join(held)}, but not of a run: nothing was removed. "
             "Choose another folder."
         )
-    for source in (config.actor, config.reference, config.reward_model, config.prompts):
-        if source is not None and root.resolve() in [Path(source).resolve(), *_parents(source)]:
+    sources = (config.actor, config.reference, config.reward_model, config.critic, config.prompts)
+    for source in sources:
+        if source is not None and _lies_in(source, root):
             raise ValueError(
                 f"{source!r} lies in out={str(root)!r}, which --overwrite would remove: choose "
                 "another folder."
             )
-    for name in held:
-        path = root / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    output.set_aside(held)
 
 
-def _parents(source: str) -> list[Path]:
-    return list(Path(source).resolve().parents)
+def _lies_in(source: str, root: Path) -> bool:
+    """Whether a path leads into `root`, by its name or through links."""
+    path = Path(source)
+    if not path.exists():  # a hub id, or the name of code
+        return False
+    places = {Path(os.path.abspath(path)), path.resolve()}
+    return any(
+        own in [place, *place.parents]
+        for own in (Path(os.path.abspath(root)), root.resolve())
+        for place in places
+    )
 
 
 def _is_run(root: Path) -> bool:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import signal
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +13,6 @@ import torch
 from rich.console import Console
 from rich.text import Text
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import JSONOutputFormat, Logger, TensorBoardOutputFormat
 
 from agents.callbacks import RLHFCallback
 from agents.config import TrainConfig
@@ -32,29 +29,26 @@ from agents.progress import (
     SamplesCallback,
     evaluation_progress,
 )
+from agents.run_log import run_logger
 from agents.runs import RunFolder
 from agents.vec_env import TokenVecEnv, make_vec_env
 from tokenenv.optimum import Comparison, ExactEvaluation
 from tokenenv.rewards import LearnedReward
+from tokenenv.stop_signals import StopSignal, hold_signals, stop_signals
 
 __all__ = ["Interrupted", "TrainingRun", "summarize"]
 
 
 class Interrupted(Exception):
-    """A run was stopped by Ctrl-C; the message says what was kept and where."""
+    """A run was stopped by Ctrl-C, SIGTERM or SIGHUP; the message says what was kept and where.
 
+    Attributes:
+        exit_status: that a shell expects: 130, 143 or 129.
+    """
 
-@contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Let SIGTERM, as schedulers send it, keep the same things as Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __init__(self, message: str, stop: KeyboardInterrupt) -> None:
+        super().__init__(message)
+        self.exit_status = stop.exit_status if isinstance(stop, StopSignal) else 130
 
 
 class TrainingRun:
@@ -78,8 +72,14 @@ class TrainingRun:
         self.starting_actor = self.held_out.scorer.reference.language_model.model
         if config.actor is not None:
             self.starting_actor = copy.deepcopy(self.model.policy.actor).requires_grad_(False)
-        self.run = RunFolder.create(config)
         self.tokenizer = self.held_out.scorer.reference.language_model.tokenizer
+        self.run = RunFolder.create(config)
+        assert self.run.output is not None
+        self.samples = SamplesCallback(self.run, self.held_out, max(1, config.eval_every))
+        self.checkpoints = CheckpointCallback(
+            self.run.checkpoints, config.checkpoint_every, self.run.output.keep
+        )
+        self.checkpoints.init_callback(self.model)
         self.before: list[ResponseReport] = []
         self.after: list[ResponseReport] = []
 
@@ -87,58 +87,52 @@ class TrainingRun:
         """Train, save, evaluate; returns the summary.
 
         Raises:
-            Interrupted: by Ctrl-C or SIGTERM; what there is by then is kept, and the message says
-                where.
+            Interrupted: by Ctrl-C, SIGTERM or SIGHUP; what there is by then is kept, and the
+                message says where.
         """
-        self.console.print(Text.assemble("training in ", literal(self.run.root, "bold")))
-        with _sigterm_as_ctrl_c():
-            seconds = self._learn()
+        assert self.run.output is not None
+        with stop_signals(), contextlib.closing(self.run.output):
+            start = time.perf_counter()
+            try:
+                self.console.print(Text.assemble("training in ", literal(self.run.root, "bold")))
+                self._learn()
+            except KeyboardInterrupt as stop:
+                kept = self._keep("interrupted", stop, start)
+                raise Interrupted(
+                    f"stopped after {self.model.num_timesteps:,} tokens. {kept}", stop
+                ) from None
+            except BaseException as error:  # a full disk, a reward function: nothing more is lost
+                kept = self._keep("failed", error, start)
+                with contextlib.suppress(OSError):
+                    self.console.print(literal(kept))
+                raise
+            seconds = time.perf_counter() - start
             try:
                 return self._finish(seconds)
-            except KeyboardInterrupt:
-                raise Interrupted(
-                    f"training is done, the evaluation was stopped. Kept in {self.run.root}: "
-                    "policy/, checkpoints/, metrics.jsonl and samples.jsonl. Measure it with: "
-                    f"tokenrlhf evaluate {self.run.root}"
-                ) from None
+            except KeyboardInterrupt as stop:
+                raise Interrupted(self._keep_the_trained(stop, start), stop) from None
+            except Exception as error:
+                kept = self._keep_the_trained(error, start)
+                with contextlib.suppress(OSError):
+                    self.console.print(literal(kept))
+                raise
 
-    def _learn(self) -> float:
-        """Train and save the models; returns the seconds it took."""
-        config, run, model = self.config, self.run, self.model
-        outputs = [
-            JSONOutputFormat(str(run.metrics)),
-            TensorBoardOutputFormat(str(run.tensorboard)),
-        ]
-        logger = Logger(str(run.root), outputs)
-        model.set_logger(logger)
+    def _learn(self) -> None:
+        """Train and save the models."""
         progress, callbacks = self._callbacks()
-        start = time.perf_counter()
         try:
-            self.before = self.samples.respond(self.starting_actor)
-            model.learn(config.total_tokens, callback=callbacks)
-        except KeyboardInterrupt:
-            progress.close()
-            kept = self._keep("interrupted")
-            raise Interrupted(f"stopped after {model.num_timesteps:,} tokens. {kept}") from None
-        except Exception:  # a user's reward function, say: what was learned so far is not lost
-            progress.close()
-            self.console.print(literal(self._keep("failed")))
-            raise
+            with run_logger(self.run, self.model):
+                self.before = self.samples.respond(self.starting_actor)
+                self.model.learn(self.config.total_tokens, callback=callbacks)
         finally:
             progress.close()
-            logger.dump(model.num_timesteps)  # what the last update recorded
-            logger.close()
-        seconds = time.perf_counter() - start
-        self.checkpoints.save(f"tokens-{model.num_timesteps}")
-        self._save_models()
-        return seconds
+        with hold_signals():
+            for save in self._saves(f"tokens-{self.model.num_timesteps}").values():
+                save()
 
     def _callbacks(self) -> tuple[ProgressCallback, list[BaseCallback]]:
         config, run = self.config, self.run
         metrics = RLHFCallback()
-        self.samples = SamplesCallback(run, self.held_out, max(1, config.eval_every))
-        self.checkpoints = CheckpointCallback(run.checkpoints, config.checkpoint_every)
-        self.checkpoints.init_callback(self.model)
         progress = ProgressCallback(self.console, metrics, config.total_tokens)
         callbacks: list[BaseCallback] = [metrics, self.samples, self.checkpoints, progress]
         if config.eval_every:
@@ -153,13 +147,65 @@ class TrainingRun:
             )
         return progress, callbacks
 
-    def _keep(self, name: str) -> str:
-        """Save what there is, and say where."""
-        path = self.checkpoints.save(name)
-        self._save_models()
+    def _saves(self, name: str) -> dict[str, Callable[[], Any]]:
+        """What is saved → how, the most valuable first: the disk may be full."""
+        saves: dict[str, Callable[[], Any]] = {
+            "policy/": self._save_policy,
+            f"checkpoints/{name}.zip": lambda: self.checkpoints.save(name),
+        }
+        if isinstance(self.held_out.scorer.reward, LearnedReward):
+            saves["reward_model/"] = self._save_reward_model
+        return saves
+
+    def _keep(self, name: str, reason: BaseException, start: float) -> str:
+        """Save what there is of an unfinished run, whatever of it can be; say what and where."""
+        root, output = self.run.root, self.run.output
+        assert output is not None
+        with hold_signals():
+            if output.is_replacing and not self.model._n_updates:
+                output.put_back()
+                return f"Nothing was learned yet: the run that was in {root} is back there."
+            kept, lost = [], []
+            for part, save in {
+                **self._saves(name),
+                "summary.json": lambda: self._summarize_unfinished(reason, start),
+            }.items():
+                try:
+                    save()
+                    kept.append(part)
+                except OSError as error:
+                    lost.append(f"{part} ({error.strerror})")
+        said = f"Kept in {root}: {', '.join(kept)}, metrics.jsonl and samples.jsonl."
+        if any(part.startswith("checkpoints/") for part in kept):
+            said += (
+                " TokenPPO.load reads the checkpoint, and unpickles it: only those that you trust."
+            )
+        return said + (f" Not kept: {', '.join(lost)}." if lost else "")
+
+    def _keep_the_trained(self, reason: BaseException, start: float) -> str:
+        """Note that the evaluation is missing; everything else has been saved."""
+        with hold_signals(), contextlib.suppress(OSError):
+            self._summarize_unfinished(reason, start)
         return (
-            f"Kept in {self.run.root}: {path.relative_to(self.run.root)} (TokenPPO.load reads it; "
-            "it unpickles: only from those you trust), policy/, metrics.jsonl and samples.jsonl."
+            f"training is done, the evaluation was stopped. Kept in {self.run.root}: policy/, "
+            "checkpoints/, metrics.jsonl and samples.jsonl. Measure it with: tokenrlhf evaluate "
+            f"{self.run.root}"
+        )
+
+    def _summarize_unfinished(self, reason: BaseException, start: float) -> None:
+        """`summary.json` of a run that was not evaluated."""
+        said = " ".join(str(reason).split())
+        write_json(
+            self.run.summary,
+            {
+                "finished": False,
+                "ended_by": type(reason).__name__ + (f": {said}" if said else ""),
+                "task": self.config.task,
+                "seed": self.config.seed,
+                "tokens": self.model.num_timesteps,
+                "wall_seconds": time.perf_counter() - start,
+                "precision": self.model.update_precision,
+            },
         )
 
     def _finish(self, seconds: float) -> dict[str, Any]:
@@ -167,14 +213,16 @@ class TrainingRun:
         self.run.append_samples(self.model.num_timesteps, self.after)
         return self._summarize(seconds)
 
-    def _save_models(self) -> None:
+    def _save_policy(self) -> None:
         policy: Any = self.model.policy
         with whole_folder(self.run.policy) as folder:
             policy.save_pretrained(folder, self.tokenizer)
+
+    def _save_reward_model(self) -> None:
         reward = self.held_out.scorer.reward
-        if isinstance(reward, LearnedReward):
-            with whole_folder(self.run.reward_model) as folder:
-                reward.reward_model.save_pretrained(folder)
+        assert isinstance(reward, LearnedReward)
+        with whole_folder(self.run.reward_model) as folder:
+            reward.reward_model.save_pretrained(folder)
 
     def _summarize(self, seconds: float) -> dict[str, Any]:
         with evaluation_progress(self.console, self.held_out) as on_progress:
@@ -188,7 +236,9 @@ class TrainingRun:
             )
         tokens = self.model.num_timesteps
         summary = summarize(self.config, self.held_out, comparison)
-        summary.update(tokens=tokens, tokens_per_second=tokens / seconds, wall_seconds=seconds)
+        summary.update(
+            finished=True, tokens=tokens, tokens_per_second=tokens / seconds, wall_seconds=seconds
+        )
         summary["precision"] = self.model.update_precision
         if self.env.inner.kl_coef != summary["kl_coef"]:  # a controller moved it
             summary["kl_coef_final"] = self.env.inner.kl_coef

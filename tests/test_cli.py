@@ -277,6 +277,29 @@ def test_pairs_with_the_same_text_twice_are_counted(tmp_path, monkeypatch, capsy
     assert "1 of 8 pairs have the same text twice" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--actor", ""],
+        ["train", "--actor", "  "],
+        ["train", "--actor="],
+        ["train", "--out", ""],
+        ["train", "--reward-model", "\t"],
+        ["evaluate", ""],
+        ["verify", "--json", ""],
+        ["compare", "--out", ""],
+        [*REWARD_MODEL[:-1], ""],
+    ],
+)
+def test_an_empty_name_or_path_is_refused_and_nothing_is_written(
+    arguments, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    said = refused(arguments, capsys)
+    assert "got ''" in said or "got '  '" in said or r"got '\t'" in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_explains_every_setting(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["train", "--help"])
@@ -313,7 +336,7 @@ def test_a_stopped_run_keeps_a_checkpoint_and_the_metrics(tmp_path, stop):
         time.sleep(0.2)
     process.send_signal(stop)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert process.returncode == 128 + stop, err
     assert "stopped after" in out and str(folder) in out.replace("\n", "")
     assert "Traceback" not in out + err
     assert (folder / "checkpoints" / "interrupted.zip").is_file()

@@ -131,3 +131,151 @@ def test_the_summary_is_json_that_anyone_reads(tmp_path):
     train(tmp_path / "run")
     text = (tmp_path / "run" / "summary.json").read_text()
     assert "NaN" not in text and json.loads(text)["tokens"] == 512
+
+
+# Replacing, failing, stopping --------------------------------------------------------------------
+
+
+def files_of(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+FAILING = (
+    "import sys; calls = []\n"
+    "def reward(prompts, responses):\n"
+    "    calls.append(1)\n"
+    "    if len(calls) > {after}:\n"
+    "        {what}\n"
+    "    return [1.0] * len(responses)\n"
+)
+
+
+def failing_reward(folder: Path, monkeypatch, after: int, what: str) -> str:
+    """A reward function, named as code, that fails in a later call."""
+    name = f"failing_{folder.name}_{after}".replace("-", "_")
+    (folder / f"{name}.py").write_text(FAILING.format(after=after, what=what))
+    monkeypatch.syspath_prepend(str(folder))
+    return f"{name}:reward"
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("sys.exit(3)", "SystemExit: 3"),
+        ("raise SystemExit('no licence')", "SystemExit: no licence"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("return 1 / 0", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_whatever_a_reward_function_raises_what_was_learned_is_kept(
+    tmp_path, monkeypatch, what, said
+):
+    out = tmp_path / "run"
+    name = failing_reward(tmp_path, monkeypatch, 3, what)
+    with pytest.raises(UserCodeError, match=rf"{name}' failed with {said}.*\(at .*:5\)\."):
+        train(out, reward_model=name, total_tokens=4096)
+    assert (out / "policy" / "model.safetensors").is_file()
+    assert (out / "checkpoints" / "failed.zip").is_file()
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["finished"] is False and said in summary["ended_by"]
+    assert read_metrics(out / "metrics.jsonl")
+    assert not (out / ".lock").exists()
+
+
+def test_overwrite_gives_the_old_run_up_only_for_a_checkpoint(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    train(out)
+    before = files_of(out)
+    # It fails before there has been an update: the old run is back.
+    name = failing_reward(tmp_path, monkeypatch, 1, "raise RuntimeError('gone')")
+    with pytest.raises(UserCodeError):
+        train(out, overwrite=True, reward_model=name)
+    assert files_of(out) == before
+    # It fails after one: what it has learned is there, and all of the old run is gone.
+    name = failing_reward(tmp_path, monkeypatch, 3, "raise RuntimeError('gone')")
+    with pytest.raises(UserCodeError):
+        train(out, overwrite=True, reward_model=name, total_tokens=4096)
+    after = files_of(out)
+    assert "checkpoints/failed.zip" in after and "summary.json" in after
+    assert not after.keys() & {"checkpoints/tokens-512.zip", "curves.png"}
+    assert not [name for name in after if name.startswith(".")]
+
+
+def test_two_runs_on_one_folder_are_refused_and_a_dead_one_blocks_nobody(tmp_path):
+    out = tmp_path / "run"
+    first = TrainingRun(TrainConfig(out=out, **TINY), Console(quiet=True))
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="/run' is being written by process"):
+            RunFolder.create(TrainConfig(out=out, overwrite=overwrite))
+    assert first.run.output is not None
+    first.run.output.close()
+    again = RunFolder.create(TrainConfig(out=out, overwrite=True))
+    assert again.output is not None
+    again.output.close()
+
+
+def test_runs_without_a_name_never_share_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = [RunFolder.create(TrainConfig()) for _ in range(3)]
+    assert len({run.root for run in made}) == 3
+    for run in made:
+        assert run.output is not None
+        run.output.close()
+
+
+def test_linked_parts_of_a_run_are_unlinked_and_a_linked_run_is_refused(tmp_path):
+    out, other = tmp_path / "run", tmp_path / "other"
+    train(out)
+    (out / "policy").rename(other)
+    (out / "policy").symlink_to(other)
+    kept = files_of(other)
+    train(out, overwrite=True)
+    assert not (out / "policy").is_symlink() and (out / "policy" / "config.json").is_file()
+    assert files_of(other) == kept
+    (tmp_path / "latest").symlink_to(out)
+    with pytest.raises(ValueError, match=r"latest' is a link to .*/run': nothing is removed"):
+        RunFolder.create(TrainConfig(out=tmp_path / "latest", overwrite=True))
+    assert (out / "policy" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["actor", "reference", "reward_model", "critic", "prompts"])
+@pytest.mark.parametrize("through_link", [False, True])
+def test_overwrite_refuses_to_remove_any_source_of_the_run(tmp_path, name, through_link):
+    out = tmp_path / "run"
+    made = RunFolder.create(TrainConfig(out=out))
+    assert made.output is not None
+    made.output.close()
+    (out / "policy").mkdir()
+    source = out / "policy"
+    if through_link:
+        source = tmp_path / "link"
+        source.symlink_to(out / "policy")
+    given = {name: str(source)}
+    if name == "critic":
+        given["value_head"] = "separate"
+    with pytest.raises(ValueError, match="lies in out="):
+        RunFolder.create(TrainConfig(out=out, overwrite=True, **given))
+    assert (out / "policy").is_dir() and (out / "config.json").is_file()
+
+
+def test_a_full_disk_keeps_the_policy_names_the_path_and_leaves_no_temporary(tmp_path, monkeypatch):
+    """Room for the policy, and none for what is written after it."""
+    out = tmp_path / "run"
+    run = TrainingRun(TrainConfig(out=out, **TINY), Console(quiet=True))
+
+    def no_room(place, *_, **__):
+        Path(place).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run.model, "save", no_room)
+    with pytest.raises(OSError, match=r"No space left on device: '.*checkpoints/tokens-512.zip'"):
+        run.train()
+    assert (out / "policy" / "model.safetensors").is_file()
+    assert (out / "reward_model" / "model.safetensors").is_file()
+    assert not any((out / "checkpoints").iterdir())
+    assert not [path for path in out.rglob(".*")]
+    assert json.loads((out / "summary.json").read_text())["finished"] is False

@@ -19,6 +19,7 @@ from torch.nn.functional import logsigmoid
 
 from tokenenv.json_files import parse_json, read_lines
 from tokenenv.reward_model import RewardModel, sequence_rewards
+from tokenenv.stop_signals import signal_is_pending
 
 __all__ = [
     "PreferencePair",
@@ -229,8 +230,10 @@ def train_reward_model(
 ) -> PreferenceReport:
     """Train `reward_model` in place on preference pairs, and keep its best held-out weights.
 
-    The rewards are then normalised to mean 0 and standard deviation 1 on the responses of the pairs
-    (`RewardModel.measure_normalization` does it again on other samples).
+    A signal that waits for the end of a `tokenenv.stop_signals.hold_signals` block ends the
+    training after its present step. The rewards are then normalised to mean 0 and standard
+    deviation 1 on the responses of the pairs (`RewardModel.measure_normalization` does it again on
+    other samples).
 
     Args:
         pairs: at least two prompts' worth, as text or as tokens.
@@ -341,9 +344,10 @@ class _Trainer:
                 step += 1
                 if on_step is not None:
                     on_step(step, self.num_steps, loss)
-                if (step % every == 0 or step == self.num_steps) and self._should_stop():
+                is_last = step == self.num_steps or signal_is_pending()
+                if ((step % every == 0 or is_last) and self._should_stop()) or is_last:
                     break
-            if self.without_gain >= self.settings.patience:
+            if self.without_gain >= self.settings.patience or is_last:
                 break
         self.model.load_state_dict(self.best_weights)
         self.model.requires_grad_(False)

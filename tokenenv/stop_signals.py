@@ -25,6 +25,7 @@ __all__ = [
     "StopSignal",
     "check_signals",
     "hold_signals",
+    "signal_is_pending",
     "stop_signals",
     "stop_signals_are_handled",
 ]
@@ -124,6 +125,11 @@ def hold_signals() -> Iterator[None]:
     finally:
         _state.holds -= 1
     check_signals()
+
+
+def signal_is_pending() -> bool:
+    """Whether a signal waits for the end of a `hold_signals` block: work may be cut short."""
+    return _state.first is not None and not _state.is_raised
 
 
 def check_signals() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import os
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +23,8 @@ from agents.compare.workers import do_jobs
 from agents.compare.worlds import kind_of, make_env, require_comparable
 from agents.console import literal
 from agents.files import write_json
+from agents.output_folder import OutputFolder
+from tokenenv.stop_signals import hold_signals, stop_signals
 
 __all__ = ["compare", "make_report", "plan"]
 
@@ -61,19 +64,25 @@ def compare(config: CompareConfig, console: Console) -> dict[str, Any]:
     """
     kinds = _kinds(config)
     jobs, left_out = plan(config, kinds)
-    _prepare(config)
+    with stop_signals(), contextlib.closing(_prepare(config)) as output:
+        return _compare(config, jobs, left_out, output, console)
+
+
+def _compare(
+    config: CompareConfig,
+    jobs: list[Job],
+    left_out: list[str],
+    output: OutputFolder,
+    console: Console,
+) -> dict[str, Any]:
     todo = [job for job in jobs if read_result(job, config.out) is None]
     known = f": {len(jobs) - len(todo)} of {len(jobs)} pieces of work are there already"
     console.print(Text.assemble("comparing in ", literal(config.out, "bold"), known))
     try:
-        do_jobs(todo, config.out, config.workers, console)
+        do_jobs(todo, config.out, config.workers, console, output.keep)
     except KeyboardInterrupt:
-        missing = sum(read_result(job, config.out) is None for job in jobs)
-        console.print(
-            f"stopped: {len(jobs) - missing} of {len(jobs)} pieces of work are kept, those under "
-            "way begin anew. The same command goes on."
-        )
-        write_report(make_report(config, jobs, left_out), config.out)
+        with hold_signals():
+            _stop(config, jobs, left_out, output, console)
         raise
     report = make_report(config, jobs, left_out)
     write_report(report, config.out)
@@ -81,6 +90,28 @@ def compare(config: CompareConfig, console: Console) -> dict[str, Any]:
     places = ", ".join(_FILES)
     console.print(Text.assemble("in ", literal(config.out, "bold"), f": {places}"))
     return report
+
+
+def _stop(
+    config: CompareConfig,
+    jobs: list[Job],
+    left_out: list[str],
+    output: OutputFolder,
+    console: Console,
+) -> None:
+    """Report what is finished; where nothing is, what was to be replaced comes back."""
+    if output.is_replacing:
+        output.put_back()
+        said = "stopped: nothing was finished, and the comparison that was there is back."
+    else:
+        write_report(make_report(config, jobs, left_out), config.out)
+        missing = sum(read_result(job, config.out) is None for job in jobs)
+        said = (
+            f"stopped: {len(jobs) - missing} of {len(jobs)} pieces of work are kept, those under "
+            "way begin anew. The same command goes on."
+        )
+    with contextlib.suppress(OSError):  # of a terminal that is gone
+        console.print(said)
 
 
 def _kinds(config: CompareConfig) -> dict[str, str]:
@@ -110,24 +141,28 @@ def plan(config: CompareConfig, kinds: dict[str, str]) -> tuple[list[Job], list[
     return jobs, left_out
 
 
-def _prepare(config: CompareConfig) -> None:
-    """Make the folder; with `overwrite` without what another comparison left in it."""
-    root = config.out
-    if root.is_file():
-        raise ValueError(f"out={str(root)!r} is a file: give a folder for the comparison.")
-    held = {path.name for path in root.iterdir()} if root.is_dir() else set()
-    foreign = held - {*_FOLDERS, *_FILES}
-    if foreign:
-        raise ValueError(
-            f"out={str(root)!r} holds {sorted(foreign)[0]!r}, which is no part of a comparison: "
-            "nothing was changed. Choose another folder."
-        )
-    if config.overwrite:
-        for name in _FOLDERS:
-            shutil.rmtree(root / name, ignore_errors=True)
-        for name in _FILES:
-            (root / name).unlink(missing_ok=True)
-    root.mkdir(parents=True, exist_ok=True)
+def _prepare(config: CompareConfig) -> OutputFolder:
+    """Make the folder; with `overwrite` what another comparison left in it is set aside."""
+    output = OutputFolder(config.out, (*_FOLDERS, *_FILES))
+    try:
+        held = output.entries()
+        foreign = sorted(set(held) - {*_FOLDERS, *_FILES})
+        if foreign:
+            raise ValueError(
+                f"out={str(config.out)!r} holds {foreign[0]!r}, which is no part of a comparison: "
+                "nothing was changed. Choose another folder."
+            )
+        if config.overwrite and held:
+            if config.out.is_symlink():
+                raise ValueError(
+                    f"out={str(config.out)!r} is a link to {os.path.realpath(config.out)!r}: "
+                    "nothing is removed behind a link. Give that folder itself, or remove the link."
+                )
+            output.set_aside(held)
+    except BaseException:
+        output.close()
+        raise
+    return output
 
 
 def make_report(config: CompareConfig, jobs: list[Job], left_out: list[str]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from agents.compare.results import THRESHOLDS
 from agents.compare.worlds import CLASSIC
+from agents.files import whole_file
 
 __all__ = ["FINGERPRINT_AXES", "draw_report", "embedded_figures"]
 
@@ -74,7 +75,8 @@ def draw_report(report: dict[str, Any], path: Path) -> None:
     rows = np.atleast_1d(figure.subfigures(len(parts), 1, height_ratios=heights))  # type: ignore[arg-type]
     for part, (draw, _) in zip(rows.tolist(), parts.values(), strict=True):
         draw(part, report)
-    figure.savefig(path, dpi=110)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
 
 
 def embedded_figures(report: dict[str, Any]) -> dict[str, str]:

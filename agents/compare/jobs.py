@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
@@ -141,16 +140,7 @@ def run_job(job: Job, root: Path, on_steps: Callable[[int], None] = lambda _: No
         torch.set_num_threads(threads)
     path = job.path(root)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"settings": job.settings, "result": _finite(result)})
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows neither ∞ nor NaN."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
+    write_json(path, {"settings": job.settings, "result": result})
 
 
 def _scale(job: Job, on_steps: Callable[[int], None]) -> dict[str, Any]:

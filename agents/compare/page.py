@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 
 from agents.compare.figures import embedded_figures
+from agents.files import whole_file
 from tokenenv.printable import printable
 
 __all__ = ["write_page"]
@@ -31,7 +32,8 @@ def write_page(report: dict[str, Any], path: Path) -> None:
     environment.filters["number"] = number
     template = environment.get_template("page.html.j2")
     page = template.render(report=report, figures=embedded_figures(report))
-    path.write_text(page, encoding="utf-8")
+    with whole_file(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
 
 
 def number(value: Any, digits: int = 3) -> str:

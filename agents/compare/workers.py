@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import queue
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.text import Text
 
 from agents.compare.jobs import Job, run_job
 from agents.console import literal
+from tokenenv.stop_signals import check_signals, hold_signals
 
 __all__ = ["do_jobs", "libraries_first"]
 
@@ -25,7 +27,13 @@ _steps: Any = None
 """In a worker: the queue that takes (job name, steps)."""
 
 
-def do_jobs(jobs: Sequence[Job], root: Path, workers: int | None, console: Console) -> None:
+def do_jobs(
+    jobs: Sequence[Job],
+    root: Path,
+    workers: int | None,
+    console: Console,
+    on_finished: Callable[[], None] = lambda: None,
+) -> None:
     """Do all jobs; each writes its own file when it is finished.
 
     Args:
@@ -33,15 +41,16 @@ def do_jobs(jobs: Sequence[Job], root: Path, workers: int | None, console: Conso
         root: folder of the comparison.
         workers: processes; None: one per core. One alone works in this process.
         console: where progress is shown.
+        on_finished: called after each job that has left its result.
 
     Raises:
-        KeyboardInterrupt: by Ctrl-C; what is finished is kept.
+        KeyboardInterrupt: by Ctrl-C or another signal; what is finished is kept.
         Exception: what went wrong in a job, once the others are finished.
     """
     if not jobs:
         return
     count = min(workers or os.cpu_count() or 1, len(jobs))
-    with _Display(jobs, console) as display:
+    with _Display(jobs, console, on_finished) as display:
         if count == 1:
             for job in jobs:
                 run_job(job, root, display.add)
@@ -76,20 +85,36 @@ def _in_processes(jobs: Sequence[Job], root: Path, count: int, display: _Display
     steps = context.Queue()
     pool = ProcessPoolExecutor(count, context, initializer=_begin_worker, initargs=(steps,))
     try:
-        futures = {pool.submit(_work, job, root): job for job in jobs}
+        with hold_signals(), _children_without(_ANSWERED):  # a submission may start a process
+            futures = {pool.submit(_work, job, root): job for job in jobs}
         for job, future in _as_they_finish(futures, lambda: _drain(steps, display)):
             if future.exception() is None:
                 display.finished(job)
             else:
                 display.failed(job, future.exception())
-    except KeyboardInterrupt:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
+    except BaseException:
+        with hold_signals():
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.kill()  # a result is written in one step, so none is half there
         raise
     pool.shutdown()
     for future in futures:
         future.result()
+
+
+_ANSWERED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that the parent answers for its workers; a terminal and a scheduler send them to all."""
+
+
+@contextlib.contextmanager
+def _children_without(numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    """Start processes in the block that do not see these signals, not even while they start."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _as_they_finish(
@@ -99,6 +124,7 @@ def _as_they_finish(
     while waiting:
         done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
         between()
+        check_signals()
         for future in done:
             yield futures[future], future
 
@@ -110,10 +136,20 @@ def _drain(steps: Any, display: _Display) -> None:
 
 
 def _begin_worker(steps: Any) -> None:
-    """Ctrl-C is the parent's to answer."""
+    """Signals are the parent's to answer, and without a parent there is nothing to do."""
     global _steps
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    for number in _ANSWERED:
+        signal.signal(number, signal.SIG_IGN)
     _steps = steps
+
+
+def _end_with_parent() -> None:
+    """Leave when the parent is gone, by SIGKILL too: nobody would take the results."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(job: Job, root: Path) -> None:
@@ -123,8 +159,11 @@ def _work(job: Job, root: Path) -> None:
 class _Display:
     """A bar over the steps of all runs; a line per finished job where there is no terminal."""
 
-    def __init__(self, jobs: Sequence[Job], console: Console) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], console: Console, on_finished: Callable[[], None]
+    ) -> None:
         self.console, self.total, self.done = console, len(jobs), 0
+        self.on_finished = on_finished
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
@@ -153,11 +192,13 @@ class _Display:
 
     def add(self, steps: int) -> None:
         """Some run went on by so many steps."""
+        check_signals()
         if self._bar is not None:
             self._bar.update(self._task, advance=steps)
 
     def finished(self, job: Job) -> None:
         """A job is finished, and its result kept."""
+        self.on_finished()
         self.done += 1
         if self._bar is not None:
             self._bar.update(self._task, description=self._title())

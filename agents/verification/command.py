@@ -26,6 +26,7 @@ from agents.verification.mathematics import (
     task_checks,
 )
 from tokenenv.optimum import enumerate_task, solve
+from tokenenv.stop_signals import hold_signals
 
 __all__ = ["verify"]
 
@@ -39,6 +40,7 @@ def verify(config: VerifyConfig, console: Console) -> bool:
     Raises:
         ValueError: there is no place for the JSON file.
         OSError: it can't be written.
+        KeyboardInterrupt: by Ctrl-C or another signal, after a report of what was checked.
     """
     start = time.perf_counter()
     _check_place(config.json)
@@ -59,9 +61,14 @@ def verify(config: VerifyConfig, console: Console) -> bool:
     if config.learning:
         sections["learning"] = lambda: learning_checks(solution, config.seed)
     found: dict[str, list[Check]] = {}
-    for section, run in sections.items():
-        with console.status(f"checking: {section}"):
-            found[section] = _run(run)
+    try:
+        for section, run in sections.items():
+            with console.status(f"checking: {section}"):
+                found[section] = _run(run)
+    except KeyboardInterrupt:
+        with hold_signals():
+            _report({**found, section: [_STOPPED]}, start, config.json, console)
+        raise
     return _report(found, start, config.json, console)
 
 
@@ -95,6 +102,9 @@ def _run(section: Callable[[], list[Check]]) -> list[Check]:
         return section()
     except Exception as error:
         return [_broken(error)]
+
+
+_STOPPED = Check("this section runs", "to its end", "stopped by a signal", False)
 
 
 def _broken(error: Exception) -> Check:

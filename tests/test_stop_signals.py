@@ -1,0 +1,132 @@
+"""Signals end the work as exceptions at a safe moment, and never get lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tokenenv import stop_signals as module
+from tokenenv.stop_signals import StopSignal, check_signals, hold_signals, stop_signals
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+
+
+def send(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_each_signal_is_a_keyboard_interrupt_with_the_status_of_a_shell(number):
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt) as raised, stop_signals():
+        send(number)
+    assert isinstance(raised.value, StopSignal)
+    assert raised.value.exit_status == 128 + number and str(raised.value) == number.name
+    assert signal.getsignal(number) is before
+
+
+def test_a_held_signal_is_raised_when_the_writing_is_done():
+    done = []
+    with pytest.raises(StopSignal), stop_signals():
+        with hold_signals(), hold_signals():
+            send(signal.SIGTERM)
+            done.append("written")
+        done.append("not reached")
+    assert done == ["written"]
+
+
+def test_a_signal_whose_exception_was_lost_is_raised_at_the_next_check():
+    with pytest.raises(StopSignal), stop_signals():
+        try:
+            send(signal.SIGTERM)
+        except StopSignal:
+            pass
+        module._state.is_raised = False  # as if Python had discarded it
+        check_signals()
+
+
+def test_the_second_of_a_pair_changes_nothing_and_nesting_neither():
+    with pytest.raises(StopSignal), stop_signals():
+        try:
+            with stop_signals():
+                send(signal.SIGTERM)
+        except StopSignal:
+            send(signal.SIGTERM)
+            send(signal.SIGINT)
+            raise
+
+
+def test_other_threads_change_nothing():
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def work() -> None:
+        with stop_signals(), hold_signals():
+            seen.append(signal.getsignal(signal.SIGTERM))
+        check_signals()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+WAITS = """
+import sys, time
+from tokenenv.stop_signals import StopSignal, stop_signals
+with stop_signals():
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    except StopSignal as stop:
+        if len(sys.argv) > 1:
+            print("saving", flush=True)
+            time.sleep(60)
+        sys.exit(stop.exit_status)
+"""
+
+
+def started(*arguments: str) -> subprocess.Popen:
+    process = subprocess.Popen(list(arguments), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_in_the_background_of_a_script_sigint_is_ignored_and_sigterm_is_not(tmp_path):
+    """A shell without job control starts `command &` with SIGINT ignored."""
+    (tmp_path / "waits.py").write_text(WAITS)
+    script = f'"{sys.executable}" "{tmp_path}/waits.py" & pid=$!; read line; kill -INT $pid; '
+    script += "sleep 0.3; kill -0 $pid && kill -TERM $pid; wait $pid; echo $?"
+    process = subprocess.Popen(
+        ["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    out, _ = process.communicate("go\n", timeout=60)
+    assert out == "143\n"
+
+
+def test_under_nohup_a_hangup_is_ignored_and_sigterm_is_not(tmp_path):
+    process = started("nohup", sys.executable, "-c", WAITS)
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+
+
+def test_a_second_signal_ends_at_once():
+    process = started(sys.executable, "-c", WAITS, "saving")
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout is not None and process.stdout.readline() == "saving\n"
+    process.send_signal(signal.SIGTERM)  # the same request
+    time.sleep(module.DOUBLE_SECONDS + 0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == -signal.SIGTERM
