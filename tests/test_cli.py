@@ -319,6 +319,7 @@ def test_help_loads_no_model_library():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_stopped_run_keeps_a_checkpoint_and_the_metrics(tmp_path, stop):
     folder = tmp_path / "stopped"

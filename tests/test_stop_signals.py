@@ -17,6 +17,9 @@ from tokenenv.stop_signals import StopSignal, check_signals, hold_signals, stop_
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
+pytestmark = pytest.mark.usefixtures("usual_signals")
+
+
 def send(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
     time.sleep(0.01)
