@@ -277,7 +277,7 @@ _MEANING = {
     "objective_reference": "J of the untrained actor",
     "optimum": "J*, exact: all responses enumerated",
     "optimum_lower_bound": "J* is at least this",
-    "optimum_interval": "95 % interval of this run's own bound",
+    "optimum_interval": "95 % interval of that bound",
     "objective_fraction": "(J − J_ref)/(J* − J_ref)",
     "fraction_interval": "95 % interval",
     "effective_sample_size": "share of the samples that carry the bound, median prompt",

@@ -53,7 +53,7 @@ def evaluate(
         starting_actor: the untrained actor, where it was not the reference.
     """
     if held_out.solution is not None:
-        return _exactly(actor, held_out, starting_actor)
+        return evaluate_exactly(actor, held_out.solution, starting_policy=starting_actor)
     responses_per_prompt *= -(-held_out.asked_for // len(held_out.prompts))
     samples = sample_mixture(
         actor,
@@ -78,16 +78,7 @@ def evaluate(
         seed,
     )
     # Its own bound counts too: both mixtures are proposals for the same optimum.
-    known = compare(before, kl_coef, found.optimum_lower_bound, seed=seed)
-    return rescaled(found, known.objective, known.optimum_lower_bound)
-
-
-def _exactly(actor: Any, held_out: HeldOut, starting_actor: Any) -> ExactEvaluation:
-    assert held_out.solution is not None
-    found = evaluate_exactly(actor, held_out.solution)
-    if starting_actor is None:
-        return found
-    return found.starting_from(evaluate_exactly(starting_actor, held_out.solution).objective)
+    return rescaled(found, compare(before, kl_coef, seed=seed))
 
 
 @dataclass(frozen=True, slots=True)

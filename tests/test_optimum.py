@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import tokenenv  # noqa: F401  (registers the ids)
-from tokenenv.optimum import MixtureSamples, compare, log_mean_exp, sample_mixture
+from tokenenv.optimum import MixtureSamples, compare, log_mean_exp, rescaled, sample_mixture
 
 OUTCOMES, BETA = 50, 0.5
 
@@ -186,6 +186,70 @@ def test_the_interval_covers_what_repeated_sampling_finds(problem, rng):
         low, high = found.fraction_interval
         covered += low <= fraction <= high
     assert covered >= 33  # 95 % of 40 is 38; fewer than 33 has probability 0.0007
+
+
+@pytest.mark.parametrize("spread", [0.5, 2.0, 5.0, 20.0])
+@pytest.mark.parametrize("prompts", [1, 8])
+def test_bound_and_fraction_lie_in_their_own_intervals_whatever_carries_them(rng, spread, prompts):
+    """Log-normal weights: at a spread of 20 one sample in 128 carries each prompt."""
+    for seed in range(10):
+        scores = rng.normal(size=(2, prompts, 64)) * spread
+        moved = rng.normal(size=scores.shape)
+        ones = np.ones(scores.shape)
+        samples = MixtureSamples(moved - 20, np.full_like(ones, -20), scores, None, ones, ones > 0)
+        found = compare(samples, 1.0, bootstrap=100, seed=seed)
+        low, high = found.optimum_interval
+        assert low <= found.optimum_lower_bound <= high
+        if found.objective_fraction is not None:
+            low, high = found.fraction_interval
+            assert low <= found.objective_fraction <= high
+    if spread == 20:
+        assert found.least_effective_sample_size < 0.05 and not found.is_reliable
+
+
+def test_a_bound_from_elsewhere_has_no_interval_of_these_samples(problem, rng):
+    log_ref, scores = problem
+    samples = sample(rng, log_ref, log_ref, scores)
+    own = compare(samples, BETA, bootstrap=50)
+    less, more = (own.optimum_lower_bound + by for by in (-0.5, 0.5))
+    assert compare(samples, BETA, less, bootstrap=50).optimum_interval == own.optimum_interval
+    other = compare(samples, BETA, more, bootstrap=50)
+    assert other.optimum_lower_bound == more and other.optimum_interval is None
+    low, high = other.fraction_interval
+    assert low <= other.objective_fraction <= high
+
+
+def test_beside_another_start_the_interval_is_that_of_the_bound_that_is_shown(problem, rng):
+    log_ref, scores = problem
+    best_policy = log_softmax(log_ref + scores / BETA)
+    halfway = log_softmax(log_ref + 0.5 * scores / BETA)
+    found, start = (
+        compare(sample(rng, policy, log_ref, scores, n=64), BETA, bootstrap=50)
+        for policy in (best_policy, halfway)
+    )
+    for one, other in ((found, start), (start, found)):
+        shown = rescaled(one, other)
+        larger = max((one, other), key=lambda c: c.optimum_lower_bound)
+        assert shown.optimum_lower_bound == larger.optimum_lower_bound
+        assert shown.optimum_interval == larger.optimum_interval
+        assert shown.objective == one.objective and shown.fraction_interval is None
+        assert shown.objective_reference == other.objective
+        assert shown.objective_fraction == pytest.approx(
+            (one.objective - other.objective) / (larger.optimum_lower_bound - other.objective)
+        )
+    nowhere = compare(sample(rng, log_ref, log_ref, scores), 0.0, bootstrap=5)
+    assert rescaled(nowhere, nowhere).optimum_lower_bound is None
+
+
+def test_the_interval_of_the_bound_covers_the_mean_of_repeated_bounds(problem, rng):
+    log_ref, scores = problem
+    found = [
+        compare(sample(rng, log_ref, log_ref, scores, prompts=4), BETA, bootstrap=100)
+        for _ in range(60)
+    ]
+    mean = np.mean([one.optimum_lower_bound for one in found])
+    covered = [low <= mean <= high for low, high in (one.optimum_interval for one in found)]
+    assert sum(covered) >= 50  # 95 % of 60 is 57; fewer than 50 has probability 4e-5
 
 
 def test_samples_of_real_models_are_consistent_with_themselves():

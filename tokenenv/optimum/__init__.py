@@ -16,11 +16,11 @@ from tokenenv.optimum.exact import (
     solve,
     true_advantages,
 )
+from tokenenv.optimum.log_sums import log_mean_exp
 from tokenenv.optimum.mixture import (
     Comparison,
     MixtureSamples,
     compare,
-    log_mean_exp,
     rescaled,
     sample_mixture,
 )

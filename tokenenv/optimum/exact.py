@@ -5,17 +5,20 @@ The KL-regularised objective J(π) = E[R] − β·KL(π ‖ π_ref) has the opti
 Korbak et al. 2022, https://arxiv.org/abs/2205.11275), which soft backward induction finds token by
 token (Levine 2018, https://arxiv.org/abs/1805.00909). Everything is float64; nothing is sampled.
 
+What is gained over the reference, V* − V^ref, is carried along by itself, in sums that keep their
+digits at any β (`log_sums`): as β grows it becomes a difference of nearly equal numbers.
+
 Axes and levels are those of `prefix_tree`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from tokenenv.optimum.enumeration import enumerate_task
-from tokenenv.optimum.mixture import objective_fraction
+from tokenenv.optimum.log_sums import divergence, log_tilted_sum
 from tokenenv.optimum.policies import Policy, policy_levels
 from tokenenv.optimum.prefix_tree import Levels, PrefixTree, normalized
 from tokenenv.settings import check_kl_coef
@@ -28,6 +31,7 @@ __all__ = [
     "Solvable",
     "evaluate_exactly",
     "expectation",
+    "sequence_divergence",
     "solve",
     "tree_and_kl_coef",
     "true_advantages",
@@ -58,7 +62,9 @@ class Solution:
         kl_coef: β.
         optimum: J*, mean over prompts.
         objective_reference: J_ref = E[R] under π_ref, mean over prompts.
+        gain: J* − J_ref, right to rounding of itself at any β.
         optimum_by_prompt: (X,) J*(x).
+        gain_by_prompt: (X,) J*(x) − J_ref(x).
         log_policy: T levels (X, C^t, V) of log π*(a|s).
         q_values: T levels (X, C^t, V) of Q*(s, a) = R at the end, V*(s') before it.
         values: T levels (X, C^t) of V*(s) = β·log Σ_a π_ref(a|s)·exp(Q*(s, a)/β).
@@ -68,10 +74,18 @@ class Solution:
     kl_coef: float
     optimum: float
     objective_reference: float
+    gain: float
     optimum_by_prompt: np.ndarray
+    gain_by_prompt: np.ndarray
     log_policy: Levels
     q_values: Levels
     values: Levels
+
+    @property
+    def has_gain(self) -> bool:
+        """Whether the scores of the responses to some prompt differ, by more than rounding."""
+        scores = self.tree.finished(self.tree.scores)
+        return bool((np.ptp(scores, axis=1) > 1e-12 * np.abs(scores).max(axis=1)).any())
 
     def most_likely(self, prompt: int, count: int = 5) -> list[RankedResponse]:
         """The `count` most likely responses of π* to the prompt with that index, in order."""
@@ -145,22 +159,29 @@ def solve(task: Solvable, kl_coef: float | None = None) -> Solution:
     q_values: Levels = []
     values: Levels = []
     log_policy: Levels = []
-    after: np.ndarray | None = None
+    reference: np.ndarray | None = None  # V^ref
+    gain: np.ndarray | None = None  # V* − V^ref
     for t in reversed(range(tree.depth)):
-        q = np.where(tree.ending(t), tree.scores[t], tree.after(t, after))
-        unnormalized = tree.ref_log_probs[t] + q / kl_coef
-        normalizer = np.logaddexp.reduce(unnormalized, axis=-1)
-        after = kl_coef * normalizer
-        q_values.insert(0, q)
-        values.insert(0, after)
-        log_policy.insert(0, unnormalized - normalizer[:, :, None])
-    reference = evaluate_levels(tree, tree.ref_log_probs, kl_coef)
+        log_probs = tree.ref_log_probs[t]
+        q = np.where(tree.ending(t), tree.scores[t], tree.after(t, reference))
+        reference = expectation(log_probs, q)
+        gain_after = tree.after(t, gain)
+        # What the reference expects of the advantages is 0, whatever they round to.
+        tilt = (q - reference[:, :, None] + gain_after) / kl_coef
+        normalizer = log_tilted_sum(log_probs, tilt, expectation(log_probs, gain_after / kl_coef))
+        gain = kl_coef * normalizer
+        q_values.insert(0, q + gain_after)
+        values.insert(0, reference + gain)
+        log_policy.insert(0, log_probs + (tilt - normalizer[:, :, None]))
+    assert reference is not None and gain is not None
     return Solution(
         tree=tree,
         kl_coef=kl_coef,
         optimum=float(values[0].mean()),
-        objective_reference=float(reference.objective.mean()),
+        objective_reference=float(reference.mean()),
+        gain=float(gain.mean()),
         optimum_by_prompt=values[0][:, 0],
+        gain_by_prompt=gain[:, 0],
         log_policy=log_policy,
         q_values=q_values,
         values=values,
@@ -173,7 +194,7 @@ class ExactEvaluation:
 
     Attributes:
         objective: J(π) = E[R] − β·KL(π ‖ π_ref).
-        objective_reference: J_ref.
+        objective_reference: J_ref, or J of another untrained actor.
         optimum: J*.
         objective_fraction: (J − J_ref)/(J* − J_ref); None where there is nothing to gain.
         score: E[R].
@@ -199,26 +220,23 @@ class ExactEvaluation:
     response_length: float
     eos_rate: float
 
-    def starting_from(self, objective_reference: float) -> ExactEvaluation:
-        """The same between another untrained actor's J and the optimum."""
-        return replace(
-            self,
-            objective_reference=objective_reference,
-            objective_fraction=objective_fraction(
-                self.objective, objective_reference, self.optimum
-            ),
-        )
-
 
 def evaluate_exactly(
-    policy: Policy, task: Solvable, kl_coef: float | None = None
+    policy: Policy,
+    task: Solvable,
+    kl_coef: float | None = None,
+    starting_policy: Policy | None = None,
 ) -> ExactEvaluation:
     """J(π), E[R], KL(π ‖ π_ref) and KL(π ‖ π*) of a policy, by enumeration.
+
+    Since J* − J(π) = β·KL(π ‖ π*), the fraction is 1 − KL(π ‖ π*)/KL(π_0 ‖ π*), which takes no
+    difference of objectives; π_0 is the untrained actor.
 
     Args:
         policy: see `policy_levels`.
         task: name of a task, its tree, or its solution, which saves solving it again.
         kl_coef: β > 0; the solution's, or the task's own, unless given.
+        starting_policy: the untrained actor, where it was not the reference.
 
     Raises:
         ValueError: `policy` is none, or as `solve`.
@@ -231,16 +249,22 @@ def evaluate_exactly(
     log_policy = policy_levels(policy, tree)
     found = evaluate_levels(tree, log_policy, kl_coef)
     reference = evaluate_levels(tree, tree.ref_log_probs, kl_coef)
-    objective = float(found.objective.mean())
-    worst, best = solution.objective_reference, solution.optimum
+    to_optimum = float(sequence_divergence(tree, log_policy, solution.log_policy).mean())
+    worst, whole_way = solution.objective_reference, solution.gain / kl_coef
+    if starting_policy is not None:
+        start = policy_levels(starting_policy, tree)
+        worst = float(evaluate_levels(tree, start, kl_coef).objective.mean())
+        whole_way = float(sequence_divergence(tree, start, solution.log_policy).mean())
+    # An actor that starts next to the optimum has nothing to gain but rounding.
+    has_way = solution.has_gain and whole_way > 1e-9 * solution.gain / kl_coef
     return ExactEvaluation(
-        objective=objective,
+        objective=float(found.objective.mean()),
         objective_reference=worst,
-        optimum=best,
-        objective_fraction=objective_fraction(objective, worst, best),
+        optimum=solution.optimum,
+        objective_fraction=1.0 - to_optimum / whole_way if has_way else None,
         score=float(found.score.mean()),
         kl=float(found.kl.mean()),
-        kl_to_optimum=float(_divergence(tree, log_policy, solution.log_policy).mean()),
+        kl_to_optimum=to_optimum,
         gold_reward=_mean(found.gold_reward),
         score_reference=float(reference.score.mean()),
         gold_reward_reference=_mean(reference.gold_reward),
@@ -323,7 +347,7 @@ def evaluate_levels(tree: PrefixTree, log_policy: Levels, kl_coef: float) -> _Pe
     """Expectations over all finished responses, per prompt."""
     log_probs = tree.response_log_probs(log_policy)
     score = expectation(log_probs, tree.finished(tree.scores))
-    kl = _divergence(tree, log_policy, tree.ref_log_probs)
+    kl = sequence_divergence(tree, log_policy, tree.ref_log_probs)
     gold = tree.gold_rewards
     return _PerPrompt(
         objective=score - kl_coef * kl,
@@ -335,13 +359,11 @@ def evaluate_levels(tree: PrefixTree, log_policy: Levels, kl_coef: float) -> _Pe
     )
 
 
-def _divergence(tree: PrefixTree, log_policy: Levels, other: Levels) -> np.ndarray:
+def sequence_divergence(tree: PrefixTree, log_policy: Levels, other: Levels) -> np.ndarray:
     """(X,) KL(π ‖ other) of whole responses: Σ_s d^π(s)·KL(π(·|s) ‖ other(·|s))."""
     total = np.zeros(len(tree.prompts))
     for t, state in enumerate(tree.state_log_probs(log_policy)):
-        with np.errstate(invalid="ignore"):  # −∞ − −∞
-            ratio = log_policy[t] - other[t]
-        total += expectation(state, expectation(log_policy[t], ratio))
+        total += expectation(state, divergence(log_policy[t], other[t]))
     return total
 
 

@@ -1,9 +1,11 @@
 """How far a policy is from the best: J, J_ref and a lower bound on J*, on a fixed set of prompts.
 
-For every prompt J*(x) = β·log E_{y~q}[exp(R/β + log π_ref(y|x) − log q(y|x))] for any proposal q,
-and the log of the mean of samples lies below it in expectation. With the actor alone as proposal a
-collapsed policy would look optimal, so q is the balance mixture ½π + ½π_ref (Veach & Guibas 1995):
-as many responses from the one as from the other, weighted by both.
+For every prompt J*(x) = β·log E_{y~q}[r·exp(R/β)] with r = π_ref(y|x)/q(y|x), for any proposal q,
+and the log of the mean of samples lies below it in expectation. The mean of r is known to be 1, so
+it is estimated as b + β·log(1 + mean r·(exp((R − b)/β) − 1)), b the least score: the sampling error
+of mean r, which β would multiply, cancels where β is great, and so does rounding. With the actor
+alone as proposal a collapsed policy would look optimal, so q is the balance mixture ½π + ½π_ref
+(Veach & Guibas 1995): as many responses from the one as from the other, weighted by both.
 
 Axes: `X` prompts, `n` responses from each of the two.
 """
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from tokenenv.log_probs import response_log_probs
+from tokenenv.optimum.log_sums import log_expm1, log_mean_exp
 from tokenenv.rewards import Episode
 from tokenenv.sampling import SampledResponse, sample_responses
 from tokenenv.scoring import EpisodeScorer
@@ -25,7 +28,6 @@ __all__ = [
     "Comparison",
     "MixtureSamples",
     "compare",
-    "log_mean_exp",
     "objective_fraction",
     "rescaled",
     "sample_mixture",
@@ -39,14 +41,13 @@ MIN_REFERENCE_SAMPLES = 4096
 a thousand is hit among them with probability 0.98."""
 
 
-def log_mean_exp(log_weights: np.ndarray) -> np.ndarray:
-    """Log of the mean of exp over the last axis, without overflow."""
-    return np.logaddexp.reduce(log_weights, axis=-1) - np.log(log_weights.shape[-1])
-
-
 def objective_fraction(objective: float, worst: float, best: float) -> float | None:
     """(J − J_ref)/(J* − J_ref); None where there is nothing to gain, up to rounding."""
-    return (objective - worst) / (best - worst) if best - worst > 1e-9 else None
+    return (objective - worst) / (best - worst) if _is_gain(best - worst, best, worst) else None
+
+
+def _is_gain(gain: float, best: float, worst: float) -> bool:
+    return gain > 1e-12 * max(abs(best), abs(worst))
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,43 @@ class MixtureSamples:
     lengths: np.ndarray
     stopped: np.ndarray
 
+    @property
+    def log_ratios(self) -> np.ndarray:
+        """(X, 2n) log π_ref − log q with q = ½π + ½π_ref; just 0 where π = π_ref."""
+        moved = self.log_probs - self.ref_log_probs
+        return np.concatenate(list(np.log(2.0) - np.logaddexp(0.0, moved)), axis=-1)
+
     def log_weights(self, kl_coef: float) -> np.ndarray:
-        """(X, 2n) R/β + log π_ref − log q with q = ½π + ½π_ref."""
-        log_mixture = np.logaddexp(self.log_probs, self.ref_log_probs) - np.log(2.0)
-        weights = self.scores / kl_coef + self.ref_log_probs - log_mixture
-        return np.concatenate(list(weights), axis=-1)
+        """(X, 2n) R/β + log π_ref − log q."""
+        return np.concatenate(list(self.scores), axis=-1) / kl_coef + self.log_ratios
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """The bound as a function of which samples it takes.
+
+    Attributes:
+        kl_coef: β.
+        least: (X,) b, the least score of each prompt.
+        log_terms: (X, 2n) log r + log(exp((R − b)/β) − 1).
+    """
+
+    kl_coef: float
+    least: np.ndarray
+    log_terms: np.ndarray
+
+    @classmethod
+    def of(cls, samples: MixtureSamples, kl_coef: float) -> _Bound:
+        scores = np.concatenate(list(samples.scores), axis=-1)
+        least = scores.min(axis=-1)
+        with np.errstate(over="ignore"):
+            above = (scores - least[:, None]) / kl_coef
+        return cls(kl_coef, least, samples.log_ratios + log_expm1(above))
+
+    def mean(self, log_terms: np.ndarray) -> float:
+        """Over prompts, with (X, m) of the terms."""
+        gain = np.logaddexp(0.0, log_mean_exp(log_terms))  # log1p of the mean
+        return float((self.least + self.kl_coef * gain).mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +118,8 @@ class Comparison:
         objective_reference: J_ref, the objective of the untrained actor.
         optimum_lower_bound: a lower bound on J* in expectation; None at β = 0, where J* has no such
             form.
-        optimum_interval: 95 % bootstrap interval of the bound, or None.
+        optimum_interval: 95 % bootstrap interval of the bound, which lies in it; None where the
+            bound is the one known from elsewhere, which these samples have no interval for.
         objective_fraction: (J − J_ref)/(J* − J_ref) with the bound for J*: at most this. None at
             β = 0, and where the samples show nothing to gain (a constant reward): the interval of
             J* − J_ref reaches 0.
@@ -229,20 +263,23 @@ def compare(
     objective, objective_reference = float(objectives.mean()), float(reference_scores.mean())
     optimum = interval = fraction = fraction_interval = share = least_share = None
     if kl_coef > 0:
-        log_weights = samples.log_weights(kl_coef)
-        optimum = float(kl_coef * log_mean_exp(log_weights).mean())
-        shares = _effective_share(log_weights)
+        shares = _effective_share(samples.log_weights(kl_coef))
         share, least_share = float(np.median(shares)), float(shares.min())
-        draws = _bootstrap(objectives, reference_scores, log_weights, kl_coef, bootstrap, seed)
-        interval = _interval(draws[2])
-        best = optimum if known_optimum is None else max(optimum, known_optimum)
-        best_draws = draws[2] if known_optimum is None else np.maximum(draws[2], known_optimum)
-        if _interval(best_draws - draws[1])[0] > 1e-9:
-            fraction = objective_fraction(objective, objective_reference, best)
+        bound = _Bound.of(samples, kl_coef)
+        optimum = bound.mean(bound.log_terms)
+        draws = _bootstrap(objectives, reference_scores, bound, bootstrap, seed)
+        draws[2] += optimum - np.median(draws[2])  # as `_interval` says
+        interval = _interval(optimum, draws[2])
+        if known_optimum is not None and known_optimum > optimum:
+            optimum, interval = known_optimum, None
+        best = draws[2] if known_optimum is None else np.maximum(draws[2], known_optimum)
+        gain = optimum - objective_reference
+        least_gain = _interval(gain, best - draws[1])[0]
+        if _is_gain(least_gain, optimum, objective_reference):
+            fraction = objective_fraction(objective, objective_reference, optimum)
+            assert fraction is not None
             with np.errstate(divide="ignore", invalid="ignore"):
-                fractions = (draws[0] - draws[1]) / (best_draws - draws[1])
-            fraction_interval = _interval(fractions)
-        optimum = best
+                fraction_interval = _interval(fraction, (draws[0] - draws[1]) / (best - draws[1]))
     gold = samples.gold_rewards
     return Comparison(
         objective=objective,
@@ -265,17 +302,26 @@ def compare(
     )
 
 
-def rescaled(
-    found: Comparison, objective_reference: float, optimum_lower_bound: float | None
-) -> Comparison:
-    """`found` between another untrained actor's J and another bound, without an interval."""
-    fraction = None
-    if optimum_lower_bound is not None:
-        fraction = objective_fraction(found.objective, objective_reference, optimum_lower_bound)
+def rescaled(found: Comparison, start: Comparison) -> Comparison:
+    """`found` between the J of another untrained actor and the larger of both bounds.
+
+    Args:
+        found: of the policy.
+        start: of the untrained actor, on the same prompts at the same β.
+
+    Returns:
+        With the interval that belongs to that bound, and none of the fraction.
+    """
+    best, fraction = found, None
+    own, other = found.optimum_lower_bound, start.optimum_lower_bound
+    if own is not None and other is not None:
+        best = start if other > own else found
+        fraction = objective_fraction(found.objective, start.objective, max(own, other))
     return replace(
         found,
-        objective_reference=objective_reference,
-        optimum_lower_bound=optimum_lower_bound,
+        objective_reference=start.objective,
+        optimum_lower_bound=best.optimum_lower_bound,
+        optimum_interval=best.optimum_interval,
         objective_fraction=fraction,
         fraction_interval=None,
     )
@@ -288,12 +334,7 @@ def _effective_share(log_weights: np.ndarray) -> np.ndarray:
 
 
 def _bootstrap(
-    objectives: np.ndarray,
-    reference_scores: np.ndarray,
-    log_weights: np.ndarray,
-    kl_coef: float,
-    draws: int,
-    seed: int,
+    objectives: np.ndarray, reference_scores: np.ndarray, bound: _Bound, draws: int, seed: int
 ) -> np.ndarray:
     """(3, draws) of J, J_ref and the bound, responses resampled within each prompt and kind."""
     rng = np.random.default_rng(seed)
@@ -305,10 +346,16 @@ def _bootstrap(
         picked = np.concatenate([own, n + other], axis=1)
         results[0, draw] = objectives[row, own].mean()
         results[1, draw] = reference_scores[row, other].mean()
-        results[2, draw] = kl_coef * log_mean_exp(log_weights[row, picked]).mean()
+        results[2, draw] = bound.mean(bound.log_terms[row, picked])
     return results
 
 
-def _interval(draws: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return float(low), float(high)
+def _interval(value: float, draws: np.ndarray) -> tuple[float, float]:
+    """95 % interval of `value`: the spread of the resampled values, laid around the value itself.
+
+    The log of a mean is biased low, the more so the fewer samples carry it, and that of a resample
+    is so once more: the plain percentiles lie below the value that they belong to, or do not even
+    contain it. Laid with their median on the value they always do.
+    """
+    low, high = np.quantile(draws - np.median(draws), [0.025, 0.975])
+    return value + float(low), value + float(high)

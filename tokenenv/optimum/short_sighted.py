@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tokenenv.optimum.exact import Solution, expectation
+from tokenenv.optimum.exact import Solution, expectation, sequence_divergence
 from tokenenv.optimum.prefix_tree import Levels, PrefixTree, normalized
 
 __all__ = ["fractions_by_prompt", "greedy_levels", "half_mass_probabilities", "one_step_policies"]
@@ -57,14 +57,8 @@ def one_step_policies(tree: PrefixTree, kl_coef: float) -> dict[str, Levels]:
 
 def fractions_by_prompt(policy: Levels, solution: Solution) -> np.ndarray:
     """(X,) (J − J_ref)/(J* − J_ref) of a policy for each prompt alone."""
-    tree, kl_coef = solution.tree, solution.kl_coef
-    scores = tree.finished(tree.scores)
-    reference = tree.response_log_probs(tree.ref_log_probs)
-    own = tree.response_log_probs(policy)
-    with np.errstate(invalid="ignore"):  # −∞ − −∞
-        objective = expectation(own, scores - kl_coef * (own - reference))
-    worst = expectation(reference, scores)
-    return (objective - worst) / (solution.optimum_by_prompt - worst)
+    to_optimum = sequence_divergence(solution.tree, policy, solution.log_policy)
+    return 1.0 - solution.kl_coef * to_optimum / solution.gain_by_prompt
 
 
 def half_mass_probabilities(solution: Solution) -> np.ndarray:
