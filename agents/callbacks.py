@@ -32,7 +32,13 @@ from agents.env_checks import (
 )
 from agents.episode_records import EpisodeRecord, rlhf_metrics
 from agents.kl_penalty import load_reference, token_penalties
-from agents.kl_settings import DEFAULT_DUAL_RATE, DEFAULT_HORIZON, check_controller, resolve_kl
+from agents.kl_settings import (
+    DEFAULT_DUAL_RATE,
+    DEFAULT_HORIZON,
+    check_controller,
+    resolve_kl,
+    warn_of_bound,
+)
 from agents.policy import LMActorCriticPolicy
 from agents.precision_choice import entropy_weight, update_log_probs
 from agents.vec_env import TokenVecEnv
@@ -146,12 +152,23 @@ class RLHFCallback(BaseCallback):
             self.training_env.env_method("set_kl_coef", saved)
         self.penalty.check_kl_shaping(self.settings.kl_shaping, self._kl_coef())
         check_controller(self.controller, self._kl_coef())
+        self._remember_start(saved)
         self._remember_kl_coef()
 
     def _remember_kl_coef(self) -> None:
         """Let the model save a β that a controller moves; a fixed one is the environment's."""
         model: Any = self.model
         model.kl_coef = None if isinstance(self.controller, FixedKL) else self._kl_coef()
+
+    def _remember_start(self, saved: float | None) -> None:
+        """Let the model save the β that its controller's bounds are around.
+
+        Args:
+            saved: β that the model had; where the environment has another, training starts there.
+        """
+        model: Any = self.model
+        if getattr(model, "kl_coef_start", None) is None or saved != self._kl_coef():
+            model.kl_coef_start = self._kl_coef()
 
     def _bind_buffer(self, env: VecEnv, episode_starts: np.ndarray | None) -> None:
         buffer = getattr(self.model, "rollout_buffer", None)
@@ -309,9 +326,11 @@ class RLHFCallback(BaseCallback):
         # Of an actor that has not moved yet, the KL says nothing of β.
         if self.records and not getattr(self.model, "actor_has_rested", False):
             before = self._kl_coef()
-            kl_coef = self.controller.update(before, self.metrics["kl"], len(self.records))
+            kl, start = self.metrics["kl"], self.model.kl_coef_start  # type: ignore[attr-defined]
+            kl_coef = self.controller.update(before, kl, len(self.records), start)
             if kl_coef != before:
                 self.training_env.env_method("set_kl_coef", kl_coef)
+                warn_of_bound(kl_coef, start, kl, self.controller)
         self._remember_kl_coef()
 
 

@@ -321,7 +321,9 @@ class RewardModelConfig:
     centering_coef: float = 0.0
     """Weight of the term that holds rewards near 0."""
     eval_fraction: float = 0.1
-    """Share of the prompts held out."""
+    """Share of the prompts held out to choose the weights by."""
+    report_fraction: float = 0.1
+    """Share of the prompts held out for the report alone; 0: it is made on those of the choice."""
     max_tokens: int | None = None
     """Drop pairs with a side longer than this many tokens; the model's own limit unless given."""
     device: str = "auto"

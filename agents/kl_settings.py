@@ -5,16 +5,19 @@ No torch here: the command line checks its settings with it.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 from tokenenv.shaping import (
+    KL_COEF_RANGE,
     KL_CONTROLLERS,
     KL_ESTIMATORS,
     AdaptiveKL,
     DualKL,
     FixedKL,
     KLController,
+    bounded_kl_coef,
 )
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "check_controller",
     "kl_controller",
     "resolve_kl",
+    "warn_of_bound",
 ]
 
 DEFAULT_HORIZON: float = 10_000
@@ -163,6 +167,28 @@ def check_controller(controller: KLController, kl_coef: float | None) -> None:
             f"kl_controller={name!r} multiplies β, and from kl_coef=0 it would stay 0 for ever: "
             "start from a positive kl_coef."
         )
+
+
+def warn_of_bound(kl_coef: float, start: float, kl: float, controller: KLController) -> None:
+    """Warn where a controller has just come to the end of its range, which it can't leave.
+
+    Args:
+        kl_coef: β, as it was moved to.
+        start: β that training started with.
+        kl: per response, that moved it.
+        controller: what moved it.
+    """
+    low, high = (bounded_kl_coef(value, start) for value in (0.0, float("inf")))
+    if low < kl_coef < high:
+        return
+    way, remedy = ("low", "smaller") if kl_coef == low else ("high", "greater")
+    warnings.warn(
+        f"β has come to {kl_coef:.3g}, as {way} as the controller goes: a factor of "
+        f"{KL_COEF_RANGE:g} from the {start:.3g} it started with. The KL is {kl:.3g} nats per "
+        f"response, {controller} asks for {getattr(controller, 'target', kl):.3g}: if that can be "
+        f"reached at all, start from a {remedy} kl_coef.",
+        stacklevel=2,
+    )
 
 
 def resolve_kl(

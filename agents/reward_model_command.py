@@ -52,6 +52,7 @@ def _train(config: RewardModelConfig, output: OutputFolder, console: Console) ->
         learning_rate=config.learning_rate,
         centering_coef=config.centering_coef,
         eval_fraction=config.eval_fraction,
+        report_fraction=config.report_fraction,
         seed=config.seed,
     )
     pairs = read_pairs(config.pairs)
@@ -83,9 +84,12 @@ def _train(config: RewardModelConfig, output: OutputFolder, console: Console) ->
     table = Table(title="held-out pairs", title_justify="left")
     table.add_column("")
     table.add_column("", justify="right")
-    for name, value in report.as_dict().items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
+    for name, value in dataclasses.asdict(report).items():
+        if not isinstance(value, bool):
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
     console.print(table)
+    for note in report.notes:
+        console.print(f"[yellow]note:[/yellow] {note}")
     use = f"; use it with: tokenrlhf train --reward-model {shlex.quote(str(config.out))}"
     console.print(literal(f"reward model in {config.out}{use}"))
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import os
 import re
 import shlex
@@ -131,7 +132,13 @@ def test_commands_of_a_page_run(page, tmp_path, monkeypatch):
 
 # Tests that pages name ----------------------------------------------------------------------------
 
-NAMED_TEST = re.compile(r"tests/(\w+\.py)::(\w+)(?:\[[^]]*\])?( \(slow\))?")
+NAMED_TEST = re.compile(r"tests/([\w/]+\.py)::(\w+)(?:\[[^]]*\])?( \(slow\))?")
+NO_TEST = re.compile(r"no test \(none is called `(\w+)`\): ")
+ALL_TESTS = {
+    name
+    for file in sorted((ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"^ *def (test_\w+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+}
 
 
 def known_tests(file: Path) -> dict[str, bool]:
@@ -173,13 +180,65 @@ def tables(page: Path) -> list[list[dict[str, str]]]:
     return found
 
 
-def test_every_row_of_correctness_names_a_test_or_says_that_there_is_none():
+def row_faults(row: dict[str, str], tests: set[str]) -> list[str]:
+    """What is wrong with the tests that a row names, or says that there are none of."""
+    faults = []
+    for named in row["test"].split("<br>"):
+        without = NO_TEST.match(named)
+        if without is not None:
+            key = without.group(1)
+            stands = sorted(name for name in tests if key in name.lower())
+            if stands:
+                faults.append(f"says that nothing is called {key!r}, and {stands[0]} is")
+            words = re.sub(r"\W+", "_", " ".join(row.values()).lower().replace(f"`{key}`", ""))
+            if not set(key.split("_")) <= set(words.split("_")):
+                faults.append(f"{key!r} is not what the row is about")
+        elif not NAMED_TEST.fullmatch(named):
+            faults.append(f"{named[:60]!r} is neither a test nor the name that one would have")
+    return faults
+
+
+def test_every_row_of_correctness_names_a_test_or_what_one_would_be_called():
     found = tables(CORRECTNESS)
     assert len(found) >= 10 and min(map(len, found)) >= 3
     for row in (row for table in found for row in table):
-        first = next(iter(row.values()))
-        for named in row["test"].split("<br>"):
-            assert NAMED_TEST.match(named) or named.startswith("no test: "), first
+        assert row_faults(row, ALL_TESTS) == [], next(iter(row.values()))
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ("no test (none is called `trpo`): nobody has tried TRPO", "test_trpo_trains"),
+        ("no test: TRPO is not tried", "neither a test nor the name"),
+        ("no test (none is called `zebra`): TRPO is not tried", "not what the row is about"),
+        ("tests/test_a.py::test_a, but not quite", "neither a test nor the name"),
+        ("no test (none is called `twice`): it is not tried", None),
+        ("tests/ecosystem/test_agents.py::test_trpo_trains", None),
+    ],
+)
+def test_a_row_that_says_no_test_while_one_stands_is_noticed(said, fault):
+    row = {"detail": "TRPO differentiates twice", "test": said}
+    found = row_faults(row, {"test_trpo_trains", "test_a"})
+    assert found == [] if fault is None else fault in found[0]
+
+
+# The cadence of `exact` ---------------------------------------------------------------------------
+
+
+def test_how_often_the_cadence_is_played_is_said_as_the_card_has_it():
+    """Wherever it is said, by the reference and at the optimum: the numbers are the card's."""
+    import tokenenv.tasks.exact as exact
+
+    card = json.loads((exact.FOLDER / "card.json").read_text(encoding="utf-8"))["optimum"]
+    rare = f"once in {1 / card['reference_cadence_probability']:.0f} answers"
+    often = f"{card['optimum_cadence_probability']:.0%}"
+    places = [ROOT / "docs" / name for name in ("exact.md", "tasks.md")]
+    texts = {str(place): place.read_text(encoding="utf-8") for place in places}
+    texts["tokenenv.tasks.exact"] = exact.__doc__ or ""
+    for place, text in texts.items():
+        said = " ".join(text.split())
+        assert rare in said and often in said, f"{place}: {rare}, {often}"
+        assert not re.search(rf"once in (?!{rare[8:]})", said), place
 
 
 # Options that pages name --------------------------------------------------------------------------

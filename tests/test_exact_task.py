@@ -153,6 +153,20 @@ def test_shipped_files_are_small_and_safe():
     assert all(file.stat().st_mode & 0o444 == 0o444 for file in FOLDER.rglob("*.safetensors"))
 
 
+def test_the_card_says_how_often_the_cadence_is_played(card, tree, solution):
+    """Counted by hand: responses whose text ends in the cadence, EOS behind it."""
+    ends = np.array(
+        [
+            stopped and tree.language_model.decode(r).split()[-4:] == ["sol", "mi", "re", "do"]
+            for r, stopped in zip(tree.responses(), tree.response_stopped, strict=True)
+        ]
+    )
+    assert ends.sum() == 6  # a lead-in of any note, or none
+    for name, levels in (("reference", tree.ref_log_probs), ("optimum", solution.log_policy)):
+        share = np.exp(tree.response_log_probs(levels))[:, ends].sum(axis=1).mean()
+        assert card["optimum"][f"{name}_cadence_probability"] == pytest.approx(share, rel=1e-5)
+
+
 def test_the_card_holds_the_exact_optimum(card, tree, solution):
     measured = json.loads(json.dumps(measure_optimum(tree)))
     assert card["optimum"] == _nearly(measured)

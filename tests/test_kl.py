@@ -25,6 +25,7 @@ from agents.minibatch_update import normalized
 from tokenenv.rewards import Episode, RawRewards
 from tokenenv.scoring import EpisodeScorer
 from tokenenv.shaping import (
+    KL_COEF_RANGE,
     KL_ESTIMATORS,
     AdaptiveKL,
     DualKL,
@@ -202,47 +203,61 @@ def test_k3_of_a_token_far_below_the_reference_is_finite_and_pulls_it_back():
 def test_the_adaptive_controller_by_hand():
     control = AdaptiveKL(target=6.0, horizon=100.0)
     # e = (6.6 − 6)/6 = 0.1; 0.2·(1 + 0.1·50/100) = 0.21.
-    assert control.update(0.2, 6.6, 50) == pytest.approx(0.21, abs=1e-15)
+    assert control.update(0.2, 6.6, 50, 0.2) == pytest.approx(0.21, abs=1e-15)
     # e = (5.4 − 6)/6 = −0.1; 0.2·(1 − 0.1·20/100) = 0.196.
-    assert control.update(0.2, 5.4, 20) == pytest.approx(0.196, abs=1e-15)
+    assert control.update(0.2, 5.4, 20, 0.2) == pytest.approx(0.196, abs=1e-15)
     # Far off, e is clipped to ±0.2: 0.2·(1 ± 0.2·50/100) = 0.22 and 0.18.
-    assert control.update(0.2, 60.0, 50) == pytest.approx(0.22, abs=1e-15)
-    assert control.update(0.2, -60.0, 50) == pytest.approx(0.18, abs=1e-15)
-    assert control.update(0.2, 6.0, 50) == 0.2
+    assert control.update(0.2, 60.0, 50, 0.2) == pytest.approx(0.22, abs=1e-15)
+    assert control.update(0.2, -60.0, 50, 0.2) == pytest.approx(0.18, abs=1e-15)
+    assert control.update(0.2, 6.0, 50, 0.2) == 0.2
     # More episodes than the horizon count as the horizon: 0.2·(1 ± 0.2).
     for episodes in (100, 500, 10**6):
-        assert control.update(0.2, 60.0, episodes) == pytest.approx(0.24, abs=1e-15)
-        assert control.update(0.2, 0.0, episodes) == pytest.approx(0.16, abs=1e-15)
+        assert control.update(0.2, 60.0, episodes, 0.2) == pytest.approx(0.24, abs=1e-15)
+        assert control.update(0.2, 0.0, episodes, 0.2) == pytest.approx(0.16, abs=1e-15)
 
 
 def test_the_dual_controller_by_hand():
     control = DualKL(target=6.0, rate=0.1)
     # (6.6 − 6)/6 = 0.1: 0.05·exp(0.1·0.1). (0 − 6)/6 = −1: 0.05·exp(−0.1).
-    assert control.update(0.05, 6.6, 7) == pytest.approx(0.0505025083542084, abs=1e-15)
-    assert control.update(0.05, 0.0, 7) == pytest.approx(0.0452418709017980, abs=1e-15)
-    assert control.update(0.05, 6.0, 7) == 0.05
+    assert control.update(0.05, 6.6, 7, 0.05) == pytest.approx(0.0505025083542084, abs=1e-15)
+    assert control.update(0.05, 0.0, 7, 0.05) == pytest.approx(0.0452418709017980, abs=1e-15)
+    assert control.update(0.05, 6.0, 7, 0.05) == 0.05
     # 0.1·(606 − 6)/6 = 10 is held at 1: 0.05·e.
-    assert control.update(0.05, 606.0, 7) == pytest.approx(0.05 * math.e, abs=1e-15)
-    assert DualKL(6.0, 9.0).update(0.05, 0.0, 7) == pytest.approx(0.05 / math.e, abs=1e-15)
-    assert FixedKL().update(0.2, 80.0, 7) == 0.2
+    assert control.update(0.05, 606.0, 7, 0.05) == pytest.approx(0.05 * math.e, abs=1e-15)
+    assert DualKL(6.0, 9.0).update(0.05, 0.0, 7, 0.05) == pytest.approx(0.05 / math.e, abs=1e-15)
+    assert FixedKL().update(0.2, 80.0, 7, 0.2) == 0.2
 
 
 def test_the_dual_controller_at_its_default_does_not_switch_the_penalty_off():
     control = kl_controller("dual", 6.0, DEFAULT_HORIZON, DEFAULT_DUAL_RATE)
     kl_coef = 0.05
     for _ in range(10):  # an untrained actor: no KL yet
-        kl_coef = control.update(kl_coef, 0.0, 7)
+        kl_coef = control.update(kl_coef, 0.0, 7, 0.05)
     assert kl_coef == pytest.approx(0.05 * math.exp(-1.0), rel=1e-12)
     for scale in (0.01, 100.0):
         scaled = DualKL(scale * 6.0, 0.1)
-        assert scaled.update(1.0, scale * 9.0, 7) == pytest.approx(control.update(1.0, 9.0, 7))
+        assert scaled.update(1.0, scale * 9.0, 7, 1.0) == pytest.approx(
+            control.update(1.0, 9.0, 7, 1.0)
+        )
+
+
+@pytest.mark.parametrize("start", [1e-6, 0.05, 50.0])
+@pytest.mark.parametrize("control", [AdaptiveKL(6.0, 1.0), DualKL(6.0, 0.1), DualKL(6.0, 50.0)])
+def test_a_target_that_is_never_met_moves_beta_to_the_end_of_its_range_and_back(control, start):
+    for kl, end in ((0.0, start / KL_COEF_RANGE), (1e6, start * KL_COEF_RANGE)):
+        kl_coef = start
+        for _ in range(3_000):  # unbounded, both leave float64 in that many steps
+            kl_coef = control.update(kl_coef, kl, 50, start)
+        assert kl_coef == pytest.approx(end, rel=1e-12)
+        kl_coef = control.update(kl_coef, 12.0 if kl == 0 else 3.0, 50, start)
+        assert start / KL_COEF_RANGE < kl_coef < start * KL_COEF_RANGE
 
 
 @pytest.mark.parametrize("kl", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("control", [AdaptiveKL(6.0, 100.0), DualKL(6.0, 0.1)])
 def test_a_kl_that_is_not_finite_steers_nothing(control, kl):
     with pytest.raises(ValueError, match=rf"kl={kl} .*{type(control).__name__}"):
-        control.update(0.2, kl, 50)
+        control.update(0.2, kl, 50, 0.2)
 
 
 # Refusals -----------------------------------------------------------------------------------------

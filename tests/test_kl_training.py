@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import gymnasium as gym
 import numpy as np
@@ -465,6 +466,28 @@ def test_a_loaded_controller_goes_on_from_the_saved_beta(tiny_task_kwargs, tmp_p
     env = make_vec_env(n_envs=6, seed=0, **{**tiny_task_kwargs, "kl_coef": 0.6})
     again = TokenPPO.load(tmp_path / "fixed", env=env, device="cpu", **CONTROLS[name])
     assert first_beta(again) == 0.6, "0.3 was no controller's, but the other environment's"
+
+
+def test_the_range_of_beta_is_that_of_its_first_start_and_its_end_warns(tiny_task_kwargs, tmp_path):
+    controls = {"kl_controller": "dual", "kl_target": 1e-9, "kl_dual_rate": 100.0}
+    model = make_agent(tiny_task_kwargs, **controls)  # β = 0.1, e times as great each rollout
+    perturb(model.policy)
+    model.learn(3 * 120)
+    assert model.env.get_attr("kl_coef")[0] == pytest.approx(0.1 * math.e**3)
+    model.save(tmp_path / "model")
+    env = make_vec_env(n_envs=6, seed=0, **tiny_task_kwargs)
+    loaded = TokenPPO.load(tmp_path / "model", env=env, device="cpu")
+    assert loaded.kl_coef_start == 0.1
+    message = (
+        r"β has come to 1e\+03, as high as the controller goes: a factor of 10000 from the 0.1"
+    )
+    with pytest.warns(UserWarning, match=message) as caught:
+        loaded.learn(8 * 120)
+    assert sum("β has come" in str(one.message) for one in caught) == 1
+    assert env.get_attr("kl_coef")[0] == 1e3
+    env.env_method("set_kl_coef", 0.7)  # by the user: training starts there now
+    loaded.learn(120)
+    assert loaded.kl_coef_start == 0.7
 
 
 @pytest.mark.parametrize("name", CONTROLS)

@@ -183,7 +183,9 @@ def test_training_learns_a_separable_preference_and_normalises(reference_folder,
     report = train_reward_model(pairs, model, FAST, on_step=lambda *step: steps.append(step))
     assert untrained.accuracy < 0.8 < 0.95 < report.accuracy
     assert report.loss < 0.2 < untrained.loss
-    assert 40 <= report.pairs <= 80  # a fifth of the prompts
+    # A fifth of the prompts, a tenth of them, and the rest; five pairs for each.
+    sizes = (report.selection_pairs, report.pairs, report.training_pairs)
+    assert sizes == (60, 30, 210)
     assert [step for step, _, _ in steps] == list(range(1, len(steps) + 1))
     assert all(total == steps[0][1] >= len(steps) for _, total, _ in steps)
     raw = model.raw_rewards(
@@ -192,6 +194,60 @@ def test_training_learns_a_separable_preference_and_normalises(reference_folder,
     normalized = model.normalize(raw)
     assert abs(normalized.mean()) < 1e-5 and abs(normalized.std() - 1) < 1e-5
     assert not any(parameter.requires_grad for parameter in model.model.parameters())
+
+
+def test_the_report_is_on_pairs_that_neither_trained_nor_chose_the_weights(reference_folder, rng):
+    pairs = separable_pairs(rng)
+    told = []
+    reward_model = new_reward_model(reference_folder)
+    seen = reward_model.raw_rewards
+
+    def raw_rewards(sequences, *more):
+        told.append({tuple(s.tolist()) for s in sequences})
+        return seen(sequences, *more)
+
+    reward_model.raw_rewards = raw_rewards
+    settings = RewardTrainingSettings(epochs=2, eval_fraction=0.2, report_fraction=0.1)
+    report = train_reward_model(pairs, reward_model, settings)
+    chosen = [tuple(reward_model.encode(p.prompt, p.chosen).tolist()) for p in pairs]
+    of_prompt = {ids: pair.prompt for ids, pair in zip(chosen, pairs, strict=True)}
+    # Asked last: the report's chosen sides, then its rejected sides; before it all, to normalise.
+    reported = {of_prompt[ids] for ids in told[-2]}
+    selection = {of_prompt[ids] for ids in told[0]}
+    assert len(reported) == 6 and len(selection) == 12 and not reported & selection
+    assert report.pairs == sum(p.prompt in reported for p in pairs)
+    assert report.selection_pairs == sum(p.prompt in selection for p in pairs)
+    assert report.training_pairs + report.selection_pairs + report.pairs == len(pairs)
+    assert not report.chose_the_weights
+
+
+def test_a_report_says_when_it_is_optimistic_or_of_few_pairs(reference_folder, rng):
+    few = separable_pairs(rng, count=60, prompts=20)
+    quick = {"epochs": 1, "batch_size": 32}
+    found = train_reward_model(
+        few, new_reward_model(reference_folder), RewardTrainingSettings(**quick)
+    )
+    assert found.pairs < 30 and not found.chose_the_weights
+    (note,) = found.notes
+    assert f"on {found.pairs} held-out pairs, fewer than 30" in note and "uncertain by ±" in note
+    assert found.as_dict()["notes"] == [note]
+    none = RewardTrainingSettings(**quick, report_fraction=0.0)
+    found = train_reward_model(few, new_reward_model(reference_folder), none)
+    assert found.chose_the_weights and found.pairs == found.selection_pairs
+    assert "whose loss chose the weights: optimistic" in found.notes[0] and len(found.notes) == 2
+    two = [pair for pair in few if pair.prompt in {few[0].prompt, few[1].prompt}]
+    if len({pair.prompt for pair in two}) == 2:  # too few for a third part
+        found = train_reward_model(
+            two, new_reward_model(reference_folder), RewardTrainingSettings(**quick)
+        )
+        assert found.chose_the_weights
+    many = separable_pairs(rng, count=400, prompts=60)
+    found = train_reward_model(
+        many,
+        new_reward_model(reference_folder),
+        RewardTrainingSettings(**quick, report_fraction=0.2),
+    )
+    assert found.pairs >= 30 and found.notes == []
 
 
 def test_training_is_deterministic_in_its_seed(reference_folder, rng):
@@ -239,9 +295,10 @@ def test_held_out_prompts_are_never_trained_on(reference_folder, rng, monkeypatc
     train_reward_model(
         pairs, new_reward_model(reference_folder), RewardTrainingSettings(epochs=1, batch_size=64)
     )
-    ((training, held_out),) = splits
-    assert len(training) + len(held_out) == 100 and held_out
-    assert not {p.prompt for p in training} & {p.prompt for p in held_out}
+    (parts,) = splits
+    assert len(parts) == 3 and sum(map(len, parts)) == 100 and all(parts)
+    training, selection, reported = ({p.prompt for p in part} for part in parts)
+    assert not training & selection and not training & reported and not selection & reported
 
 
 def test_token_pairs_train_as_text_pairs_do(reference_folder, rng):
@@ -278,7 +335,14 @@ def test_pairs_that_can_not_be_trained_on_are_refused(reference_folder, pairs, m
 
 @pytest.mark.parametrize(
     "settings",
-    [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}, {"eval_fraction": 1.0}],
+    [
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"learning_rate": 0.0},
+        {"eval_fraction": 1.0},
+        {"report_fraction": -0.1},
+        {"report_fraction": 0.9},
+    ],
     ids=str,
 )
 def test_settings_that_can_not_train_are_refused(settings):

@@ -22,6 +22,7 @@ from tokenenv.reward_model import RewardModel, sequence_rewards
 from tokenenv.stop_signals import signal_is_pending
 
 __all__ = [
+    "HeldOutReport",
     "PreferencePair",
     "PreferenceReport",
     "RewardTrainingSettings",
@@ -36,6 +37,10 @@ __all__ = [
 
 MOST_MARGIN = 1e6
 """Of a pair: rewards differ by a few units, and beyond float32 a loss would be infinite."""
+
+FEW_PAIRS = 30
+"""Held-out pairs below which a report says that it is a rough one: there the standard error of an
+accuracy of ¾ is 0.08."""
 
 FORWARD_SIZE = 32
 """Sequences that one training forward takes at most."""
@@ -79,7 +84,11 @@ class RewardTrainingSettings:
         weight_decay: AdamW's.
         max_grad_norm: gradients are clipped to this norm.
         centering_coef: weight of mean((r_w + r_l)²), which holds the rewards near 0.
-        eval_fraction: prompts held out for the loss that stops training early and for the report.
+        eval_fraction: share of the prompts held out for the loss that stops training early and
+            chooses the weights.
+        report_fraction: share of the prompts held out for the report alone. At 0, and where there
+            are fewer than three prompts, the report is on the pairs that chose the weights, and
+            says so.
         evaluations_per_epoch: how often the held-out loss is looked at.
         patience: evaluations without a better held-out loss after which training stops.
         seed: of the split and the order.
@@ -92,6 +101,7 @@ class RewardTrainingSettings:
     max_grad_norm: float = 1.0
     centering_coef: float = 0.0
     eval_fraction: float = 0.1
+    report_fraction: float = 0.1
     evaluations_per_epoch: int = 4
     patience: int = 3
     seed: int = 0
@@ -106,6 +116,12 @@ class RewardTrainingSettings:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
         if not 0 < self.eval_fraction < 1:
             raise ValueError(f"eval_fraction={self.eval_fraction} must lie between 0 and 1.")
+        if not 0 <= self.report_fraction < 1 - self.eval_fraction:
+            raise ValueError(
+                f"report_fraction={self.report_fraction} must be 0 or more, and less than 1 "
+                f"together with eval_fraction={self.eval_fraction}: something must be left to "
+                "train on."
+            )
         if not 0 <= self.centering_coef < float("inf"):
             raise ValueError(
                 f"centering_coef={self.centering_coef} must be 0 or a positive, finite number."
@@ -131,9 +147,45 @@ class PreferenceReport:
     mean_margin: float
     calibration_error: float
 
-    def as_dict(self) -> dict[str, float]:
+    def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutReport(PreferenceReport):
+    """The report on held-out pairs after a training.
+
+    Attributes:
+        training_pairs: pairs that were trained on.
+        selection_pairs: pairs whose loss chose the weights.
+        chose_the_weights: whether the report is on those, for want of others.
+    """
+
+    training_pairs: int
+    selection_pairs: int
+    chose_the_weights: bool
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know before he believes the numbers."""
+        notes = []
+        if self.chose_the_weights:
+            notes.append(
+                f"measured on the {self.pairs:,} pairs whose loss chose the weights: optimistic. "
+                "Hold out others (report_fraction), of at least three prompts in all."
+            )
+        if self.pairs < FEW_PAIRS:
+            error = math.sqrt(max(self.accuracy * (1 - self.accuracy), 0.1) / self.pairs)
+            notes.append(
+                f"measured on {self.pairs:,} held-out pairs, fewer than {FEW_PAIRS}: the accuracy "
+                f"is uncertain by ±{error:.2f} (a standard error) or more."
+            )
+        return notes
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "notes": self.notes}
 
 
 def preference_loss(
@@ -227,7 +279,7 @@ def train_reward_model(
     reward_model: RewardModel,
     settings: RewardTrainingSettings | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
-) -> PreferenceReport:
+) -> HeldOutReport:
     """Train `reward_model` in place on preference pairs, and keep its best held-out weights.
 
     A signal that waits for the end of a `tokenenv.stop_signals.hold_signals` block ends the
@@ -242,7 +294,8 @@ def train_reward_model(
         on_step: called after every step with (step, all steps, training loss).
 
     Returns:
-        The report on the held-out pairs.
+        The report, on pairs of prompts that neither trained nor chose the weights
+        (`RewardTrainingSettings.report_fraction`).
 
     Raises:
         ValueError: there are too few prompts to hold one out, a pair is longer than the model
@@ -256,7 +309,7 @@ def train_reward_model(
         )
     tokens = [as_token_pair(pair, reward_model) for pair in pairs]
     rng = np.random.default_rng(settings.seed)
-    training, held_out = _split(tokens, settings.eval_fraction, rng)
+    training, selection, reported = _split(tokens, settings, rng)
     for pair in tokens:
         longest = max(len(pair.chosen), len(pair.rejected))
         if longest > reward_model.max_tokens:
@@ -264,11 +317,16 @@ def train_reward_model(
                 f"a pair of the prompt {pair.prompt[:60]!r} has {longest} tokens, more than the "
                 f"{reward_model.max_tokens} positions of the reward model: shorten or drop it."
             )
-    trainer = _Trainer(reward_model, training, held_out, settings, rng)
+    trainer = _Trainer(reward_model, training, selection, settings, rng)
     trainer.run(on_step)
     sequences = [sequence for pair in tokens for sequence in (pair.chosen, pair.rejected)]
     reward_model.measure_normalization(reward_model.raw_rewards(sequences))
-    return trainer.evaluate()
+    return HeldOutReport(
+        **asdict(_evaluate(reward_model, reported or selection)),
+        training_pairs=len(training),
+        selection_pairs=len(selection),
+        chose_the_weights=not reported,
+    )
 
 
 def as_token_pair(pair: PreferencePair | TokenPair, reward_model: RewardModel) -> TokenPair:
@@ -285,20 +343,37 @@ def as_token_pair(pair: PreferencePair | TokenPair, reward_model: RewardModel) -
 
 
 def _split(
-    pairs: list[TokenPair], fraction: float, rng: np.random.Generator
-) -> tuple[list[TokenPair], list[TokenPair]]:
-    """Training and held-out pairs without a common prompt."""
+    pairs: list[TokenPair], settings: RewardTrainingSettings, rng: np.random.Generator
+) -> tuple[list[TokenPair], list[TokenPair], list[TokenPair]]:
+    """Pairs to train on, to choose the weights by and to report on, without a common prompt."""
     prompts = sorted({pair.prompt for pair in pairs})
     if len(prompts) < 2:
         raise ValueError(
             f"the {len(pairs)} pairs have {len(prompts)} prompt(s): training needs at least two "
             "different ones, to hold one out."
         )
-    count = min(max(1, round(fraction * len(prompts))), len(prompts) - 1)
-    held_out = {prompts[i] for i in rng.permutation(len(prompts))[:count]}
+    left = len(prompts) - 1  # one is trained on at least
+    chosen = min(max(1, round(settings.eval_fraction * len(prompts))), left)
+    told = 0
+    if settings.report_fraction and left >= 2:
+        chosen = min(chosen, left - 1)
+        told = min(max(1, round(settings.report_fraction * len(prompts))), left - chosen)
+    order = [prompts[i] for i in rng.permutation(len(prompts))]
+    selection, reported = set(order[:chosen]), set(order[chosen : chosen + told])
     return (
-        [pair for pair in pairs if pair.prompt not in held_out],
-        [pair for pair in pairs if pair.prompt in held_out],
+        [pair for pair in pairs if pair.prompt not in selection | reported],
+        [pair for pair in pairs if pair.prompt in selection],
+        [pair for pair in pairs if pair.prompt in reported],
+    )
+
+
+def _evaluate(reward_model: RewardModel, pairs: list[TokenPair]) -> PreferenceReport:
+    """The report on some pairs."""
+    raw = reward_model.raw_rewards
+    return evaluate_preferences(
+        raw([p.chosen for p in pairs]),
+        raw([p.rejected for p in pairs]),
+        np.array([p.margin for p in pairs]),
     )
 
 
@@ -309,12 +384,12 @@ class _Trainer:
         self,
         reward_model: RewardModel,
         training: list[TokenPair],
-        held_out: list[TokenPair],
+        selection: list[TokenPair],
         settings: RewardTrainingSettings,
         rng: np.random.Generator,
     ) -> None:
         self.reward_model, self.settings, self.rng = reward_model, settings, rng
-        self.training, self.held_out = training, held_out
+        self.training, self.selection = training, selection
         self.model: Any = reward_model.model
         self.steps_per_epoch = math.ceil(len(training) / settings.batch_size)
         self.num_steps = settings.epochs * self.steps_per_epoch
@@ -332,7 +407,7 @@ class _Trainer:
         return min((step + 1) / warm_up, max(0.0, (self.num_steps - step) / self.num_steps))
 
     def run(self, on_step: Callable[[int, int, float], None] | None) -> None:
-        """Train until the steps are done or the held-out loss has stopped falling."""
+        """Train until the steps are done or the loss on the selection has stopped falling."""
         every = max(1, self.steps_per_epoch // self.settings.evaluations_per_epoch)
         step = 0
         for _ in range(self.settings.epochs):
@@ -381,19 +456,10 @@ class _Trainer:
         return torch.cat(parts)[torch.as_tensor(np.argsort(order))]
 
     def _should_stop(self) -> bool:
-        loss = self.evaluate().loss
+        loss = _evaluate(self.reward_model, self.selection).loss
         if loss < self.best_loss:
             self.best_loss, self.best_weights = loss, copy.deepcopy(self.model.state_dict())
             self.without_gain = 0
         else:
             self.without_gain += 1
         return self.without_gain >= self.settings.patience
-
-    def evaluate(self) -> PreferenceReport:
-        """The report on the held-out pairs."""
-        raw = self.reward_model.raw_rewards
-        return evaluate_preferences(
-            raw([p.chosen for p in self.held_out]),
-            raw([p.rejected for p in self.held_out]),
-            np.array([p.margin for p in self.held_out]),
-        )

@@ -26,12 +26,14 @@ of two such halves.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 __all__ = [
+    "KL_COEF_RANGE",
     "KL_CONTROLLERS",
     "KL_ESTIMATORS",
     "KL_SHAPINGS",
@@ -40,6 +42,7 @@ __all__ = [
     "FixedKL",
     "KLController",
     "actor_half",
+    "bounded_kl_coef",
     "full_kl",
     "k1",
     "k2",
@@ -137,10 +140,21 @@ def kl_estimate(estimator: str, log_ratio: Any) -> Any:
 # Controllers --------------------------------------------------------------------------------------
 
 
+KL_COEF_RANGE = 1e4
+"""Controllers keep β within this factor of where it started, either way: further off, the target
+can't be met at all, and β would go on to the end of the floats, 0 or ∞."""
+
+
+def bounded_kl_coef(kl_coef: float, start: float) -> float:
+    """`kl_coef` within a factor of `KL_COEF_RANGE` of `start`."""
+    highest = min(start * KL_COEF_RANGE, sys.float_info.max)
+    return min(max(kl_coef, start / KL_COEF_RANGE), highest)
+
+
 class KLController(Protocol):
     """Moves β between rollouts."""
 
-    def update(self, kl_coef: float, kl: float, episodes: int) -> float:
+    def update(self, kl_coef: float, kl: float, episodes: int, start: float) -> float:
         """The next β.
 
         Args:
@@ -148,6 +162,7 @@ class KLController(Protocol):
             kl: k1 per response, summed over its tokens, in nats: its mean over the episodes that
                 finished in the rollout.
             episodes: how many they were.
+            start: β that training started with; the next one is `bounded_kl_coef` by it.
         """
         ...
 
@@ -156,7 +171,7 @@ class KLController(Protocol):
 class FixedKL:
     """β stays what it is."""
 
-    def update(self, kl_coef: float, kl: float, episodes: int) -> float:
+    def update(self, kl_coef: float, kl: float, episodes: int, start: float) -> float:
         """The same β."""
         return kl_coef
 
@@ -196,11 +211,12 @@ class AdaptiveKL:
         _require_positive("kl_target", self.target)
         _require_positive("kl_horizon", self.horizon)
 
-    def update(self, kl_coef: float, kl: float, episodes: int) -> float:
+    def update(self, kl_coef: float, kl: float, episodes: int, start: float) -> float:
         """As the class says."""
         _require_finite(self, kl)
         error = min(max((kl - self.target) / self.target, -ERROR_CLIP), ERROR_CLIP)
-        return kl_coef * (1 + error * min(1.0, episodes / self.horizon))
+        moved = kl_coef * (1 + error * min(1.0, episodes / self.horizon))
+        return bounded_kl_coef(moved, start)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,11 +244,12 @@ class DualKL:
         _require_positive("kl_target", self.target)
         _require_positive("kl_dual_rate", self.rate)
 
-    def update(self, kl_coef: float, kl: float, episodes: int) -> float:
+    def update(self, kl_coef: float, kl: float, episodes: int, start: float) -> float:
         """As the class says; `episodes` does not matter."""
         _require_finite(self, kl)
         step = self.rate * (kl - self.target) / self.target
-        return kl_coef * math.exp(min(max(step, -STEP_CLIP), STEP_CLIP))
+        moved = kl_coef * math.exp(min(max(step, -STEP_CLIP), STEP_CLIP))
+        return bounded_kl_coef(moved, start)
 
 
 def _require_finite(controller: KLController, kl: float) -> None:

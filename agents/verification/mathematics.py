@@ -307,13 +307,21 @@ def controller_checks() -> list[Check]:
     adaptive, dual = AdaptiveKL(target=6.0, horizon=1000), DualKL(target=6.0, rate=0.1)
     return [
         # error (6.6 − 6)/6 = 0.1; 0.05·(1 + 0.1·100/1000) = 0.0505
-        near("adaptive KL: 0.05 → β", adaptive.update(0.05, 6.6, 100), 0.0505, 1e-12),
+        near("adaptive KL: 0.05 → β", adaptive.update(0.05, 6.6, 100, 0.05), 0.0505, 1e-12),
         # error clipped from 9 to 0.2; 0.05·(1 + 0.2·100/1000) = 0.051
-        near("adaptive KL, error clipped: 0.05 → β", adaptive.update(0.05, 60.0, 100), 0.051, 1e-9),
+        near(
+            "adaptive KL, error clipped: 0.05 → β",
+            adaptive.update(0.05, 60.0, 100, 0.05),
+            0.051,
+            1e-9,
+        ),
         # 0.05·exp(0.1·0.1)
-        near("dual KL: 0.05 → β", dual.update(0.05, 6.6, 100), 0.0505025083542084, 1e-12),
+        near("dual KL: 0.05 → β", dual.update(0.05, 6.6, 100, 0.05), 0.0505025083542084, 1e-12),
         # 0.05·exp(0.1·(−1)), of no KL at all
         near(
-            "dual KL, too little KL: 0.05 → β", dual.update(0.05, 0, 1), 0.0452418709017980, 1e-12
+            "dual KL, too little KL: 0.05 → β",
+            dual.update(0.05, 0, 1, 0.05),
+            0.0452418709017980,
+            1e-12,
         ),
     ]

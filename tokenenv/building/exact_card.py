@@ -82,6 +82,11 @@ def _optimum(found: dict[str, Any]) -> list[str]:
                 ("E[R] under π*", f"{found['score']:.3f}"),
                 ("gold reward at the optimum", f"{found['optimum_gold']:.3f}"),
                 ("gold reward of the reference", f"{found['reference_gold']:.3f}"),
+                (
+                    "answers of the reference with the full cadence",
+                    f"{found['reference_cadence_probability']:.2%}",
+                ),
+                ("the same at the optimum", f"{found['optimum_cadence_probability']:.1%}"),
             ],
         ),
         table(

@@ -6,16 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from tokenenv.optimum import PrefixTree, evaluate_exactly, rank_responses, solve
+from tokenenv.optimum import Levels, PrefixTree, evaluate_exactly, rank_responses, solve
 from tokenenv.optimum.exact import expectation
 from tokenenv.optimum.short_sighted import (
     fractions_by_prompt,
     half_mass_probabilities,
     one_step_policies,
 )
+from tokenenv.tasks.exact.gold import gold_breakdown
 from tokenenv.tasks.exact.grammar import melody_log_prob
 
 __all__ = [
+    "cadence_probability",
     "measure_optimum",
     "measure_reference",
     "reference_moments",
@@ -57,6 +59,23 @@ def measure_reference(tree: PrefixTree) -> dict[str, float]:
     }
 
 
+def cadence_probability(tree: PrefixTree, log_policy: Levels) -> float:
+    """How likely an answer of a policy ends in the full cadence and stops, mean over prompts."""
+    decode = tree.language_model.decode
+    texts = [decode(response) for response in tree.responses()]
+    stopped = tree.response_stopped.tolist()
+    is_cadence = np.array(
+        [
+            [
+                gold_breakdown(c, text, end).cadence > 0
+                for text, end in zip(texts, stopped, strict=True)
+            ]
+            for c in tree.prompts
+        ]
+    )
+    return float(expectation(tree.response_log_probs(log_policy), is_cadence).mean())
+
+
 def measure_optimum(tree: PrefixTree) -> dict[str, Any]:
     """The exact optimum at the task's own β, and how far below it one-step policies stay."""
     solution = solve(tree)
@@ -77,6 +96,8 @@ def measure_optimum(tree: PrefixTree) -> dict[str, Any]:
         "score": at_best.score,
         "optimum_gold": at_best.gold_reward,
         "reference_gold": at_best.gold_reward_reference,
+        "reference_cadence_probability": cadence_probability(tree, tree.ref_log_probs),
+        "optimum_cadence_probability": cadence_probability(tree, solution.log_policy),
         "half_mass_reference_probability": dict(
             zip(tree.prompts, half_mass_probabilities(solution).tolist(), strict=True)
         ),

@@ -9,9 +9,9 @@ against them without sampling error.
 Everything else is as in any other task: a real tokenizer, a transformers reference trained on
 melodies of a Markov grammar (`grammar.py`), and a reward model learned by Bradley–Terry from
 pairwise preferences. Humans prefer answers here that end in the full cadence `sol mi re do` and
-stop (`gold.py`). The reference plays it once in some 170 answers; under π* nineteen in twenty have
-it. The cadence is five tokens right together, so neither greedy decoding nor a policy that looks
-one step ahead finds it.
+stop (`gold.py`). The reference plays it once in 168 answers; under π* 95% of them have it
+(the card counts them). The cadence is five tokens right together, so neither greedy decoding nor a
+policy that looks one step ahead finds it.
 
 The models know positions, not roles: a prompt of two notes is read as a call and the first note of
 its answer.
