@@ -12,21 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from agents.checks import (
-    COUNT,
-    COUNT_OR_0,
-    DEFAULT_LAMBDA,
-    OPTIONAL_COUNT,
-    OPTIONAL_RESPONSES,
-    PPO_RANGES,
-    RESPONSES,
-    SEED,
-    WEIGHT,
-    Range,
-    check_agent,
-    check_estimator,
-    check_ranges,
-)
+from agents.checks import DEFAULT_LAMBDA, PPO_RANGES, check_agent, check_estimator
 from agents.json_settings import settings_from_json
 from agents.kl_settings import (
     DEFAULT_DUAL_RATE,
@@ -36,20 +22,35 @@ from agents.kl_settings import (
     kl_controller,
 )
 from tokenenv.credit import CRITIC_FREE
+from tokenenv.ranges import (
+    COUNT,
+    COUNT_OR_0,
+    OPTIONAL_COUNT,
+    OPTIONAL_RESPONSES,
+    RESPONSES,
+    SEED,
+    WEIGHT,
+    Range,
+    check_ranges,
+    count,
+)
 from tokenenv.tasks import names_code
 
 __all__ = ["EvaluateConfig", "RewardModelConfig", "SampleConfig", "TrainConfig", "VerifyConfig"]
 
+MOST_ENVS = 65_536
+"""Episodes side by side: each has a cache of its own."""
+
 _TRAIN_RANGES: dict[str, Range] = {
     **PPO_RANGES,
     "seed": SEED,
-    "total_tokens": COUNT,
-    "n_envs": COUNT,
+    "total_tokens": count(high=10**12),
+    "n_envs": count(high=MOST_ENVS),
     "eval_prompts": COUNT,
     "eval_responses": RESPONSES,
     "eval_every": COUNT_OR_0,
     "checkpoint_every": COUNT_OR_0,
-    "num_threads": OPTIONAL_COUNT,
+    "num_threads": count(1, 1024, ", or None (leave it out)", is_optional=True),
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from tokenenv.json_files import read_json_object
 from tokenenv.optimum import MAX_RESPONSES, Solution, enumerate_mdp, solve
 from tokenenv.optimum.enumeration import count_mdp_responses
+from tokenenv.ranges import COUNT, check_ranges
 from tokenenv.rewards import LearnedReward
 from tokenenv.scoring import EpisodeScorer
 from tokenenv.settings import EnvSettings
@@ -54,6 +55,7 @@ class HeldOut:
         Raises:
             ValueError: the environment's arguments can't be used.
         """
+        check_ranges({"count": count}, {"count": COUNT})
         # What is measured depends neither on training's groups nor on who pays the KL there.
         own = {**environment, "split": "eval", "group_size": 1, "kl_shaping": "k1"}
         mdp = TokenMDP(EnvSettings(**own), num_envs=1)

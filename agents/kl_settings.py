@@ -9,6 +9,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+from tokenenv.ranges import POSITIVE, check_ranges
 from tokenenv.shaping import (
     KL_COEF_RANGE,
     KL_CONTROLLERS,
@@ -130,6 +131,8 @@ def kl_controller(
             f"kl_controller={name!r} is unknown: choose one of "
             f"{', '.join(map(repr, KL_CONTROLLERS))}."
         )
+    numbers = {"kl_horizon": horizon, "kl_dual_rate": dual_rate}
+    check_ranges(numbers, dict.fromkeys(numbers, POSITIVE))
     for setting, value, default, owner in (
         ("kl_horizon", horizon, DEFAULT_HORIZON, "adaptive"),
         ("kl_dual_rate", dual_rate, DEFAULT_DUAL_RATE, "dual"),
@@ -215,10 +218,10 @@ def resolve_kl(
     penalty = getattr(model, "kl_penalty", None)
     control = getattr(model, "kl_control", None)
     if penalty is None:
-        penalty = KLPenalty(estimator or "k1")
+        penalty = KLPenalty("k1" if estimator is None else estimator)
     elif estimator not in (None, penalty.estimator):
         raise _contradiction(model, "kl_estimator", estimator, penalty.estimator)
-    given = kl_controller(controller or "fixed", target, horizon, dual_rate)
+    given = kl_controller("fixed" if controller is None else controller, target, horizon, dual_rate)
     if control is None:
         control = given
     elif controller is not None and given != control:

@@ -30,6 +30,7 @@ from tokenenv.language_model import (
     trunk_hidden_states,
 )
 from tokenenv.log_probs import log_softmax, refuse_nan, sample_tokens, tempered_logits
+from tokenenv.ranges import WEIGHT
 from tokenenv.slot_cache import SlotDecoder
 from tokenenv.tasks import model_source
 
@@ -99,8 +100,8 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
             )
         if value_head not in VALUE_HEADS:
             raise ValueError(f"value_head={value_head!r} is unknown: choose one of {VALUE_HEADS}.")
-        if not temperature > 0:
-            raise ValueError(f"temperature={temperature} must be a positive number.")
+        if not (WEIGHT.holds(temperature) and temperature > 0):
+            raise ValueError(f"temperature={temperature!r} must be a positive number.")
         self.actor_source = model_source(actor, "reference")
         self.value_head = value_head
         self.critic_source = critic if critic == "actor" else model_source(critic, "reward_model")

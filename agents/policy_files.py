@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any, Literal
@@ -44,7 +45,7 @@ def save_policy(policy: Any, folder: Path, tokenizer: Any) -> None:
 
 def load_policy(policy_class: type[Any], folder: Path) -> Any:
     """See `LMActorCriticPolicy.from_pretrained`."""
-    if not (folder / _POLICY_FILE).is_file():
+    if not os.path.isfile(folder / _POLICY_FILE):
         raise ValueError(
             f"{str(folder)!r} holds no policy, {_POLICY_FILE} is missing: give a folder that "
             "save_pretrained wrote."

@@ -66,7 +66,7 @@ class RunFolder:
         if has_leftovers(root):
             with contextlib.suppress(OSError):  # then it stays as it is
                 OutputFolder(root, _CONTENTS).close()
-        if not run.config.is_file():
+        if not os.path.isfile(run.config):
             raise ValueError(f"{str(root)!r} holds no run: {run.config.name} is missing.")
         with contextlib.suppress(OSError):
             put_back_folder(run.policy)

@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env.base_vec_env import (
 import tokenenv
 from agents.vec_infos import rows_of
 from tokenenv.env import TokenEnv
+from tokenenv.ranges import SEED, check_ranges
 from tokenenv.token_mdp import check_options
 from tokenenv.vector_env import TokenVectorEnv
 from tokenenv.wrappers.checks import layers
@@ -274,9 +275,17 @@ def _wrap(env: TokenVectorEnv, wrapper_class: Callable[..., VectorEnv], kwargs: 
 
 
 def _require_token_env(env_id: str) -> None:
+    if not isinstance(env_id, str):
+        raise ValueError(f"env_id={env_id!r} must be a registered id, as a string.")
     module, _, name = env_id.rpartition(":")
     if module:
-        importlib.import_module(module)
+        try:
+            importlib.import_module(module)
+        except Exception as error:  # the module is the user's: it may raise anything
+            raise ValueError(
+                f"env_id={env_id!r}: the module {module!r} can't be imported "
+                f"({type(error).__name__}: {error})."
+            ) from error
     spec = gym.spec(name)
     entry_point: Any = spec.vector_entry_point
     if entry_point is None and spec.entry_point is not None:
@@ -320,6 +329,8 @@ def make_vec_env(
         ValueError: `env_id` names no token MDP, or an argument can't be used.
     """
     _require_token_env(env_id)
+    if seed is not None:
+        check_ranges({"seed": seed}, {"seed": SEED})
     env = gym.make_vec(
         env_id,
         num_envs=n_envs,

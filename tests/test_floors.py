@@ -18,6 +18,7 @@ FLOORS: dict[str, float] = {
     "tokenenv": 0.0,
     "tokenenv.printable": 0.0,
     "tokenenv.json_files": 0.0,
+    "tokenenv.ranges": 0.0,
     "tokenenv.shaping": 0.0,
     "tokenenv.credit": 0.0,
     "tokenenv.episodes": 0.0,

@@ -138,6 +138,9 @@ def resolve_device(device: str) -> str:
     Raises:
         ValueError: torch knows no such device here.
     """
+    if not isinstance(device, str | torch.device):
+        raise ValueError(f"device={device!r} must be the name of a device: 'auto', 'cpu', 'cuda'.")
+    device = str(device)
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -150,7 +153,7 @@ def resolve_device(device: str) -> str:
 
 def resolve_dtype(dtype: str) -> torch.dtype:
     """The torch dtype called `dtype`; ValueError with the allowed names otherwise."""
-    if dtype not in _DTYPES:
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
         raise ValueError(f"dtype={dtype!r} is unknown: choose one of {', '.join(_DTYPES)}.")
     return _DTYPES[dtype]
 
@@ -190,11 +193,11 @@ def check_source(name: str, what: str) -> None:
     """Raise ValueError where `name` can be neither a model folder nor a hub id."""
     if not isinstance(name, str) or not name:
         raise ValueError(f"{what}={name!r}: give a model's folder or hub id as a string.")
-    folder = Path(name)
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
+    # Of `os.path`, which answers False where `Path` raises: for names too long, for NUL in them.
+    if os.path.isdir(name):
+        if not os.path.isfile(os.path.join(name, "config.json")):
             raise ValueError(f"{what}={name!r} is a folder without config.json: it holds no model.")
-    elif folder.exists() or not _HUB_ID.fullmatch(name):
+    elif os.path.exists(name) or not _HUB_ID.fullmatch(name):
         raise ValueError(f"{what}={name!r} is neither a model's folder nor a hub id.")
 
 
@@ -214,7 +217,7 @@ def loading_errors(name: str, what: str) -> Iterator[None]:
 def _broken_file(name: str) -> str | None:
     """What is wrong with the first JSON file of a model's folder that is broken, if any is."""
     folder = Path(name)
-    for file in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+    for file in sorted(folder.glob("*.json")) if os.path.isdir(folder) else []:
         try:
             read_json_object(file, "what transformers writes")
         except ValueError as error:
@@ -233,7 +236,7 @@ def load_tokenizer(name: str, what: str) -> Any:
 def _folder_version(name: str) -> tuple[tuple[str, int, int], ...]:
     """What changes when a model's folder is written anew: names, times and sizes of its files."""
     folder = Path(name)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return ()
     stats = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
     return tuple((file, stat.st_mtime_ns, stat.st_size) for file, stat in stats)
@@ -321,9 +324,19 @@ def _load(name: str, device: str, dtype: str, what: str) -> LanguageModel:
 
 
 def build_language_model(config: dict[str, Any], dtype: str = "float32") -> Any:
-    """A randomly initialised causal LM of a transformers config dictionary, dropout off."""
+    """A randomly initialised causal LM of a transformers config dictionary, dropout off.
+
+    Raises:
+        ValueError: it is no config of transformers.
+    """
     with quiet_loading():
-        made = AutoConfig.for_model(**copy.deepcopy(config))
+        try:
+            made = AutoConfig.for_model(**copy.deepcopy(config))
+        except Exception as error:  # of many kinds: whatever the config's class makes of it
+            raise ValueError(
+                f"config={config!r:.80} is no transformers config ({type(error).__name__}: "
+                f"{error!s:.200}): it needs a known 'model_type' and that model's settings."
+            ) from error
         model = AutoModelForCausalLM.from_config(
             made, dtype=resolve_dtype(dtype), trust_remote_code=False
         )

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from tokenenv.json_files import parse_json, read_lines
+from tokenenv.ranges import COUNT, FRACTION, POSITIVE, SEED, WEIGHT, check_ranges
 from tokenenv.reward_model import RewardModel, sequence_rewards
 from tokenenv.stop_signals import signal_is_pending
 
@@ -108,10 +110,12 @@ class RewardTrainingSettings:
 
     def __post_init__(self) -> None:
         """Refuse settings that can't train."""
-        if min(self.epochs, self.batch_size, self.evaluations_per_epoch, self.patience) < 1:
-            raise ValueError(
-                "epochs, batch_size, evaluations_per_epoch and patience must be at least 1."
-            )
+        counts = ("epochs", "batch_size", "evaluations_per_epoch", "patience")
+        weights = ("learning_rate", "weight_decay", "centering_coef")
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        shares = dict.fromkeys(("eval_fraction", "report_fraction"), FRACTION)
+        ranges = {**dict.fromkeys(counts, COUNT), **dict.fromkeys(weights, WEIGHT), **shares}
+        check_ranges(settings, {**ranges, "max_grad_norm": POSITIVE, "seed": SEED})
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
         if not 0 < self.eval_fraction < 1:
@@ -121,10 +125,6 @@ class RewardTrainingSettings:
                 f"report_fraction={self.report_fraction} must be 0 or more, and less than 1 "
                 f"together with eval_fraction={self.eval_fraction}: something must be left to "
                 "train on."
-            )
-        if not 0 <= self.centering_coef < float("inf"):
-            raise ValueError(
-                f"centering_coef={self.centering_coef} must be 0 or a positive, finite number."
             )
 
 
@@ -237,7 +237,7 @@ def read_pairs(path: str | Path) -> list[PreferencePair]:
         ValueError: the file is missing or empty, or a line is malformed: its number is named.
     """
     file = Path(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ValueError(
             f"pairs={str(path)!r} is no file: give JSON Lines of "
             '{"prompt": …, "chosen": …, "rejected": …}.'

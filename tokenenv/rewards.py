@@ -298,7 +298,7 @@ def resolve_reward(
         name = getattr(reward_model, "__name__", type(reward_model).__name__)
         return FunctionReward(reward_model, f"reward function {name!r}", language_model)
     if isinstance(reward_model, str) and names_code(reward_model):
-        function = load_object(reward_model)
+        function = load_object(reward_model, "reward_model")
         if not callable(function):
             raise ValueError(f"reward_model={reward_model!r} names no function.")
         return FunctionReward(function, f"reward function {reward_model!r}", language_model)

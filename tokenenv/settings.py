@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from tokenenv.language_model import resolve_device, resolve_dtype
+from tokenenv.ranges import WEIGHT, check_ranges, count
 from tokenenv.shaping import KL_SHAPINGS
 from tokenenv.tasks import Task, check_split, model_source
 
@@ -20,6 +17,10 @@ __all__ = ["SCORINGS", "EnvSettings", "check_kl_coef"]
 
 SCORINGS = ("step", "deferred")
 """Rewards at every step, or all of a rollout's episodes scored together by the trainer's buffer."""
+
+
+_TOKENS = count(high=2**20)
+"""Of a prompt, a response, or a group: a state is that long, and a group stays together."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,16 @@ class EnvSettings:
             raise ValueError(f"task={self.task!r} must be the name of a task.")
         for name in ("max_prompt_tokens", "max_new_tokens"):
             if getattr(self, name) is not None:
-                _check_count(name, getattr(self, name))
-        _check_count("group_size", self.group_size)
+                check_ranges({name: getattr(self, name)}, {name: _TOKENS})
+        check_ranges({"group_size": self.group_size}, {"group_size": _TOKENS})
         if self.kl_coef is not None:
             check_kl_coef(self.kl_coef)
-        if not (_is_finite(self.temperature) and self.temperature > 0):
+        if not (WEIGHT.holds(self.temperature) and self.temperature > 0):
             raise ValueError(f"temperature={self.temperature!r} must be a positive number.")
         clip, penalty = self.score_clip, self.missing_eos_penalty
-        if clip is not None and not (_is_finite(clip) and clip > 0):
+        if clip is not None and not (WEIGHT.holds(clip) and clip > 0):
             raise ValueError(f"score_clip={clip!r} must be positive, or None for no clip.")
-        if not (_is_finite(penalty) and penalty >= 0):
+        if not WEIGHT.holds(penalty):
             raise ValueError(f"missing_eos_penalty={penalty!r} must be a number of 0 or more.")
 
     def resolved(self, task: Task) -> EnvSettings:
@@ -97,24 +98,13 @@ def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
         )
 
 
-def _check_count(name: str, value: Any) -> None:
-    is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not (is_whole and value >= 1):
-        raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
-
-
 def _without_path(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
-def _is_finite(value: Any) -> bool:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
-
-
 def check_kl_coef(kl_coef: float) -> float:
     """β as a float; ValueError where it is negative or no finite number."""
-    if not (_is_finite(kl_coef) and kl_coef >= 0):
+    if not WEIGHT.holds(kl_coef):
         raise ValueError(
             f"kl_coef={kl_coef!r} must be 0 or a positive number: a negative one would reward "
             "leaving the reference."

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,8 +132,10 @@ class TokenMDP:
         if source is None:
             return _prompts_of(self.task, split)
         if isinstance(source, str):
-            is_task = names_code(source) or (is_bundled(source) and not Path(source).exists())
-            return _prompts_of(load_task(source), split) if is_task else read_prompts(source, split)
+            is_task = names_code(source) or (is_bundled(source) and not os.path.exists(source))
+            if is_task:
+                return _prompts_of(load_task(source, "prompts"), split)
+            return read_prompts(source, split)
         prompts = list(source) if isinstance(source, Sequence) else []
         if not _are_prompts(prompts):
             raise ValueError(

@@ -13,6 +13,7 @@ from gymnasium.vector.utils import batch_space
 
 from tokenenv.env import token_spaces
 from tokenenv.episode_image import draw_episode
+from tokenenv.ranges import check_ranges, count
 from tokenenv.rendering import render_episode
 from tokenenv.settings import EnvSettings
 from tokenenv.token_mdp import MDPFace, StepResult, TokenMDP, check_options
@@ -48,8 +49,7 @@ class TokenVectorEnv(MDPFace, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         max_episode_steps: int | None = None,
         **settings: Any,
     ) -> None:
-        if not isinstance(num_envs, int | np.integer) or num_envs < 1:
-            raise ValueError(f"num_envs={num_envs!r} must be a whole number of at least 1.")
+        check_ranges({"num_envs": num_envs}, {"num_envs": count(high=2**20)})
         self.num_envs = num_envs
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from agents.checks import COUNT, FRACTION, OPTIONAL_COUNT, Range, check_ranges
+from tokenenv.ranges import COUNT, FRACTION, check_ranges, count
 
 __all__ = ["AGENTS", "CompareConfig"]
 
@@ -18,15 +18,14 @@ Agent = Literal["ppo", "a2c", "dqn", "token-ppo"]
 AGENTS: tuple[Agent, ...] = ("ppo", "a2c", "dqn", "token-ppo")
 """Stable-Baselines3's PPO, A2C and DQN, and our `TokenPPO`."""
 
-_AT_LEAST_4 = Range("a whole number of at least 4", 4, divisor=1)
 _RANGES = {
-    "seeds": COUNT,
+    "seeds": count(high=10_000),
     "steps": COUNT,
     "evaluations": COUNT,
     "episodes": COUNT,
     "prompts": COUNT,
-    "fingerprint_episodes": _AT_LEAST_4,
-    "workers": OPTIONAL_COUNT,
+    "fingerprint_episodes": count(4),
+    "workers": count(1, 1024, ", or None (leave it out)", is_optional=True),
     "reach": FRACTION,
 }
 

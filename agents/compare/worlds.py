@@ -53,7 +53,7 @@ def make_env(env_id: str, split: str = "train") -> gym.Env:
         ) from error
     except (gym.error.Error, ImportError) as error:
         raise ValueError(
-            f"{env_id!r} can't be made ({error}): give an id of Gymnasium, or one of "
+            f"envs: {env_id!r} can't be made ({error}): give an id of Gymnasium, or one of "
             f"{', '.join(tokenenv.ENV_IDS)}."
         ) from error
 

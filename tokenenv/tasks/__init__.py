@@ -6,6 +6,7 @@ A task is found by name (`"reviews"`), or as `"package.module:ATTRIBUTE"` naming
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,8 +74,12 @@ def is_bundled(name: str) -> bool:
     return name in _BUNDLED
 
 
-def load_task(name: str) -> Task:
+def load_task(name: str, role: str = "task") -> Task:
     """The task called `name`.
+
+    Args:
+        name: of a bundled task, or `"package.module:ATTRIBUTE"`.
+        role: the argument that named it, for messages.
 
     Raises:
         ValueError: there is no such task.
@@ -83,20 +88,20 @@ def load_task(name: str) -> Task:
         return load_object(_BUNDLED[name])
     if ":" not in name:
         raise ValueError(
-            f"task={name!r} is unknown: bundled are {', '.join(map(repr, _BUNDLED))}; "
+            f"{role}={name!r} is unknown: bundled are {', '.join(map(repr, _BUNDLED))}; "
             "a task of your own is named 'package.module:ATTRIBUTE'."
         )
-    task = load_object(name)
+    task = load_object(name, role)
     if not isinstance(task, Task):
         raise ValueError(
-            f"task={name!r} names a {type(task).__name__}, it must be a tokenenv Task."
+            f"{role}={name!r} names a {type(task).__name__}, it must be a tokenenv Task."
         )
     return task
 
 
 def names_code(value: Any) -> bool:
     """Whether a task, reward model or prompts are `"module:attribute"`: code to import."""
-    return isinstance(value, str) and ":" in value and not Path(value).exists()
+    return isinstance(value, str) and ":" in value and not os.path.exists(value)
 
 
 def model_source(name: Any, role: str) -> Any:
@@ -110,11 +115,15 @@ def model_source(name: Any, role: str) -> Any:
     return getattr(load_task(name), role) if is_task else name
 
 
-def load_object(path: str) -> Any:
+def load_object(path: str, role: str = "name") -> Any:
     """The object that `"package.module:attribute"` names.
 
+    Args:
+        path: the name.
+        role: the argument that named it, for messages.
+
     Raises:
-        ValueError: there is no such module or attribute.
+        ValueError: there is no such module or attribute, or importing the module failed.
     """
     module, _, attribute = path.partition(":")
     try:
@@ -122,6 +131,6 @@ def load_object(path: str) -> Any:
     except (Exception, SystemExit) as error:  # what the module raises as it is imported, too
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"{path!r} can't be loaded ({reason}): it must be 'package.module:attribute', and the "
-            "module must be importable from here."
+            f"{role}={path!r} can't be loaded ({reason}): it must be 'package.module:attribute', "
+            "and the module must be importable from here."
         ) from error

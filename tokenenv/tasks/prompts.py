@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tokenenv.json_files import parse_json, read_lines
@@ -36,7 +37,7 @@ def read_prompts(path: str | Path, split: str) -> list[str]:
     """
     check_split(split)
     file = Path(path)
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise ValueError(
             f"prompts={str(path)!r} is no file and no task: give a .jsonl file with a 'prompt' per "
             "line, a text file with one prompt per line, a list of strings, or the name of a task."

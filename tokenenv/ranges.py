@@ -1,0 +1,111 @@
+"""Which numbers a setting may be, for environments, reward models, agents and the command line."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "COUNT",
+    "COUNT_OR_0",
+    "FRACTION",
+    "MOST",
+    "OPTIONAL_COUNT",
+    "OPTIONAL_POSITIVE",
+    "OPTIONAL_RESPONSES",
+    "OPTIONAL_WEIGHT",
+    "POSITIVE",
+    "RESPONSES",
+    "SEED",
+    "WEIGHT",
+    "Range",
+    "check_ranges",
+    "count",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Which numbers a setting may be.
+
+    Attributes:
+        words: the range as a message puts it.
+        low: the least value.
+        high: the greatest value.
+        is_open: whether `low` itself is refused.
+        is_optional: whether None is allowed.
+        divisor: whole multiples of it only; None where the number need not be whole.
+    """
+
+    words: str
+    low: float
+    high: float = math.inf
+    is_open: bool = False
+    is_optional: bool = False
+    divisor: int | None = None
+
+    def holds(self, value: Any) -> bool:
+        """Whether `value` lies in it. True and False are no numbers."""
+        if value is None:
+            return self.is_optional
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            return False
+        if self.divisor is not None and (
+            not isinstance(value, numbers.Integral) or value % self.divisor
+        ):
+            return False
+        number: Any = value  # not as a float: whole numbers of any length compare exactly
+        is_above = number > self.low if self.is_open else number >= self.low
+        return bool(is_above and number <= self.high)
+
+
+_FINITE = 1.7976931348623157e308
+
+MOST = 10**9
+"""Of anything that is counted: what lies beyond is a slip of the hand, and no memory holds it."""
+
+
+def count(low: int = 1, high: int = MOST, or_what: str = "", is_optional: bool = False) -> Range:
+    """The whole numbers from `low` to `high`.
+
+    Args:
+        low: the least.
+        high: the greatest.
+        or_what: what else may be given, as a message puts it: ", or None (leave it out)".
+        is_optional: whether None is allowed.
+    """
+    words = f"a whole number of at least {low} and at most {high:,}{or_what}"
+    return Range(words, low, high, is_optional=is_optional, divisor=1)
+
+
+COUNT = count()
+OPTIONAL_COUNT = count(or_what=", or None (leave it out)", is_optional=True)
+COUNT_OR_0 = Range(
+    f"a whole number of at least 1 and at most {MOST:,}, or 0 for none", 0, MOST, divisor=1
+)
+SEED = Range("a whole number of 0 or more and at most 4,294,967,295", 0, 2**32 - 1, divisor=1)
+PAIRED = (
+    f"an even number of at least 2 and at most {MOST:,}: half of the responses are the policy's, "
+    "half the reference's"
+)
+RESPONSES = Range(PAIRED, 2, MOST, divisor=2)
+OPTIONAL_RESPONSES = Range(f"None (leave it out) or {PAIRED}", 2, MOST, is_optional=True, divisor=2)
+POSITIVE = Range("a number greater than 0", 0, is_open=True)
+OPTIONAL_POSITIVE = Range(
+    "a number greater than 0, or None for none", 0, is_open=True, is_optional=True
+)
+WEIGHT = Range("0 or a positive, finite number", 0, _FINITE)
+OPTIONAL_WEIGHT = Range(
+    "0 or a positive, finite number, or None (leave it out)", 0, _FINITE, is_optional=True
+)
+FRACTION = Range("a number from 0 to 1", 0, 1)
+
+
+def check_ranges(settings: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:
+    """Raise ValueError for the first setting that lies outside its range."""
+    for name, allowed in ranges.items():
+        if not allowed.holds(settings[name]):
+            raise ValueError(f"{name}={settings[name]!r} must be {allowed.words}.")
