@@ -93,7 +93,7 @@ PAIRED = (
 )
 RESPONSES = Range(PAIRED, 2, MOST, divisor=2)
 OPTIONAL_RESPONSES = Range(f"None (leave it out) or {PAIRED}", 2, MOST, is_optional=True, divisor=2)
-POSITIVE = Range("a number greater than 0", 0, is_open=True)
+POSITIVE = Range("a positive number, greater than 0", 0, is_open=True)
 OPTIONAL_POSITIVE = Range(
     "a number greater than 0, or None for none", 0, is_open=True, is_optional=True
 )
