@@ -333,6 +333,8 @@ def as_token_pair(pair: PreferencePair | TokenPair, reward_model: RewardModel) -
     """The pair as `reward_model` reads it; one of tokens is left as it is."""
     if isinstance(pair, TokenPair):
         return pair
+    if not isinstance(pair, PreferencePair):
+        raise ValueError(f"{pair!r:.80} is no pair: give PreferencePair or TokenPair objects.")
     encode = reward_model.encode
     return TokenPair(
         encode(pair.prompt, pair.chosen),
