@@ -139,6 +139,8 @@ class Agreement:
         expected = self._model._last_obs if self.reads_tokens else self._remembered()
         if expected is None:
             return []
+        if len(expected) != self._env.num_envs:  # a loaded model's, of another environment
+            return list(range(self._env.num_envs))
         base = self._env.unwrapped
         if isinstance(base, TokenVecEnv):
             is_there = base.inner.is_at(expected)
@@ -166,12 +168,12 @@ class Agreement:
         self._cut_episodes(rows)
         if len(rows) == env.num_envs or not _restarts_rows(env):
             rows = list(range(env.num_envs))
-            observations = env.reset()
+            observations, starts = env.reset(), np.ones(env.num_envs, dtype=bool)
         else:
             observations = np.array(model._last_obs)
             observations[rows] = _restart_rows(env, rows)
-        starts = np.array(model._last_episode_starts, dtype=bool)
-        starts[rows] = True
+            starts = np.array(model._last_episode_starts, dtype=bool)
+            starts[rows] = True
         model._last_obs, model._last_episode_starts = observations, starts
         self._on_restart(rows)
 
@@ -194,7 +196,8 @@ class Agreement:
         buffer = getattr(model, "rollout_buffer", None)
         if not isinstance(buffer, RolloutBuffer):
             return
-        under_way = [row for row in rows if not model._last_episode_starts[row]]
+        # A loaded model may have had fewer rows: those beyond have no episode to end.
+        under_way = [row for row in rows if not model._last_episode_starts[row : row + 1].all()]
         values = np.zeros(len(under_way), dtype=np.float32)
         is_inside = 0 < buffer.pos < buffer.buffer_size
         if under_way and is_inside:

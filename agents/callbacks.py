@@ -127,7 +127,9 @@ class RLHFCallback(BaseCallback):
         starts = getattr(self.model, "_last_episode_starts", None)
         self._bind_buffer(env, starts)
         self._groups = self._reset_groups(range(env.num_envs))
-        under_way = np.zeros(env.num_envs, dtype=bool) if starts is None else ~starts.astype(bool)
+        under_way = np.zeros(env.num_envs, dtype=bool)
+        if starts is not None and len(starts) == env.num_envs:  # else another environment's
+            under_way = ~starts.astype(bool)
         self._kl = np.where(under_way, np.nan, 0.0)
         self._ref_log_prob = np.zeros(env.num_envs)
         self._agreement = Agreement(self.model, env, self.settings, self._restarted)

@@ -182,7 +182,7 @@ def learn_watched(model, *callbacks: BaseCallback, **learn) -> None:
     kls = []
     rlhf_end = rlhf._on_rollout_end
     rlhf._on_rollout_end = lambda: (rlhf_end(), kls.extend(r.kl for r in rlhf.records))
-    model.learn(2 * STEPS * N, callback=[rlhf, *callbacks, watch], **learn)
+    model.learn(2 * STEPS * model.n_envs, callback=[rlhf, *callbacks, watch], **learn)
     assert watch.rollouts == 2 and watch.worst <= 2e-6
     assert kls and np.abs(kls).max() <= 1e-6
     assert abs(model.logger.name_to_value.get("train/approx_kl", 0.0)) <= 1e-6
@@ -278,6 +278,21 @@ def test_environments_in_other_processes(tiny_task_kwargs, caplog):
     finally:
         model.env.close()
     assert warnings_in(caplog) == 2
+
+
+@pytest.mark.parametrize("count", [N, N + 2])
+def test_a_loaded_model_that_is_not_to_reset_its_environment(
+    tiny_task_kwargs, tmp_path, caplog, count
+):
+    """It remembers the last observation of the environment that it was saved with."""
+    model = agent_of(tiny_task_kwargs, "TokenPPO")
+    model.learn(STEPS * N)
+    model.save(tmp_path / "model")
+    env = make_vec_env(n_envs=count, seed=5, **{**tiny_task_kwargs, "dtype": "float64"})
+    loaded = TokenPPO.load(tmp_path / "model", env=env, device="cpu", force_reset=False)
+    assert len(loaded._last_obs) == N
+    learn_watched(loaded, reset_num_timesteps=False)
+    assert warnings_in(caplog) == 1
 
 
 def test_nothing_is_said_where_nothing_was_moved(tiny_task_kwargs, caplog):
@@ -451,8 +466,11 @@ CHANGING = {
 }
 
 
-@pytest.mark.parametrize("agent", [PPO, A2C, TokenPPO])
-@pytest.mark.parametrize("name", CHANGING)
+@pytest.mark.parametrize(
+    ("agent", "name"),
+    [(PPO, name) for name in CHANGING]
+    + [(A2C, "StickyAction"), (TokenPPO, "StickyAction"), (TokenPPO, "delayed observations")],
+)
 def test_a_wrapper_that_changes_what_was_acted_or_seen_is_refused(tiny_task_kwargs, agent, name):
     kwargs = {**tiny_task_kwargs, "prompts": ["w3 w4", "w4"]}
     make = lambda: CHANGING[name](gym.make("tokenenv:TokenRLHF-v0", **kwargs))  # noqa: E731

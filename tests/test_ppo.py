@@ -281,7 +281,9 @@ def as_constant(progress: float) -> float:
 def test_a_number_means_the_same_learning_rates_wherever_it_is_set(
     tiny_task_kwargs, tmp_path, way, rate
 ):
-    model = make_agent(tiny_task_kwargs, learning_rate=rate if way == "as saved" else 1e-3)
+    model = make_agent(
+        tiny_task_kwargs, learning_rate=rate if way == "as saved" else 1e-3, n_steps=5
+    )
     model.save(tmp_path / "model")
     given = {"load": {"learning_rate": rate}, "custom_objects": {}}.get(way, {})
     if way == "custom_objects":
@@ -290,17 +292,17 @@ def test_a_number_means_the_same_learning_rates_wherever_it_is_set(
     if way == "attribute":
         loaded.learning_rate = rate
         loaded._setup_lr_schedule()
-    assert rates_of(loaded, 4 * 20 * 6) == pytest.approx([8e-4, 6e-4, 4e-4, 2e-4], rel=1e-6)
+    assert rates_of(loaded, 4 * 5 * 6) == pytest.approx([8e-4, 6e-4, 4e-4, 2e-4], rel=1e-6)
 
 
 @pytest.mark.parametrize("schedule", [LinearSchedule(8e-4, 0.0, 1.0), as_constant])
 def test_a_loaded_schedule_is_taken_as_it_is(tiny_task_kwargs, tmp_path, schedule):
     """SB3 reads it at the end of the rollout."""
-    model = make_agent(tiny_task_kwargs)
+    model = make_agent(tiny_task_kwargs, n_steps=5)
     model.save(tmp_path / "model")
     loaded = TokenPPO.load(tmp_path / "model", env=model.env, device="cpu", learning_rate=schedule)
     expected = [schedule(0.5), schedule(0.0)]
-    assert rates_of(loaded, 2 * 20 * 6) == pytest.approx(expected, rel=1e-9)
+    assert rates_of(loaded, 2 * 5 * 6) == pytest.approx(expected, rel=1e-9)
 
 
 def test_schedules_are_never_asked_for_progress_below_zero(tiny_task_kwargs):
@@ -331,8 +333,9 @@ class RaiseEntropy(BaseCallback):
         self.model.ent_coef = 0.5
 
 
-@pytest.mark.parametrize("agent", [TokenPPO, PPO, A2C])
-@pytest.mark.parametrize("attention", [None, "eager"])
+@pytest.mark.parametrize(
+    ("agent", "attention"), [(TokenPPO, None), (PPO, None), (A2C, None), (PPO, "eager")]
+)
 def test_an_entropy_weight_raised_in_training_acts_as_one_from_the_start(
     tiny_task_kwargs, agent, attention
 ):
