@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import explained_variance
 from tiny_task import begin, collect, largest_difference, make_agent, weights
 
 from agents import LMActorCriticPolicy, TokenPPO, make_vec_env
@@ -17,6 +22,7 @@ from agents.config import TrainConfig
 from agents.losses import ppo_losses
 from agents.training import build_agent
 from agents.value_head import ValueHead, return_spread
+from tokenenv.tasks import model_source
 
 
 def score_of(factor: float, offset: float = 0.0):
@@ -242,3 +248,70 @@ def test_a_constant_reward_does_not_move_the_actor(tiny_task_kwargs, way, kl_coe
         assert model.logger.name_to_value["train/grad_norm"] <= 1e-4
     else:
         assert moved == 0.0
+
+
+# On a bundled task --------------------------------------------------------------------------------
+
+
+class KeepExplained(BaseCallback):
+    """How much of the returns of each rollout the critic explained, before it learned from it."""
+
+    def __init__(self, seen: list[float]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        buffer = self.model.rollout_buffer
+        self.seen.append(float(explained_variance(buffer.values.ravel(), buffer.returns.ravel())))
+
+
+def scaled_reward_model(folder: Path, factor: int) -> str:
+    """The reward model of `exact` with normalised scores that are `factor` times as large."""
+    target = folder / f"times-{factor}"
+    if not target.exists():
+        shutil.copytree(model_source("exact", "reward_model"), target)
+        config = json.loads((target / "config.json").read_text())
+        config["reward_std"] /= factor
+        (target / "config.json").write_text(json.dumps(config))
+    return str(target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("clip_range_vf", [0.2, None])
+def test_the_critic_explains_as_much_whatever_the_scale_of_scores(tmp_path, clip_range_vf, seed):
+    """Scores times 1, 10 and 100 at one learning rate, after 10 rollouts of one policy.
+
+    A policy that learns beside its critic is another one after a few updates, by the rounding of
+    the factor alone; by powers of 2 it is compared above. Here the actor rests.
+    """
+    explained = {}
+    for factor in (1, 10, 100):
+        env = make_vec_env(
+            "TokenRLHF-Exact-v0",
+            n_envs=64,
+            scoring="deferred",
+            seed=seed,
+            reward_model=scaled_reward_model(tmp_path, factor),
+            device="cpu",
+        )
+        model = TokenPPO(
+            LMActorCriticPolicy,
+            env,
+            learning_rate=lambda _: 3e-3,
+            n_steps=32,
+            batch_size=512,
+            clip_range_vf=clip_range_vf,
+            critic_warmup=11,
+            policy_kwargs={"value_head": "separate"},
+            seed=seed,
+            device="cpu",
+        )
+        seen = []
+        model.learn(11 * 2048, callback=KeepExplained(seen))
+        explained[factor] = seen[10]
+    assert min(explained.values()) > 0.2, explained
+    assert max(explained.values()) - min(explained.values()) <= 0.05, explained
