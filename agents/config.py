@@ -182,6 +182,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Refuse what no run could use; the rest is refused where it is used."""
         check_ranges(vars(self), _TRAIN_RANGES)
+        for name in ("task", "actor", "reference", "reward_model", "prompts", "critic"):
+            value = getattr(self, name)
+            if isinstance(value, str) and not value.strip():
+                raise ValueError(
+                    f"{name}={value!r} is empty: give a name or a path, or leave it out."
+                )
         if self.value_head == "shared" and self.critic != "actor":
             raise ValueError(
                 f"critic={self.critic!r} is for a critic with a trunk of its own, but "

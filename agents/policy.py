@@ -27,6 +27,7 @@ from tokenenv.language_model import (
     check_context,
     load_trainable,
     one_at_a_time,
+    output_folder,
     trunk_hidden_states,
 )
 from tokenenv.log_probs import log_softmax, refuse_nan, sample_tokens, tempered_logits
@@ -416,9 +417,10 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
             tokenizer: written with it; None takes the one where the actor came from.
 
         Raises:
-            ValueError: `tokenizer` is None and the place where the actor came from is gone.
+            ValueError: `tokenizer` is None and the place where the actor came from is gone; or
+                `folder` is empty, or is there and is no folder.
         """
-        save_policy(self, Path(folder), tokenizer)
+        save_policy(self, output_folder(folder), tokenizer)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, device: str = "cpu") -> LMActorCriticPolicy:

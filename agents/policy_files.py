@@ -15,6 +15,7 @@ import torch
 from gymnasium import spaces
 from transformers import AutoConfig
 
+from agents.files import write_json
 from agents.json_settings import settings_from_json
 from tokenenv.episodes import NO_TOKEN
 from tokenenv.json_files import read_json_object
@@ -40,7 +41,7 @@ def save_policy(policy: Any, folder: Path, tokenizer: Any) -> None:
     kwargs = policy.rebuild_kwargs()
     kwargs["width"] = int(policy.observation_space.shape[0])
     kwargs["vocabulary_size"] = int(policy.action_space.n)
-    (folder / _POLICY_FILE).write_text(json.dumps(kwargs, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / _POLICY_FILE, kwargs)
 
 
 def load_policy(policy_class: type[Any], folder: Path) -> Any:

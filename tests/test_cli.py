@@ -320,8 +320,7 @@ def test_help_loads_no_model_library():
 
 
 @pytest.mark.usefixtures("usual_signals")
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
-def test_a_stopped_run_keeps_a_checkpoint_and_the_metrics(tmp_path, stop):
+def test_a_stopped_run_keeps_a_checkpoint_and_the_metrics(tmp_path):
     folder = tmp_path / "stopped"
     arguments = ["train", "--out", str(folder), *TINY, "--total-tokens", "100000000"]
     arguments[arguments.index("--checkpoint-every") + 1] = "0"
@@ -335,9 +334,9 @@ def test_a_stopped_run_keeps_a_checkpoint_and_the_metrics(tmp_path, stop):
     deadline = time.monotonic() + 90
     while len(read_metrics(folder / "metrics.jsonl")) < 2 and time.monotonic() < deadline:
         time.sleep(0.2)
-    process.send_signal(stop)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + stop, err
+    assert process.returncode == 130, err
     assert "stopped after" in out and str(folder) in out.replace("\n", "")
     assert "Traceback" not in out + err
     assert (folder / "checkpoints" / "interrupted.zip").is_file()

@@ -15,7 +15,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from agents import LMActorCriticPolicy, make_vec_env
+from agents.config import TrainConfig
 from agents.files import append_lines, json_text, remove, whole_file, whole_folder, write_json
+from tokenenv.reward_model import load_reward_model
 
 
 def strict(text: str):
@@ -156,3 +159,29 @@ def test_a_folder_killed_between_its_last_steps_is_put_back(tmp_path):
         raise KeyError
     assert (tmp_path / "policy" / "model").read_text() == "old"
     assert os.listdir(tmp_path) == ["policy"]
+
+
+# Places to save to -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "  ", "\t", "file", None])
+def test_saving_to_an_empty_name_or_to_no_folder_is_refused(name, tmp_path, monkeypatch, settings):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("mine")
+    env = make_vec_env(n_envs=1, **settings)
+    policy = LMActorCriticPolicy(
+        env.observation_space, env.action_space, lambda _: 0.0, actor=settings["reference"]
+    )
+    for model in (policy, load_reward_model(settings["reward_model"])):
+        with pytest.raises(ValueError, match="folder="):
+            model.save_pretrained(name)
+    assert os.listdir(tmp_path) == ["file"] and Path("file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "name", ["task", "actor", "reference", "reward_model", "prompts", "critic"]
+)
+@pytest.mark.parametrize("value", ["", " "])
+def test_an_empty_name_in_a_runs_settings_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}='{value}' is empty"):
+        TrainConfig(**{name: value})

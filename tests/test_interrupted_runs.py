@@ -212,15 +212,14 @@ def do(tmp_path: Path, chosen: list[Stop], old: Path) -> None:
                 raise AssertionError(f"{stop}: {error!r}") from error
 
 
-def test_runs_in_the_background_of_a_script_end_by_sigterm_and_keep_everything(tmp_path, old_run):
-    chosen = [
-        Stop(signal.SIGTERM, True, 1, 0.3, overwrite=False),
-        Stop(signal.SIGKILL, True, 0, 0.1, overwrite=True),
-    ]
-    do(tmp_path, chosen, old_run)
-    assert RunFolder.open(tmp_path / "run-0").policy.is_dir()
-    # The killed one had nothing yet: its predecessor is whole and in its place.
-    assert json.loads((tmp_path / "run-1" / "summary.json").read_text())["finished"] is True
+def test_a_run_in_the_background_of_a_script_ends_by_sigterm_and_keeps_everything(tmp_path):
+    interrupt(tmp_path / "run", Stop(signal.SIGTERM, True, 1, 0.1, overwrite=False), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_before_it_had_anything_has_replaced_nothing(tmp_path, old_run):
+    do(tmp_path, [Stop(signal.SIGKILL, True, 0, 0.1, overwrite=True)], old_run)
+    assert json.loads((tmp_path / "run-0" / "summary.json").read_text())["finished"] is True
 
 
 @pytest.mark.slow

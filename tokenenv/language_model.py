@@ -42,6 +42,7 @@ __all__ = [
     "load_frozen",
     "load_trainable",
     "one_at_a_time",
+    "output_folder",
     "output_logits",
     "pad_right",
     "quiet_loading",
@@ -189,9 +190,22 @@ def quiet_loading() -> Iterator[None]:
                 transformers_logging.enable_progress_bar()
 
 
+def output_folder(folder: Any) -> Path:
+    """The folder that a model is to be written to; ValueError where nobody can have meant it.
+
+    An empty name is the working directory to Python: an unset variable would fill that.
+    """
+    if not isinstance(folder, str | os.PathLike) or not str(os.fspath(folder)).strip():
+        raise ValueError(f"folder={folder!r}: give the path of a folder to save to.")
+    path = Path(os.fspath(folder))
+    if os.path.lexists(path) and not path.is_dir():
+        raise ValueError(f"folder={str(path)!r} is no folder: give another path to save to.")
+    return path
+
+
 def check_source(name: str, what: str) -> None:
     """Raise ValueError where `name` can be neither a model folder nor a hub id."""
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{what}={name!r}: give a model's folder or hub id as a string.")
     # Of `os.path`, which answers False where `Path` raises: for names too long, for NUL in them.
     if os.path.isdir(name):

@@ -24,6 +24,7 @@ from tokenenv.language_model import (
     load_trainable,
     loading_errors,
     one_at_a_time,
+    output_folder,
     pad_right,
     quiet_loading,
     resolve_dtype,
@@ -174,7 +175,12 @@ class RewardModel:
         return rewards
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write a folder for `AutoModelForSequenceClassification`, statistics in its config."""
+        """Write a folder for `AutoModelForSequenceClassification`, statistics in its config.
+
+        Raises:
+            ValueError: `folder` is empty, or is there and is no folder.
+        """
+        folder = output_folder(folder)
         with quiet_loading():
             model = self.model if dtype is None else _converted(self.model, dtype)
             model.save_pretrained(folder)
