@@ -165,17 +165,16 @@ def load(path: Path) -> dict[str, dict[str, float]]:
 
 
 def ratios_for(records: Mapping[str, Mapping[str, float]], processor: str) -> dict[str, float]:
-    """What to compare with on `processor`: its own record, else the lowest of every ratio.
+    """What to compare with on `processor`: its own record; where that has no ratio, the lowest.
 
-    On a processor that nobody has measured a ratio passes that no recorded one would refuse; a loss
-    between the records shows on those only.
+    A ratio that was never measured on a processor passes where any recorded one would; a loss
+    between the records shows on those processors only.
     """
-    if processor in records:
-        return dict(records[processor])
     names = dict.fromkeys(what for record in records.values() for what in record)
-    return {
+    lowest = {
         what: min(record[what] for record in records.values() if what in record) for what in names
     }
+    return {**lowest, **records.get(processor, {})}
 
 
 def _positive(ratio: Any) -> float:
