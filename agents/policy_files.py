@@ -51,12 +51,18 @@ def load_policy(policy_class: type[Any], folder: Path) -> Any:
             f"{str(folder)!r} holds no policy, {_POLICY_FILE} is missing: give a folder that "
             "save_pretrained wrote."
         )
-    policy = policy_class(**_read_arguments(policy_class, folder))
+    arguments = _read_arguments(folder)
+    try:
+        policy = policy_class(**arguments)
+    except ValueError as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(f"{str(folder / _POLICY_FILE)!r} describes no policy: {error}") from error
     _load_critic(policy, folder / _CRITIC_FILE)
     return policy
 
 
-def _read_arguments(policy_class: type[Any], folder: Path) -> dict[str, Any]:
+def _read_arguments(folder: Path) -> dict[str, Any]:
     """The arguments that build the policy; ValueError where its file is broken."""
     file = folder / _POLICY_FILE
     try:

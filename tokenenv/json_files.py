@@ -43,7 +43,7 @@ def parse_json(text: str, where: str, allow_nan: bool = False) -> Any:
             parse_constant=None if allow_nan else _refuse_constant,
         )
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, " if "\n" in text.strip() else ""
+        place = f"line {error.lineno}, " if "\n" in text else ""
         raise ValueError(
             f"{where}: not valid JSON ({error.msg}: {place}column {error.colno})."
         ) from None
