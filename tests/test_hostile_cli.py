@@ -105,7 +105,7 @@ def wrong_values(name: str, hint: Any) -> tuple[str, ...]:
         return NO_NUMBERS
     if any(typing.get_origin(kind) is Literal for kind in kinds) or "agents" in name:
         return NO_CHOICES
-    if kinds == {bool}:
+    if kinds - {type(None)} == {bool}:
         return ("=maybe",)
     raise AssertionError(f"the suite knows no wrong values for {name}: {hint}")
 
