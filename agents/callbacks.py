@@ -41,6 +41,7 @@ from agents.kl_settings import (
 )
 from agents.policy import LMActorCriticPolicy
 from agents.precision_choice import entropy_weight, update_log_probs
+from agents.sampling_check import SamplingCheck
 from agents.vec_env import TokenVecEnv
 from tokenenv.scoring import build_scorer
 from tokenenv.shaping import FixedKL, actor_half, reference_half
@@ -54,7 +55,9 @@ class RLHFCallback(BaseCallback):
     At the start of training it checks that environment and policy fit and binds the buffer to the
     scorer; at every step it completes the reward; at the end of every rollout it logs `rlhf/`
     metrics and `time/tokens_per_second`, over the episodes that finished in it, and lets the KL
-    controller move β in the environment for the next.
+    controller move β in the environment for the next. It warns, once, where the log-probabilities
+    that the present weights were sampled with are not those of a full forward: where the first
+    approximate KL of an update would exceed rounding.
 
     Args:
         verbose: SB3's.
@@ -98,6 +101,7 @@ class RLHFCallback(BaseCallback):
         resolve_kl(None, *self._given_kl)  # refuses what no model could use
         self.records: list[EpisodeRecord] = []
         self.metrics: dict[str, float] = {}
+        self._sampling = SamplingCheck()
 
     # Start ---------------------------------------------------------------------------------------
 
@@ -218,6 +222,7 @@ class RLHFCallback(BaseCallback):
         self._is_monitored = False
         self._log_prob_sum, self._num_steps = 0.0, 0
         self._rollout_kl_coef = self._kl_coef()
+        self._sampling.begin(self.training_env.num_envs, getattr(self.model, "n_steps", 1))
         self._agreement.begin_rollout()
 
     def _on_training_end(self) -> None:
@@ -230,6 +235,9 @@ class RLHFCallback(BaseCallback):
         refuse_time_limits(infos, dones, self.settings)
         seen = self.locals
         self._agreement.check_step(seen["actions"], seen["new_obs"], dones, infos)
+        if isinstance(self.model.policy, LMActorCriticPolicy):
+            observations = np.asarray(self.model._last_obs)
+            self._sampling.note(observations, seen["actions"], log_probs, dones)
         paid = self.locals["rewards"].copy()
         if self.is_deferred:
             refuse_changed_rewards(paid, np.zeros(len(infos)))
@@ -303,6 +311,8 @@ class RLHFCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         self._agreement.end_rollout()
+        if isinstance(self.model.policy, LMActorCriticPolicy):
+            self._sampling.end(self.model.policy)
         if self.is_deferred:
             self.records = self.model.rollout_buffer.records  # type: ignore[attr-defined]
         kl_coef = self._rollout_kl_coef

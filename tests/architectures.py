@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import sys
+import textwrap
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from tokenenv.cache_check import TESTED_FAMILIES
 
 P, T, V = 6, 9, 40
 
@@ -239,7 +243,7 @@ ARCHITECTURES: list[Architecture] = [
     # The rest of transformers
     *_all(_FULL_ATTENTION),
     *_all(_WINDOWS, kind="sliding windows"),
-    *_all("deepseek_v2 glm4_moe_lite minicpm3 youtu", kind="latent attention", settings=_MLA),
+    *_all("deepseek_v2 glm4_moe_lite youtu", kind="latent attention", settings=_MLA),
     *_all("cohere2 cohere2_moe", kind="scaled logits", refused=_LOGITS),
     *_all(
         "big_bird camembert data2vec-text electra ernie megatron-bert roberta "
@@ -255,5 +259,57 @@ ARCHITECTURES: list[Architecture] = [
     *_all("falcon_mamba minimax nemotron_h olmo_hybrid", kind="linear", refused=_LAYERS),
     *_all("qwen3_5_text qwen3_5_moe_text", kind="linear attention", refused=_LAYERS),
     *_all("deepseek_v4 hy_v4 inkling2_text lfm3", kind="its own attention", refused=_LAYERS),
-    *_all("cpmant prophetnet", kind="not causal", refused="not causal"),
+    *_all("cpmant", kind="not causal", refused="not causal"),
+    *_all("prophetnet", kind="a head behind the trunk", refused=_LOGITS),
+    *_all("minicpm3", kind="scaled logits", settings=_MLA, refused=_LOGITS),
 ]
+
+
+_INTRODUCTION = """\
+# Architectures
+
+While it samples, the language model is run on one new token at a time, with keys and values from a
+cache whose rows are of different age. That is right only where the model's masks, positions and
+frequencies depend on the row's own tokens. So a model is used only where it is known that its
+cached step gives what its plain forward gives; else it is refused by name, with the reason, when
+the environment or the policy is made.
+
+- These families (`tokenenv.cache_check.TESTED_FAMILIES`) are taken as they are, where their config
+  sets nothing but sizes, sliding windows, tied embeddings and plain rotary frequencies:
+  {families}.
+- Any other model is checked once per process and config, when the environment, the policy or the
+  critic is made: three sequences of different length are decoded over the full P+T and compared
+  with transformers' own forward of each alone, without cache and padding; so is one forward of all
+  three padded on the right, as updates compute it. Up to 50 M parameters it is a float32 copy with
+  random weights that is checked, so that the result does not depend on how far a model is trained;
+  larger ones are checked as they are. Log-probabilities may differ by 1e-4 nats in float32; of a
+  larger model in half precision the mean KL may be 1e-2 (bfloat16) or 1e-3 (float16).
+- The check costs what it costs to sample one response of T tokens, and some full forwards.
+- During training, `RLHFCallback` evaluates some 256 tokens of every rollout again by a full forward
+  in float32, and warns where their approximate KL exceeds 1e-4 before any step. Tokens that an
+  earlier policy sampled are left out.
+
+`python tests/architectures.py` prints this page; `tests/test_architectures.py` runs every row with
+a tiny random model over the full P+T, four rows of different length: log-probabilities of the
+environment, of the policy while sampling and of the update equal the plain forward's to 1e-4, or
+making the environment raises the reason. "Refused" holds for the models as they are built here:
+their cause is in what is unusual, not in their size.
+
+| family | what is unusual | result |
+|---|---|---|
+"""
+
+
+def table() -> str:
+    """`docs/architectures.md`."""
+    rows = sorted(
+        f"| `{a.model_type}` | {a.kind} | {'equal' if a.refused is None else 'refused'} |"
+        for a in ARCHITECTURES
+    )
+    families = ", ".join(f"`{name}`" for name in TESTED_FAMILIES)
+    wrapped = textwrap.fill(families, 90, subsequent_indent="  ")
+    return _INTRODUCTION.format(families=wrapped) + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(table())

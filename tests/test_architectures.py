@@ -9,11 +9,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from architectures import ARCHITECTURES, Architecture, P, T
+from architectures import ARCHITECTURES, Architecture, P, T, table
 from tiny_task import tokenizer
 
 from agents import LMActorCriticPolicy
 from tokenenv import language_model
+from tokenenv.cache_check import TESTED_FAMILIES, check_cached_step, is_tested
 
 TOLERANCE = 1e-4
 PROMPTS = ["w3 w4 w5 w6 w7 w8", "w9", "w10 w11 w12", "w13 w14"]
@@ -118,3 +119,48 @@ def test_equals_plain_forwards_or_is_refused_when_made(architecture, tmp_path, m
 def test_the_table_has_at_least_fifty_kinds():
     assert len(ARCHITECTURES) >= 50
     assert len({name_of(a) for a in ARCHITECTURES}) == len(ARCHITECTURES)
+
+
+def test_the_documented_table_is_this_one():
+    documented = Path(__file__).parents[1] / "docs" / "architectures.md"
+    assert documented.read_text(encoding="utf-8") == table(), (
+        "python tests/architectures.py > docs/architectures.md"
+    )
+
+
+def test_every_family_that_is_not_checked_again_is_in_the_table_as_equal():
+    equal = {a.model_type for a in ARCHITECTURES if a.refused is None}
+    assert set(TESTED_FAMILIES) <= equal
+
+
+@pytest.mark.parametrize("family", TESTED_FAMILIES)
+def test_settings_that_no_test_covers_are_checked(family):
+    """A setting beside sizes and windows, of any name, takes a model off the tested list."""
+    config = next(a for a in ARCHITECTURES if a.model_type == family).config()
+    model = language_model.build_language_model(config)
+    assert is_tested(model)
+    model.config._attn_implementation = "flex_attention"
+    assert not is_tested(model)
+    model.config._attn_implementation = "sdpa"
+    model.config.something_new = 1
+    assert not is_tested(model)
+
+
+def test_rotary_frequencies_that_are_not_plain_are_checked():
+    for architecture in ARCHITECTURES:
+        if architecture.model_type == "llama" and architecture.is_known:
+            model = language_model.build_language_model(architecture.config())
+            assert is_tested(model) == ("scaling" not in architecture.kind)
+
+
+def test_a_sliding_window_is_tested_where_it_is_shorter_than_the_sequences():
+    windows = [a for a in ARCHITECTURES if "window" in a.kind and a.refused is None]
+    config = next(a for a in windows if a.model_type == "mistral").config()
+    assert 0 < config["sliding_window"] < P + T
+
+
+def test_half_precision_follows_its_rounding():
+    for dtype in ("bfloat16", "float16", "float64"):
+        config = next(a for a in ARCHITECTURES if a.model_type == "phi").config()
+        model = language_model.build_language_model(config, dtype)
+        check_cached_step(model, P, T, "reference")

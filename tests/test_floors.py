@@ -117,6 +117,7 @@ FLOORS: dict[str, float] = {
     "agents.policy_files": 6.05,
     "agents.precision": 6.0,
     "agents.precision_choice": 6.4,
+    "agents.sampling_check": 6.2,
     "agents.rollout_numbers": 6.0,
     "agents.segments": 6.0,
     "agents.token_scores": 6.0,

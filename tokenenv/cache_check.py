@@ -59,8 +59,8 @@ _SIZES = frozenset(
 _WITHOUT_EFFECT = frozenset(
     "architectures transformers_version model_type dtype torch_dtype use_cache initializer_range "
     "id2label label2id problem_type return_dict output_attentions output_hidden_states "
-    "chunk_size_feed_forward is_encoder_decoder task_specific_params name_or_path _name_or_path "
-    "reward_mean reward_std pretraining_tp attn_implementation layerdrop init_std "
+    "chunk_size_feed_forward is_decoder is_encoder_decoder task_specific_params name_or_path "
+    "_name_or_path reward_mean reward_std pretraining_tp attn_implementation layerdrop init_std "
     "tie_word_embeddings".split()
 )
 _WINDOWS = frozenset("sliding_window use_sliding_window max_window_layers layer_types".split())

@@ -148,6 +148,7 @@ class TokenEnv(MDPFace, gym.Env[np.ndarray, np.int64]):
         super().reset(seed=seed)
         if seed is not None:
             self.mdp.begin_group()
+        self.mdp.reader.refill()
         info = self.mdp.start(0, self.np_random, options.get("prompt"))
         self._show()
         return self._observation(), info

@@ -9,6 +9,7 @@ from tokenenv.episodes import NO_TOKEN
 from tokenenv.log_probs import log_softmax
 from tokenenv.reference import Reference
 from tokenenv.slot_cache import SlotDecoder
+from tokenenv.weight_watch import WeightWatch
 
 __all__ = ["StateReader", "top_tokens"]
 
@@ -36,6 +37,7 @@ class StateReader:
         self._decoder: SlotDecoder | None = None
         self._log_probs: torch.Tensor | None = None
         self._log_probs_of = np.zeros((0, 0), dtype=np.int64)
+        self._weights = WeightWatch(reference.language_model.model)
 
     @property
     def hidden_size(self) -> int:
@@ -65,6 +67,12 @@ class StateReader:
             observations[idle, self.max_prompt_tokens - 1] = 0
         return self._decoder.hidden_states(observations)
 
+    def refill(self) -> None:
+        """Read all states anew at the next call; for a reset, after which it would anyway."""
+        self._log_probs = None
+        if self._decoder is not None:
+            self._decoder.refill()
+
     def features(self, observations: np.ndarray) -> np.ndarray:
         """(N, h) float32 hidden states as an array of its own; zeros where no episode started."""
         found = self.hidden_states(observations).to(dtype=torch.float32, copy=True).cpu().numpy()
@@ -74,7 +82,11 @@ class StateReader:
     @torch.no_grad()
     def log_probs(self, observations: np.ndarray) -> torch.Tensor:
         """(N, V) log π_ref of every token at every state, float32 at least; not to be changed."""
-        if self._log_probs is None or not np.array_equal(observations, self._log_probs_of):
+        if (
+            self._log_probs is None
+            or self._weights.changed()
+            or not np.array_equal(observations, self._log_probs_of)
+        ):
             hidden = self.hidden_states(observations)
             model = self.reference.language_model.model
             self._log_probs = log_softmax(model, hidden, self.reference.temperature)

@@ -114,6 +114,8 @@ class TokenVectorEnv(MDPFace, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         seeds = self._row_seeds(seed)
         rows = self._masked_rows(options.get("reset_mask"))
         prompts = self._row_prompts(options.get("prompt"))
+        if len(rows) == self.num_envs:
+            self.mdp.reader.refill()
         infos: dict[str, Any] = {}
         if any(seeds[row] is not None for row in rows.tolist()):
             self.mdp.begin_group()
