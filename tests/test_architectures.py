@@ -11,6 +11,7 @@ import pytest
 import torch
 from architectures import ARCHITECTURES, Architecture, P, T, table
 from tiny_task import tokenizer
+from transformers import AutoModelForCausalLM
 
 from agents import LMActorCriticPolicy
 from tokenenv import language_model
@@ -32,7 +33,7 @@ def cases() -> list[Any]:
 
 
 def save(folder: Path, architecture: Architecture) -> Any:
-    """A random model with weights large enough to matter."""
+    """A random model with weights large enough to matter, as transformers loads it."""
     torch.manual_seed(0)
     model = language_model.build_language_model(architecture.config())
     with torch.no_grad():
@@ -41,7 +42,7 @@ def save(folder: Path, architecture: Architecture) -> Any:
                 parameter.normal_(0.0, 0.2)
     with language_model.quiet_loading():
         model.save_pretrained(folder)
-    return model
+        return AutoModelForCausalLM.from_pretrained(folder)
 
 
 def lengths_of(prompts: list[str], responses: list[str]) -> list[float]:
