@@ -35,7 +35,6 @@ TESTED_FAMILIES = (
     "phi3",
     "qwen2",
     "qwen3",
-    "smollm3",
 )
 """Model types that the tests compare with plain forwards; with settings that they cover, a model of
 one of them is not checked again when it is loaded."""
