@@ -11,8 +11,8 @@ PEER := --peer $(TRL) --peer-script benchmarks/trl_ppo.py
 # `test-kernels` goes through them with one thread and with two.
 SSE41 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
-# Tests that share what was trained are of one group, so that no second process trains it again.
-PARALLEL := -n auto --dist loadgroup --maxprocesses
+# A file's tests share what they train, so one process has all of a file: nothing is trained twice.
+PARALLEL := -n auto --dist loadfile --maxprocesses
 
 .PHONY: setup demo verify test test-slow test-numeric test-kernels test-ecosystem check numbers exact \
 	bench bench-quick bench-gpu bench-trl clean

@@ -50,20 +50,13 @@ NUMERIC = {
 }
 """Modules that compare what went through one kernel with what went through another, or by hand."""
 
-TRAINED_ONCE = {"run", "finished", "estimates"}
-"""Fixtures of modules that train or sample for seconds."""
 
-
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is `numeric`, and keep tests that share a trained fixture in one process."""
+    """Mark what is `numeric`."""
     for item in items:
-        module = item.path.stem
         takes_long = any(map(item.get_closest_marker, ("slow", "ecosystem")))
-        if module in NUMERIC and not takes_long:
+        if item.path.stem in NUMERIC and not takes_long:
             item.add_marker(pytest.mark.numeric)
-        for fixture in TRAINED_ONCE.intersection(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group(f"{module}.{fixture}"))
 
 
 _SMALL = {
