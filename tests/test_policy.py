@@ -148,7 +148,10 @@ def test_caches_are_dropped_where_weights_can_change(tiny_folder, event, rng):
         policy.evaluate_actions(obs, torch.tensor([3, 4, 5, 6]))[1].sum().backward()
         policy.optimizer.step()
     else:
-        changed = {k: v + 0.05 * torch.randn_like(v) for k, v in weights(policy).items()}
+        changed = {
+            name: w + 0.05 * torch.randn_like(w) if w.is_floating_point() else w
+            for name, w in weights(policy).items()
+        }
         if event == "state dict":
             policy.load_state_dict(changed)
         elif event == "the actor's own state dict":
