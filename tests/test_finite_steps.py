@@ -76,7 +76,7 @@ def test_a_step_that_is_not_finite_is_refused_and_changes_nothing(
             return found
 
     model.policy.optimizer.__class__ = Snapshots
-    parts = 5 if "micro_batch_tokens" in given else 3
+    parts = 12 if "micro_batch_tokens" in given else 3
     break_the(what, model, at=parts)
     updates = model.num_updates
     collect(model, begin(model))
