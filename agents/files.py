@@ -38,7 +38,7 @@ TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.\d+)?\.(tmp|old)(\.zip)?")
 """Names of what a killed process leaves behind."""
 
 
-_OF_TORCHS_WRITER = re.compile(r"PytorchStreamWriter|inline_container|iostream|write")
+_OF_TORCHS_WRITER = re.compile(r"PytorchStreamWriter|inline_container|iostream")
 """In the RuntimeErrors that torch.save raises where it can't write; they hold no error number."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import numbers
 import warnings
 from typing import Any
@@ -57,6 +58,8 @@ from agents.value_head import ValueHead, return_spread
 from tokenenv.shaping import KLController
 
 __all__ = ["TokenPPO"]
+
+logger = logging.getLogger(__name__)
 
 FAR = 20
 """Clip ranges of the value in a deviation of the returns, from where on it is said."""
@@ -188,6 +191,7 @@ class TokenPPO(PPO):
         self.kl_controller, self.kl_target = kl_controller, kl_target
         self.kl_horizon, self.kl_dual_rate = kl_horizon, kl_dual_rate
         self.critic_warmup, self.num_updates = critic_warmup, 0
+        self.has_met_rounding = False
         with warnings.catch_warnings():
             # It counts steps that do not divide into minibatches; sequences never do, exactly.
             warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
@@ -356,7 +360,9 @@ class TokenPPO(PPO):
         divisor = 1.0
         if self.whiten_advantages:
             divisor = whitening_divisor(buffer.advantages, magnitude)
-            buffer.advantages = whiten(buffer.advantages, magnitude)
+            whitened = whiten(buffer.advantages, magnitude)
+            self._note_rounding(buffer.advantages, whitened, magnitude)
+            buffer.advantages = whitened
         self._follow_returns()
         with contextlib.ExitStack() as stack:
             if self.is_warming_up:
@@ -364,6 +370,22 @@ class TokenPPO(PPO):
             means = self._run_epochs(divisor, magnitude)
         self.num_updates += 1
         self._log_update(means)
+
+    def _note_rounding(
+        self, advantages: np.ndarray, whitened: np.ndarray, magnitude: float
+    ) -> None:
+        """Log whether advantages count as rounding, and say so the first time."""
+        is_rounding = bool(np.ptp(advantages) > 0 and not whitened.any())
+        self.logger.record("train/advantages_are_rounding", float(is_rounding))
+        if is_rounding and not self.has_met_rounding:
+            logger.warning(
+                "all advantages of this rollout lie within %.2g of each other, no more than the "
+                "rounding of the rewards and values that they come from (of size %.2g): the actor "
+                "learns nothing from it. Does the reward vary? If so, subtract its mean.",
+                np.ptp(advantages),
+                magnitude,
+            )
+            self.has_met_rounding = True
 
     def _rollout_kl_coef(self) -> float:
         """β of the last rollout; 0 where there is no KL."""

@@ -139,7 +139,7 @@ class CheckpointCallback(BaseCallback):
         self._rollouts += 1
 
     def save(self, name: str) -> Path:
-        """Write `NAME.zip`, which `TokenPPO.load` reads: that unpickles: no stranger's."""
+        """Write `NAME.zip` for `TokenPPO.load`, which unpickles: load none from strangers."""
         path, temporary = self.folder / f"{name}.zip", self.folder / f".{name}.tmp.zip"
         try:
             with hold_signals(), writing(path):

@@ -37,20 +37,24 @@ def refuse_non_finite_rollout(buffer: Any) -> None:
 def advantage_magnitude(buffer: Any, kl_coef: float) -> float:
     """How large the numbers are that advantages are sums of: what their rounding is relative to.
 
-    Rewards and values; returns; and β·log π, which cancels against β·log π_ref as long as actor and
-    reference agree. The rounding of a sum of n terms grows as √n.
+    Rewards, values, and β·log π, which cancels against β·log π_ref as long as actor and reference
+    agree. The errors of a sequence's terms are independent, so that of their sum is relative to the
+    root of the sum of their squares; one large score among small terms is rounded once.
 
     Args:
         buffer: a rollout buffer, SB3's or ours.
         kl_coef: β.
     """
-    terms = max(
-        *(_largest(getattr(buffer, name)) for name in ("rewards", "values", "returns")),
-        kl_coef * _largest(buffer.log_probs),
+    squares = sum(
+        np.square(np.asarray(numbers, dtype=np.float64))
+        for numbers in (buffer.rewards, buffer.values, kl_coef * buffer.log_probs)
     )
     lengths = getattr(buffer, "lengths", None)
-    longest = buffer.buffer_size if lengths is None else int(np.max(lengths, initial=1))
-    return terms * float(np.sqrt(longest))
+    if lengths is None:  # SB3's: (steps, N), where episodes are at most as long as the rollout
+        sums = np.sum(squares, axis=0)
+    else:
+        sums = np.add.reduceat(squares, np.cumsum(lengths) - lengths) if len(lengths) else [0.0]
+    return max(float(np.sqrt(np.max(sums, initial=0.0))), _largest(buffer.returns))
 
 
 def _largest(numbers: np.ndarray) -> float:

@@ -22,6 +22,7 @@ from agents.kl_settings import (
 )
 from agents.losses import explained_variance, ppo_losses, whiten, whitening_divisor
 from agents.minibatch_update import normalized
+from agents.rollout_numbers import advantage_magnitude
 from tokenenv.rewards import Episode, RawRewards
 from tokenenv.scoring import EpisodeScorer
 from tokenenv.shaping import (
@@ -380,6 +381,35 @@ def test_advantages_that_differ_by_rounding_only_are_whitened_to_0(rng):
         # They are small, but what they were computed from is larger still.
         assert not whiten(size * noise, magnitude=1e7 * size).any()
         assert whitening_divisor(size * noise, magnitude=1e7 * size) == 1e7 * size
+
+
+class Rollout:
+    """The numbers of a rollout: two sequences, of 255 steps and of one."""
+
+    lengths = np.array([255, 1])
+    values = log_probs = returns = np.zeros(256, dtype=np.float32)
+
+    def __init__(self, rewards):
+        self.rewards = np.asarray(rewards, dtype=np.float32)
+
+
+def test_a_large_score_among_small_terms_is_rounded_once():
+    scores = np.zeros(256)
+    scores[254] = 1e5
+    assert advantage_magnitude(Rollout(scores), 0.1) == 1e5
+    # Spread by 1 in 100,000, of which float32 keeps 128 steps: those are advantages.
+    advantages = np.where(np.arange(256) < 128, -1.0, 1.0).astype(np.float32)
+    assert np.abs(whiten(advantages, 1e5)).min() > 0.9
+    # The errors of many terms of one size add up as their squares do.
+    assert advantage_magnitude(Rollout(np.full(256, 2.0)), 0.1) == pytest.approx(2 * 255**0.5)
+
+
+def test_the_magnitude_is_that_of_the_largest_sequence_with_beta_times_log_pi_in_it(rng):
+    rollout = Rollout(rng.normal(size=256))
+    rollout.values, rollout.log_probs = rng.normal(size=(2, 256)).astype(np.float32)
+    squares = rollout.rewards**2 + rollout.values**2 + (3.0 * rollout.log_probs) ** 2
+    expected = np.sqrt(max(float(squares[:255].sum()), float(squares[255])))
+    assert advantage_magnitude(rollout, 3.0) == pytest.approx(expected, rel=1e-6)
 
 
 def test_whitening_is_that_of_float64_far_from_0_and_does_not_see_the_scale(rng):

@@ -37,6 +37,12 @@ def yields(prompts, responses):
     for response in responses:
         yield 1 / len("")
 
+def inverse(response):
+    return 1 / len("")
+
+def maps(prompts, responses):
+    return map(inverse, responses)
+
 class Judge:
     def __call__(self, prompts, responses):
         raise OSError(28, "No space left on device")
@@ -65,7 +71,8 @@ def _episode(mdp: TokenMDP) -> Episode:
         ("exits", "SystemExit: no licence", 14, SystemExit),
         ("interrupts", "KeyboardInterrupt", 17, KeyboardInterrupt),
         ("yields", "ZeroDivisionError: .*", 21, ZeroDivisionError),
-        ("judge", "OSError: .*No space left on device", 25, OSError),
+        ("maps", "ZeroDivisionError: .*", 24, ZeroDivisionError),
+        ("judge", "OSError: .*No space left on device", 31, OSError),
     ],
 )
 def test_a_reward_function_that_raises_is_named_with_the_place(

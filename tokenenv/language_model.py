@@ -228,10 +228,22 @@ def loading_errors(name: str, what: str) -> Iterator[None]:
         ) from error
 
 
+_READ_BY_TRANSFORMERS = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors.index.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+"""JSON objects in the folder of a model; what else lies there is no reason why it can't be read."""
+
+
 def _broken_file(name: str) -> str | None:
-    """What is wrong with the first JSON file of a model's folder that is broken, if any is."""
-    folder = Path(name)
-    for file in sorted(folder.glob("*.json")) if os.path.isdir(folder) else []:
+    """What is wrong with the first file that transformers reads in a model's folder, if any is."""
+    for file in (Path(name) / file for file in _READ_BY_TRANSFORMERS):
+        if not file.is_file():
+            continue
         try:
             read_json_object(file, "what transformers writes")
         except ValueError as error:

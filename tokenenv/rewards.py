@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -181,7 +181,7 @@ class FunctionReward:
             extra["response_tokens"] = [[decode([i]) for i in e.response] for e in episodes]
         with user_code(self.name, self.function):
             returned = self.function(*texts, **extra)
-            if inspect.isgenerator(returned):  # its code runs only now
+            if isinstance(returned, Iterator):  # its code (a generator's, a map's) runs only now
                 returned = list(returned)
         rewards = self._as_list(returned, len(episodes))
         is_list = [isinstance(r, list | tuple) for r in rewards]

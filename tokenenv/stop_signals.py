@@ -98,10 +98,10 @@ def stop_signals() -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN
     }
-    for number in before:
-        signal.signal(number, _state.handle)
-    _state.is_open = True
     try:
+        _state.is_open = True
+        for number in before:
+            signal.signal(number, _state.handle)
         yield
     finally:
         _state.is_open = False
