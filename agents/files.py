@@ -25,6 +25,7 @@ from tokenenv.stop_signals import hold_signals
 __all__ = [
     "TEMPORARY",
     "append_lines",
+    "discard",
     "json_text",
     "put_back_folder",
     "remove",
@@ -91,7 +92,7 @@ def whole_file(path: Path) -> Iterator[Path]:
             yield temporary
             os.replace(temporary, place)
     finally:
-        remove(temporary)
+        discard(temporary)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -145,6 +146,19 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def discard(path: Path) -> None:
+    """Remove what was being written, and give its room back at once.
+
+    A writer that failed may have it open still (its exception holds it): a full disk would stay
+    full, and nothing else could be saved.
+    """
+    files = [path] if path.is_file() else [inner for inner in path.rglob("*") if inner.is_file()]
+    for file in files:
+        if not file.is_symlink():
+            os.truncate(file, 0)
+    remove(path)
+
+
 def _temporary_and_old(path: Path) -> tuple[Path, Path]:
     return path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
 
@@ -163,7 +177,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
                 os.replace(path, old)
             os.replace(temporary, path)
         finally:
-            remove(temporary)
+            discard(temporary)
         remove(old)
 
 

@@ -23,7 +23,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.callbacks import RLHFCallback
 from agents.evaluation import respond
-from agents.files import remove, writing
+from agents.files import discard, writing
 from agents.held_out import HeldOut
 from agents.runs import RunFolder
 from tokenenv.stop_signals import check_signals, hold_signals
@@ -146,7 +146,7 @@ class CheckpointCallback(BaseCallback):
                 self.model.save(temporary)
                 os.replace(temporary, path)
         finally:
-            remove(temporary)
+            discard(temporary)
         self.on_saved()
         return path
 

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from agents.config import RewardModelConfig
 from agents.console import literal
-from agents.files import remove, write_json, writing
+from agents.files import discard, write_json, writing
 from agents.output_folder import OutputFolder
 from agents.progress import progress_bar
 from tokenenv.language_model import resolve_device
@@ -116,7 +116,7 @@ def _write(output: OutputFolder, reward_model: RewardModel, report: dict[str, An
         write_json(stage / "report.json", report)
         output.take_in(stage)
     finally:
-        remove(stage)
+        discard(stage)
 
 
 def _print_notes(console: Console, pairs: list[PreferencePair], kept: list[PreferencePair]) -> None:

@@ -80,6 +80,7 @@ class TrainingRun:
             self.run.checkpoints, config.checkpoint_every, self.run.output.keep
         )
         self.checkpoints.init_callback(self.model)
+        self._saved: list[str] = []
         self.before: list[ResponseReport] = []
         self.after: list[ResponseReport] = []
 
@@ -127,8 +128,9 @@ class TrainingRun:
         finally:
             progress.close()
         with hold_signals():
-            for save in self._saves(f"tokens-{self.model.num_timesteps}").values():
+            for part, save in self._saves(f"tokens-{self.model.num_timesteps}").items():
                 save()
+                self._saved.append(part)
 
     def _callbacks(self) -> tuple[ProgressCallback, list[BaseCallback]]:
         config, run = self.config, self.run
@@ -165,17 +167,19 @@ class TrainingRun:
             if output.is_replacing and not self.model._n_updates:
                 output.put_back()
                 return f"Nothing was learned yet: the run that was in {root} is back there."
-            kept, lost = [], []
+            kept, lost = list(self._saved), []
             for part, save in {
                 **self._saves(name),
                 "summary.json": lambda: self._summarize_unfinished(reason, start),
             }.items():
+                if part in kept:  # as it is now, just before
+                    continue
                 try:
                     save()
                     kept.append(part)
                 except OSError as error:
                     lost.append(f"{part} ({error.strerror})")
-        said = f"Kept in {root}: {', '.join(kept)}, metrics.jsonl and samples.jsonl."
+        said = f"Kept in {root}: {', '.join([*kept, 'metrics.jsonl'])} and samples.jsonl."
         if any(part.startswith("checkpoints/") for part in kept):
             said += (
                 " TokenPPO.load reads the checkpoint, and unpickles it: only those that you trust."

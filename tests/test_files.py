@@ -17,7 +17,15 @@ from safetensors.torch import save_file
 
 from agents import LMActorCriticPolicy, make_vec_env
 from agents.config import TrainConfig
-from agents.files import append_lines, json_text, remove, whole_file, whole_folder, write_json
+from agents.files import (
+    append_lines,
+    discard,
+    json_text,
+    remove,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 from tokenenv.reward_model import load_reward_model
 
 
@@ -126,6 +134,19 @@ def test_a_full_disk_is_named_with_the_path(tmp_path, where):
     wanted = full if where in ("json", "lines") else tmp_path / "policy"
     assert raised.value.filename == str(wanted) and raised.value.strerror
     assert not os.listdir(tmp_path)
+
+
+def test_what_is_discarded_gives_its_room_back_though_it_is_open_still(tmp_path):
+    (tmp_path / "half").mkdir()
+    with (tmp_path / "half" / "file").open("wb") as file:
+        file.write(b"0" * 10_000)
+        file.flush()
+        discard(tmp_path / "half")
+        assert os.fstat(file.fileno()).st_size == 0
+    (tmp_path / "kept").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    discard(tmp_path / "link")
+    assert (tmp_path / "kept").read_text() == "mine" and not (tmp_path / "link").exists()
 
 
 def test_removing_a_link_leaves_what_it_leads_to(tmp_path):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from agents import curves
+from agents import LMActorCriticPolicy, curves
 from agents.config import TrainConfig
 from agents.curves import read_metrics
 from agents.files import whole_folder
@@ -265,7 +269,8 @@ def test_overwrite_refuses_to_remove_any_source_of_the_run(tmp_path, name, throu
 def test_a_full_disk_keeps_the_policy_names_the_path_and_leaves_no_temporary(tmp_path, monkeypatch):
     """Room for the policy, and none for what is written after it."""
     out = tmp_path / "run"
-    run = TrainingRun(TrainConfig(out=out, **TINY), Console(quiet=True))
+    console = Console(file=io.StringIO(), width=1000)
+    run = TrainingRun(TrainConfig(out=out, **TINY), console)
 
     def no_room(place, *_, **__):
         Path(place).write_bytes(b"half")
@@ -277,5 +282,36 @@ def test_a_full_disk_keeps_the_policy_names_the_path_and_leaves_no_temporary(tmp
     assert (out / "policy" / "model.safetensors").is_file()
     assert (out / "reward_model" / "model.safetensors").is_file()
     assert not any((out / "checkpoints").iterdir())
+    said = " ".join(console.file.getvalue().split())
+    assert "Kept in" in said and ": policy/, reward_model/, summary.json, metrics.jsonl" in said
+    assert "Not kept: checkpoints/failed.zip (No space left on device)." in said
     assert not [path for path in out.rglob(".*")]
     assert json.loads((out / "summary.json").read_text())["finished"] is False
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_really_full_leaves_room_for_the_policy(tmp_path):
+    """2 MB: the first checkpoint does not fit; what it had taken is enough for the policy."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)])
+    if mounted.returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        command = [sys.executable, "-m", "agents.cli", "train", "--out", str(disk / "run")]
+        command += [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+        done = subprocess.run(
+            [*command, "--eval-every", "1", "--checkpoint-every", "1", "--total-tokens", "1024"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "COLUMNS": "1000"},
+        )
+        assert done.returncode == 2 and "Traceback" not in done.stderr + done.stdout
+        assert done.stderr.count("\n") == 1 and "tokens-256.zip' can't be" in done.stderr
+        assert "No space left on device" in done.stderr
+        LMActorCriticPolicy.from_pretrained(disk / "run" / "policy")
+        assert "policy/" in done.stdout.split("Not kept")[0]
+        assert not [path for path in disk.rglob(".*")]
+    finally:
+        # Lazily: weights that were read may be mapped still.
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
