@@ -38,6 +38,9 @@ _STATES_OF: weakref.WeakKeyDictionary[VecEnv, _States] = weakref.WeakKeyDictiona
 """Of environments whose observations are no token ids: the last observations that an agent got,
 with the (N, P+T) states that they show."""
 
+_WARNED: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Models of which it was said that rows start afresh."""
+
 _HOOKS: weakref.WeakKeyDictionary[torch.nn.Module, RemovableHandle] = weakref.WeakKeyDictionary()
 """On policies that are acting."""
 
@@ -78,7 +81,6 @@ class Agreement:
             and int(env.action_space.n) == int(space.high.max()) + 1
         )
         self._acted_on: Any = None
-        self._has_warned = False
 
     # Before an action ----------------------------------------------------------------------------
 
@@ -135,7 +137,11 @@ class Agreement:
         return rows
 
     def _differing(self) -> list[int]:
-        """Rows whose state is not the one that the agent is about to act on."""
+        """Rows whose state is not the one that the agent is about to act on.
+
+        So are those of an episode that the buffer can't use, as an interrupted `learn` lost some of
+        its steps.
+        """
         expected = self._model._last_obs if self.reads_tokens else self._remembered()
         if expected is None:
             return []
@@ -146,6 +152,9 @@ class Agreement:
             is_there = base.inner.is_at(expected)
         else:
             is_there = (expected == np.concatenate(base.get_attr("states"))).all(axis=1)
+        buffer = getattr(self._model, "rollout_buffer", None)
+        if isinstance(buffer, EpisodeRolloutBuffer):
+            is_there &= ~buffer.lacks_steps(expected, self._model._last_episode_starts)
         return np.flatnonzero(~is_there).tolist()
 
     def _remembered(self) -> np.ndarray | None:
@@ -178,14 +187,15 @@ class Agreement:
         self._on_restart(rows)
 
     def _warn(self, rows: list[int]) -> None:
-        if self._has_warned:
+        if self._model in _WARNED:
             return
-        self._has_warned = True
+        _WARNED.add(self._model)
         logger.warning(
-            "%d of %d environments were moved since the agent last observed them (an evaluation on "
-            "the training environment, a reset or step of your own, an interrupted learn?): they "
-            "start afresh, and the episodes under way there are lost. Evaluate in another "
-            "environment. Further such moves in this training are mended without a word.",
+            "%d of %d environments are not where the agent left its episodes (an evaluation on the "
+            "training environment, a reset or step of your own, an interrupted learn?): they start "
+            "afresh, and the episodes under way there are lost. Evaluate in another environment. "
+            "This is said once; wherever it happens again to this model, it is mended in the same "
+            "way.",
             len(rows),
             self._env.num_envs,
         )

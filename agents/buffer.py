@@ -7,6 +7,7 @@ sequence serves all of its actions, and every per-token tensor is 1-D without pa
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
@@ -26,6 +27,7 @@ from agents.packing import PackedSequences, minibatch_indices, pack
 from agents.rollout_numbers import refuse_non_finite_rollout
 from agents.segments import Segment, StepLog, joined, offsets
 from tokenenv.credit import GROUPED, token_advantages, whiten_rewards
+from tokenenv.episodes import split_observation
 from tokenenv.settings import EnvSettings
 
 __all__ = ["CUTS", "EpisodeRolloutBuffer", "RewardBinding"]
@@ -100,12 +102,19 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self._next_groups: Sequence[int | None] = [None] * n_envs
         self._last_dones: np.ndarray | None = None
         self.binding: RewardBinding | None = None
+        self._bound_env: weakref.ref[VecEnv] | None = None
         self._open: list[Segment | None] = [None] * n_envs
+        self._log = StepLog(0, n_envs)
         super().__init__(
             buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs
         )
 
-    def bind(self, binding: RewardBinding, episode_starts: np.ndarray | None = None) -> None:
+    def bind(
+        self,
+        binding: RewardBinding,
+        episode_starts: np.ndarray | None = None,
+        env: VecEnv | None = None,
+    ) -> None:
         """Tell the buffer where rewards come from.
 
         What an environment that was reset since, or another one, had left open or waiting, is
@@ -115,14 +124,18 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             binding: of the environment that training is about to use.
             episode_starts: (N,) bool, SB3's for the first step: the very array that closed the last
                 rollout where training goes on, a new one, all true, after a reset.
+            env: the environment itself.
         """
         known, self.binding = self.binding, binding
+        known_env = self._bound_env and self._bound_env()
+        self._bound_env = None if env is None else weakref.ref(env.unwrapped)
+        is_another = known_env is not None and env is not None and env.unwrapped is not known_env
         was_reset = (
             episode_starts is not None
             and episode_starts is not self._last_dones
             and bool(episode_starts.all())
         )
-        if was_reset or (known is not None and known.penalty != binding.penalty):
+        if was_reset or is_another or (known is not None and known.penalty != binding.penalty):
             self._open = [None] * self.n_envs
             self._groups = None
         if self._groups is None and self.advantage_estimator in GROUPED:
@@ -148,7 +161,13 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     # Filling -------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Make room for a rollout; episodes that are still open stay."""
+        """Make room for a rollout; episodes that are still open stay.
+
+        Not where the rollout before was never closed (`learn` was interrupted): its steps are lost,
+        so nothing goes on from where the one before it ended.
+        """
+        if self._log.pos:
+            self._open = [None] * self.n_envs
         found = self.binding
         # Deferred scoring finds them at the rollout's end, for all tokens at once.
         keeps_ref = found is not None and found.penalty.keeps_ref_log_probs and not found.scorer
@@ -215,6 +234,27 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             else:
                 self._open[env] = None
 
+    def lacks_steps(self, observations: np.ndarray, episode_starts: np.ndarray) -> np.ndarray:
+        """Where an episode under way can't be used, as steps of it are lost.
+
+        With `cut="carry"` an update gets whole episodes; with `cut="bootstrap"` the tokens of lost
+        steps serve as context, and nothing else of them is needed.
+
+        Args:
+            observations: (N, P+T) token ids that the next step is sampled in.
+            episode_starts: (N,) whether an episode starts with it.
+
+        Returns:
+            (N,) bool; all false inside of a rollout, whose own steps are all there.
+        """
+        lacking = np.zeros(self.n_envs, dtype=bool)
+        if self.cut == "carry" and not self._log.pos:
+            for env in np.flatnonzero(~np.asarray(episode_starts, dtype=bool)).tolist():
+                state = split_observation(observations[env], self._bound().max_prompt_tokens)
+                left = self._open[env]
+                lacking[env] = left is None or not left.is_at(*state)
+        return lacking
+
     def _bound(self) -> RewardBinding:
         if self.binding is None:
             raise RuntimeError(
@@ -255,7 +295,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         for segment in segments:
             self._open[segment.env] = None if segment.ended else segment
         if self._groups is not None:
-            used = self._groups.complete(used)
+            used = self._groups.complete(used, [s for s in self._open if s is not None])
         self._log = StepLog(0, self.n_envs)  # the update needs the memory
         self._keep(used)
         self._compute_advantages(used, last_values.detach().cpu().numpy().reshape(self.n_envs))

@@ -204,6 +204,7 @@ class RLHFCallback(BaseCallback):
                 update_log_probs=functools.partial(update_log_probs, self.model),
             ),
             episode_starts,
+            env,
         )
 
     def _reset_groups(self, rows: Iterable[int]) -> dict[int, int | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from stable_baselines3.common.vec_env import VecEnv
@@ -29,7 +30,9 @@ class GroupQueue:
     equal prompts, would compare short responses with short ones, and take out of the advantages a
     part of what length is worth.
 
-    An episode of no group (its prompt was given) is compared with nothing, and left out.
+    An episode of no group (its prompt was given) is compared with nothing, and left out. A group
+    that lost one of its episodes, to a restart or to whoever else stepped the environment, will
+    never be complete: its others are dropped.
 
     Args:
         group_size: k.
@@ -40,11 +43,14 @@ class GroupQueue:
         self.group_size, self.is_shared = group_size, is_shared
         self._waiting: dict[tuple[int, int], list[Segment]] = {}
 
-    def complete(self, finished: Sequence[Segment]) -> list[Segment]:
+    def complete(
+        self, finished: Sequence[Segment], under_way: Sequence[Segment] = ()
+    ) -> list[Segment]:
         """Take in the episodes that a rollout finished; give those whose group is complete now.
 
         Args:
             finished: whole episodes, all of them scored.
+            under_way: those that the rollout left unfinished.
 
         Returns:
             Group after group, k episodes each, in the order in which they finished.
@@ -53,12 +59,35 @@ class GroupQueue:
         for segment in sorted(finished, key=lambda s: (s.end, s.env)):
             if segment.group is None:
                 continue
-            key = (-1 if self.is_shared else segment.env, segment.group)
+            key = self._key(segment)
             group = self._waiting.setdefault(key, [])
             group.append(segment)
             if len(group) == self.group_size:
                 found += self._waiting.pop(key)
+        self._drop_incomplete(finished, [s for s in under_way if s.group is not None])
         return found
+
+    def _key(self, segment: Segment) -> tuple[int, int]:
+        """Who numbers the groups (the rows together, or this one), and the group's number."""
+        assert segment.group is not None
+        return (-1 if self.is_shared else segment.env, segment.group)
+
+    def _drop_incomplete(self, finished: Sequence[Segment], under_way: Sequence[Segment]) -> None:
+        """Drop the groups of which an episode was lost.
+
+        Groups start one after another: of all but the newest, every episode has started, so it
+        waits here, is under way, or is lost.
+        """
+        running = Counter(map(self._key, under_way))
+        completed = [self._key(s) for s in finished if s.group is not None]
+        newest: dict[int, int] = {}
+        for numbering, number in [*self._waiting, *running, *completed]:
+            newest[numbering] = max(number, newest.get(numbering, number))
+        self._waiting = {
+            key: group
+            for key, group in self._waiting.items()
+            if key[1] == newest[key[0]] or len(group) + running[key] >= self.group_size
+        }
 
     def __len__(self) -> int:
         """Episodes that wait."""

@@ -23,6 +23,8 @@ from stable_baselines3.common.vec_env import (
 from tiny_task import P, V, begin, collect, make_agent
 
 from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
+from agents.groups import GroupQueue
+from agents.segments import Segment
 from tokenenv.episodes import NO_TOKEN
 from tokenenv.wrappers import HiddenStateObservation
 from tokenenv.wrappers.vector import HiddenStateObservation as HiddenStatesOfRows
@@ -100,6 +102,21 @@ def resets_a_row(model) -> None:
 def is_interrupted(model) -> None:
     with pytest.raises(KeyboardInterrupt):
         model.learn(96, callback=[RLHFCallback(), Interrupting()], reset_num_timesteps=False)
+
+
+def is_interrupted_while_it_acts(model) -> None:
+    """Environment and observation agree, but the steps of the rollout are lost."""
+    act, calls = model.policy.forward, iter(range(5))
+
+    def interrupted(*args, **kwargs):
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return act(*args, **kwargs)
+
+    model.policy.forward = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(96, callback=RLHFCallback(), reset_num_timesteps=False)
+    del model.policy.forward
 
 
 def fails_in_a_step(model) -> None:
@@ -263,7 +280,111 @@ def test_with_deferred_scoring(tiny_task_kwargs, caplog, name, way):
     learn_watched(model, Moving(WAYS[way], every=11))
     WAYS[way](model)
     learn_watched(model, reset_num_timesteps=False)
-    assert warnings_in(caplog) == 2
+    assert warnings_in(caplog) == 1  # once per model
+
+
+class KeepPrefixes(BaseCallback):
+    """What came before the steps of every segment of every update."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prefixes: list[tuple[int, ...]] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        buffer = self.model.rollout_buffer
+        for of_one in np.split(buffer._prefixes, buffer._prefix_offsets[1:-1]):
+            self.prefixes.append(tuple(of_one.tolist()))
+
+
+@pytest.mark.parametrize(
+    ("name", "scoring"),
+    [
+        ("TokenPPO", "step"),
+        ("TokenPPO, carry", "deferred"),
+        ("TokenPPO, groups", "step"),
+        *(
+            pytest.param(name, scoring, marks=pytest.mark.slow)
+            for name, scoring in (
+                ("TokenPPO", "deferred"),
+                ("TokenPPO, carry", "step"),
+                ("TokenPPO, groups", "deferred"),
+            )
+        ),
+    ],
+)
+def test_a_rollout_that_was_lost_while_the_policy_acted(tiny_task_kwargs, caplog, name, scoring):
+    """Where an update gets whole episodes, those that lost their first steps start afresh."""
+    model = agent_of(tiny_task_kwargs, name, scoring=scoring)
+    learn_watched(model)
+    is_interrupted_while_it_acts(model)
+    mdp_env = model.env.unwrapped.inner
+    assert np.array_equal(model._last_obs, mdp_env.states)
+    assert (model._last_obs[:, P] >= 0).any()  # episodes are under way
+    keep = KeepPrefixes()
+    learn_watched(model, keep, reset_num_timesteps=False)
+    prompts = {
+        tuple(mdp_env.mdp.encode_prompt(text).tolist()) for text in tiny_task_kwargs["prompts"]
+    }
+    needs_whole = name != "TokenPPO"
+    assert keep.prefixes and (set(keep.prefixes) <= prompts) == needs_whole
+    assert warnings_in(caplog) == needs_whole
+
+
+def test_a_model_that_forgot_open_episodes_starts_them_afresh(tiny_task_kwargs, tmp_path):
+    """A loaded model goes on in an environment that it left in the middle of episodes."""
+    model = agent_of(tiny_task_kwargs, "TokenPPO, carry")
+    model.learn(STEPS * N)
+    model.save(tmp_path / "model")
+    loaded = TokenPPO.load(tmp_path / "model", env=model.env, device="cpu", force_reset=False)
+    keep = KeepPrefixes()
+    learn_watched(loaded, keep, reset_num_timesteps=False)
+    assert keep.prefixes and max(map(len, keep.prefixes)) <= P
+
+
+def test_groups_that_lost_an_episode_do_not_wait(tiny_task_kwargs):
+    """At most one other of each of the N episodes under way, and one of the newest group."""
+    model = agent_of(tiny_task_kwargs, "TokenPPO, groups")
+    for _ in range(5):
+        model.learn(STEPS * N, reset_num_timesteps=False)
+        assert len(model.rollout_buffer._groups) <= N + 1
+        steps(model)
+    bytes_after = model.rollout_buffer._groups.nbytes
+    assert 0 < bytes_after <= (N + 1) * 400
+
+
+def test_a_group_waits_for_all_that_can_still_finish():
+    queue = GroupQueue(2)
+    under_way = [segment(2, 1), segment(3, 1)]
+    assert queue.complete([segment(0, 0)], under_way) == [] and len(queue) == 0  # 0 lost its other
+    assert queue.complete([segment(2, 1)], [segment(3, 1)]) == [] and len(queue) == 1
+    newer = segment(0, 2)
+    assert queue.complete([newer], [segment(3, 1)]) == [] and len(queue) == 2
+    assert [s.env for s in queue.complete([segment(3, 1)])] == [2, 3] and len(queue) == 1
+    assert len(queue.complete([segment(1, 2)])) == 2 and len(queue) == 0
+    apart = GroupQueue(2, is_shared=False)  # each environment numbers its own
+    apart.complete([segment(0, 5), segment(1, 3)], [])
+    assert len(apart) == 2
+    apart.complete([segment(1, 4)], [segment(0, 6)])
+    assert [s.env for s in apart.complete([segment(1, 4)])] == [1, 1] and len(apart) == 0
+
+
+def test_nothing_waits_for_the_episodes_of_another_environment(tiny_task_kwargs):
+    """Its groups have the same numbers."""
+    model = agent_of(tiny_task_kwargs, "TokenPPO, groups")
+    model.learn(STEPS * N)
+    assert len(model.rollout_buffer._groups)
+    sets_another_env(model)
+    begin_again(model)
+    assert not len(model.rollout_buffer._groups)
+    assert model.rollout_buffer._open == [None] * N
+
+
+def segment(env: int, group: int) -> Segment:
+    tokens = np.zeros(1, dtype=np.int32)
+    return Segment(env, tokens, tokens[:0], tokens, *[tokens] * 4, group=group)
 
 
 @pytest.mark.slow
@@ -277,7 +398,7 @@ def test_environments_in_other_processes(tiny_task_kwargs, caplog):
         learn_watched(model, reset_num_timesteps=False)
     finally:
         model.env.close()
-    assert warnings_in(caplog) == 2
+    assert warnings_in(caplog) == 1
 
 
 @pytest.mark.parametrize("count", [N, N + 2])
