@@ -238,7 +238,8 @@ class RLHFCallback(BaseCallback):
         self._agreement.check_step(seen["actions"], seen["new_obs"], dones, infos)
         if isinstance(self.model.policy, LMActorCriticPolicy):
             observations = np.asarray(self.model._last_obs)
-            self._sampling.note(observations, seen["actions"], log_probs, dones)
+            starts = np.asarray(self.model._last_episode_starts, dtype=bool)
+            self._sampling.note(observations, seen["actions"], log_probs, starts)
         paid = self.locals["rewards"].copy()
         if self.is_deferred:
             refuse_changed_rewards(paid, np.zeros(len(infos)))

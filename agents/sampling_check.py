@@ -7,6 +7,7 @@ to rounding. Where it is not, sampling and update disagree about the policy.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from typing import Any
@@ -55,28 +56,29 @@ class SamplingCheck:
         self._steps = []
 
     def note(
-        self, observations: np.ndarray, actions: Any, log_probs: np.ndarray, dones: np.ndarray
+        self, observations: np.ndarray, actions: Any, log_probs: np.ndarray, starts: np.ndarray
     ) -> None:
-        """Keep one step of all N environments: what was seen and chosen, and where it ended."""
+        """Keep one step of all N environments: what was seen and chosen, where an episode starts.
+
+        (Ends would not do: an episode that is lost to a restart has none.)
+        """
         rows = self._rows
         chosen = np.asarray(actions).reshape(-1)[rows]
-        self._steps.append((observations[rows], chosen, log_probs[rows], dones[rows]))
+        self._steps.append((observations[rows], chosen, log_probs[rows], starts[rows]))
 
     def end(self, policy: LMActorCriticPolicy) -> None:
         """Evaluate what was kept by a full forward; warn, once, where it differs."""
         if not self._steps:
             return
-        observations, actions, log_probs, dones = map(np.stack, zip(*self._steps, strict=True))
+        observations, actions, log_probs, starts = map(np.stack, zip(*self._steps, strict=True))
         prefixes, chosen, sampled = [], [], []
         for env in range(len(self._rows)):
-            ends = [*(np.flatnonzero(dones[:, env]) + 1).tolist(), len(dones)]
-            starts = [0, *ends[:-1]]
-            for start, end in zip(starts, ends, strict=True):
-                if start < end:
-                    first = observations[start, env]
-                    prefixes.append(first[first != NO_TOKEN])
-                    chosen.append(actions[start:end, env].astype(np.int64))
-                    sampled.append(log_probs[start:end, env])
+            bounds = [0, *(np.flatnonzero(starts[1:, env]) + 1).tolist(), len(starts)]
+            for start, end in itertools.pairwise(bounds):
+                first = observations[start, env]
+                prefixes.append(first[first != NO_TOKEN])
+                chosen.append(actions[start:end, env].astype(np.int64))
+                sampled.append(log_probs[start:end, env])
         packed = pack(prefixes, chosen, policy.device)
         taken = torch.as_tensor(np.concatenate(chosen), device=policy.device)
         with torch.no_grad():
