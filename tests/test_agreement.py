@@ -351,8 +351,6 @@ def test_groups_that_lost_an_episode_do_not_wait(tiny_task_kwargs):
         model.learn(STEPS * N, reset_num_timesteps=False)
         assert len(model.rollout_buffer._groups) <= N + 1
         steps(model)
-    bytes_after = model.rollout_buffer._groups.nbytes
-    assert 0 < bytes_after <= (N + 1) * 400
 
 
 def test_a_group_waits_for_all_that_can_still_finish():
