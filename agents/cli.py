@@ -58,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(arguments: list[str], console: Console) -> int:
     try:
         _refuse_empty(arguments)
+        _refuse_no_text(arguments)
         command = _parse(arguments)
         _RUNNERS[type(command)](command, console)
     except KeyboardInterrupt as stop:
@@ -114,6 +115,19 @@ def _refuse_empty(arguments: list[str]) -> None:
             raise ValueError(
                 f"{option or 'the command'} got {argument!r}: give a value, or leave the option "
                 "out."
+            )
+
+
+def _refuse_no_text(arguments: list[str]) -> None:
+    """Raise ValueError for bytes that are no text: what is written down of them can't be read back.
+
+    Python hands on bytes that are no UTF-8 as lone surrogates, which no JSON file may hold.
+    """
+    for argument in arguments:
+        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in argument):
+            raise ValueError(
+                f"the argument {argument!r} holds a NUL, or bytes that are no UTF-8: give it as "
+                "text, and run the command again."
             )
 
 
