@@ -44,9 +44,9 @@ class MetricsFile(KVWriter):
         row = filter_excluded_keys(key_values, key_excluded, "json")
         known = {name: _plain(value) for name, value in row.items()}
         kinds = (bool, int, float, str, list)
-        append_lines(
-            self.path, [json_text({n: v for n, v in known.items() if isinstance(v, kinds)})]
-        )
+        shown = {name: value for name, value in known.items() if isinstance(value, kinds)}
+        if shown:
+            append_lines(self.path, [json_text(shown)])
 
     def close(self) -> None:
         """Nothing is open between two lines."""

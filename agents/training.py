@@ -179,7 +179,8 @@ class TrainingRun:
                     kept.append(part)
                 except OSError as error:
                     lost.append(f"{part} ({error.strerror})")
-        said = f"Kept in {root}: {', '.join([*kept, 'metrics.jsonl'])} and samples.jsonl."
+        logs = [path.name for path in (self.run.metrics, self.run.samples) if path.is_file()]
+        said = f"Kept in {root}: {', '.join([*kept, *logs])}."
         if any(part.startswith("checkpoints/") for part in kept):
             said += (
                 " TokenPPO.load reads the checkpoint, and unpickles it: only those that you trust."
