@@ -45,7 +45,8 @@ FLOORS: dict[str, float] = {
     "tokenenv.log_probs": 1.1,
     "tokenenv.weight_watch": 1.0,
     "tokenenv.slot_cache": 1.1,
-    "tokenenv.cache_check": 1.2,
+    "tokenenv.step_comparison": 1.2,
+    "tokenenv.cache_check": 1.3,
     # 2: what is frozen, and the arguments of an environment
     "tokenenv.settings": 2.0,
     "tokenenv.sampling": 2.0,

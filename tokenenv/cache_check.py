@@ -7,18 +7,16 @@ come out wrong, and where actor and reference share the fault even their KL says
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
-from tokenenv.episodes import NO_TOKEN
-from tokenenv.language_model import one_at_a_time, output_logits, pad_right, trunk_hidden_states
-from tokenenv.slot_cache import SlotDecoder
+from tokenenv.language_model import one_at_a_time
+from tokenenv.step_comparison import Fault, StepComparison, makes_logits
 
 __all__ = ["TESTED_FAMILIES", "UnfaithfulModelError", "check_cached_step", "is_tested"]
 
@@ -38,13 +36,6 @@ TESTED_FAMILIES = (
 )
 """Model types that the tests compare with plain forwards; with settings that they cover, a model of
 one of them is not checked again when it is loaded."""
-
-_TOLERANCE = 1e-4
-"""Of log-probabilities, in nats, in float32: rounding is 1e-5 at the most in the tests' models."""
-
-_MEAN_KL = {torch.bfloat16: 1e-2, torch.float16: 1e-3}
-"""In half precision, where rounding makes single log-probabilities differ by more than a fault
-would: the mean KL of the cached from the plain distribution, in nats."""
 
 _PROBE_PARAMETERS = 50_000_000
 """Models up to this size are checked as a float32 copy with weights that make attention matter:
@@ -70,19 +61,6 @@ class UnfaithfulModelError(ValueError):
     """A model whose cached step, or whose forward over a padded batch, is not its plain forward."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Fault:
-    """What was found.
-
-    Attributes:
-        reason: a clause on what the model does.
-        size: of the difference in nats; None where there was an error instead.
-    """
-
-    reason: str
-    size: float | None = None
-
-
 _passed: dict[str, int] = {}
 
 
@@ -106,6 +84,7 @@ def check_cached_step(
 
     Raises:
         UnfaithfulModelError: they differ, or the model can't do it at all; it says which and why.
+        MemoryError: there is no memory for the check (torch.OutOfMemoryError on a GPU).
     """
     if is_tested(model):
         return
@@ -119,12 +98,12 @@ def check_cached_step(
             _passed[key] = width
             return
     config = model.config.get_text_config()
-    differs = "" if fault.size is None else f", by {fault.size:.2g} nats at the most"
+    results = "log-probabilities" if makes_logits(model) else "values"
     raise UnfaithfulModelError(
         f"the {what} can't be used: {type(model).__name__} (model_type {config.model_type!r}) "
-        f"{fault.reason}{differs}. Its log-probabilities would be wrong. Take a model of another "
+        f"{fault.reason}{fault.extent}. Its {results} would be wrong. Take a model of another "
         "architecture (docs/architectures.md lists those that were tested)"
-        + (", or fewer tokens (max_prompt_tokens, max_new_tokens)." if fault.size else ".")
+        + (", or fewer tokens (max_prompt_tokens, max_new_tokens)." if fault.extent else ".")
     )
 
 
@@ -175,21 +154,43 @@ def _key(model: Any, cached: bool) -> str:
         "dtype": str(model.dtype),
         "device": model.device.type,
         "cached": cached,
+        "has_logits": makes_logits(model),
         "config": config.to_dict(),
     }
     return json.dumps(described, sort_keys=True, default=str)
 
 
-# The comparison ----------------------------------------------------------------------------------
-
-
-def _find_fault(model: Any, prompt: int, response: int, cached: bool) -> _Fault | None:
+def _find_fault(model: Any, prompt: int, response: int, cached: bool) -> Fault | None:
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            return _Comparison(_probe(model), prompt, response).fault(cached)
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), _full_float32():
+            return StepComparison(_probe(model), prompt, response).fault(cached)
     except Exception as error:  # a model that fails here would fail later, in its own words
+        if _is_out_of_memory(error):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return _Fault(f"can't be followed token by token ({reason})")
+        return Fault(f"can't be followed token by token ({reason})")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether the machine is too small, which says nothing of the model."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # torch's allocator of a CPU raises a plain RuntimeError
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+@contextlib.contextmanager
+def _full_float32() -> Iterator[None]:
+    """Products of float32 matrices in float32, whatever faster format a user has allowed."""
+    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    allowed = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+        yield
+    finally:
+        for kind, precision in zip(kinds, allowed, strict=True):
+            kind.fp32_precision = precision
 
 
 def _probe(model: Any) -> Any:
@@ -202,112 +203,3 @@ def _probe(model: Any) -> Any:
         if parameter.ndim > 1:
             parameter.normal_(0.0, 1.2 / parameter.shape[-1] ** 0.5, generator=generator)
     return probe
-
-
-class _Comparison:
-    """One model, a few sequences, and what it makes of them plainly.
-
-    Args:
-        model: what is checked.
-        prompt: P.
-        response: T.
-    """
-
-    def __init__(self, model: Any, prompt: int, response: int) -> None:
-        self.model = model
-        self.width = prompt + response
-        self.has_logits = hasattr(model.get_output_embeddings(), "weight")
-        vocabulary = model.get_input_embeddings().weight.shape[0]
-        rng = np.random.default_rng(0)
-        self.prompts = [prompt, -(-prompt // 2), 1]
-        self.rows = [rng.integers(0, vocabulary, size=n + response) for n in self.prompts]
-        self.plain = [self._plain(row) for row in self.rows]
-
-    def fault(self, cached: bool) -> _Fault | None:
-        """What is wrong; None where nothing is."""
-        if not all(bool(outputs.isfinite().all()) for outputs in self.plain):
-            return None  # weights that have diverged: sampling says so
-        size = self._prefixes()
-        if size is not None:
-            return _Fault(
-                "makes something else of a token when others follow it: it is not causal, or its "
-                "positions follow the longest sequence",
-                size,
-            )
-        size = self._padded()
-        if size is not None:
-            return _Fault(
-                "makes something else of a sequence in a batch, or does more to its logits than "
-                "tokenenv knows",
-                size,
-            )
-        size = self._decoded() if cached else None
-        if size is not None:
-            return _Fault(
-                "makes something else of a sequence token by token: it derives masks, positions "
-                "or frequencies from its cache or from the longest sequence",
-                size,
-            )
-        return None
-
-    def _plain(self, row: np.ndarray) -> torch.Tensor:
-        """(L, V) log-probabilities by transformers' own forward, or (L, h) hidden states."""
-        tokens = torch.as_tensor(row, device=self.model.device)[None]
-        if not self.has_logits:
-            return self._outputs(trunk_hidden_states(self.model, tokens))[0]
-        logits = self.model(input_ids=tokens, use_cache=False).logits[0]
-        return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), -1)
-
-    def _outputs(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The same of hidden states, as tokenenv makes them; of states alone, in their units."""
-        if self.has_logits:
-            return torch.log_softmax(output_logits(self.model, hidden), -1)
-        return hidden.float() / hidden.float().abs().max().clamp(min=1.0)
-
-    def _prefixes(self) -> float | None:
-        row, plain = self.rows[0], self.plain[0]
-        for length in sorted({1, len(row) // 2, len(row) - 1} - {0}):
-            size = self._difference(self._plain(row[:length])[-1:], plain[length - 1 : length])
-            if size is not None:
-                return size
-        return None
-
-    def _padded(self) -> float | None:
-        tokens, _ = pad_right(self.rows)
-        hidden = trunk_hidden_states(self.model, torch.as_tensor(tokens, device=self.model.device))
-        outputs = self._outputs(hidden)
-        found = torch.cat([outputs[i, : len(row)] for i, row in enumerate(self.rows)])
-        return self._difference(found, torch.cat(self.plain))
-
-    def _decoded(self) -> float | None:
-        decoder = SlotDecoder(self.model, len(self.rows), self.width, graphs=False)
-        found, expected = [], []
-        for step, observations in enumerate(self._observations()):
-            found.append(self._outputs(decoder.hidden_states(observations)))
-            ends = [n + step - 1 for n in self.prompts]
-            expected.append(torch.stack([p[e] for p, e in zip(self.plain, ends, strict=True)]))
-        return self._difference(torch.cat(found), torch.cat(expected))
-
-    def _observations(self) -> Iterator[np.ndarray]:
-        """(3, P+T), one after the other, as an environment would show them."""
-        shown = np.full((len(self.rows), self.width), NO_TOKEN, dtype=np.int64)
-        start = self.prompts[0]
-        for row, sequence, length in zip(shown, self.rows, self.prompts, strict=True):
-            row[start - length : start] = sequence[:length]
-        yield shown
-        for step in range(self.width - start):
-            for row, sequence, length in zip(shown, self.rows, self.prompts, strict=True):
-                row[start + step] = sequence[length + step]
-            yield shown
-
-    def _difference(self, found: torch.Tensor, expected: torch.Tensor) -> float | None:
-        """The largest difference, where it is more than rounding; else None."""
-        if found.shape != expected.shape:
-            raise ValueError(f"{tuple(found.shape)} log-probabilities of {tuple(expected.shape)}")
-        size = float((found - expected).abs().max())
-        mean_kl = _MEAN_KL.get(self.model.dtype)
-        if mean_kl is not None and self.has_logits:
-            kl = float((expected.exp() * (expected - found)).sum(-1).mean())
-            return None if abs(kl) <= mean_kl and np.isfinite(size) else size
-        scale = max(1.0, float(expected.abs().max()) / 20.0)
-        return None if size <= _TOLERANCE * scale else size
