@@ -282,8 +282,12 @@ the environment or the policy is made.
   with transformers' own forward of each alone, without cache and padding; so is one forward of all
   three padded on the right, as updates compute it. Up to 50 M parameters it is a float32 copy with
   random weights that is checked, so that the result does not depend on how far a model is trained;
-  larger ones are checked as they are. Log-probabilities may differ by 1e-4 nats in float32; of a
-  larger model in half precision the mean KL may be 1e-2 (bfloat16) or 1e-3 (float16).
+  larger ones are checked as they are. Of a critic without an output layer the hidden states are
+  compared. What rounding may do is measured on the model itself: the same forward with every
+  module's result moved by about one rounding. Differences may be 4 times that in float32 (1.5 times
+  in half precision), at least 1e-4 and at most 1e-2 nats, or of the largest hidden state (8 and 256
+  roundings of the dtype, where that is more); log-probabilities beyond -20 widen it in proportion.
+  In half precision the mean KL is held as well, to 1e-2 (bfloat16) or 1e-3 (float16).
 - The check costs what it costs to sample one response of T tokens, and some full forwards.
 - During training, `RLHFCallback` evaluates some 256 tokens of every rollout again by a full forward
   in float32, and warns where their approximate KL exceeds 1e-4 before any step. Tokens that an

@@ -24,13 +24,18 @@ from tokenenv.slot_cache import SlotDecoder
 __all__ = ["Fault", "StepComparison", "makes_logits"]
 
 _LEAST_TOLERANCE = 1e-4
-"""What is always allowed, in units (see `_Tolerance`), or a few roundings of the dtype."""
+"""What is always allowed, in units of the outputs, or a few roundings of the dtype."""
 
 _LARGEST_TOLERANCE = 1e-2
 """What is never exceeded, however badly conditioned a model is, in the same units."""
 
 _TIMES_ROUNDING = 4.0
-"""A difference may be larger than the measured rounding by this factor."""
+"""A difference may be larger than the measured rounding by this factor: right models of the tests
+reach 1.4 in float32, where kernels round inside of their sums."""
+
+_TIMES_HALF_ROUNDING = 1.5
+"""The same in half precision, where sums are float32 and only results are rounded: they reach 0.4
+in float16, 0.25 in bfloat16."""
 
 _MEAN_KL = {torch.bfloat16: 1e-2, torch.float16: 1e-3}
 """In half precision, besides: the mean KL of the cached from the plain distribution, in nats."""
@@ -248,10 +253,11 @@ class StepComparison:
             with _rounded_once_more(self.model):
                 moved = self._outputs(states[piece])
             gap.add(moved, self._outputs(self.states[0][piece]))
+        times = _TIMES_HALF_ROUNDING if self.model.dtype in _MEAN_KL else _TIMES_ROUNDING
         eps = torch.finfo(self.model.dtype).eps
         least = max(_LEAST_TOLERANCE, 8 * eps) * self._unit
         most = max(_LARGEST_TOLERANCE, 256 * eps) * self._unit
-        return float(np.clip(np.nan_to_num(_TIMES_ROUNDING * gap.largest, nan=most), least, most))
+        return float(np.clip(np.nan_to_num(times * gap.largest, nan=most), least, most))
 
     def _is_rounding(self, gap: _Gap) -> bool:
         limit = _MEAN_KL.get(self.model.dtype)
@@ -267,7 +273,7 @@ class StepComparison:
 
 @contextlib.contextmanager
 def _rounded_once_more(model: nn.Module) -> Iterator[None]:
-    """While this lasts, what every innermost module returns is moved by half an ulp or so."""
+    """While this lasts, what every innermost module returns is moved by an ulp or so."""
     generator = torch.Generator().manual_seed(0)
     innermost = [module for module in model.modules() if not list(module.children())]
     hook = partial(_rounded, generator)
