@@ -225,6 +225,8 @@ class RLHFCallback(BaseCallback):
         self._rollout_kl_coef = self._kl_coef()
         self._sampling.begin(self.training_env.num_envs, getattr(self.model, "n_steps", 1))
         self._agreement.begin_rollout()
+        if isinstance(self.model.policy, LMActorCriticPolicy):
+            self.model.policy.begin_rollout()
 
     def _on_training_end(self) -> None:
         self._agreement.end_rollout()
@@ -314,6 +316,7 @@ class RLHFCallback(BaseCallback):
     def _on_rollout_end(self) -> None:
         self._agreement.end_rollout()
         if isinstance(self.model.policy, LMActorCriticPolicy):
+            self.model.policy.end_rollout()
             self._sampling.end(self.model.policy)
         if self.is_deferred:
             self.records = self.model.rollout_buffer.records  # type: ignore[attr-defined]

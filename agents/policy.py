@@ -158,7 +158,7 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
         )
         self._decoders: dict[str, tuple[SlotDecoder, ...]] = {}
         self._host_observations: Callable[[], np.ndarray] | None = None
-        self._is_predicting = False
+        self._is_predicting = self._is_in_rollout = False
         self._watch_optimizer()
         self.register_load_state_dict_post_hook(_drop_caches_of)
 
@@ -170,6 +170,7 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
         without: dict[str, Any] = {
             "_decoders": {},
             "_host_observations": None,
+            "_is_in_rollout": False,
             "entropy_weight": None,
         }
         return {**self.__dict__, **without}
@@ -235,6 +236,7 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
         """
         super().set_training_mode(mode)
         if not self._is_predicting:
+            self._is_in_rollout = False
             self.drop_caches()
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
@@ -248,10 +250,11 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
     def _follow(self, purpose: str, observations: np.ndarray) -> tuple[torch.Tensor, ...]:
         """Last hidden states of (N, P+T) observations by the decoders kept for `purpose`.
 
-        One per trunk: the actor's, and the critic's where it has its own.
+        One per trunk: the actor's, and to sample a rollout the critic's where it has its own. All
+        weights are read to find out whether one has changed, but not at every step of a rollout.
         """
         slots, width = observations.shape
-        trunks = self._trunks()
+        trunks = [self.actor] if purpose == "predict" else self._trunks()
         decoders = self._decoders.get(purpose)
         if (
             decoders is None
@@ -261,7 +264,7 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
             self._check_trunks(width)
             decoders = tuple(SlotDecoder(trunk, slots, width) for trunk in trunks)
             self._decoders[purpose] = decoders
-        thorough = purpose == "predict"
+        thorough = purpose == "predict" or not self._is_in_rollout
         return tuple(decoder.hidden_states(observations, thorough) for decoder in decoders)
 
     @contextlib.contextmanager
@@ -276,10 +279,24 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
             observations: gives the (N, P+T) token ids of the call that is made.
         """
         self._host_observations = observations
+        self.begin_rollout()
         try:
             yield
         finally:
             self._host_observations = None
+            self.end_rollout()
+
+    def begin_rollout(self) -> None:
+        """Let `forward` take a quick look at the weights only, until the rollout ends.
+
+        It does not see what is written through `.data` to a part of a tensor, nor in place on a
+        GPU; called by anyone else, `forward` reads all weights, as `predict` does.
+        """
+        self._is_in_rollout = True
+
+    def end_rollout(self) -> None:
+        """Let `forward` and `predict_values` read all weights again."""
+        self._is_in_rollout = False
 
     @property
     def entropy_needs_gradient(self) -> bool:

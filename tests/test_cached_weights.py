@@ -10,11 +10,13 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3 import PPO
 from stable_baselines3.common.utils import polyak_update
 from tiny_task import make_agent, save_actor, task_kwargs
 from torch import nn
 
-from agents import LMActorCriticPolicy
+from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO
+from tokenenv import weight_watch
 from tokenenv.language_model import load_frozen
 from tokenenv.log_probs import log_softmax
 from tokenenv.weight_watch import WeightWatch
@@ -213,6 +215,62 @@ def test_a_rollout_notices_one_element_written_through_data_before_it(model):
     assert max(largest_error(model.policy, observations).values()) <= TOLERANCE
 
 
+def test_calls_outside_of_a_rollout_notice_one_element_written_through_data(model):
+    observations = some_states(model, 3)
+    weight = model.policy.actor.model.layers[0].mlp.down_proj.weight
+    for index in [(0, 0), (7, 13), (20, 31)]:
+        weight.data[index] += 5.0
+        errors = largest_error(model.policy, observations)
+        assert max(errors.values()) <= TOLERANCE, (index, errors)
+
+
+@pytest.mark.parametrize("value_head", ["shared", "separate"])
+def test_calls_notice_what_a_quick_look_on_a_gpu_does_not(
+    value_head, tiny_task_kwargs, monkeypatch
+):
+    """There no element is looked at: `.data` written in place shows in nothing but the contents."""
+    monkeypatch.setattr(weight_watch, "_sample_reads", lambda tensor: [])
+    model = make_agent(tiny_task_kwargs, n_envs=4, policy_kwargs={"value_head": value_head})
+    obs = torch.as_tensor(some_states(model, 3))
+    for factor in (-1.0, 1.5):
+        for parameter in model.policy.parameters():
+            parameter.data.mul_(factor)
+        with torch.no_grad():
+            values = model.policy.predict_values(obs)
+            actions, more_values, log_probs = model.policy.forward(obs)
+            full_values, full_log_probs, _ = model.policy.evaluate_actions(obs, actions)
+        for cached, full in (
+            (values, full_values),
+            (more_values, full_values),
+            (log_probs, full_log_probs),
+        ):
+            assert (cached - full).abs().max() <= TOLERANCE
+
+
+def test_calls_after_an_interrupted_rollout_notice_them_too(model, monkeypatch):
+    monkeypatch.setattr(weight_watch, "_sample_reads", lambda tensor: [])
+    observations = model.env.reset()
+    with model.policy.reading(lambda: observations):
+        model.policy.forward(torch.as_tensor(observations))
+    negate_data(model.policy)
+    assert max(largest_error(model.policy, observations).values()) <= TOLERANCE
+
+
+@pytest.mark.parametrize("agent", [TokenPPO, PPO])
+def test_steps_of_a_rollout_do_not_read_all_weights(agent, tiny_task_kwargs, monkeypatch):
+    looks = []
+    read = WeightWatch._read_contents
+    monkeypatch.setattr(WeightWatch, "_read_contents", lambda watch: looks.append(1) or read(watch))
+    make_agent(tiny_task_kwargs, agent).learn(120, callback=RLHFCallback())
+    assert not looks
+
+
+def test_predict_follows_no_critic(tiny_task_kwargs):
+    model = make_agent(tiny_task_kwargs, n_envs=4, policy_kwargs={"value_head": "separate"})
+    model.predict(model.env.reset())
+    assert [d.model for d in model.policy._decoders["predict"]] == [model.policy.actor]
+
+
 def test_predicting_in_the_middle_of_a_rollout_drops_nothing(model):
     observations = some_states(model, 3)
     decoder = model.policy._decoders["rollout"][0]
@@ -263,7 +321,8 @@ def test_the_thorough_look_sees_one_bit_and_what_was_moved(dtype):
     torch.manual_seed(0)
     module = nn.Linear(7, 5).to(dtype)
     watch = WeightWatch(module)
-    assert not watch.changed(thorough=True) and not watch.changed(thorough=True)
+    assert watch.changed(thorough=True)  # nothing is known to compare with
+    assert not watch.changed(thorough=True)
     weight = module.weight.data
     weight[2, 3] = torch.nextafter(weight[2, 3].float(), torch.tensor(9.0)).to(dtype) * 1.01
     assert watch.changed(thorough=True)

@@ -43,8 +43,8 @@ class WeightWatch:
         """Whether the weights have changed since the last call, or since the construction.
 
         Args:
-            thorough: read all weights. The first thorough look after a change, or of all, has
-                nothing to compare with: it remembers.
+            thorough: read all weights. Where nothing is known to compare them with, at the first
+                thorough look or the first after a change, that counts as a change.
         """
         has_changed = not self._looks_the_same()
         if has_changed:
@@ -53,7 +53,9 @@ class WeightWatch:
         if thorough:
             contents = self._read_contents()
             known, self._contents = self._contents, contents
-            if known is not None and not torch.equal(known, contents):
+            if known is None:
+                return True
+            if not torch.equal(known, contents):
                 self._remember()
                 return True
         return has_changed
