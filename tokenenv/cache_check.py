@@ -182,7 +182,8 @@ def _is_out_of_memory(error: Exception) -> bool:
 @contextlib.contextmanager
 def _full_float32() -> Iterator[None]:
     """Products of float32 matrices in float32, whatever faster format a user has allowed."""
-    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    backends: Any = torch.backends
+    kinds = (backends.cuda.matmul, backends.mkldnn.matmul)
     allowed = [kind.fp32_precision for kind in kinds]
     try:
         for kind in kinds:
