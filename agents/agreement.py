@@ -11,7 +11,6 @@ Axes: `N` environments, `P` prompt columns, `T` response columns.
 from __future__ import annotations
 
 import logging
-import sys
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +24,7 @@ from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecEnvWrapper,
 from torch.utils.hooks import RemovableHandle
 
 from agents.buffer import EpisodeRolloutBuffer
+from agents.call_stack import is_running
 from agents.vec_env import TokenVecEnv
 from tokenenv.episodes import NO_TOKEN
 from tokenenv.settings import EnvSettings
@@ -101,7 +101,7 @@ class Agreement:
     def before_acting(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the policy is to be called with instead, where rows started afresh; else None."""
         model = self._model
-        if not _is_collecting(model):
+        if not is_running(model, "collect_rollouts"):
             self.end_rollout()  # an interrupted `learn` left it behind
             return None
         if model._last_obs is self._acted_on:  # a callback's own call of the policy
@@ -112,8 +112,10 @@ class Agreement:
             self._env.env_method("leave_next_score_to_buffer")
         if not rows:
             return None
-        if "action_masks" in kwargs:
-            kwargs = {**kwargs, "action_masks": np.stack(self._env.env_method("action_masks"))}
+        masks = kwargs.get("action_masks")
+        if masks is not None:
+            # In place: MaskablePPO gives its buffer the array that it gave the policy.
+            np.copyto(masks, np.stack(self._env.env_method("action_masks")))
         return (obs_as_tensor(model._last_obs, model.device), *args[1:]), kwargs
 
     def restore(self) -> list[int]:
@@ -179,8 +181,7 @@ class Agreement:
             rows = list(range(env.num_envs))
             observations, starts = env.reset(), np.ones(env.num_envs, dtype=bool)
         else:
-            observations = np.array(model._last_obs)
-            observations[rows] = _restart_rows(env, rows)
+            observations = _replaced(model._last_obs, rows, _restart_rows(env, rows))
             starts = np.array(model._last_episode_starts, dtype=bool)
             starts[rows] = True
         model._last_obs, model._last_episode_starts = observations, starts
@@ -211,7 +212,7 @@ class Agreement:
         values = np.zeros(len(under_way), dtype=np.float32)
         is_inside = 0 < buffer.pos < buffer.buffer_size
         if under_way and is_inside:
-            left = obs_as_tensor(np.asarray(model._last_obs)[under_way], model.device)
+            left = obs_as_tensor(_of_rows(model._last_obs, under_way), model.device)
             with torch.no_grad():
                 values = model.policy.predict_values(left).cpu().numpy().reshape(-1)
         if isinstance(buffer, EpisodeRolloutBuffer):
@@ -297,16 +298,6 @@ class _BeforeActing:
         return (_BeforeActing, ())
 
 
-def _is_collecting(model: Any) -> bool:
-    """Whether the caller's callers include this model's `collect_rollouts`."""
-    frame: Any = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "collect_rollouts" and frame.f_locals.get("self") is model:
-            return True
-        frame = frame.f_back
-    return False
-
-
 def _per_environment(base: VecEnv, name: str) -> list[np.ndarray]:
     """An attribute of each environment; the rows of a `TokenVecEnv` are in one."""
     found = base.get_attr(name)
@@ -323,15 +314,38 @@ def _restarts_rows(env: VecEnv) -> bool:
     return True
 
 
-def _restart_rows(env: VecEnv, rows: list[int]) -> np.ndarray:
+def _of_rows(observations: Any, rows: list[int]) -> Any:
+    """Some rows of observations, which a space of parts keeps in a dict."""
+    if isinstance(observations, dict):
+        return {key: _of_rows(part, rows) for key, part in observations.items()}
+    return np.asarray(observations)[rows]
+
+
+def _replaced(observations: Any, rows: list[int], new: Any) -> Any:
+    """A copy of observations with new ones in some rows."""
+    if isinstance(observations, dict):
+        return {key: _replaced(part, rows, new[key]) for key, part in observations.items()}
+    copied = np.array(observations)
+    copied[rows] = new
+    return copied
+
+
+def _stacked(observations: Sequence[Any]) -> Any:
+    """One observation per row in one batch."""
+    if isinstance(observations[0], dict):
+        return {key: _stacked([o[key] for o in observations]) for key in observations[0]}
+    return np.stack(observations)
+
+
+def _restart_rows(env: VecEnv, rows: list[int]) -> Any:
     """Begin an episode in each of these rows; their first observations."""
     base: Any = env.unwrapped
     if isinstance(base, TokenVecEnv):
-        found = base.restart(rows)[rows]
+        found = _of_rows(base.restart(rows), rows)
     else:
         base.env_method("begin_group", indices=rows)
         begun = base.env_method("reset", indices=rows)
-        found = np.stack([observation for observation, _ in begun])
+        found = _stacked([observation for observation, _ in begun])
         for row, (_, info) in zip(rows, begun, strict=True):
             base.reset_infos[row] = info
     layer: Any = env

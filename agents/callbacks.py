@@ -25,6 +25,7 @@ from agents.env_checks import (
     check_policy,
     env_settings,
     refuse_changed_rewards,
+    refuse_negative_schedules,
     refuse_normalizers,
     refuse_other_widths,
     refuse_recorders,
@@ -83,7 +84,8 @@ class RLHFCallback(BaseCallback):
         ValueError: at the start of training, where environment and policy do not fit: normalisers
             in front of the policy, temperatures or tokenizers that differ, deferred scoring with a
             buffer that can't score, a KL penalty that would be paid twice or not at all, or that
-            contradicts `TokenPPO`'s. At a step, where a `TimeLimit` cut an episode, or a wrapper
+            contradicts `TokenPPO`'s; or where a schedule would be below 0 in an overshooting last
+        rollout. At a step, where a `TimeLimit` cut an episode, or a wrapper
             changed what was acted or seen.
     """
 
@@ -112,6 +114,7 @@ class RLHFCallback(BaseCallback):
                 f"{type(self.model).__name__} keeps no log-probabilities of its actions, so the KL "
                 "can't be completed: RLHFCallback is for PPO, A2C and other on-policy algorithms."
             )
+        refuse_negative_schedules(self.model)
         refuse_normalizers(env)
         self.settings = env_settings(env)
         policy = self.model.policy

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium.wrappers import RecordEpisodeStatistics
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordStatisticsOfRows
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import unwrap_wrapper
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
@@ -26,6 +27,7 @@ __all__ = [
     "find_env_settings",
     "refuse_changed_rewards",
     "refuse_fused_attention",
+    "refuse_negative_schedules",
     "refuse_normalizers",
     "refuse_other_widths",
     "refuse_recorders",
@@ -194,6 +196,45 @@ def refuse_fused_attention(model: Any) -> None:
             f"{type(model).__name__} differentiates the KL twice, and {found!r} attention has only "
             "a first derivative: pass policy_kwargs={'attention': 'eager', …}."
         )
+
+
+def refuse_negative_schedules(model: Any) -> None:
+    """Raise ValueError where a schedule would be below 0 in the last update of a training.
+
+    SB3 collects whole rollouts. The last may go beyond `total_timesteps`, and schedules are asked
+    for a progress below 0 then: a linear one gives a negative learning rate, which undoes.
+
+    Args:
+        model: an SB3 on-policy algorithm whose training begins.
+    """
+    progress_of = type(model)._update_current_progress_remaining
+    if progress_of is not BaseAlgorithm._update_current_progress_remaining:
+        return  # TokenPPO's ends at 0
+    total, begin = model._total_timesteps, model.num_timesteps
+    per_rollout = model.n_steps * model.n_envs
+    end = begin - (begin - total) // per_rollout * per_rollout
+    if begin >= total or end <= total:
+        return
+    progress = 1.0 - end / total
+    for name, attribute in _SCHEDULES.items():
+        schedule = getattr(model, attribute, None)
+        value = float(schedule(progress)) if callable(schedule) else 0.0
+        if value < 0.0:
+            raise ValueError(
+                f"{name} would be {value:.3g} in the last update: SB3 collects whole rollouts, of "
+                f"n_steps·n_envs={per_rollout} steps, so training ends {end - total} steps beyond "
+                f"the {total} asked for, and it asks schedules for a progress of {progress:.3g} "
+                f"there. Ask learn() for a multiple of {per_rollout} steps, let the schedule end "
+                "at 0 (max(0.0, …)), or use TokenPPO, which asks for no progress below 0."
+            )
+
+
+_SCHEDULES = {
+    "learning_rate": "lr_schedule",
+    "clip_range": "clip_range",
+    "clip_range_vf": "clip_range_vf",
+}
+"""Arguments of SB3's on-policy algorithms → attributes with the schedules made of them."""
 
 
 # At a step ----------------------------------------------------------------------------------------

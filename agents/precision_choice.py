@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from agents.buffer import EpisodeRolloutBuffer
+from agents.call_stack import is_running
 from agents.env_checks import find_env_settings
 from agents.losses import micro_batches
 from agents.packing import PackedSequences
@@ -80,7 +81,9 @@ def update_log_probs(
 
 
 def entropy_weight(model: Any) -> Callable[[], float] | None:
-    """A function that gives the weight which a model's next update gives the entropy, now.
+    """A function that gives the weight which a model's update gives the entropy, now.
+
+    It is 1 outside of the algorithm's own `train`, where entropies may be for anything.
 
     Args:
         model: any SB3 algorithm.
@@ -94,7 +97,9 @@ def entropy_weight(model: Any) -> Callable[[], float] | None:
 
     def weight() -> float:
         found = asked()
-        return 1.0 if found is None else float(getattr(found, "ent_coef", 1.0))
+        if found is None or not is_running(found, "train"):
+            return 1.0
+        return float(getattr(found, "ent_coef", 1.0))
 
     return weight
 

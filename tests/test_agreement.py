@@ -13,6 +13,7 @@ from gymnasium import wrappers
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
@@ -27,6 +28,7 @@ from agents.groups import GroupQueue
 from agents.segments import Segment
 from tokenenv.episodes import NO_TOKEN
 from tokenenv.wrappers import HiddenStateObservation
+from tokenenv.wrappers.vector import ActionMask
 from tokenenv.wrappers.vector import HiddenStateObservation as HiddenStatesOfRows
 
 N, STEPS = 4, 9
@@ -158,6 +160,9 @@ WAYS = {
     )
 }
 
+MOVES = ("resets", "steps", "resets_a_row", "evaluates")
+"""Those that a callback can do in the middle of a rollout."""
+
 AGENTS = {
     "TokenPPO": (TokenPPO, {}),
     "TokenPPO, carry": (TokenPPO, {"rollout_buffer_kwargs": {"cut": "carry"}}),
@@ -210,14 +215,13 @@ def warnings_in(caplog) -> int:
     return sum(record.name == "agents.agreement" for record in caplog.records)
 
 
-def each(name: str, vec_env: str, slow: tuple[str, ...] = ()) -> list:
-    """All ways for one agent and environment, some of them with the slow tests."""
-    marks = {way: [pytest.mark.slow] if way in slow else [] for way in WAYS}
-    return [pytest.param(name, vec_env, way, marks=marks[way]) for way in WAYS]
+def slow(*case) -> object:
+    return pytest.param(*case, marks=pytest.mark.slow)
 
 
-def all_but(*fast: str) -> tuple[str, ...]:
-    return tuple(way for way in WAYS if way not in fast)
+def each(name: str, vec_env: str, ways=tuple(WAYS), fast: tuple[str, ...] = ()) -> list:
+    """Ways for one agent and environment, all but some of them with the slow tests."""
+    return [(name, vec_env, w) if w in fast else slow(name, vec_env, w) for w in ways]
 
 
 # Moved environments -------------------------------------------------------------------------------
@@ -226,11 +230,11 @@ def all_but(*fast: str) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     ("name", "vec_env", "way"),
     [
-        *each("TokenPPO", "TokenVecEnv"),
-        *each("TokenPPO, carry", "TokenVecEnv", all_but("steps")),
-        *each("TokenPPO, groups", "TokenVecEnv", all_but("resets_a_row")),
-        *each("PPO", "TokenVecEnv", all_but("evaluates")),
-        *each("PPO", "DummyVecEnv", all_but("resets_a_row", "is_interrupted")),
+        *each("TokenPPO", "TokenVecEnv", fast=("evaluates", "is_interrupted")),
+        *each("TokenPPO, carry", "TokenVecEnv", fast=("fails_in_a_step",)),
+        *each("TokenPPO, groups", "TokenVecEnv", fast=("steps",)),
+        *each("PPO", "TokenVecEnv"),
+        *each("PPO", "DummyVecEnv", fast=("resets_a_row",)),
     ],
 )
 def test_between_two_learns_whatever_moved_the_environment(
@@ -248,17 +252,14 @@ def test_between_two_learns_whatever_moved_the_environment(
 @pytest.mark.parametrize(
     ("name", "vec_env", "way"),
     [
-        ("TokenPPO", "TokenVecEnv", "resets"),
-        ("TokenPPO", "TokenVecEnv", "resets_a_row"),
-        ("TokenPPO, carry", "TokenVecEnv", "evaluates"),
-        ("PPO", "DummyVecEnv", "resets_a_row"),
-        ("A2C", "TokenVecEnv", "steps"),
-        *(
-            pytest.param(name, vec_env, way, marks=pytest.mark.slow)
-            for name in ("PPO", "A2C", "TokenPPO", "TokenPPO, carry")
-            for vec_env in ("TokenVecEnv", "DummyVecEnv")
-            for way in ("resets", "steps", "resets_a_row", "evaluates")
-        ),
+        *each("TokenPPO", "TokenVecEnv", MOVES, fast=("resets_a_row",)),
+        *each("TokenPPO", "DummyVecEnv", MOVES),
+        *each("TokenPPO, carry", "TokenVecEnv", MOVES, fast=("evaluates",)),
+        *each("TokenPPO, carry", "DummyVecEnv", MOVES),
+        *each("PPO", "TokenVecEnv", MOVES),
+        *each("PPO", "DummyVecEnv", MOVES, fast=("resets_a_row",)),
+        *each("A2C", "TokenVecEnv", MOVES, fast=("steps",)),
+        *each("A2C", "DummyVecEnv", MOVES),
     ],
 )
 def test_in_the_middle_of_rollouts(tiny_task_kwargs, caplog, name, vec_env, way):
@@ -271,8 +272,8 @@ def test_in_the_middle_of_rollouts(tiny_task_kwargs, caplog, name, vec_env, way)
     ("name", "way"),
     [
         ("TokenPPO", "resets"),
-        ("TokenPPO, carry", "resets_a_row"),
-        ("TokenPPO, groups", "resets_a_row"),
+        slow("TokenPPO, carry", "resets_a_row"),
+        slow("TokenPPO, groups", "resets_a_row"),
     ],
 )
 def test_with_deferred_scoring(tiny_task_kwargs, caplog, name, way):
@@ -303,16 +304,11 @@ class KeepPrefixes(BaseCallback):
     ("name", "scoring"),
     [
         ("TokenPPO", "step"),
-        ("TokenPPO, carry", "deferred"),
-        ("TokenPPO, groups", "step"),
-        *(
-            pytest.param(name, scoring, marks=pytest.mark.slow)
-            for name, scoring in (
-                ("TokenPPO", "deferred"),
-                ("TokenPPO, carry", "step"),
-                ("TokenPPO, groups", "deferred"),
-            )
-        ),
+        slow("TokenPPO", "deferred"),
+        slow("TokenPPO, carry", "step"),
+        slow("TokenPPO, carry", "deferred"),
+        slow("TokenPPO, groups", "step"),
+        ("TokenPPO, groups", "deferred"),
     ],
 )
 def test_a_rollout_that_was_lost_while_the_policy_acted(tiny_task_kwargs, caplog, name, scoring):
@@ -399,7 +395,7 @@ def test_environments_in_other_processes(tiny_task_kwargs, caplog):
     assert warnings_in(caplog) == 1
 
 
-@pytest.mark.parametrize("count", [N, N + 2])
+@pytest.mark.parametrize("count", [slow(N), N + 2])
 def test_a_loaded_model_that_is_not_to_reset_its_environment(
     tiny_task_kwargs, tmp_path, caplog, count
 ):
@@ -502,7 +498,7 @@ def test_a_callbacks_own_calls_of_the_policy_change_nothing(tiny_task_kwargs, ca
     assert warnings_in(caplog) == 0
 
 
-@pytest.mark.parametrize("vec_env", ["TokenVecEnv", "DummyVecEnv"])
+@pytest.mark.parametrize("vec_env", ["TokenVecEnv", slow("DummyVecEnv")])
 def test_an_agent_that_sees_features_starts_afresh_too(tiny_task_kwargs, caplog, vec_env):
     """Its observations don't say where they were seen; what was there then is remembered."""
     if vec_env == "TokenVecEnv":
@@ -520,6 +516,77 @@ def test_an_agent_that_sees_features_starts_afresh_too(tiny_task_kwargs, caplog,
     assert warnings_in(caplog) == 1
     assert np.abs(model._last_obs - stale).max() > 0 and model._last_episode_starts.any()
     assert collect(model, callback).full
+
+
+class InParts(gym.ObservationWrapper):
+    """Hidden states in a dict, for SB3's MultiInputPolicy."""
+
+    def __init__(self, env) -> None:
+        super().__init__(env)
+        self.observation_space = gym.spaces.Dict({"hidden": env.observation_space})
+
+    def observation(self, observation):
+        self.last = {"hidden": observation}
+        return self.last
+
+
+class MaskedPPO(PPO):
+    """Masks as sb3-contrib's MaskablePPO has them: for the policy, and then for the buffer."""
+
+    def collect_rollouts(self, env, callback, rollout_buffer, n_rollout_steps) -> bool:
+        callback.on_rollout_start()
+        masks = np.stack(env.env_method("action_masks"))
+        self.policy(torch.as_tensor(self._last_obs), action_masks=masks)
+        self.masks_of_the_buffer = masks
+        return False
+
+
+class TakesMasks(ActorCriticPolicy):
+    def forward(self, obs, deterministic=False, action_masks=None):
+        self.masks = np.array(action_masks)
+        return super().forward(obs, deterministic)
+
+
+def test_masks_are_those_of_the_episodes_that_started_afresh(tiny_task_kwargs):
+    """The policy's and the buffer's, where rows are moved after the masks were read."""
+    wrapped = {"wrapper_class": ActionMask, "wrapper_kwargs": {"top_p": 0.7}}
+    env = make_vec_env(n_envs=3, seed=0, **wrapped, **tiny_task_kwargs)
+    model = MaskedPPO(TakesMasks, env, n_steps=4, batch_size=12, seed=0, device="cpu")
+    callback = begin(model)
+    read = env.env_method
+
+    def moves_after_reading(name, *args, **kwargs):
+        found = read(name, *args, **kwargs)
+        if name == "action_masks" and env.env_method is moves_after_reading:
+            found = [mask.copy() for mask in found]
+            env.env_method = read
+            steps(model)
+        return found
+
+    env.env_method = moves_after_reading
+    collect(model, callback)
+    right = np.stack(env.env_method("action_masks"))
+    assert model._last_episode_starts.all()
+    assert np.array_equal(model.masks_of_the_buffer, right)
+    assert np.array_equal(model.policy.masks, right)
+
+
+@pytest.mark.parametrize("way", ["resets_a_row", slow("evaluates")])
+def test_observations_in_parts_start_afresh_too(tiny_task_kwargs, caplog, way):
+    make = lambda: InParts(  # noqa: E731
+        HiddenStateObservation(gym.make("tokenenv:TokenRLHF-v0", **tiny_task_kwargs))
+    )
+    model = PPO("MultiInputPolicy", DummyVecEnv([make] * 3), n_steps=8, batch_size=24, device="cpu")
+    model.learn(24, callback=[RLHFCallback(), Moving(WAYS[way])])
+    assert warnings_in(caplog) == 1
+    before = model._last_obs["hidden"].copy()
+    WAYS[way](model)
+    begin_again(model)
+    started = model._last_episode_starts
+    moved = np.abs(model._last_obs["hidden"] - before).max(axis=1) > 0
+    assert started.any() and not (moved & ~started).any()
+    seen = np.stack([last["hidden"] for last in model.env.get_attr("last")])
+    assert np.array_equal(model._last_obs["hidden"], seen)
 
 
 def begin_again(model) -> BaseCallback:
@@ -587,8 +654,12 @@ CHANGING = {
 
 @pytest.mark.parametrize(
     ("agent", "name"),
-    [(PPO, name) for name in CHANGING]
-    + [(A2C, "StickyAction"), (TokenPPO, "StickyAction"), (TokenPPO, "delayed observations")],
+    [
+        *((PPO, name) for name in CHANGING),
+        slow(A2C, "StickyAction"),
+        (TokenPPO, "StickyAction"),
+        slow(TokenPPO, "delayed observations"),
+    ],
 )
 def test_a_wrapper_that_changes_what_was_acted_or_seen_is_refused(tiny_task_kwargs, agent, name):
     kwargs = {**tiny_task_kwargs, "prompts": ["w3 w4", "w4"]}

@@ -99,6 +99,7 @@ FLOORS: dict[str, float] = {
     "tokenenv.building.exact_melodies": 5.7,
     "tokenenv.building.exact": 5.8,
     # 6: the parts of an agent
+    "agents.call_stack": 6.0,
     "agents.checks": 6.05,
     "agents.console": 6.0,
     "agents.value_head": 6.0,

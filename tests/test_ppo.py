@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -344,11 +346,48 @@ def test_an_entropy_weight_raised_in_training_acts_as_one_from_the_start(
     for ent_coef, callbacks in ((0.5, []), (0.0, [RaiseEntropy()]), (0.0, [])):
         policy = {} if attention is None else {"attention": attention}
         model = make_agent(tiny_task_kwargs, agent, ent_coef=ent_coef, policy_kwargs=policy)
+        needed = watch_entropies(model)
         model.learn(1, callback=[RLHFCallback(), *callbacks])
         ends.append(weights(model.policy))
-        assert model.policy.entropy_needs_gradient == (model.ent_coef > 0)
+        assert needed and set(needed) == {model.ent_coef > 0}
     assert largest_difference(ends[0], ends[1]) == 0.0
     assert largest_difference(ends[0], ends[2]) > 1e-5
+
+
+def watch_entropies(model, fails_at: int = 10**6) -> list[bool]:
+    """Whether entropies carry gradient, for each evaluation of an update; one may fail."""
+    found = []
+    evaluate = model.policy.evaluate_actions
+
+    def watched(*args):
+        result = evaluate(*args)
+        if not torch.is_grad_enabled():  # no update
+            return result
+        found.append(result[2].requires_grad)
+        if len(found) == fails_at:
+            raise KeyboardInterrupt
+        return result
+
+    model.policy.evaluate_actions = watched
+    return found
+
+
+@pytest.mark.parametrize("agent", [TokenPPO, PPO, A2C])
+@pytest.mark.parametrize("is_interrupted", [False, True])
+def test_entropies_carry_gradient_again_after_a_training_without_them(
+    tiny_task_kwargs, agent, is_interrupted
+):
+    model = make_agent(tiny_task_kwargs, agent, n_envs=2, ent_coef=0.0)
+    needed = watch_entropies(model, fails_at=1 if is_interrupted else 10**6)
+    with pytest.raises(KeyboardInterrupt) if is_interrupted else contextlib.nullcontext():
+        model.learn(1, callback=RLHFCallback())
+    assert needed and not any(needed)
+    del model.policy.evaluate_actions
+    states = torch.as_tensor(model._last_obs)
+    entropy = model.policy.evaluate_actions(states, torch.tensor([3, 4]))[2]
+    assert model.policy.entropy_needs_gradient and entropy.requires_grad
+    entropy.sum().backward()
+    assert max(float(w.grad.abs().max()) for w in model.policy.actor.parameters()) > 0
 
 
 def test_an_update_of_the_users_own_gets_the_entropys_gradient(tiny_task_kwargs):
@@ -357,6 +396,33 @@ def test_an_update_of_the_users_own_gets_the_entropys_gradient(tiny_task_kwargs)
             assert self.policy.entropy_needs_gradient and self.ent_coef == 0.0
 
     make_agent(tiny_task_kwargs, Own).learn(1, callback=RLHFCallback())
+
+
+@pytest.mark.parametrize("agent", [PPO, A2C])
+def test_a_schedule_below_zero_in_an_overshooting_rollout_is_refused(tiny_task_kwargs, agent):
+    """SB3's own algorithms ask for the progress 1 − 16/10 = −0.6 there, and −0.6·1e-3 undoes."""
+
+    def linear(progress: float) -> float:
+        return 1e-3 * progress
+
+    given = {} if agent is A2C else {"batch_size": 16}
+    make = lambda rate: make_agent(  # noqa: E731
+        tiny_task_kwargs, agent, n_envs=2, n_steps=8, learning_rate=rate, **given
+    )
+    with pytest.raises(ValueError, match=r"learning_rate would be -0\.0006 .* multiple of 16"):
+        make(linear).learn(10, callback=RLHFCallback())
+    model = make(linear)
+    model.learn(16, callback=RLHFCallback())
+    with pytest.raises(ValueError, match="6 steps beyond the 26"):
+        model.learn(10, callback=RLHFCallback(), reset_num_timesteps=False)
+    make(lambda progress: max(0.0, linear(progress))).learn(10, callback=RLHFCallback())
+
+
+def test_a_clip_range_below_zero_in_an_overshooting_rollout_is_refused(tiny_task_kwargs):
+    given = {"n_envs": 2, "n_steps": 8, "batch_size": 16, "clip_range": lambda p: 0.2 * p}
+    with pytest.raises(ValueError, match=r"clip_range would be -0\.12"):
+        make_agent(tiny_task_kwargs, PPO, **given).learn(10, callback=RLHFCallback())
+    make_agent(tiny_task_kwargs, TokenPPO, **given).learn(10)
 
 
 def test_a_callback_that_is_given_is_not_doubled(tiny_task_kwargs):
