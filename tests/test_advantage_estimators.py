@@ -329,11 +329,11 @@ def test_groups_in_the_buffer_are_those_of_the_environment(
     queue = model.rollout_buffer._groups
     own_complete, numbers, completed = queue.complete, {}, []
 
-    def complete(finished):
+    def complete(finished, under_way):
         for segment in sorted(finished, key=lambda s: s.end):  # of each row, in order
             earlier = sum(other.env == segment.env for other, _ in numbers.values())
             numbers[id(segment)] = (segment, earlier)
-        completed.append(own_complete(finished))
+        completed.append(own_complete(finished, under_way))
         return completed[-1]
 
     monkeypatch.setattr(queue, "complete", complete)
