@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -296,7 +297,7 @@ def test_an_empty_name_or_path_is_refused_and_nothing_is_written(
 ):
     monkeypatch.chdir(tmp_path)
     said = refused(arguments, capsys)
-    assert "got ''" in said or "got '  '" in said or r"got '\t'" in said
+    assert re.search(r"got '(|\\t| +)'", said), said  # `refused` makes one space of several
     assert not list(tmp_path.iterdir())
 
 
