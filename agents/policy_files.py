@@ -19,7 +19,7 @@ from agents.files import write_json
 from agents.json_settings import settings_from_json
 from tokenenv.episodes import NO_TOKEN
 from tokenenv.json_files import read_json_object
-from tokenenv.language_model import load_tokenizer, quiet_loading
+from tokenenv.language_model import check_config, load_tokenizer, quiet_loading
 
 __all__ = ["json_config", "load_policy", "save_policy"]
 
@@ -124,6 +124,8 @@ def _check_same_config(recorded: dict[str, Any], folder: Path) -> None:
     Most of its numbers (of heads, of the rotary embedding) fit the weights with any value.
     """
     now = read_json_object(folder / "config.json", "a model's config")
+    for config in (recorded, now):
+        check_config(config, "policy", str(folder))
     try:
         was, found = (AutoConfig.for_model(**copy.deepcopy(c)).to_dict() for c in (recorded, now))
     except Exception as error:  # of many kinds: whatever the config class makes of it

@@ -144,7 +144,7 @@ STRUCTURE = [
     Call(arguments)
     for arguments in (
         *((), ("",), ("-",), ("--",), ("trian",), ("train", "train"), ("--train",), (LONG,)),
-        *((ESCAPES,), (SURROGATE,), ("help",), ("train", "--"), ("train", "--seed")),
+        *((ESCAPES,), (SURROGATE,), ("help",), ("train", "--seed")),
         *(("train", "--sede", "1"), ("train", "-seed", "1"), ("train", "seed=1")),
         *(("train", "extra"), ("train", "--seed", "1", "2"), ("train", "--seed=1=2")),
         *(("train", "--overwrite", "yes"), ("train", f"--{LONG}"), ("train", f"--{ESCAPES}=1")),

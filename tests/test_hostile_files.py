@@ -348,6 +348,28 @@ def test_a_broken_configuration_is_refused_by_file_and_reason(text, reason, tmp_
     assert reason in str(refused.value) and str(tmp_path / "config.json") in str(refused.value)
 
 
+def test_a_config_of_endless_layers_is_refused_before_they_are_built(kinds, tmp_path):
+    models = next(kind.root for kind in kinds if kind.root.name == "models")
+    for role in ("reference", "reward"):
+        folder = tmp_path / role
+        shutil.copytree(models, folder)
+        file = folder / role / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": 10**20}))
+        with pytest.raises(ValueError, match=r"num_hidden_layers=1000+, more than the 10,000"):
+            read_models(folder)
+
+
+@pytest.mark.parametrize("wrong", [1.5, True, -1, 10**20, [2, 1.5], "2", {"a": 1}])
+def test_an_end_of_the_response_that_is_no_token_id_is_refused(wrong, kinds, tmp_path):
+    """A float was cut to a whole number, and another token ended responses."""
+    models = next(kind.root for kind in kinds if kind.root.name == "models")
+    shutil.copytree(models, tmp_path / "models")
+    file = tmp_path / "models" / "reference" / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": wrong}))
+    with pytest.raises(ValueError, match="reference='.*can't be loaded"):
+        read_models(tmp_path / "models")
+
+
 def test_a_config_that_is_not_of_the_saved_model_is_refused(kinds, tmp_path):
     """Half as many heads fit the same weights, and compute something else."""
     policy = next(kind.root for kind in kinds if kind.root.name == "policy")

@@ -26,11 +26,17 @@ def eos_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
     Args:
         model: a transformers model.
         tokenizer: its tokenizer.
+
+    Raises:
+        ValueError: one of them is no token id.
     """
     for source in (getattr(model, "generation_config", None), model.config, tokenizer):
         found = getattr(source, "eos_token_id", None)
         if found is not None:
-            return tuple(found) if isinstance(found, list | tuple) else (int(found),)
+            ids = tuple(found) if isinstance(found, list | tuple) else (found,)
+            if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
+                raise ValueError(f"eos_token_id={found!r:.60} must be a token id, or several.")
+            return ids
     return ()
 
 

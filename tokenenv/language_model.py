@@ -37,6 +37,7 @@ __all__ = [
     "LanguageModel",
     "SharedLoader",
     "build_language_model",
+    "check_config",
     "check_context",
     "freeze",
     "load_frozen",
@@ -211,8 +212,31 @@ def check_source(name: str, what: str) -> None:
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, "config.json")):
             raise ValueError(f"{what}={name!r} is a folder without config.json: it holds no model.")
+        check_config(read_json_object(Path(name) / "config.json", "a model's config"), what, name)
     elif os.path.exists(name) or not _HUB_ID.fullmatch(name):
         raise ValueError(f"{what}={name!r} is neither a model's folder nor a hub id.")
+
+
+MOST_LAYERS = 10_000
+"""Of a model: transformers builds every layer that a config asks for, before it reads weights."""
+
+
+def check_config(config: dict[str, Any], what: str, name: str) -> None:
+    """Raise ValueError where a config asks for so many layers that building them would never end.
+
+    Args:
+        config: as JSON holds it.
+        what: the argument that named it.
+        name: where it is from.
+    """
+    for key, value in config.items():
+        if isinstance(value, dict):  # of a part of the model
+            check_config(value, what, name)
+        elif "layer" in key and isinstance(value, int | float) and value > MOST_LAYERS:
+            raise ValueError(
+                f"{what}={name!r} can't be loaded: its config says {key}={value!r:.40}, more than "
+                f"the {MOST_LAYERS:,} that a model may have. Give a config of a real model."
+            )
 
 
 @contextlib.contextmanager
@@ -339,7 +363,9 @@ def _load(name: str, device: str, dtype: str, what: str) -> LanguageModel:
     check_complete(report, name, what)
     check_weights(model, name, what)
     tokenizer = load_tokenizer(name, what)
-    language_model = LanguageModel(name, model.to(device), tokenizer, eos_ids_of(model, tokenizer))
+    with loading_errors(name, what):
+        eos_ids = eos_ids_of(model, tokenizer)
+    language_model = LanguageModel(name, model.to(device), tokenizer, eos_ids)
     prepare(model)
     if not language_model.eos_token_ids:
         raise ValueError(
@@ -357,6 +383,7 @@ def build_language_model(config: dict[str, Any], dtype: str = "float32") -> Any:
     """
     with quiet_loading():
         try:
+            check_config(config, "config", "a dictionary")
             made = AutoConfig.for_model(**copy.deepcopy(config))
         except Exception as error:  # of many kinds: whatever the config's class makes of it
             raise ValueError(

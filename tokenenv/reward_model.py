@@ -236,6 +236,8 @@ def load_reward_model(name: str, device: str = "cpu", dtype: str = "float32") ->
     prepare(model)
     freeze(model)
     tokenizer = load_tokenizer(name, "reward_model")
+    with loading_errors(name, "reward_model"):
+        eos_ids_of(model, tokenizer)  # refuses what is no id
     return RewardModel(model.to(device), tokenizer, is_shared=True)
 
 
