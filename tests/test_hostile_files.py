@@ -366,7 +366,7 @@ def test_an_end_of_the_response_that_is_no_token_id_is_refused(wrong, kinds, tmp
     shutil.copytree(models, tmp_path / "models")
     file = tmp_path / "models" / "reference" / "generation_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": wrong}))
-    with pytest.raises(ValueError, match="reference='.*can't be loaded"):
+    with pytest.raises(ValueError, match=r"reference='.*can't be loaded"):
         read_models(tmp_path / "models")
 
 
