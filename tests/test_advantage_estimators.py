@@ -519,14 +519,16 @@ def test_an_update_without_a_complete_group_is_skipped_by_token_ppo_and_explaine
     model = make_agent(kwargs, n_steps=T, n_envs=K, **given)
     callback = begin(model)
     start = weights(model.policy)
-    # One of the first group is lost: the others wait, and nothing is complete.
+    # One of the first group is lost: nothing is complete, and nothing waits for what can't be.
     model.env.env.reset(options={"prompt": [PROMPTS[0], None, None]})
     model._last_obs = model.env.env.mdp.episodes.observations.copy()
     model._last_episode_starts = np.ones(K, dtype=bool)
     model.rollout_buffer._groups.group_size = 99
     buffer = collect(model, callback)
-    waiting = len(buffer._groups)
-    assert buffer.num_tokens == 0 and waiting == len(buffer.records) > 0
+    newest = max(s.group for s in buffer._open if s is not None)
+    waiting = [group for _, group in buffer._groups._waiting]
+    assert buffer.num_tokens == 0 and len(buffer.records) > 0
+    assert set(waiting) <= {newest} and len(buffer._groups) < len(buffer.records)
     with pytest.raises(RuntimeError, match="completed no group of 3 responses"):
         next(buffer.get(64))
     model.train()
