@@ -168,6 +168,10 @@ def check_files(folder: Path) -> None:
 def check_kept(folder: Path, stop: Stop, before: int, said: str) -> None:
     """A run that was asked to end has kept everything, or the run that it was to replace."""
     assert not [path for path in folder.rglob("*") if path.name.startswith(".")], said
+    if not before and not stop.overwrite and said.strip() == "stopped.":
+        # Still before its first step: there was nothing to keep, and nothing says otherwise.
+        assert {path.name for path in folder.iterdir()} <= {"config.json", "checkpoints"}
+        return
     summary = json.loads((folder / "summary.json").read_text())
     LMActorCriticPolicy.from_pretrained(RunFolder.open(folder).policy)
     if stop.overwrite and summary["finished"]:
