@@ -35,9 +35,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunFolder:
-        """Make the folder of a new run, which is this process's alone until `output.close()`.
+        """Take the folder of a new run: it is this process's alone until `output.close()`.
 
-        With `overwrite` the run in it is set aside, until `output.keep()` removes it.
+        Nothing is written into it yet. With `overwrite` the run in it is set aside, until
+        `output.keep()` removes it.
 
         Raises:
             ValueError: it exists and holds something, and `overwrite` is off; or another process
@@ -47,13 +48,15 @@ class RunFolder:
         try:
             if output.entries():
                 _set_aside(output, config)
-            run = cls(output.root, output)
-            run.checkpoints.mkdir(exist_ok=True)
-            write_json(run.config, config.as_json())
         except BaseException:
             output.close()
             raise
-        return run
+        return cls(output.root, output)
+
+    def begin(self, config: TrainConfig) -> None:
+        """Write what a run starts with."""
+        self.checkpoints.mkdir(exist_ok=True)
+        write_json(self.config, config.as_json())
 
     @classmethod
     def open(cls, root: Path) -> RunFolder:

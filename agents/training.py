@@ -95,6 +95,7 @@ class TrainingRun:
         with stop_signals(), contextlib.closing(self.run.output):
             start = time.perf_counter()
             try:
+                self.run.begin(self.config)
                 self.console.print(Text.assemble("training in ", literal(self.run.root, "bold")))
                 self._learn()
             except KeyboardInterrupt as stop:

@@ -205,15 +205,9 @@ def old_run(tmp_path_factory) -> Path:
 def do(tmp_path: Path, chosen: list[Stop], old: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         places = [tmp_path / f"run-{index}" for index in range(len(chosen))]
-        for stop, done in zip(
-            chosen,
-            [pool.submit(interrupt, p, s, old) for p, s in zip(places, chosen, strict=True)],
-            strict=True,
-        ):
-            try:
-                done.result()
-            except BaseException as error:
-                raise AssertionError(f"{stop}: {error!r}") from error
+        done = [pool.submit(interrupt, p, s, old) for p, s in zip(places, chosen, strict=True)]
+    errors = [f"{s}: {d.exception()!r}" for s, d in zip(chosen, done, strict=True) if d.exception()]
+    assert not errors, "\n".join(errors)
 
 
 def test_a_run_in_the_background_of_a_script_ends_by_sigterm_and_keeps_everything(tmp_path):

@@ -252,6 +252,7 @@ def test_overwrite_refuses_to_remove_any_source_of_the_run(tmp_path, name, throu
     out = tmp_path / "run"
     made = RunFolder.create(TrainConfig(out=out))
     assert made.output is not None
+    made.begin(TrainConfig(out=out))
     made.output.close()
     (out / "policy").mkdir()
     source = out / "policy"
