@@ -267,7 +267,7 @@ _READ_BY_TRANSFORMERS = (
 def _broken_file(name: str) -> str | None:
     """What is wrong with the first file that transformers reads in a model's folder, if any is."""
     for file in (Path(name) / file for file in _READ_BY_TRANSFORMERS):
-        if not file.is_file():
+        if not os.path.exists(file):
             continue
         try:
             read_json_object(file, "what transformers writes")
