@@ -109,7 +109,7 @@ def test_a_broken_estimator_is_found(what, broken, monkeypatch, exact_solution):
 
 def test_a_broken_controller_or_estimator_of_advantages_is_found(monkeypatch, exact_solution):
     monkeypatch.setattr(
-        mathematics, "AdaptiveKL", lambda **_: SimpleNamespace(update=lambda b, kl, n: b * 2)
+        mathematics, "AdaptiveKL", lambda **_: SimpleNamespace(update=lambda b, *_: b * 2)
     )
     assert not all(check.passed for check in mathematics.controller_checks())
     monkeypatch.setattr(mathematics, "leave_one_out_advantages", lambda r: r - r.mean())
