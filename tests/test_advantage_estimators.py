@@ -233,6 +233,7 @@ def slope(groups: list[tuple[list[float], list[float]]]) -> tuple[float, float]:
     return value, float(np.sqrt(((products - value * squares) ** 2).sum()) / squares.sum())
 
 
+@pytest.mark.slow
 def test_the_comparison_in_groups_is_not_biased_by_length(tiny_task_kwargs):
     """Where the reward is the length, A is R − E[R | prompt] on average, with a slope of 1.
 
@@ -301,7 +302,7 @@ class KeepGroups(BaseCallback):
         ("TokenVecEnv", "step"),
         ("TokenVecEnv", "deferred"),
         ("DummyVecEnv", "step"),
-        ("SubprocVecEnv", "step"),
+        pytest.param("SubprocVecEnv", "step", marks=pytest.mark.slow),
     ],
 )
 def test_groups_in_the_buffer_are_those_of_the_environment(

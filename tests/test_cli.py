@@ -320,6 +320,7 @@ def test_help_loads_no_model_library():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("usual_signals")
 def test_a_stopped_run_keeps_a_checkpoint_and_the_metrics(tmp_path):
     folder = tmp_path / "stopped"

@@ -178,6 +178,7 @@ def test_standard_agents_learn_on_text_unmodified(agent, env_id):
     assert found.shape == (2,) and np.isfinite(found).all()
 
 
+@pytest.mark.slow
 def test_token_ppo_is_judged_by_j_between_reference_and_optimum(exact_solution):
     judge = ObjectiveJudge("TokenRLHF-Exact-v0", prompts=64)
     model = build_learner("token-ppo", "TokenRLHF-Exact-v0", RAW_TOKENS, seed=0)

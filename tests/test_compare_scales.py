@@ -76,6 +76,7 @@ def test_greedy_responses_have_rank_0_throughout(mdp):
     assert reference_ranks(mdp, [other])[0][0] > 0
 
 
+@pytest.mark.slow
 def test_the_scale_of_the_exact_task_is_exact(exact_tree):
     known = plain_returns(exact_tree)
     found = measure_scale("TokenRLHF-Exact-v0", episodes=10, prompts=64)

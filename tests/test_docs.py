@@ -1,12 +1,14 @@
 """Every code block of README and docs is run, and what the pages name exists.
 
-Python blocks run as they are. Of bash blocks, every line is checked for being a command with the
-options that it has; the slow suite runs the commands of `tokenrlhf`, made small by more options.
+Python blocks run as they are, those of `docs/` in the slow suite. Of bash blocks, every line is
+checked for being a command with the options that it has; the slow suite runs the commands of
+`tokenrlhf`, made small by more options.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import json
 import os
@@ -30,7 +32,11 @@ def blocks(page: Path, kind: str) -> list[str]:
 
 
 BLOCKS = [
-    pytest.param(block, id=f"{page.name}-{number}")
+    pytest.param(
+        block,
+        id=f"{page.name}-{number}",
+        marks=[] if page.name == "README.md" else [pytest.mark.slow],
+    )
     for page in PAGES
     for number, block in enumerate(blocks(page, "python"))
 ]
@@ -141,6 +147,7 @@ ALL_TESTS = {
 }
 
 
+@functools.cache
 def known_tests(file: Path) -> dict[str, bool]:
     """Name of each test function of a file → whether it is a slow one, in all of its cases."""
     tree = ast.parse(file.read_text(encoding="utf-8"))

@@ -58,6 +58,7 @@ def test_evaluate_and_sample_work_on_it(run, capsys):
     assert "la" in said and "sol" in said
 
 
+@pytest.mark.slow
 def test_another_starting_actor_is_the_0_of_the_fraction(run, tmp_path, exact_solution):
     arguments = ["--actor", str(run / "policy"), "--task", "exact", "--learning-rate", "0"]
     assert main(["train", "--out", str(tmp_path / "next"), *arguments, *SMALL]) == 0
@@ -68,6 +69,7 @@ def test_another_starting_actor_is_the_0_of_the_fraction(run, tmp_path, exact_so
     assert summary["objective_fraction"] == pytest.approx(0.0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_only_small_tasks_with_a_learned_reward_are_enumerated():
     assert HeldOut.of({"task": "exact"}, 64).solution is not None
     assert HeldOut.of({"task": "exact"}, 2).solution.tree.prompts == ["do", "re"]
@@ -79,6 +81,7 @@ def test_only_small_tasks_with_a_learned_reward_are_enumerated():
     assert own.solution is None
 
 
+@pytest.mark.slow
 def test_fewer_prompts_than_asked_for_get_more_responses():
     """64 prompts were asked for and 5 are there: 13 times as many of each."""
     from agents.evaluation import evaluate

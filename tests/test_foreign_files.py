@@ -201,6 +201,7 @@ def test_the_working_directory_comes_after_the_libraries(tmp_path):
     assert in_folder(tmp_path, code).returncode == 7
 
 
+@pytest.mark.slow
 def test_workers_of_a_comparison_import_nothing_of_the_working_directory_first(tmp_path):
     (tmp_path / "multiprocessing.py").write_text("raise SystemExit('that of the folder')")
     code = (

@@ -273,6 +273,7 @@ def test_log_probs_of_the_reference_cost_4_bytes_a_token_and_only_where_needed(t
         assert sizes["k3 loss", scoring] == sizes["default", scoring] + 4 * n
 
 
+@pytest.mark.slow
 def test_the_kl_loss_holds_the_policy(tiny_task_kwargs):
     """Without a reward, it pulls a policy that has moved away back to its reference."""
     kls = {}

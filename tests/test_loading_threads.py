@@ -41,6 +41,7 @@ gym.make("TokenRLHF-v0", device="cpu")
 """
 
 
+@pytest.mark.slow
 def test_16_threads_over_two_tasks_in_a_fresh_process():
     done = subprocess.run([sys.executable, "-c", COLD], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]

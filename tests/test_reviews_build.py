@@ -133,6 +133,7 @@ def transformed_correlation_error(scores: Any) -> float:
     return float(np.arctanh(drawn).std())
 
 
+@pytest.mark.slow
 def test_reward_model_on_fresh_pairs(card, scorer):
     said = card["reward_model"]
     pairs = sample_pairs(FOLDER, "eval", 800, said["annotator_sharpness"], seed=102)
@@ -191,6 +192,7 @@ def _files(folder: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_a_tiny_build_is_deterministic(tmp_path):
     start = time.process_time()
     first = build(tmp_path / "one", TINY)

@@ -57,6 +57,7 @@ def test_overwrite_refuses_to_remove_what_the_run_reads(tmp_path):
     assert (out / "policy" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_j_of_the_untrained_actor_is_measured_where_it_is_not_the_reference(tmp_path):
     """An actor that learns nothing has gained nothing, however good it was to begin with."""
     first = {"n_envs": 32, "total_tokens": 8192, "learning_rate": 1e-3, "eval_responses": 64}

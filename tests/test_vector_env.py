@@ -350,6 +350,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_async_workers_run_after_the_parent_has_run_torch(reference_folder, reward_folder):
     """Trap 24; in a process of its own with a time limit, so that a hang is a failure."""
     process = subprocess.Popen(

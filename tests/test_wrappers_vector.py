@@ -81,8 +81,16 @@ def drawing(rng):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("scoring", ["step", "deferred"])
-@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize(
+    ("stack", "scoring"),
+    [(stack, "step") for stack in STACKS]
+    + [("both", "deferred")]
+    + [
+        pytest.param(stack, "deferred", marks=pytest.mark.slow)
+        for stack in STACKS
+        if stack != "both"
+    ],
+)
 def test_rows_equal_single_wrappers_stepped_beside_them(settings, mode, scoring, stack, rng):
     own = {**settings, "scoring": scoring}
     wrap = STACKS[stack]

@@ -66,18 +66,19 @@ def read_json(path: Path, allow_nan: bool = False) -> Any:
     return parse_json("\n".join(read_lines(path)), repr(str(path)), allow_nan)
 
 
-def read_json_object(path: Path, what: str) -> dict[str, Any]:
+def read_json_object(path: Path, what: str, allow_nan: bool = False) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Args:
         path: the file.
         what: what it should be, for the message: "the configuration of a run".
+        allow_nan: as `parse_json`.
 
     Raises:
         ValueError: as `read_json`, or it holds another kind of value.
         OSError: it can't be read.
     """
-    found = read_json(path)
+    found = read_json(path, allow_nan)
     if not isinstance(found, dict):
         raise ValueError(f"{str(path)!r}: {what} is a JSON object, not {found!r:.80}.")
     return found

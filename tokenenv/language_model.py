@@ -213,7 +213,9 @@ def check_source(name: str, what: str) -> None:
     if os.path.isdir(name):
         if not os.path.isfile(os.path.join(name, "config.json")):
             raise ValueError(f"{what}={name!r} is a folder without config.json: it holds no model.")
-        check_config(read_json_object(Path(name) / "config.json", "a model's config"), what, name)
+        with loading_errors(name, what):
+            config = _read_json_of_transformers(Path(name) / "config.json")
+        check_config(config, what, name)
     elif os.path.exists(name) or not _HUB_ID.fullmatch(name):
         raise ValueError(f"{what}={name!r} is neither a model's folder nor a hub id.")
 
@@ -226,14 +228,14 @@ def check_config(config: dict[str, Any], what: str, name: str) -> None:
     """Raise ValueError where a config asks for so many layers that building them would never end.
 
     Args:
-        config: as JSON holds it.
+        config: as JSON or `to_dict` of a transformers config holds it.
         what: the argument that named it.
         name: where it is from.
     """
     for key, value in config.items():
         if isinstance(value, dict):  # of a part of the model
             check_config(value, what, name)
-        elif "layer" in key and isinstance(value, int | float) and value > MOST_LAYERS:
+        elif "layer" in str(key) and isinstance(value, int | float) and value > MOST_LAYERS:
             raise ValueError(
                 f"{what}={name!r} can't be loaded: its config says {key}={value!r:.40}, more than "
                 f"the {MOST_LAYERS:,} that a model may have. Give a config of a real model."
@@ -264,13 +266,18 @@ _READ_BY_TRANSFORMERS = (
 """JSON objects in the folder of a model; what else lies there is no reason why it can't be read."""
 
 
+def _read_json_of_transformers(file: Path) -> dict[str, Any]:
+    """The object in a file that transformers writes: Infinity is a number there, as in Mamba's."""
+    return read_json_object(file, "what transformers writes", allow_nan=True)
+
+
 def _broken_file(name: str) -> str | None:
     """What is wrong with the first file that transformers reads in a model's folder, if any is."""
     for file in (Path(name) / file for file in _READ_BY_TRANSFORMERS):
         if not os.path.exists(file):
             continue
         try:
-            read_json_object(file, "what transformers writes")
+            _read_json_of_transformers(file)
         except ValueError as error:
             return str(error)
         except OSError as error:
