@@ -1,8 +1,7 @@
 """Every code block of README and docs is run, and what the pages name exists.
 
-Python blocks run as they are, those of `docs/` in the slow suite. Of bash blocks, every line is
-checked for being a command with the options that it has; the slow suite runs the commands of
-`tokenrlhf`, made small by more options.
+Of bash blocks, every line is checked for being a command with the options that it has. The slow
+suite runs Python blocks as they are, and the commands of `tokenrlhf`, made small by more options.
 """
 
 from __future__ import annotations
@@ -32,11 +31,7 @@ def blocks(page: Path, kind: str) -> list[str]:
 
 
 BLOCKS = [
-    pytest.param(
-        block,
-        id=f"{page.name}-{number}",
-        marks=[] if page.name == "README.md" else [pytest.mark.slow],
-    )
+    pytest.param(block, id=f"{page.name}-{number}")
     for page in PAGES
     for number, block in enumerate(blocks(page, "python"))
 ]
@@ -63,6 +58,7 @@ def test_there_is_no_block_that_no_test_knows(page):
     assert 2 * len(kinds) == page.read_text(encoding="utf-8").count("```")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", BLOCKS)
 def test_python_block_runs(block, tmp_path):
     done = subprocess.run(

@@ -188,6 +188,7 @@ def in_folder(folder: Path, code: str, *options: str) -> subprocess.CompletedPro
     )
 
 
+@pytest.mark.slow
 def test_the_working_directory_comes_after_the_libraries(tmp_path):
     done = in_folder(tmp_path, "import sys\nfrom agents.cli import main\nsys.exit(main())")
     assert done.returncode == 2 and "holds no run" in " ".join(done.stderr.split()), done.stderr

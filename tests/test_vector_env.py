@@ -74,7 +74,10 @@ def draw_actions(rng, num_envs):
     return actions
 
 
-MODES = ["NextStep", "SameStep", "Disabled", *AutoresetMode]
+MODES = [
+    *("NextStep", "SameStep", "Disabled"),
+    *(pytest.param(mode, marks=pytest.mark.slow) for mode in AutoresetMode),
+]
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)

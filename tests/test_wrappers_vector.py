@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -80,17 +82,14 @@ def drawing(rng):
     return draw
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    ("stack", "scoring"),
-    [(stack, "step") for stack in STACKS]
-    + [("both", "deferred")]
-    + [
-        pytest.param(stack, "deferred", marks=pytest.mark.slow)
-        for stack in STACKS
-        if stack != "both"
-    ],
-)
+def cases():
+    """Each stack in one mode and one way of scoring, two of them in all; the rest are slow."""
+    for stack, scoring, mode in itertools.product(STACKS, ["step", "deferred"], MODES):
+        is_fast = stack in ("both", "mask-on-top-k") or (scoring, mode) == ("step", "SameStep")
+        yield pytest.param(stack, scoring, mode, marks=[] if is_fast else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("stack", "scoring", "mode"), cases())
 def test_rows_equal_single_wrappers_stepped_beside_them(settings, mode, scoring, stack, rng):
     own = {**settings, "scoring": scoring}
     wrap = STACKS[stack]
