@@ -89,7 +89,7 @@ def cases():
         yield pytest.param(stack, scoring, mode, marks=[] if is_fast else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("stack", "scoring", "mode"), cases())
+@pytest.mark.parametrize(("stack", "scoring", "mode"), list(cases()))
 def test_rows_equal_single_wrappers_stepped_beside_them(settings, mode, scoring, stack, rng):
     own = {**settings, "scoring": scoring}
     wrap = STACKS[stack]
