@@ -24,6 +24,7 @@ from agents.config import (
     VerifyConfig,
 )
 from agents.console import literal, new_console
+from tokenenv.memory import is_out_of_memory
 from tokenenv.printable import printable
 from tokenenv.stop_signals import StopSignal, stop_signals
 
@@ -67,9 +68,22 @@ def _run(arguments: list[str], console: Console) -> int:
         return stop.exit_status if isinstance(stop, StopSignal) else 130
     except (OSError, ValueError) as error:
         said = _file_error(error) if isinstance(error, OSError) else str(error)
-        new_console(stderr=True).print(Text.assemble(("error: ", "bold red"), literal(said)))
+        _print_error(said)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        _print_error(
+            f"there is not enough memory ({reason}). Take smaller numbers (--n-envs, --batch-size, "
+            "--max-tokens), a smaller model, or another --device."
+        )
         return 2
     return 0
+
+
+def _print_error(said: str) -> None:
+    new_console(stderr=True).print(Text.assemble(("error: ", "bold red"), literal(said)))
 
 
 def _import_from_working_directory() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from agents.cli import _shown, main
 from agents.config import TrainConfig
@@ -391,3 +392,30 @@ def test_a_run_says_which_precision_auto_chose(tmp_path, capsys):
     chosen = json.loads((out / "summary.json").read_text())["precision"]
     assert chosen in ("float32", "bfloat16")
     assert f"updates compute in {chosen}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
+def test_a_machine_without_memory_is_said(error, monkeypatch, capsys, tmp_path):
+    def fails(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("agents.training.make_vec_env", fails)
+    assert main(["train", "--out", str(tmp_path / "run")]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "not enough memory" in said and "--n-envs" in said and "Traceback" not in said
+
+
+def test_another_error_of_the_program_is_no_lack_of_memory(monkeypatch, tmp_path):
+    def fails(**_: object) -> None:
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr("agents.training.make_vec_env", fails)
+    with pytest.raises(RuntimeError, match="something else"):
+        main(["train", "--out", str(tmp_path / "run")])

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: dict[str, float] = {
     # 0: pure maths, the state machine, what a task is
     "tokenenv": 0.0,
+    "tokenenv.memory": 0.0,
     "tokenenv.printable": 0.0,
     "tokenenv.json_files": 0.0,
     "tokenenv.ranges": 0.0,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tokenenv.language_model import one_at_a_time
+from tokenenv.memory import is_out_of_memory
 from tokenenv.step_comparison import Fault, StepComparison, makes_logits
 
 __all__ = ["TESTED_FAMILIES", "UnfaithfulModelError", "check_cached_step", "is_tested"]
@@ -165,18 +166,10 @@ def _find_fault(model: Any, prompt: int, response: int, cached: bool) -> Fault |
         with torch.random.fork_rng(devices=[]), torch.no_grad(), _full_float32():
             return StepComparison(_probe(model), prompt, response).fault(cached)
     except Exception as error:  # a model that fails here would fail later, in its own words
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return Fault(f"can't be followed token by token ({reason})")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether the machine is too small, which says nothing of the model."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    # torch's allocator of a CPU raises a plain RuntimeError
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 @contextlib.contextmanager
