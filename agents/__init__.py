@@ -13,10 +13,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agents.buffer import EpisodeRolloutBuffer
-    from agents.callbacks import RLHFCallback
     from agents.policy import LMActorCriticPolicy
     from agents.ppo import TokenPPO
+    from agents.rollout import EpisodeRolloutBuffer, RLHFCallback
     from agents.vec_env import TokenVecEnv, make_vec_env
 
 __all__ = [
@@ -29,9 +28,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "EpisodeRolloutBuffer": "agents.buffer",
+    "EpisodeRolloutBuffer": "agents.rollout.buffer",
     "LMActorCriticPolicy": "agents.policy",
-    "RLHFCallback": "agents.callbacks",
+    "RLHFCallback": "agents.rollout.callback",
     "TokenPPO": "agents.ppo",
     "TokenVecEnv": "agents.vec_env",
     "make_vec_env": "agents.vec_env",

@@ -16,13 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agents.compare.config import CompareConfig
-from agents.config import (
-    EvaluateConfig,
-    RewardModelConfig,
-    SampleConfig,
-    TrainConfig,
-    VerifyConfig,
-)
+from agents.config import EvaluateConfig, RewardModelConfig, SampleConfig, TrainConfig, VerifyConfig
 from agents.console import literal, new_console
 from tokenenv.memory import is_out_of_memory
 from tokenenv.printable import printable
@@ -155,7 +149,7 @@ def _file_error(error: OSError) -> str:
 
 
 def _train(config: TrainConfig, console: Console) -> None:
-    from agents.training import Interrupted, TrainingRun
+    from agents.runs.training import Interrupted, TrainingRun
 
     run = TrainingRun(config, console)
     try:
@@ -172,13 +166,12 @@ def _train(config: TrainConfig, console: Console) -> None:
 def _evaluate(config: EvaluateConfig, console: Console) -> None:
     import dataclasses
 
-    from agents.evaluation import evaluate
-    from agents.held_out import HeldOut
+    from agents.evaluation import HeldOut, evaluate
     from agents.policy import LMActorCriticPolicy
-    from agents.progress import evaluation_progress
-    from agents.runs import RunFolder
-    from agents.training import summarize
-    from tokenenv.language_model import load_trainable
+    from agents.runs.folder import RunFolder
+    from agents.runs.progress import evaluation_progress
+    from agents.runs.training import summarize
+    from tokenenv.models import load_trainable
 
     run = RunFolder.open(config.run)
     trained = run.read_config(config.trust_code)
@@ -204,9 +197,9 @@ def _evaluate(config: EvaluateConfig, console: Console) -> None:
 def _sample(config: SampleConfig, console: Console) -> None:
     from agents.evaluation import respond
     from agents.policy import LMActorCriticPolicy
-    from agents.runs import RunFolder
+    from agents.runs.folder import RunFolder
+    from tokenenv.mdp import TokenMDP
     from tokenenv.settings import EnvSettings
-    from tokenenv.token_mdp import TokenMDP
 
     run = RunFolder.open(config.run)
     trained = run.read_config(config.trust_code)
@@ -229,7 +222,7 @@ def _sample(config: SampleConfig, console: Console) -> None:
 
 
 def _reward_model(config: RewardModelConfig, console: Console) -> None:
-    from agents.reward_model_command import train_from_file
+    from agents.runs.reward_model import train_from_file
 
     train_from_file(config, console)
 

@@ -12,16 +12,19 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from agents.checks import DEFAULT_LAMBDA, PPO_RANGES, check_agent, check_estimator
-from agents.json_settings import settings_from_json
-from agents.kl_settings import (
+from agents.settings import (
     DEFAULT_DUAL_RATE,
     DEFAULT_HORIZON,
+    DEFAULT_LAMBDA,
+    PPO_RANGES,
     KLPenalty,
+    check_agent,
     check_controller,
+    check_estimator,
     kl_controller,
+    settings_from_json,
 )
-from tokenenv.credit import CRITIC_FREE
+from tokenenv.maths import CRITIC_FREE
 from tokenenv.ranges import (
     COUNT,
     COUNT_OR_0,

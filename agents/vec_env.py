@@ -19,10 +19,9 @@ from stable_baselines3.common.vec_env.base_vec_env import (
 )
 
 import tokenenv
-from agents.vec_infos import rows_of
 from tokenenv.env import TokenEnv
+from tokenenv.mdp import check_options, rows_of
 from tokenenv.ranges import SEED, check_ranges
-from tokenenv.token_mdp import check_options
 from tokenenv.vector_env import TokenVectorEnv
 from tokenenv.wrappers.checks import layers
 

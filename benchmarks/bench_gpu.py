@@ -41,9 +41,7 @@ from random_models import GPT2_124M, ModelShape, add_model_arguments, model_fold
 from reporting import Row, arguments_parser, medians, report, seconds_of, take_turns
 
 from agents import TokenPPO
-from tokenenv.language_model import load_frozen, quiet_loading
-from tokenenv.log_probs import log_softmax, sample_tokens
-from tokenenv.slot_cache import SlotDecoder
+from tokenenv.models import SlotDecoder, load_frozen, log_softmax, quiet_loading, sample_tokens
 
 SAMPLING = "time per token step: generate's over this one's"
 DECODING = "decode step: share of the bandwidth limit"

@@ -49,7 +49,7 @@ from reporting import Row, arguments_parser, medians, report, seconds_of, take_t
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 
-from tokenenv.language_model import quiet_loading
+from tokenenv.models import quiet_loading
 
 BUFFER = "rollout buffer: SB3's bytes per token over ours"
 PEAK = "peak memory with an update over peak memory before it"

@@ -49,7 +49,7 @@ from random_models import add_model_arguments, model_folder
 from reporting import Row, arguments_parser, medians, report, seconds_of, take_turns
 
 from agents import TokenPPO
-from tokenenv.language_model import quiet_loading
+from tokenenv.models import quiet_loading
 
 OURS = "TokenPPO"
 PARTS = "the sum of parts"

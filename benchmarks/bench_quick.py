@@ -54,7 +54,7 @@ from reporting import (
 )
 from stable_baselines3 import PPO
 
-from tokenenv.language_model import quiet_loading
+from tokenenv.models import quiet_loading
 from tokenenv.rewards import Episode
 
 RECORDED = Path(__file__).parent / "recorded.json"

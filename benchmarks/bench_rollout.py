@@ -30,7 +30,7 @@ from stable_baselines3.common.utils import ConstantSchedule
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from agents import LMActorCriticPolicy
-from tokenenv.language_model import quiet_loading
+from tokenenv.models import quiet_loading
 
 TABLE = "useful tokens per second while sampling, over transformers' generate"
 

@@ -19,7 +19,7 @@ from random_models import environment
 from stable_baselines3 import PPO
 
 from agents import LMActorCriticPolicy, TokenPPO
-from tokenenv.language_model import quiet_loading
+from tokenenv.models import quiet_loading
 
 __all__ = ["Case", "rollout"]
 

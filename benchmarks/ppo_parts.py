@@ -24,7 +24,7 @@ from transformers import (
     GenerationConfig,
 )
 
-from tokenenv.model_preparation import fuse_activations
+from tokenenv.models.preparation import fuse_activations
 
 __all__ = ["SumOfParts"]
 

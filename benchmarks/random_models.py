@@ -23,8 +23,8 @@ from transformers import (
 
 from agents import make_vec_env
 from agents.vec_env import TokenVecEnv
-from tokenenv.language_model import quiet_loading
-from tokenenv.reward_model import new_reward_model
+from tokenenv.models import quiet_loading
+from tokenenv.rewards import new_reward_model
 
 __all__ = [
     "GPT2_4M",

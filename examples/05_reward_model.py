@@ -4,8 +4,12 @@ import random
 
 from rich.progress import Progress
 
-from tokenenv.preferences import PreferencePair, RewardTrainingSettings, train_reward_model
-from tokenenv.reward_model import new_reward_model
+from tokenenv.rewards import (
+    PreferencePair,
+    RewardTrainingSettings,
+    new_reward_model,
+    train_reward_model,
+)
 from tokenenv.tasks import load_task
 
 draw = random.Random(0)

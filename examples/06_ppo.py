@@ -4,8 +4,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
-from agents.evaluation import evaluate
-from agents.held_out import HeldOut
+from agents.evaluation import HeldOut, evaluate
 from tokenenv.tasks import load_task
 
 env = make_vec_env("TokenRLHF-v0", n_envs=64, scoring="deferred", seed=0)

@@ -3,10 +3,13 @@
 import numpy as np
 
 from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
-from tokenenv.language_model import load_frozen
-from tokenenv.preferences import PreferencePair, RewardTrainingSettings, train_reward_model
-from tokenenv.reward_model import new_reward_model
-from tokenenv.sampling import sample_responses
+from tokenenv.models import load_frozen, sample_responses
+from tokenenv.rewards import (
+    PreferencePair,
+    RewardTrainingSettings,
+    new_reward_model,
+    train_reward_model,
+)
 from tokenenv.tasks import Task, load_task
 
 # 1. A reference: any causal LM with its tokenizer, here that of the bundled task.

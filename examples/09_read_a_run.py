@@ -8,7 +8,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from agents.config import TrainConfig
-from agents.training import TrainingRun
+from agents.runs.training import TrainingRun
 
 config = TrainConfig(out=Path("run"), task="exact", total_tokens=16_384)
 TrainingRun(config, Console(quiet=True)).train()  # = tokenrlhf train --task exact --out run …

@@ -11,8 +11,8 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.table import Table
 
-from tokenenv.laboratory import measure_advantages
 from tokenenv.optimum import enumerate_task, solve
+from tokenenv.optimum.bias_variance import measure_advantages
 
 ERRORS = (0.0, 0.5, 1.0, 2.0)  # of the critic, in standard deviations of the true values
 solution = solve(enumerate_task("exact"))

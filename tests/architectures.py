@@ -14,7 +14,7 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from tokenenv.cache_check import TESTED_FAMILIES
+from tokenenv.models.cache_check import TESTED_FAMILIES
 
 P, T, V = 6, 9, 40
 
@@ -274,8 +274,8 @@ frequencies depend on the row's own tokens. So a model is used only where it is 
 cached step gives what its plain forward gives; else it is refused by name, with the reason, when
 the environment or the policy is made.
 
-- These families (`tokenenv.cache_check.TESTED_FAMILIES`) are taken as they are, where their config
-  sets nothing but sizes, sliding windows, tied embeddings and plain rotary frequencies:
+- These families (`tokenenv.models.cache_check.TESTED_FAMILIES`) are taken as they are, where their
+  config sets nothing but sizes, sliding windows, tied embeddings and plain rotary frequencies:
   {families}.
 - Any other model is checked once per process and config, when the environment, the policy or the
   critic is made: three sequences of different length are decoded over the full P+T and compared

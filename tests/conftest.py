@@ -107,7 +107,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 def small_model(name: str, seed: int = 0, dtype: str = "float32") -> Any:
     """A randomly initialised model of an architecture, with weights large enough to matter."""
-    from tokenenv.language_model import build_language_model
+    from tokenenv.models.language_model import build_language_model
 
     torch.manual_seed(seed)
     model = build_language_model(ARCHITECTURES[name], dtype)

@@ -31,9 +31,9 @@ from tiny_task import (
 from agents import EpisodeRolloutBuffer, LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
 from agents.cli import main
 from agents.config import TrainConfig
-from agents.held_out import HeldOut
-from agents.training import build_agent
-from tokenenv.credit import ADVANTAGE_ESTIMATORS, CRITIC_FREE, GROUPED
+from agents.evaluation.held_out import HeldOut
+from agents.runs.training import build_agent
+from tokenenv.maths.advantages import ADVANTAGE_ESTIMATORS, CRITIC_FREE, GROUPED
 from tokenenv.settings import EnvSettings
 
 K = 3

@@ -11,13 +11,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.env_util import make_vec_env as make_plain_vec_env
 from stable_baselines3.common.vec_env import VecFrameStack
 
-from agents import (
-    EpisodeRolloutBuffer,
-    LMActorCriticPolicy,
-    RLHFCallback,
-    TokenPPO,
-    make_vec_env,
-)
+from agents import EpisodeRolloutBuffer, LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
 from tokenenv import wrappers
 from tokenenv.wrappers import vector
 

@@ -24,8 +24,8 @@ from stable_baselines3.common.vec_env import (
 from tiny_task import P, V, begin, collect, make_agent
 
 from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
-from agents.groups import GroupQueue
-from agents.segments import Segment
+from agents.rollout.groups import GroupQueue
+from agents.rollout.segments import Segment
 from tokenenv.episodes import NO_TOKEN
 from tokenenv.wrappers import HiddenStateObservation
 from tokenenv.wrappers.vector import ActionMask
@@ -216,7 +216,7 @@ def learn_watched(model, *callbacks: BaseCallback, **learn) -> None:
 
 
 def warnings_in(caplog) -> int:
-    return sum(record.name == "agents.agreement" for record in caplog.records)
+    return sum(record.name == "agents.rollout.agreement" for record in caplog.records)
 
 
 def slow(*case) -> object:

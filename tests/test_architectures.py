@@ -14,8 +14,8 @@ from tiny_task import tokenizer
 from transformers import AutoModelForCausalLM
 
 from agents import LMActorCriticPolicy
-from tokenenv import language_model
-from tokenenv.cache_check import TESTED_FAMILIES, check_cached_step, is_tested
+from tokenenv.models import language_model
+from tokenenv.models.cache_check import TESTED_FAMILIES, check_cached_step, is_tested
 
 TOLERANCE = 1e-4
 PROMPTS = ["w3 w4 w5 w6 w7 w8", "w9", "w10 w11 w12", "w13 w14"]

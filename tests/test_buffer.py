@@ -14,12 +14,12 @@ from tiny_task import EOS, P, Spy, T, V, begin, collect, make_agent, perturb
 from tolerances import rounding
 
 from agents import EpisodeRolloutBuffer, TokenPPO
-from agents.buffer import RewardBinding
-from agents.packing import minibatch_indices
-from tokenenv.credit import generalized_advantages
+from agents.rollout.buffer import RewardBinding
 from tokenenv.episodes import Episodes
-from tokenenv.language_model import load_frozen
-from tokenenv.log_probs import response_log_probs
+from tokenenv.maths.advantages import generalized_advantages
+from tokenenv.models.language_model import load_frozen
+from tokenenv.models.log_probs import response_log_probs
+from tokenenv.models.packing import minibatch_indices
 
 
 def new_buffer(

@@ -12,8 +12,8 @@ from tiny_task import make_agent, task_kwargs, tokenizer
 from torch import nn
 
 from agents import LMActorCriticPolicy
-from tokenenv import cache_check, language_model
-from tokenenv.cache_check import UnfaithfulModelError, check_cached_step
+from tokenenv.models import cache_check, language_model
+from tokenenv.models.cache_check import UnfaithfulModelError, check_cached_step
 
 
 def config_of(model_type: str, kind: str = "") -> dict[str, Any]:

@@ -16,10 +16,10 @@ from tiny_task import make_agent, save_actor, task_kwargs
 from torch import nn
 
 from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO
-from tokenenv import weight_watch
-from tokenenv.language_model import load_frozen
-from tokenenv.log_probs import log_softmax
-from tokenenv.weight_watch import WeightWatch
+from tokenenv.models import weight_watch
+from tokenenv.models.language_model import load_frozen
+from tokenenv.models.log_probs import log_softmax
+from tokenenv.models.weight_watch import WeightWatch
 
 TOLERANCE = 2e-5
 

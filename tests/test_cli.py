@@ -18,8 +18,8 @@ import torch
 
 from agents.cli import _shown, main
 from agents.config import TrainConfig
-from agents.curves import read_metrics
-from agents.runs import RunFolder
+from agents.runs.curves import read_metrics
+from agents.runs.folder import RunFolder
 
 TINY = [
     *("--total-tokens", "512", "--n-envs", "16", "--n-steps", "16", "--batch-size", "128"),
@@ -406,7 +406,7 @@ def test_a_machine_without_memory_is_said(error, monkeypatch, capsys, tmp_path):
     def fails(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr("agents.training.make_vec_env", fails)
+    monkeypatch.setattr("agents.runs.training.make_vec_env", fails)
     assert main(["train", "--out", str(tmp_path / "run")]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "not enough memory" in said and "--n-envs" in said and "Traceback" not in said
@@ -416,6 +416,6 @@ def test_another_error_of_the_program_is_no_lack_of_memory(monkeypatch, tmp_path
     def fails(**_: object) -> None:
         raise RuntimeError("something else")
 
-    monkeypatch.setattr("agents.training.make_vec_env", fails)
+    monkeypatch.setattr("agents.runs.training.make_vec_env", fails)
     with pytest.raises(RuntimeError, match="something else"):
         main(["train", "--out", str(tmp_path / "run")])

@@ -16,9 +16,9 @@ from agents.compare.best_response import (
 from agents.compare.rollouts import Start, play
 from agents.compare.scales import measure_scale
 from agents.compare.worlds import make_env, require_comparable, token_mdp
+from tokenenv.models.sampling import sample_responses
 from tokenenv.optimum import plain_return, plain_returns
-from tokenenv.rewards import Episode
-from tokenenv.sampling import sample_responses
+from tokenenv.rewards.sources import Episode
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tokenenv.credit import (
+from tokenenv.maths.advantages import (
     batch_baseline_advantages,
     generalized_advantages,
     group_advantages,

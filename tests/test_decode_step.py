@@ -12,8 +12,9 @@ from conftest import ARCHITECTURES, small_model
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tokenenv import decode_step
-from tokenenv.decode_step import (
+from tokenenv.episodes import Episodes
+from tokenenv.models import decode_step
+from tokenenv.models.decode_step import (
     CapturedSteps,
     CudaGraphCapture,
     RecordedCapture,
@@ -23,9 +24,8 @@ from tokenenv.decode_step import (
     bucket_width,
     storage_addresses,
 )
-from tokenenv.episodes import Episodes
-from tokenenv.language_model import build_language_model
-from tokenenv.slot_cache import SlotDecoder
+from tokenenv.models.language_model import build_language_model
+from tokenenv.models.slot_cache import SlotDecoder
 
 # Where a model computes in float64, only its norms round to float32: a wrong mask is 1e-2 and more.
 P, T, V, TOLERANCE = 9, 14, 40, 1e-6

@@ -295,8 +295,8 @@ def test_options_of_correctness_and_their_defaults_are_those_of_the_code():
 
 
 def test_estimators_of_correctness_are_all_there_are():
-    from tokenenv.credit import ADVANTAGE_ESTIMATORS
-    from tokenenv.shaping import KL_ESTIMATORS
+    from tokenenv.maths.advantages import ADVANTAGE_ESTIMATORS
+    from tokenenv.maths.kl import KL_ESTIMATORS
 
     found = [
         tuple(row["estimator"].split(" ")[0].strip("`") for row in table)

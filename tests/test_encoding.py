@@ -8,11 +8,11 @@ import pytest
 from conftest import save_classifier, save_language_model, small_model, word_tokenizer
 
 import tokenenv  # noqa: F401  (registers the ids)
-from tokenenv.encoding import join_ids, prompt_ids, prompt_text
-from tokenenv.language_model import LanguageModel, load_frozen
-from tokenenv.preferences import PreferencePair, as_token_pair
-from tokenenv.reward_model import load_reward_model, new_reward_model
-from tokenenv.rewards import Episode, LearnedReward
+from tokenenv.models.encoding import join_ids, prompt_ids, prompt_text
+from tokenenv.models.language_model import LanguageModel, load_frozen
+from tokenenv.rewards.preferences import PreferencePair, as_token_pair
+from tokenenv.rewards.reward_model import load_reward_model, new_reward_model
+from tokenenv.rewards.sources import Episode, LearnedReward
 
 BOS, EOS = 1, 2
 

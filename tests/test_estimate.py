@@ -135,8 +135,8 @@ def test_the_bound_lies_below_the_truth_in_the_mean(estimates, exact_solution):
 
 def test_samples_of_the_tree_are_samples_of_the_models(exact_tree, exact_solution):
     """The same estimate from the real sampler and scorer, with the reference as the actor."""
+    from tokenenv.mdp.token_mdp import TokenMDP
     from tokenenv.settings import EnvSettings
-    from tokenenv.token_mdp import TokenMDP
 
     mdp = TokenMDP(EnvSettings(task="exact", split="eval"), 1)
     model = exact_tree.language_model.model

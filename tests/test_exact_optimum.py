@@ -17,7 +17,8 @@ from stable_baselines3 import PPO
 from tiny_task import EOS, PROMPTS, V, make_agent, perturb, task_kwargs
 
 from agents import make_vec_env
-from tokenenv.language_model import load_trainable
+from tokenenv.mdp.token_mdp import TokenMDP
+from tokenenv.models.language_model import load_trainable
 from tokenenv.optimum import (
     enumerate_task,
     evaluate_exactly,
@@ -29,10 +30,9 @@ from tokenenv.optimum import (
     true_advantages,
 )
 from tokenenv.optimum.prefix_tree import count_responses
-from tokenenv.rewards import Episode
+from tokenenv.rewards.sources import Episode
 from tokenenv.settings import EnvSettings
 from tokenenv.tasks import load_task
-from tokenenv.token_mdp import TokenMDP
 
 T, BETA = 2, 0.1
 LIST = PROMPTS[:3]

@@ -10,8 +10,8 @@ import pytest
 
 from agents import LMActorCriticPolicy, TokenPPO, make_vec_env
 from agents.cli import main
-from agents.curves import read_metrics
-from agents.held_out import HeldOut
+from agents.evaluation.held_out import HeldOut
+from agents.runs.curves import read_metrics
 from tokenenv.optimum import evaluate_exactly
 
 SMALL = [
@@ -84,7 +84,7 @@ def test_only_small_tasks_with_a_learned_reward_are_enumerated():
 @pytest.mark.slow
 def test_fewer_prompts_than_asked_for_get_more_responses():
     """64 prompts were asked for and 5 are there: 13 times as many of each."""
-    from agents.evaluation import evaluate
+    from agents.evaluation.measuring import evaluate
 
     held_out = dataclasses.replace(HeldOut.of({"task": "exact"}, 64), solution=None)
     actor = held_out.scorer.reference.language_model.model

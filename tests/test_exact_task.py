@@ -21,9 +21,9 @@ from tokenenv.building.exact import BuildSettings, build, enumerate_folder
 from tokenenv.building.exact_card import render_card
 from tokenenv.building.exact_measuring import measure_optimum, reference_moments
 from tokenenv.building.exact_melodies import explored_answer, sample_answer_pairs
-from tokenenv.language_model import load_frozen
+from tokenenv.models.language_model import load_frozen
 from tokenenv.optimum import PrefixTree, Solution, enumerate_task, evaluate_exactly, solve
-from tokenenv.optimum.short_sighted import (
+from tokenenv.optimum.greedy_baselines import (
     fractions_by_prompt,
     half_mass_probabilities,
     one_step_policies,

@@ -16,8 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from agents import LMActorCriticPolicy, make_vec_env
-from agents.config import TrainConfig
-from agents.files import (
+from agents.atomic_files import (
     append_lines,
     discard,
     json_text,
@@ -26,7 +25,8 @@ from agents.files import (
     whole_folder,
     write_json,
 )
-from tokenenv.reward_model import load_reward_model
+from agents.config import TrainConfig
+from tokenenv.rewards.reward_model import load_reward_model
 
 
 def strict(text: str):

@@ -1,10 +1,10 @@
-"""Modules import only from lower floors, and `import tokenenv` stays light."""
+"""Rooms stand in storeys: imports go down, through doors; `import tokenenv` stays light."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,170 +13,51 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-FLOORS: dict[str, float] = {
-    # 0: pure maths, the state machine, what a task is
-    "tokenenv": 0.0,
-    "tokenenv.memory": 0.0,
-    "tokenenv.printable": 0.0,
-    "tokenenv.json_files": 0.0,
-    "tokenenv.ranges": 0.0,
-    "tokenenv.shaping": 0.0,
-    "tokenenv.credit": 0.0,
-    "tokenenv.episodes": 0.0,
-    "tokenenv.stop_signals": 0.0,
-    "tokenenv.user_code": 0.05,
-    "tokenenv.tasks.prompts": 0.05,
-    "tokenenv.tasks": 0.1,
-    "tokenenv.tasks.reviews.nodes": 0.0,
-    "tokenenv.tasks.reviews.grammar": 0.1,
-    "tokenenv.tasks.reviews.parsing": 0.2,
-    "tokenenv.tasks.reviews.prompts": 0.3,
-    "tokenenv.tasks.reviews.gold": 0.3,
-    "tokenenv.tasks.reviews": 0.4,
-    "tokenenv.tasks.reviews.build": 0.5,  # finds `tokenenv.building.reviews` by name
-    "tokenenv.tasks.exact.grammar": 0.2,
-    "tokenenv.tasks.exact.gold": 0.3,
-    "tokenenv.tasks.exact": 0.4,
-    "tokenenv.tasks.exact.build": 0.5,  # finds `tokenenv.building.exact` by name
-    # 1: language models
-    "tokenenv.decode_step": 1.0,
-    "tokenenv.encoding": 1.0,
-    "tokenenv.model_preparation": 1.0,
-    "tokenenv.language_model": 1.05,
-    "tokenenv.log_probs": 1.1,
-    "tokenenv.weight_watch": 1.0,
-    "tokenenv.slot_cache": 1.1,
-    "tokenenv.step_comparison": 1.2,
-    "tokenenv.cache_check": 1.3,
-    # 2: what is frozen, and the arguments of an environment
-    "tokenenv.settings": 2.0,
-    "tokenenv.sampling": 2.0,
-    "tokenenv.reference": 2.0,
-    "tokenenv.reward_model": 2.0,
-    "tokenenv.rewards": 2.1,
-    # 3: scoring, preferences
-    "tokenenv.scoring": 3.0,
-    "tokenenv.state_reader": 3.0,
-    "tokenenv.preferences": 3.0,
-    # 4: the environments
-    "tokenenv.token_mdp": 4.0,
-    "tokenenv.episode_image": 4.1,
-    "tokenenv.rendering": 4.1,
-    "tokenenv.vector_infos": 4.0,
-    "tokenenv.env": 4.2,
-    "tokenenv.vector_env": 4.3,
-    "tokenenv.wrappers.checks": 4.4,
-    "tokenenv.wrappers.hidden_state": 4.5,
-    "tokenenv.wrappers.top_k": 4.5,
-    "tokenenv.wrappers.log_prob_shaping": 4.5,
-    "tokenenv.wrappers.mask_rules": 4.5,
-    "tokenenv.wrappers.action_mask": 4.6,
-    "tokenenv.wrappers.vector": 4.7,
-    "tokenenv.wrappers": 4.8,
-    "tokenenv.feature_envs": 4.9,
-    # 5: the optimum, and what is made from all of it
-    "tokenenv.optimum.log_sums": 5.0,
-    "tokenenv.optimum.mixture": 5.02,
-    "tokenenv.optimum.prefix_tree": 5.0,
-    "tokenenv.optimum.policies": 5.05,
-    "tokenenv.optimum.enumeration": 5.1,
-    "tokenenv.optimum.tree_sampling": 5.1,
-    "tokenenv.optimum.exact": 5.2,
-    "tokenenv.optimum.gradients": 5.3,
-    "tokenenv.optimum.plain_return": 5.3,
-    "tokenenv.optimum.short_sighted": 5.3,
-    "tokenenv.optimum": 5.4,
-    "tokenenv.laboratory": 5.45,
-    "tokenenv.building": 5.5,
-    "tokenenv.building.parts": 5.6,
-    "tokenenv.building.builder": 5.6,
-    "tokenenv.building.card_parts": 5.6,
-    "tokenenv.building.measuring": 5.65,
-    "tokenenv.building.reviews_card": 5.65,
-    "tokenenv.building.reviews_measuring": 5.7,
-    "tokenenv.building.reviews": 5.8,
-    "tokenenv.building.exact_card": 5.65,
-    "tokenenv.building.exact_measuring": 5.7,
-    "tokenenv.building.exact_melodies": 5.7,
-    "tokenenv.building.exact": 5.8,
-    # 6: the parts of an agent
-    "agents.call_stack": 6.0,
-    "agents.checks": 6.05,
-    "agents.console": 6.0,
-    "agents.value_head": 6.0,
-    "agents.critic": 6.02,
-    "agents.episode_records": 6.0,
-    "agents.fast_paths": 6.0,
-    "agents.files": 6.0,
-    "agents.output_folder": 6.05,
-    "agents.json_settings": 6.0,
-    "agents.kl_settings": 6.0,
-    "agents.kl_penalty": 6.05,
-    "agents.losses": 6.1,
-    "agents.minibatch_update": 6.2,
-    "agents.new_steps": 6.02,
-    "agents.packing": 6.0,
-    "agents.policy_checks": 6.0,
-    "agents.policy_files": 6.05,
-    "agents.precision": 6.0,
-    "agents.precision_choice": 6.4,
-    "agents.sampling_check": 6.2,
-    "agents.rollout_numbers": 6.0,
-    "agents.segments": 6.0,
-    "agents.token_scores": 6.0,
-    "agents.vec_infos": 6.0,
-    "agents.vec_env": 6.05,
-    "agents.deferred_scoring": 6.1,
-    "agents.groups": 6.1,
-    "agents.policy": 6.1,
-    "agents.buffer": 6.2,
-    "agents.critic_warmup": 6.0,
-    "agents.agreement": 6.3,
-    "agents.env_checks": 6.3,
-    # 7: the agent
-    "agents.callbacks": 7.0,
-    "agents.held_out": 6.0,
-    "agents.evaluation": 7.0,
-    "agents.ppo": 7.1,
-    "agents": 7.9,
-    # 8: runs. A run's configuration is a record that the parts of a run read, so it lies below them
-    "agents.config": 8.0,
-    "agents.curves": 8.0,
-    "agents.runs": 8.1,
-    "agents.run_log": 8.2,
-    "agents.progress": 8.2,
-    "agents.training": 8.3,
-    "agents.reward_model_command": 8.3,
-    "agents.verification": 8.0,
-    "agents.verification.checks": 8.1,
-    "agents.verification.mathematics": 8.2,
-    "agents.verification.environment": 8.2,
-    "agents.verification.estimate": 8.2,
-    "agents.verification.learning": 8.2,
-    "agents.verification.command": 8.3,
-    "agents.compare": 8.0,
-    "agents.compare.config": 8.1,
-    "agents.compare.statistics": 8.1,
-    "agents.compare.worlds": 8.1,
-    "agents.compare.rollouts": 8.2,
-    "agents.compare.best_response": 8.1,
-    "agents.compare.policy_gradient": 8.3,
-    "agents.compare.scales": 8.3,
-    "agents.compare.fingerprints": 8.4,
-    "agents.compare.learners": 8.2,
-    "agents.compare.judges": 8.3,
-    "agents.compare.kept_results": 8.45,
-    "agents.compare.jobs": 8.5,
-    "agents.compare.workers": 8.6,
-    "agents.compare.results": 8.2,
-    "agents.compare.figures": 8.3,
-    "agents.compare.page": 8.4,
-    "agents.compare.terminal": 8.5,
-    "agents.compare.command": 8.7,
-    # 9: the command line
-    "agents.cli": 9.0,
+STOREYS: list[list[str]] = [
+    # what everything stands on: files and numbers, the state machine, pure maths
+    [
+        *("tokenenv.json_files", "tokenenv.memory", "tokenenv.printable", "tokenenv.ranges"),
+        *("tokenenv.stop_signals", "tokenenv.episodes", "tokenenv.maths"),
+    ],
+    ["tokenenv.user_code"],
+    # what a task is; language models
+    ["tokenenv.tasks", "tokenenv.models"],
+    ["tokenenv.settings"],
+    ["tokenenv.rewards"],
+    # the environments
+    ["tokenenv.mdp"],
+    ["tokenenv.rendering"],
+    ["tokenenv.env"],
+    ["tokenenv.vector_env"],
+    ["tokenenv.wrappers"],
+    # what is made of them: two more ids, the exact optimum, the bundled tasks
+    ["tokenenv.feature_envs", "tokenenv.optimum"],
+    ["tokenenv.building", "tokenenv.tasks.reviews.build", "tokenenv.tasks.exact.build"],
+    # the agent
+    ["agents.settings", "agents.atomic_files", "agents.console"],
+    ["agents.config", "agents.vec_env", "agents.policy"],
+    ["agents.rollout"],
+    ["agents.ppo", "agents.evaluation"],
+    # runs, and what is made of agents
+    ["agents.runs"],
+    ["agents.compare", "agents.verification"],
+    ["agents.cli"],
+]
+"""Rooms, storey by storey: a module imports from its own room and from lower storeys. A room is a
+module or a package; a module belongs to the room with the longest name that begins its own."""
+
+ROOMS = {room: storey for storey, rooms in enumerate(STOREYS) for room in rooms}
+
+DOORLESS = {
+    "agents.runs": "its door is light and `training` is not",
+    "agents.compare": "one command, whose configuration the command line reads before torch",
+    "agents.verification": "one command",
+    "tokenenv.tasks": "one package per task",
+    "tokenenv.wrappers": "single and vector wrappers have the same names",
+    "tokenenv.optimum": "its door has what users need; builders and checks go further in",
+    "tokenenv.building": "one module per bundled task",
 }
-"""Module → floor. A module may import only from strictly lower ones, so there can be no cycle."""
+"""Packages whose modules others may name, and why; into every other room one goes by its door."""
 
 NEVER_IN_TOKENENV = {"agents", "stable_baselines3", "sb3_contrib"}
 
@@ -208,41 +89,97 @@ def imports(name: str, path: Path, known: set[str]) -> set[str]:
     return found
 
 
-MODULES = modules()
+def is_older_path(path: Path) -> bool:
+    """Whether a module is only another name of one that moved."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body[1:]
+    return len(body) == 1 and isinstance(body[0], ast.ImportFrom) and body[0].names[0].name == "*"
+
+
+EVERYTHING = modules()
+MODULES = {name: path for name, path in EVERYTHING.items() if not is_older_path(path)}
+GRAPH = {
+    name: {i for i in imports(name, path, set(EVERYTHING)) if i in EVERYTHING}
+    for name, path in MODULES.items()
+}
+
+
+def room_of(name: str) -> str | None:
+    """The room of a module; None of the packages' own doors, which anything may stand behind."""
+    fitting = [room for room in ROOMS if name == room or name.startswith(f"{room}.")]
+    return max(fitting, key=len, default=None)
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules of which each imports the next, and the last one the first; empty without any."""
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return path[path.index(name) :]
+        if name in done:
+            return []
+        for imported in sorted(graph.get(name, ())):
+            if found := visit(imported, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in graph if (found := visit(name, []))), [])
 
 
 def test_the_walk_finds_the_modules_and_their_imports():
     assert {"tokenenv.env", "tokenenv.tasks.reviews", "agents.policy"} <= set(MODULES)
-    found = imports("tokenenv.env", MODULES["tokenenv.env"], set(MODULES))
-    assert {"numpy", "tokenenv.episodes", "tokenenv.token_mdp"} <= found
+    assert {"tokenenv.episodes", "tokenenv.mdp"} <= GRAPH["tokenenv.env"]
+    assert "tokenenv.language_model" in EVERYTHING and "tokenenv.language_model" not in MODULES
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+    assert cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_every_module_has_a_room_and_every_room_a_module():
+    homeless = [name for name in MODULES if room_of(name) is None]
+    assert sorted(homeless) == ["agents", "tokenenv"]
+    assert {room_of(name) for name in MODULES} - {None} == set(ROOMS)
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_imports_go_strictly_downwards(name):
-    assert name in FLOORS, f"{name} is new: give it a floor in tests/test_floors.py"
-    for imported in imports(name, MODULES[name], set(MODULES)):
-        if imported.split(".")[0] not in ("tokenenv", "agents"):
+def test_imports_go_downwards_and_through_doors(name):
+    own = room_of(name)
+    for imported in GRAPH[name]:
+        room = room_of(imported)
+        if own is None or room is None or room == own:
             continue
-        assert imported in FLOORS, f"{name} imports {imported}, which has no floor"
-        assert FLOORS[imported] < FLOORS[name], (
-            f"{name} (floor {FLOORS[name]}) imports {imported} (floor {FLOORS[imported]})"
-        )
+        assert imported in MODULES, f"{name} imports by an older path, {imported}"
+        assert ROOMS[room] < ROOMS[own], f"{name} of {own} imports {imported}, of a higher storey"
+        assert imported == room or room in DOORLESS, f"{name}: import {imported} from {room}"
 
 
-def test_the_map_in_the_readme_is_this_table():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    drawn = {
-        f"{package}.{name.rstrip('/')}": int(floor)
-        for floor, package, names in re.findall(
-            r"^\| (\d) \| `(\w+)/`: (.*) \|$", readme, re.MULTILINE
-        )
-        for name in re.findall(r"`([\w/]+)`", names)
+@pytest.mark.parametrize("room", ROOMS)
+def test_there_are_no_cycles_in_a_room(room):
+    inside = {
+        name: {i for i in GRAPH[name] if room_of(i) == room}
+        for name in MODULES
+        if room_of(name) == room
     }
-    known: dict[str, int] = {}
-    for name, floor in FLOORS.items():
-        if "." in name:  # a folder stands for what is in it
-            known.setdefault(".".join(name.split(".")[:2]), int(floor))
-    assert drawn == known
+    assert cycle(inside) == []
+
+
+def test_few_modules_lie_outside_of_rooms():
+    """Besides older paths: `agents` has six at its top."""
+    top = [name for name in MODULES if name.count(".") == 1 and name.startswith("agents.")]
+    assert sum(MODULES[name].name != "__init__.py" for name in top) <= 5  # and `__init__`
+
+
+def test_older_paths_are_short_and_hold_what_moved():
+    older = sorted(set(EVERYTHING) - set(MODULES))
+    assert older
+    for name in older:
+        text = EVERYTHING[name].read_text(encoding="utf-8")
+        assert len([line for line in text.splitlines() if line]) <= 3
+        module = importlib.import_module(name)
+        (target,) = imports(name, EVERYTHING[name], set(EVERYTHING))
+        moved = importlib.import_module(target)
+        for public in moved.__all__:
+            assert getattr(module, public) is getattr(moved, public)
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if name.startswith("tokenenv")])

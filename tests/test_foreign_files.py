@@ -14,7 +14,7 @@ import pytest
 
 from agents.cli import main
 from agents.config import TrainConfig
-from agents.runs import RunFolder
+from agents.runs.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = [ROOT / "agents", ROOT / "tokenenv"]
@@ -154,8 +154,8 @@ def test_a_model_with_code_of_its_own_is_refused_and_not_asked_about(
     marker, tmp_path, reference_folder, monkeypatch
 ):
     """Transformers would ask on the terminal whether to run it."""
-    from tokenenv.language_model import load_frozen
-    from tokenenv.reward_model import load_reward_model
+    from tokenenv.models.language_model import load_frozen
+    from tokenenv.rewards.reward_model import load_reward_model
 
     folder = tmp_path / "model"
     shutil.copytree(reference_folder, folder)

@@ -14,11 +14,11 @@ import pytest
 from hostile import ESCAPES, SURROGATE, is_an_answer, time_limit
 
 from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
-from agents.held_out import HeldOut
-from agents.runs import RunFolder
+from agents.evaluation.held_out import HeldOut
+from agents.runs.folder import RunFolder
 from tokenenv import wrappers
 from tokenenv.env import TokenEnv
-from tokenenv.preferences import PreferencePair, RewardTrainingSettings, read_pairs
+from tokenenv.rewards.preferences import PreferencePair, RewardTrainingSettings, read_pairs
 from tokenenv.settings import EnvSettings
 from tokenenv.tasks import load_task, read_prompts
 from tokenenv.wrappers import vector
@@ -326,8 +326,8 @@ def test_wrong_calls_are_refused_by_name():
 
 
 def test_pairs_of_another_kind_are_refused():
-    from tokenenv.preferences import train_reward_model
-    from tokenenv.reward_model import new_reward_model
+    from tokenenv.rewards.preferences import train_reward_model
+    from tokenenv.rewards.reward_model import new_reward_model
 
     model = new_reward_model(load_task("exact").reference)
     pairs: list[Any] = [PreferencePair("do", " re", SURROGATE), PreferencePair("re", " do", " mi")]

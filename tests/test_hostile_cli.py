@@ -15,13 +15,7 @@ from hostile import ESCAPES, SURROGATE, acting, sample, time_limit
 
 from agents.cli import main
 from agents.compare.config import CompareConfig
-from agents.config import (
-    EvaluateConfig,
-    RewardModelConfig,
-    SampleConfig,
-    TrainConfig,
-    VerifyConfig,
-)
+from agents.config import EvaluateConfig, RewardModelConfig, SampleConfig, TrainConfig, VerifyConfig
 
 LONG = "x" * 5000
 

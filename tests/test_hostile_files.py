@@ -24,11 +24,11 @@ from hostile import is_an_answer, sample, time_limit
 from agents.compare.config import CompareConfig
 from agents.compare.jobs import Job, read_result
 from agents.config import TrainConfig
-from agents.curves import read_metrics
-from agents.policy import LMActorCriticPolicy
-from agents.runs import RunFolder
+from agents.policy.policy import LMActorCriticPolicy
+from agents.runs.curves import read_metrics
+from agents.runs.folder import RunFolder
 from tokenenv.env import TokenEnv
-from tokenenv.preferences import read_pairs
+from tokenenv.rewards.preferences import read_pairs
 from tokenenv.tasks import read_prompts
 
 VALUES = [

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 from agents import LMActorCriticPolicy
 from agents.cli import main
-from agents.runs import RunFolder
+from agents.runs.folder import RunFolder
 
 TINY = [
     *("--total-tokens", "100000000", "--n-envs", "16", "--n-steps", "16", "--batch-size", "128"),

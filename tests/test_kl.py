@@ -12,20 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from agents.kl_penalty import token_penalties
-from agents.kl_settings import (
+from agents.ppo.losses import explained_variance, ppo_losses, whiten, whitening_divisor
+from agents.ppo.minibatch_update import normalized
+from agents.rollout.numbers import advantage_magnitude
+from agents.rollout.rewards import token_penalties
+from agents.settings.kl import (
     DEFAULT_DUAL_RATE,
     DEFAULT_HORIZON,
     KLPenalty,
     check_controller,
     kl_controller,
 )
-from agents.losses import explained_variance, ppo_losses, whiten, whitening_divisor
-from agents.minibatch_update import normalized
-from agents.rollout_numbers import advantage_magnitude
-from tokenenv.rewards import Episode, RawRewards
-from tokenenv.scoring import EpisodeScorer
-from tokenenv.shaping import (
+from tokenenv.maths.kl import (
     KL_COEF_RANGE,
     KL_ESTIMATORS,
     AdaptiveKL,
@@ -37,6 +35,8 @@ from tokenenv.shaping import (
     k3,
     kl_estimate,
 )
+from tokenenv.rewards.scoring import EpisodeScorer
+from tokenenv.rewards.sources import Episode, RawRewards
 
 V = 7
 

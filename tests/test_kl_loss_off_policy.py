@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from agents.kl_penalty import kl_loss
-from agents.kl_settings import KLPenalty
-from tokenenv.shaping import full_kl, kl_estimate
+from agents.ppo.losses import kl_loss
+from agents.settings.kl import KLPenalty
+from tokenenv.maths.kl import full_kl, kl_estimate
 
 
 @pytest.fixture(scope="module")

@@ -26,11 +26,11 @@ from tiny_task import (
 from tolerances import assert_close
 
 from agents import EpisodeRolloutBuffer, LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
-from agents import new_steps as new_steps_module
 from agents.config import TrainConfig
-from agents.training import build_agent
-from tokenenv import log_probs as log_probs_module
-from tokenenv.language_model import load_frozen
+from agents.rollout import rewards as new_steps_module
+from agents.runs.training import build_agent
+from tokenenv.models import log_probs as log_probs_module
+from tokenenv.models.language_model import load_frozen
 
 ESTIMATORS = ("k1", "k2", "k3", "full")
 
@@ -740,7 +740,7 @@ def test_the_command_line_passes_them_on(tiny_task_kwargs):
 
 def test_the_penalty_changes_nothing_of_how_a_run_is_judged():
     """The card's bound on J* holds for every estimator: J is score less k1, always."""
-    from agents.held_out import HeldOut
+    from agents.evaluation.held_out import HeldOut
 
     known = {
         estimator: HeldOut.of(TrainConfig(kl_estimator=estimator).environment(), 64).known_optimum

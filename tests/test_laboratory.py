@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from agents.verification.estimate import collapsed
-from tokenenv.credit import generalized_advantages
-from tokenenv.laboratory import LAMBDAS, advantage_moments, measure_advantages
+from tokenenv.maths.advantages import generalized_advantages
 from tokenenv.optimum import true_advantages
+from tokenenv.optimum.bias_variance import LAMBDAS, advantage_moments, measure_advantages
 
 ERRORS = (0.0, 0.25, 0.5, 1.0)
 

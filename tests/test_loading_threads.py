@@ -11,8 +11,8 @@ import torch
 from conftest import save_classifier, save_language_model
 
 from agents import LMActorCriticPolicy, make_vec_env
-from tokenenv.language_model import load_frozen, load_trainable
-from tokenenv.reward_model import load_reward_model, new_reward_model
+from tokenenv.models.language_model import load_frozen, load_trainable
+from tokenenv.rewards.reward_model import load_reward_model, new_reward_model
 
 COLD = """
 import threading

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from tokenenv.optimum import MixtureSamples, compare, evaluate_exactly, solve
+from tokenenv.optimum.greedy_baselines import fractions_by_prompt
 from tokenenv.optimum.log_sums import divergence, log_expm1, log_tilted_sum
 from tokenenv.optimum.prefix_tree import normalized
-from tokenenv.optimum.short_sighted import fractions_by_prompt
 
 RELATIVE = 1e-12
 KL_COEFS = (1e-4, 1e-2, 1.1, 1e3, 1e5, 1e7, 1e9, 1e12)

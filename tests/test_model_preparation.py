@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 from transformers.activations import ACT2FN
 
 from agents import LMActorCriticPolicy
-from tokenenv.language_model import build_language_model, load_frozen, load_trainable
-from tokenenv.model_preparation import fuse_activations
-from tokenenv.reward_model import load_reward_model, new_reward_model
+from tokenenv.models.language_model import build_language_model, load_frozen, load_trainable
+from tokenenv.models.preparation import fuse_activations
+from tokenenv.rewards.reward_model import load_reward_model, new_reward_model
 
 WRITTEN_OUT = ("gelu_new", "gelu_fast")
 

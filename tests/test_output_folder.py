@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.output_folder import OutputFolder, has_leftovers
+from agents.runs.output_folder import OutputFolder, has_leftovers
 
 NAMES = ("config.json", "policy", "checkpoints")
 
@@ -122,7 +122,8 @@ def test_a_second_writer_is_refused_by_name_and_a_dead_one_is_not(tmp_path):
         OutputFolder(tmp_path / "run", NAMES)
     output.close()
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom agents.output_folder import OutputFolder\n"
+        "import os, sys\nfrom pathlib import Path\n"
+        "from agents.runs.output_folder import OutputFolder\n"
         "output = OutputFolder(Path(sys.argv[1]), ())\n"
         "(output.root / 'file').write_text('')\nos.kill(os.getpid(), 9)\n"
     )
@@ -156,7 +157,7 @@ def test_what_is_no_folder_is_refused(tmp_path, kind):
 def test_a_process_that_just_ends_puts_back(old):
     before = content(old)
     code = (
-        "import sys\nfrom pathlib import Path\nfrom agents.output_folder import OutputFolder\n"
+        "import sys\nfrom pathlib import Path\nfrom agents.runs.output_folder import OutputFolder\n"
         "output = OutputFolder(Path(sys.argv[1]), ('config.json',))\n"
         "output.set_aside(['config.json'])\nraise RuntimeError\n"
     )

@@ -33,10 +33,10 @@ from tolerances import assert_close
 from transformers import AutoModelForCausalLM, pipeline
 
 from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
-from agents.fast_paths import in_one_transfer
-from agents.packing import PackedSequences, pack
-from tokenenv.language_model import load_frozen
-from tokenenv.reward_model import load_reward_model
+from agents.policy.fast_paths import in_one_transfer
+from tokenenv.models.language_model import load_frozen
+from tokenenv.models.packing import PackedSequences, pack
+from tokenenv.rewards.reward_model import load_reward_model
 
 SHAPES = ["gpt2", "llama", "qwen2", "mistral-window-6", "gemma3-window-6"]
 OBSERVATIONS = spaces.Box(-1, V - 1, (P + T,), np.int64)

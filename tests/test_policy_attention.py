@@ -1,7 +1,7 @@
 """`LMActorCriticPolicy(attention=…)`: the same numbers, and a second derivative where eager.
 
 An algorithm such as TRPO multiplies the Hessian of a KL with vectors: fused attention has no second
-derivative, and the chunked log-probabilities of `agents.token_scores` have none either.
+derivative, and the chunked log-probabilities of `agents.policy.token_scores` have none either.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tolerances import assert_close
 from torch.distributions import kl_divergence
 
 from agents import LMActorCriticPolicy, make_vec_env
-from agents.env_checks import refuse_fused_attention
+from agents.rollout.compatibility import refuse_fused_attention
 
 P, T, V = 4, 5, 40
 

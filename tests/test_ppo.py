@@ -27,9 +27,9 @@ from tiny_task import (
 )
 
 from agents import EpisodeRolloutBuffer, LMActorCriticPolicy, RLHFCallback, TokenPPO
-from agents.losses import whiten
-from tokenenv.language_model import load_frozen
-from tokenenv.reward_model import load_reward_model
+from agents.ppo.losses import whiten
+from tokenenv.models.language_model import load_frozen
+from tokenenv.rewards.reward_model import load_reward_model
 
 
 def constant(rate: float):

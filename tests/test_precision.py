@@ -9,17 +9,12 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from tiny_task import begin, collect, make_agent, perturb, save_actor, weights
 from torch import nn
 
-from agents import (
-    LMActorCriticPolicy,
-    RLHFCallback,
-    TokenPPO,
-    make_vec_env,
-    precision_choice,
-)
-from agents.packing import PackedSequences
-from agents.precision import computing_in
-from agents.token_scores import score_tokens
-from tokenenv.language_model import load_trainable
+from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
+from agents.policy.token_scores import score_tokens
+from agents.ppo import precision as precision_choice
+from agents.ppo.precision import computing_in
+from tokenenv.models.language_model import load_trainable
+from tokenenv.models.packing import PackedSequences
 
 ROOMY = 10**6
 """A batch size that no rollout reaches: one minibatch."""

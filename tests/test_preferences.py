@@ -12,8 +12,8 @@ from conftest import save_classifier, save_language_model, word_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from tokenenv.language_model import load_frozen
-from tokenenv.preferences import (
+from tokenenv.models.language_model import load_frozen
+from tokenenv.rewards.preferences import (
     PreferencePair,
     RewardTrainingSettings,
     TokenPair,
@@ -22,7 +22,7 @@ from tokenenv.preferences import (
     read_pairs,
     train_reward_model,
 )
-from tokenenv.reward_model import load_reward_model, new_reward_model
+from tokenenv.rewards.reward_model import load_reward_model, new_reward_model
 from tokenenv.tasks import load_task
 
 LN2 = math.log(2.0)
@@ -281,7 +281,7 @@ def test_training_stops_early_and_keeps_the_best_weights(reference_folder, rng):
 
 
 def test_held_out_prompts_are_never_trained_on(reference_folder, rng, monkeypatch):
-    from tokenenv import preferences
+    from tokenenv.rewards import preferences
 
     splits = []
     split = preferences._split
@@ -414,7 +414,7 @@ def tied_folder(folder):
     """A Llama with tied embeddings (its config says so)."""
     from conftest import ARCHITECTURES
 
-    from tokenenv.language_model import build_language_model
+    from tokenenv.models.language_model import build_language_model
 
     torch.manual_seed(4)
     model = build_language_model({**ARCHITECTURES["llama"], "tie_word_embeddings": True})

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from agents.cli import _print_before_and_after, _print_responses, main
 from agents.console import literal
-from agents.evaluation import ResponseReport
+from agents.evaluation.measuring import ResponseReport
 from tokenenv.printable import printable
 
 HOSTILE = "\x1b[31m\x07\x08\r\x7f\x9b2J\u202e\u2066\u200b\u2028\ud800[red]:smile:[/red]<b>\\"

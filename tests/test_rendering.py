@@ -10,7 +10,7 @@ import pytest
 from PIL import ImageFont
 
 import tokenenv
-from tokenenv.episode_image import (
+from tokenenv.rendering.image import (
     FULL_COLOUR,
     draw_episode,
     image_size,
@@ -95,7 +95,7 @@ def test_whatever_a_token_says_the_font_can_show_it():
 
 
 def test_long_texts_show_their_end_in_the_same_size(monkeypatch):
-    monkeypatch.setattr("tokenenv.episode_image._MAX_LINES", 2)
+    monkeypatch.setattr("tokenenv.rendering.image._MAX_LINES", 2)
     env = gym.make("TokenRLHF-v0", max_new_tokens=40)
     mdp = env.unwrapped.mdp
     env.reset(seed=0)

@@ -21,8 +21,8 @@ from tokenenv.building.reviews_measuring import (
     sample_episodes,
     sample_pairs,
 )
-from tokenenv.language_model import load_frozen
-from tokenenv.scoring import EpisodeScorer
+from tokenenv.models.language_model import load_frozen
+from tokenenv.rewards.scoring import EpisodeScorer
 from tokenenv.tasks.reviews import FOLDER, TASK
 from tokenenv.tasks.reviews.grammar import review_entropy
 

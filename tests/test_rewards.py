@@ -15,11 +15,17 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 import tokenenv  # noqa: F401  (registers the ids)
-from tokenenv.language_model import load_frozen, load_trainable
-from tokenenv.reference import Reference
-from tokenenv.reward_model import load_reward_model, new_reward_model
-from tokenenv.rewards import Episode, FunctionReward, LearnedReward, RawRewards, resolve_reward
-from tokenenv.scoring import EpisodeScorer
+from tokenenv.models.language_model import load_frozen, load_trainable
+from tokenenv.models.reference import Reference
+from tokenenv.rewards.reward_model import load_reward_model, new_reward_model
+from tokenenv.rewards.scoring import EpisodeScorer
+from tokenenv.rewards.sources import (
+    Episode,
+    FunctionReward,
+    LearnedReward,
+    RawRewards,
+    resolve_reward,
+)
 from tokenenv.user_code import UserCodeError
 
 EOS = 2

@@ -12,15 +12,15 @@ from tiny_task import EOS, PROMPTS, P, T, V, begin, collect, perturb, randomize_
 
 from agents import LMActorCriticPolicy, TokenPPO, make_vec_env
 from agents.config import TrainConfig
-from agents.evaluation import respond
-from agents.held_out import HeldOut
-from agents.training import build_agent
-from tokenenv.language_model import load_frozen, load_trainable
+from agents.evaluation.held_out import HeldOut
+from agents.evaluation.measuring import respond
+from agents.runs.training import build_agent
+from tokenenv.mdp.token_mdp import TokenMDP
+from tokenenv.models.language_model import load_frozen, load_trainable
+from tokenenv.models.sampling import sample_responses
 from tokenenv.optimum import sample_mixture
-from tokenenv.reward_model import load_reward_model, new_reward_model, sequence_rewards
-from tokenenv.sampling import sample_responses
+from tokenenv.rewards.reward_model import load_reward_model, new_reward_model, sequence_rewards
 from tokenenv.settings import EnvSettings
-from tokenenv.token_mdp import TokenMDP
 
 
 @torch.no_grad()

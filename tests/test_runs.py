@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from agents import LMActorCriticPolicy, curves
+from agents import LMActorCriticPolicy
+from agents.atomic_files import whole_folder
 from agents.config import TrainConfig
-from agents.curves import read_metrics
-from agents.files import whole_folder
-from agents.runs import RunFolder
-from agents.training import TrainingRun
+from agents.runs import curves
+from agents.runs.curves import read_metrics
+from agents.runs.folder import RunFolder
+from agents.runs.training import TrainingRun
 from tokenenv.user_code import UserCodeError
 
 TINY = {

@@ -12,8 +12,8 @@ from stable_baselines3 import A2C, PPO
 from tiny_task import make_agent
 
 from agents import RLHFCallback, TokenPPO
-from agents.sampling_check import KL_OF_ROUNDING
-from tokenenv.slot_cache import SlotDecoder
+from agents.rollout.sampling_check import KL_OF_ROUNDING
+from tokenenv.models.slot_cache import SlotDecoder
 
 MESSAGE = "before any step of the update"
 

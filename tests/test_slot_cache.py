@@ -8,8 +8,8 @@ import torch
 from conftest import ARCHITECTURES, small_model
 
 from tokenenv.episodes import Episodes
-from tokenenv.language_model import build_language_model, trunk_hidden_states
-from tokenenv.slot_cache import SlotDecoder
+from tokenenv.models.language_model import build_language_model, trunk_hidden_states
+from tokenenv.models.slot_cache import SlotDecoder
 
 N, P, T, V = 5, 9, 14, 40
 

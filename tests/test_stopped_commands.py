@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import save_language_model
 
-from tokenenv.reward_model import load_reward_model
+from tokenenv.rewards.reward_model import load_reward_model
 
 pytestmark = pytest.mark.usefixtures("usual_signals")
 
@@ -159,7 +159,7 @@ def test_a_verification_that_is_stopped_reports_what_it_has_checked(tmp_path):
 def test_a_report_through_the_standard_output_is_whole_and_leaves_the_device(tmp_path):
     """As `verify --json /dev/stdout > file`, without the time that checking takes."""
     code = (
-        "import sys; from pathlib import Path; from agents.files import write_json\n"
+        "import sys; from pathlib import Path; from agents.atomic_files import write_json\n"
         "print('before'); write_json(Path('/dev/stdout'), {'a': 1}); print('after')"
     )
     before = os.lstat("/dev/stdout")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tolerances import assert_close
 
-from tokenenv import log_probs as module
-from tokenenv.log_probs import BLOCK, LOGITS_AT_ONCE, sample_tokens
+from tokenenv.models import log_probs as module
+from tokenenv.models.log_probs import BLOCK, LOGITS_AT_ONCE, sample_tokens
 
 SIZES = (1, 2, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK, 1000)
 

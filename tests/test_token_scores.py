@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from agents import token_scores
-from agents.token_scores import score_tokens, scores_of_logits
+from agents.policy import token_scores
+from agents.policy.token_scores import score_tokens, scores_of_logits
 
 STATES, HIDDEN, VOCABULARY = 23, 8, 70
 

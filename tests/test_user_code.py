@@ -8,10 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from tokenenv.rewards import Episode
+from tokenenv.mdp.token_mdp import TokenMDP
+from tokenenv.rewards.sources import Episode
 from tokenenv.settings import EnvSettings
 from tokenenv.stop_signals import StopSignal, stop_signals
-from tokenenv.token_mdp import TokenMDP
 from tokenenv.user_code import UserCodeError, user_code
 
 FUNCTIONS = """\

@@ -19,9 +19,9 @@ from tiny_task import begin, collect, largest_difference, make_agent, weights
 
 from agents import LMActorCriticPolicy, TokenPPO, make_vec_env
 from agents.config import TrainConfig
-from agents.losses import ppo_losses
-from agents.training import build_agent
-from agents.value_head import ValueHead, return_spread
+from agents.policy.value_head import ValueHead, return_spread
+from agents.ppo.losses import ppo_losses
+from agents.runs.training import build_agent
 from tokenenv.tasks import model_source
 
 

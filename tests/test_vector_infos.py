@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import VectorEnv
 
-from tokenenv.vector_infos import add_infos
+from tokenenv.mdp.vector_infos import add_infos
 
 N = 5
 

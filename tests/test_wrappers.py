@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 import tokenenv
 from agents import EpisodeRolloutBuffer, LMActorCriticPolicy, RLHFCallback, make_vec_env
-from tokenenv.state_reader import top_tokens
+from tokenenv.models.reference_decoder import top_tokens
 from tokenenv.wrappers import ActionMask, HiddenStateObservation, LogProbShaping, TopKActions
 
 EOS, V, H = 2, 40, 32

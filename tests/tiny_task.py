@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
-from tokenenv.model_preparation import disable_dropout
+from tokenenv.models.preparation import disable_dropout
 
 P, T, V = 5, 8, 40
 EOS = [2, 5, 9, 11, 17, 23, 31]

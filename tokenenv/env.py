@@ -10,12 +10,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from tokenenv.episode_image import draw_episode
 from tokenenv.episodes import NO_TOKEN
-from tokenenv.rendering import render_episode
+from tokenenv.mdp import MDPFace, TokenMDP, check_options
+from tokenenv.rendering import draw_episode, render_episode
 from tokenenv.rewards import RewardFunction
 from tokenenv.settings import EnvSettings
-from tokenenv.token_mdp import MDPFace, TokenMDP, check_options
 
 __all__ = ["TokenEnv", "token_spaces"]
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenenv.language_model import resolve_device, resolve_dtype
+from tokenenv.maths import KL_SHAPINGS
+from tokenenv.models import resolve_device, resolve_dtype
 from tokenenv.ranges import WEIGHT, check_ranges, count
-from tokenenv.shaping import KL_SHAPINGS
 from tokenenv.tasks import Task, check_split, model_source
 
 __all__ = ["SCORINGS", "EnvSettings", "check_kl_coef"]

@@ -12,12 +12,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from tokenenv.env import token_spaces
-from tokenenv.episode_image import draw_episode
+from tokenenv.mdp import MDPFace, StepResult, TokenMDP, add_infos, check_options
 from tokenenv.ranges import check_ranges, count
-from tokenenv.rendering import render_episode
+from tokenenv.rendering import draw_episode, render_episode
 from tokenenv.settings import EnvSettings
-from tokenenv.token_mdp import MDPFace, StepResult, TokenMDP, check_options
-from tokenenv.vector_infos import add_infos
 
 __all__ = ["TokenVectorEnv"]
 

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from tokenenv.language_model import output_logits, pad_right, trunk_hidden_states
+from tokenenv.mdp import TokenMDP
+from tokenenv.models import output_logits, pad_right, sample_responses, trunk_hidden_states
 from tokenenv.optimum import PrefixTree
-from tokenenv.rewards import Episode
-from tokenenv.sampling import sample_responses
-from tokenenv.scoring import EpisodeScorer
-from tokenenv.token_mdp import TokenMDP
+from tokenenv.rewards import Episode, EpisodeScorer
 
 __all__ = ["episode_returns", "reference_ranks", "restricted_optimum", "search_best_responses"]
 

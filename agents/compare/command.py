@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from agents.atomic_files import write_json
 from agents.compare.config import CompareConfig
 from agents.compare.figures import draw_report
 from agents.compare.jobs import Job, read_result
@@ -22,8 +23,7 @@ from agents.compare.terminal import print_report
 from agents.compare.workers import do_jobs
 from agents.compare.worlds import kind_of, make_env, require_comparable
 from agents.console import literal
-from agents.files import write_json
-from agents.output_folder import OutputFolder
+from agents.runs.output_folder import OutputFolder
 from tokenenv.stop_signals import hold_signals, stop_signals
 
 __all__ = ["compare", "make_report", "plan"]

@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from agents.atomic_files import whole_file
 from agents.compare.results import THRESHOLDS
 from agents.compare.worlds import CLASSIC
-from agents.files import whole_file
 
 __all__ = ["FINGERPRINT_AXES", "draw_report", "embedded_figures"]
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
+from agents.atomic_files import write_json
 from agents.compare.config import CompareConfig
 from agents.compare.fingerprints import measure_fingerprint
 from agents.compare.judges import LearningCurve, ObjectiveJudge, ReturnJudge
@@ -22,7 +23,6 @@ from agents.compare.kept_results import check_result
 from agents.compare.learners import build_learner, is_judged_by_objective, learner_settings
 from agents.compare.scales import measure_scale
 from agents.compare.worlds import CLASSIC, make_env
-from agents.files import write_json
 from tokenenv.json_files import read_json_object
 
 __all__ = ["Job", "read_result", "run_job"]

@@ -10,11 +10,10 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.callbacks import RLHFCallback
 from agents.compare.rollouts import plain_returns_of
 from agents.compare.worlds import make_env
-from agents.evaluation import evaluate
-from agents.held_out import HeldOut
+from agents.evaluation import HeldOut, evaluate
+from agents.rollout import RLHFCallback
 
 __all__ = ["LearningCurve", "ObjectiveJudge", "ReturnJudge"]
 

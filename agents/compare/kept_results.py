@@ -9,7 +9,7 @@ from typing import Any
 from agents.compare.fingerprints import Fingerprint
 from agents.compare.policy_gradient import GradientNoise
 from agents.compare.scales import Scale
-from agents.json_settings import settings_from_json
+from agents.settings import settings_from_json
 
 __all__ = ["check_result"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import jinja2
 
+from agents.atomic_files import whole_file
 from agents.compare.figures import embedded_figures
-from agents.files import whole_file
 from tokenenv.printable import printable
 
 __all__ = ["write_page"]

@@ -7,18 +7,14 @@ from dataclasses import dataclass
 import gymnasium as gym
 import numpy as np
 
-from agents.compare.best_response import (
-    episode_returns,
-    restricted_optimum,
-    search_best_responses,
-)
+from agents.compare.best_response import episode_returns, restricted_optimum, search_best_responses
 from agents.compare.rollouts import plain_returns_of
 from agents.compare.worlds import constant_actions, kind_of, make_env, token_mdp, top_k
+from tokenenv.mdp import TokenMDP
+from tokenenv.models import sample_responses
 from tokenenv.optimum import MAX_RESPONSES, enumerate_mdp, plain_returns
 from tokenenv.optimum.enumeration import count_mdp_responses
 from tokenenv.rewards import Episode, LearnedReward
-from tokenenv.sampling import sample_responses
-from tokenenv.token_mdp import TokenMDP
 
 __all__ = ["Scale", "measure_scale"]
 

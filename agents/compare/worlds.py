@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 import tokenenv
 from agents.vec_env import make_vec_env as make_token_vec_env
 from tokenenv.env import token_spaces
-from tokenenv.token_mdp import TokenMDP
+from tokenenv.mdp import TokenMDP
 
 __all__ = [
     "CLASSIC",

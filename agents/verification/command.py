@@ -11,9 +11,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from agents.atomic_files import write_json
 from agents.config import VerifyConfig
 from agents.console import literal
-from agents.files import write_json
 from agents.verification.checks import Check
 from agents.verification.environment import environment_checks
 from agents.verification.estimate import estimate_checks

@@ -7,9 +7,9 @@ import numpy as np
 
 from agents.vec_env import make_vec_env
 from agents.verification.checks import Check, at_most
+from tokenenv.models import sample_responses
 from tokenenv.optimum import PrefixTree
 from tokenenv.rewards import Episode
-from tokenenv.sampling import sample_responses
 
 __all__ = ["environment_checks"]
 

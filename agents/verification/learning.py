@@ -11,18 +11,12 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import LinearSchedule
 
-from agents.buffer import EpisodeRolloutBuffer
-from agents.callbacks import RLHFCallback
 from agents.policy import LMActorCriticPolicy
 from agents.ppo import TokenPPO
+from agents.rollout import EpisodeRolloutBuffer, RLHFCallback
 from agents.vec_env import make_vec_env
 from agents.verification.checks import Check, at_least, at_most
-from tokenenv.optimum import (
-    ExactEvaluation,
-    Solution,
-    evaluate_exactly,
-    policy_levels,
-)
+from tokenenv.optimum import ExactEvaluation, Solution, evaluate_exactly, policy_levels
 
 __all__ = ["AGENTS", "ENV_ID", "ExactCurve", "TopFive", "exact_agent", "learning_checks"]
 

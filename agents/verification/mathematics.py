@@ -7,8 +7,17 @@ import itertools
 import numpy as np
 
 from agents.verification.checks import Check, at_least, at_most, near, states
-from tokenenv.credit import generalized_advantages, group_advantages, leave_one_out_advantages
-from tokenenv.laboratory import measure_advantages
+from tokenenv.maths import (
+    AdaptiveKL,
+    DualKL,
+    full_kl,
+    generalized_advantages,
+    group_advantages,
+    k1,
+    k2,
+    k3,
+    leave_one_out_advantages,
+)
 from tokenenv.optimum import (
     Levels,
     PrefixTree,
@@ -18,6 +27,7 @@ from tokenenv.optimum import (
     solve,
     true_advantages,
 )
+from tokenenv.optimum.bias_variance import measure_advantages
 from tokenenv.optimum.exact import action_rewards, expectation
 from tokenenv.optimum.gradients import (
     directional_derivative,
@@ -25,9 +35,8 @@ from tokenenv.optimum.gradients import (
     loss_gradient,
     reward_gradient,
 )
+from tokenenv.optimum.greedy_baselines import half_mass_probabilities, one_step_policies
 from tokenenv.optimum.prefix_tree import normalized
-from tokenenv.optimum.short_sighted import half_mass_probabilities, one_step_policies
-from tokenenv.shaping import AdaptiveKL, DualKL, full_kl, k1, k2, k3
 
 __all__ = ["advantage_checks", "controller_checks", "kl_checks", "optimum_checks", "task_checks"]
 

@@ -15,10 +15,10 @@ import gymnasium as gym
 import numpy as np
 
 from agents.compare.best_response import episode_returns, restricted_optimum, search_best_responses
+from tokenenv.models import sample_responses
 from tokenenv.optimum import MAX_RESPONSES, enumerate_mdp, plain_returns
 from tokenenv.optimum.enumeration import count_mdp_responses
 from tokenenv.rewards import Episode
-from tokenenv.sampling import sample_responses
 
 _show_traceback = sys.excepthook
 

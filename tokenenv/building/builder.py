@@ -13,9 +13,15 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from tokenenv.language_model import LanguageModel, load_frozen, quiet_loading
-from tokenenv.preferences import RewardTrainingSettings, TokenPair, train_reward_model
-from tokenenv.reward_model import RewardModel, load_reward_model, new_reward_model
+from tokenenv.models import LanguageModel, load_frozen, quiet_loading
+from tokenenv.rewards import (
+    RewardModel,
+    RewardTrainingSettings,
+    TokenPair,
+    load_reward_model,
+    new_reward_model,
+    train_reward_model,
+)
 
 __all__ = ["Builder", "run_command"]
 

@@ -20,14 +20,13 @@ from tokenenv.building.exact_measuring import measure_optimum, measure_reference
 from tokenenv.building.exact_melodies import grammar_sequence, sample_answer_pairs
 from tokenenv.building.measuring import measure_reward_model
 from tokenenv.building.parts import train_language_model, word_tokenizer
-from tokenenv.language_model import build_language_model
+from tokenenv.mdp import TokenMDP
+from tokenenv.models import build_language_model, sample_responses
 from tokenenv.optimum import PrefixTree, enumerate_mdp
 from tokenenv.rewards import Episode
-from tokenenv.sampling import sample_responses
 from tokenenv.settings import EnvSettings
 from tokenenv.tasks.exact import FOLDER, TASK
 from tokenenv.tasks.exact.grammar import NOTES
-from tokenenv.token_mdp import TokenMDP
 
 __all__ = ["BuildSettings", "build", "enumerate_folder"]
 

@@ -46,7 +46,7 @@ def _reward_model(found: dict[str, Any]) -> list[str]:
     gold = f"{found['reference_gold_mean']:.3f} ± {found['reference_gold_std']:.3f}"
     return [
         "## Reward model",
-        "The same trunk with a head of one output, trained by `tokenenv.preferences` on "
+        "The same trunk with a head of one output, trained by `tokenenv.rewards.preferences` on "
         f"{found['training_pairs']:,} pairs,\nlabelled by a Bradley–Terry annotator: "
         f"P(a ≻ b) = σ({found['annotator_sharpness']:g}·(gold(a) − gold(b))). "
         f"{1 - found['explored_share']:.0%} of the responses are the\nreference's; the others are "

@@ -8,7 +8,7 @@ import numpy as np
 
 from tokenenv.optimum import Levels, PrefixTree, evaluate_exactly, rank_responses, solve
 from tokenenv.optimum.exact import expectation
-from tokenenv.optimum.short_sighted import (
+from tokenenv.optimum.greedy_baselines import (
     fractions_by_prompt,
     half_mass_probabilities,
     one_step_policies,

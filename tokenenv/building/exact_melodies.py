@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tokenenv.building.parts import EOS, LabelledPairs, annotate
-from tokenenv.language_model import LanguageModel
-from tokenenv.sampling import sample_responses
+from tokenenv.models import LanguageModel, sample_responses
 from tokenenv.tasks.exact import TASK
 from tokenenv.tasks.exact.gold import CADENCE, MAX_NOTES, gold_reward
 from tokenenv.tasks.exact.grammar import NOTES, sample_melody

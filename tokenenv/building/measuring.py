@@ -8,9 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from tokenenv.building.parts import LabelledPairs
-from tokenenv.preferences import evaluate_preferences
-from tokenenv.rewards import Episode, LearnedReward
-from tokenenv.scoring import EpisodeScorer
+from tokenenv.rewards import Episode, EpisodeScorer, LearnedReward, evaluate_preferences
 
 __all__ = ["measure_reward_model"]
 

@@ -15,12 +15,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
-from tokenenv.language_model import output_logits, pad_right, trunk_hidden_states
-from tokenenv.log_probs import response_log_probs, token_log_probs
-from tokenenv.preferences import TokenPair
-from tokenenv.rewards import Episode
-from tokenenv.sampling import sample_responses
-from tokenenv.scoring import EpisodeScorer
+from tokenenv.models import (
+    output_logits,
+    pad_right,
+    response_log_probs,
+    sample_responses,
+    token_log_probs,
+    trunk_hidden_states,
+)
+from tokenenv.rewards import Episode, EpisodeScorer, TokenPair
 
 __all__ = [
     "BOS",

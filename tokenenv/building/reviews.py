@@ -37,7 +37,7 @@ from tokenenv.building.reviews_measuring import (
     sample_episodes,
     sample_pairs,
 )
-from tokenenv.language_model import build_language_model
+from tokenenv.models import build_language_model
 from tokenenv.optimum import Comparison, MixtureSamples, compare, sample_mixture
 from tokenenv.tasks.reviews import FOLDER, TASK
 from tokenenv.tasks.reviews.grammar import count_reviews, review_entropy, sample_review

@@ -56,7 +56,7 @@ def _reward_model(found: dict[str, Any]) -> list[str]:
     gold = f"{found['reference_gold_mean']:.3f} ± {found['reference_gold_std']:.3f}"
     return [
         "## Reward model",
-        "The same trunk with a head of one output, trained by `tokenenv.preferences` on "
+        "The same trunk with a head of one output, trained by `tokenenv.rewards.preferences` on "
         f"{found['training_pairs']:,} pairs of\nreference samples, labelled by a Bradley–Terry "
         f"annotator: P(a ≻ b) = σ({found['annotator_sharpness']:g}·(gold(a) − gold(b))).",
         table(

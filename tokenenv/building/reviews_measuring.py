@@ -11,13 +11,9 @@ import numpy as np
 
 from tokenenv.building.measuring import measure_reward_model
 from tokenenv.building.parts import LabelledPairs, annotate, text_log_probs
-from tokenenv.language_model import LanguageModel, load_frozen
+from tokenenv.models import LanguageModel, Reference, SampledResponse, load_frozen, sample_responses
 from tokenenv.optimum import Comparison, MixtureSamples, log_mean_exp
-from tokenenv.reference import Reference
-from tokenenv.reward_model import load_reward_model
-from tokenenv.rewards import Episode, LearnedReward
-from tokenenv.sampling import SampledResponse, sample_responses
-from tokenenv.scoring import EpisodeScorer
+from tokenenv.rewards import Episode, EpisodeScorer, LearnedReward, load_reward_model
 from tokenenv.tasks.reviews import TASK
 from tokenenv.tasks.reviews.gold import gold_reward
 from tokenenv.tasks.reviews.grammar import review_entropy, sample_review

@@ -17,13 +17,7 @@ from tokenenv.optimum.exact import (
     true_advantages,
 )
 from tokenenv.optimum.log_sums import log_mean_exp
-from tokenenv.optimum.mixture import (
-    Comparison,
-    MixtureSamples,
-    compare,
-    rescaled,
-    sample_mixture,
-)
+from tokenenv.optimum.mixture import Comparison, MixtureSamples, compare, rescaled, sample_mixture
 from tokenenv.optimum.plain_return import PlainReturns, plain_return, plain_returns
 from tokenenv.optimum.policies import policy_levels
 from tokenenv.optimum.prefix_tree import Levels, PrefixTree

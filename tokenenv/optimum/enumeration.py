@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from tokenenv.mdp import TokenMDP
 from tokenenv.optimum.policies import model_levels
 from tokenenv.optimum.prefix_tree import Levels, PrefixTree, count_responses
 from tokenenv.rewards import Episode
 from tokenenv.settings import EnvSettings
-from tokenenv.token_mdp import TokenMDP
 
 __all__ = ["MAX_RESPONSES", "count_mdp_responses", "enumerate_mdp", "enumerate_task"]
 

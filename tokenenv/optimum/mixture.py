@@ -18,11 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from tokenenv.log_probs import response_log_probs
+from tokenenv.models import SampledResponse, response_log_probs, sample_responses
 from tokenenv.optimum.log_sums import log_expm1, log_mean_exp
-from tokenenv.rewards import Episode
-from tokenenv.sampling import SampledResponse, sample_responses
-from tokenenv.scoring import EpisodeScorer
+from tokenenv.rewards import Episode, EpisodeScorer
 
 __all__ = [
     "Comparison",

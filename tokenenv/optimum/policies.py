@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenenv.language_model import check_context, output_logits, trunk_hidden_states
+from tokenenv.models import check_context, output_logits, trunk_hidden_states
 from tokenenv.optimum.prefix_tree import Levels, PrefixTree, normalized
 
 __all__ = ["Policy", "model_levels", "policy_levels"]

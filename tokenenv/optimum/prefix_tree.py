@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tokenenv.episodes import NO_TOKEN
-from tokenenv.language_model import LanguageModel
+from tokenenv.models import LanguageModel
 from tokenenv.settings import EnvSettings
 
 __all__ = ["Levels", "PrefixTree", "count_responses", "normalized"]

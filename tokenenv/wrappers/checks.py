@@ -20,7 +20,7 @@ from gymnasium.vector import (
 from gymnasium.wrappers import vector as vector_wrappers
 
 from tokenenv.env import token_spaces
-from tokenenv.token_mdp import TokenMDP
+from tokenenv.mdp import TokenMDP
 
 __all__ = [
     "check_k",

@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from tokenenv.token_mdp import TokenMDP
+from tokenenv.mdp import TokenMDP
 from tokenenv.wrappers.checks import check_kind, check_token_observations, mdp_of
 
 __all__ = ["HiddenStateObservation", "ObservesHiddenStates", "feature_space"]

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 
-from tokenenv.shaping import actor_half
+from tokenenv.maths import actor_half
 from tokenenv.wrappers.checks import check_kind, check_plain_rewards, layers, mdp_of
 
 __all__ = ["LogProbShaping", "check_can_shape", "checked_log_probs", "refuse_stale"]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenenv.token_mdp import TokenMDP
+from tokenenv.mdp import TokenMDP
 from tokenenv.user_code import user_code
 
 __all__ = ["MaskRules", "checked_positions", "checked_tokens", "top_p_mask"]

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 
-from tokenenv.shaping import actor_half
+from tokenenv.maths import actor_half
 from tokenenv.wrappers.action_mask import MaskSource
 from tokenenv.wrappers.checks import (
     check_k,

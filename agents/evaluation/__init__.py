@@ -1,0 +1,16 @@
+"""J on held-out prompts.
+
+* `measuring`: fresh samples, or the exact value where a task can be enumerated.
+* `held_out`: the prompts, the scorer and, where there is one, the solution.
+"""
+
+from agents.evaluation.held_out import HeldOut
+from agents.evaluation.measuring import EvaluationCallback, ResponseReport, evaluate, respond
+
+__all__ = [
+    "EvaluationCallback",
+    "HeldOut",
+    "ResponseReport",
+    "evaluate",
+    "respond",
+]

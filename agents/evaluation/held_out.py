@@ -1,0 +1,113 @@
+"""The fixed prompts that a run is judged on, and what is known of the optimum for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tokenenv.json_files import read_json_object
+from tokenenv.mdp import TokenMDP
+from tokenenv.optimum import MAX_RESPONSES, Solution, enumerate_mdp, solve
+from tokenenv.optimum.enumeration import count_mdp_responses
+from tokenenv.ranges import COUNT, check_ranges
+from tokenenv.rewards import EpisodeScorer, LearnedReward
+from tokenenv.settings import EnvSettings
+from tokenenv.tasks import load_task
+
+__all__ = ["HeldOut"]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The fixed prompts that a run is judged on.
+
+    Attributes:
+        settings: the environment's, resolved, of the `eval` split.
+        scorer: its scorer.
+        texts: X prompts.
+        prompts: the same as token ids.
+        asked_for: how many were asked for; there may be fewer.
+        max_new_tokens: T.
+        known_optimum: the card's bound on J* for just these prompts and settings, or None.
+        solution: the exact optimum, where all responses can be enumerated; None otherwise.
+    """
+
+    settings: EnvSettings
+    scorer: EpisodeScorer
+    texts: list[str]
+    prompts: list[np.ndarray]
+    asked_for: int
+    max_new_tokens: int
+    known_optimum: float | None
+    solution: Solution | None
+
+    @classmethod
+    def of(cls, environment: dict[str, Any], count: int) -> HeldOut:
+        """The first `count` prompts of the `eval` split of an environment.
+
+        Args:
+            environment: keyword arguments of `TokenEnv`.
+            count: X, at most.
+
+        Raises:
+            ValueError: the environment's arguments can't be used.
+        """
+        check_ranges({"count": count}, {"count": COUNT})
+        # What is measured depends neither on training's groups nor on who pays the KL there.
+        own = {**environment, "split": "eval", "group_size": 1, "kl_shaping": "k1"}
+        mdp = TokenMDP(EnvSettings(**own), num_envs=1)
+        texts = mdp.prompts[:count]
+        return cls(
+            mdp.settings,
+            mdp.scorer,
+            texts,
+            [mdp.encode_prompt(text) for text in texts],
+            count,
+            mdp.max_new_tokens,
+            _card_optimum(mdp.settings, len(texts)),
+            _solution(mdp, texts),
+        )
+
+
+def _card_optimum(settings: EnvSettings, prompts: int) -> float | None:
+    """The card's bound, where the settings are those that it was measured with."""
+    task = load_task(settings.task)
+    if task.card is None or not task.card.is_file():
+        return None
+    own = EnvSettings(
+        task=settings.task,
+        split=settings.split,
+        scoring=settings.scoring,
+        device=settings.device,
+        dtype=settings.dtype,
+        render_mode=settings.render_mode,
+    ).resolved(task)
+    if own != settings:
+        return None
+    card = read_json_object(task.card, "a task's card").get("optimum")
+    names = ("kl_coef", "prompts", "optimum_lower_bound")
+    found = [card.get(name) if isinstance(card, dict) else None for name in names]
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in found):
+        raise ValueError(
+            f"{str(task.card)!r}: a task's card holds an object 'optimum' with the numbers "
+            f"{', '.join(names)}; restore the file, or give the task card=None."
+        )
+    kl_coef, count, bound = map(float, found)  # type: ignore[arg-type]
+    return bound if (kl_coef, count) == (settings.kl_coef, prompts) else None
+
+
+MAX_WORK = 10**10
+"""Responses times parameters that are enumerated without being asked: seconds on one core."""
+
+
+def _solution(mdp: TokenMDP, texts: list[str]) -> Solution | None:
+    """The exact optimum for `texts` where it is small work; a user's function may be slow."""
+    count, reward = count_mdp_responses(mdp, len(texts)), mdp.scorer.reward
+    if count > MAX_RESPONSES or mdp.kl_coef == 0 or not isinstance(reward, LearnedReward):
+        return None
+    models = (mdp.language_model.model, reward.reward_model.model)
+    if count * sum(model.num_parameters() for model in models) > MAX_WORK:
+        return None
+    return solve(enumerate_mdp(mdp, texts))

@@ -1,0 +1,209 @@
+"""Judging a policy by J, on fresh samples for held-out prompts; never by SB3's `ep_rew_mean`.
+
+`ep_rew_mean` sees the environment's half of the reward only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.atomic_files import whole_folder
+from agents.evaluation.held_out import HeldOut
+from tokenenv.models import sample_responses
+from tokenenv.optimum import (
+    Comparison,
+    ExactEvaluation,
+    compare,
+    evaluate_exactly,
+    rescaled,
+    sample_mixture,
+)
+from tokenenv.rewards import Episode, EpisodeScorer
+
+__all__ = ["EvaluationCallback", "ResponseReport", "evaluate", "respond"]
+
+
+def evaluate(
+    actor: Any,
+    held_out: HeldOut,
+    responses_per_prompt: int,
+    seed: int,
+    on_progress: Callable[[int, int], None] | None = None,
+    starting_actor: Any = None,
+) -> Comparison | ExactEvaluation:
+    """J of `actor`, J of the untrained actor and J*: exactly where all responses can be enumerated.
+
+    Elsewhere by fresh samples, with a bound on J*.
+
+    Args:
+        actor: a causal LM.
+        held_out: the prompts.
+        responses_per_prompt: half the actor's, half the reference's. Where there are fewer prompts
+            than were asked for, each gets more, so that there are as many responses in all.
+        seed: of the sampling.
+        on_progress: called with (responses done, all).
+        starting_actor: the untrained actor, where it was not the reference.
+    """
+    if held_out.solution is not None:
+        return evaluate_exactly(actor, held_out.solution, starting_policy=starting_actor)
+    responses_per_prompt *= -(-held_out.asked_for // len(held_out.prompts))
+    samples = sample_mixture(
+        actor,
+        held_out.scorer,
+        held_out.prompts,
+        held_out.max_new_tokens,
+        responses_per_prompt,
+        seed,
+        on_progress,
+    )
+    kl_coef = held_out.settings.kl_coef
+    assert kl_coef is not None
+    found = compare(samples, kl_coef, held_out.known_optimum, seed=seed)
+    if starting_actor is None:
+        return found
+    before = sample_mixture(
+        starting_actor,
+        held_out.scorer,
+        held_out.prompts,
+        held_out.max_new_tokens,
+        responses_per_prompt,
+        seed,
+    )
+    # Its own bound counts too: both mixtures are proposals for the same optimum.
+    return rescaled(found, compare(before, kl_coef, seed=seed))
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseReport:
+    """One response with what is known of it.
+
+    Attributes:
+        prompt: text.
+        response: text.
+        score: R(x, y).
+        gold_reward: the true reward, or None.
+        kl: log π(y|x) − log π_ref(y|x) of this response.
+        finish_reason: `"stop"` or `"length"`.
+    """
+
+    prompt: str
+    response: str
+    score: float
+    gold_reward: float | None
+    kl: float
+    finish_reason: str
+
+
+def respond(
+    actor: Any,
+    scorer: EpisodeScorer,
+    texts: list[str],
+    prompts: list[np.ndarray],
+    max_new_tokens: int,
+    seed: int,
+    greedy: bool = False,
+) -> list[ResponseReport]:
+    """One response of `actor` to each prompt, scored."""
+    language_model = scorer.reference.language_model
+    sampled = sample_responses(
+        actor,
+        language_model.eos_token_ids,
+        prompts,
+        max_new_tokens,
+        temperature=scorer.reference.temperature,
+        greedy=greedy,
+        seed=seed,
+    )
+    episodes = [Episode(p, s.tokens, s.stopped) for p, s in zip(prompts, sampled, strict=True)]
+    scores, references = scorer.score(episodes), scorer.ref_log_probs(episodes)
+    gold = scores.gold_reward
+    return [
+        ResponseReport(
+            texts[i],
+            language_model.decode(s.tokens),
+            float(scores.score[i]),
+            None if gold is None else float(gold[i]),
+            float(s.log_probs.sum() - references[i].sum()),
+            "stop" if s.stopped else "length",
+        )
+        for i, s in enumerate(sampled)
+    ]
+
+
+class EvaluationCallback(BaseCallback):
+    """Measures J on held-out prompts every few updates, and keeps the best policy by it.
+
+    Args:
+        held_out: the prompts.
+        every: rollouts between two evaluations.
+        best: folder for the best policy.
+        responses_per_prompt: samples of the policy for each prompt.
+        seed: of the sampling, the same each time.
+        tokenizer: saved beside the policy.
+    """
+
+    def __init__(
+        self,
+        held_out: HeldOut,
+        every: int,
+        best: Path,
+        responses_per_prompt: int = 4,
+        seed: int = 0,
+        tokenizer: Any = None,
+    ) -> None:
+        super().__init__()
+        self.held_out, self.every, self.best = held_out, every, best
+        self.responses_per_prompt, self.seed, self.tokenizer = responses_per_prompt, seed, tokenizer
+        self.best_objective = -math.inf
+        self._rollouts = 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        """The policy that has just sampled a rollout is the one that is measured."""
+        self._rollouts += 1
+        if self._rollouts % self.every:
+            return
+        found = self._measure()
+        for name, value in found.items():
+            self.logger.record(f"eval/{name}", value)
+        objective = found["objective"]
+        if objective > self.best_objective:
+            self.best_objective = objective
+            policy: Any = self.model.policy
+            with whole_folder(self.best) as folder:
+                policy.save_pretrained(folder, self.tokenizer)
+
+    def _measure(self) -> dict[str, float]:
+        """J and its parts, at the β that the run is judged by whatever a controller does to it."""
+        held_out, n = self.held_out, self.responses_per_prompt
+        actor: Any = self.model.policy.actor
+        if held_out.solution is not None:
+            exact = evaluate_exactly(actor, held_out.solution)
+            names = ("objective", "objective_fraction", "score", "kl", "gold_reward")
+            known = {name: getattr(exact, name) for name in names}
+            return {name: value for name, value in known.items() if value is not None}
+        reports = respond(
+            actor,
+            held_out.scorer,
+            [text for text in held_out.texts for _ in range(n)],
+            [prompt for prompt in held_out.prompts for _ in range(n)],
+            held_out.max_new_tokens,
+            self.seed,
+        )
+        score, kl = (
+            float(np.mean([getattr(r, name) for r in reports])) for name in ("score", "kl")
+        )
+        kl_coef = held_out.settings.kl_coef
+        assert kl_coef is not None
+        found = {"objective": score - kl_coef * kl, "score": score, "kl": kl}
+        gold = [r.gold_reward for r in reports if r.gold_reward is not None]
+        return {**found, "gold_reward": float(np.mean(gold))} if gold else found

@@ -1,0 +1,18 @@
+"""The language model as a Stable-Baselines3 policy.
+
+* `policy`: `LMActorCriticPolicy`, SB3's interface.
+* `critic`: a critic with a trunk of its own; `value_head`: the linear layer of either kind.
+* `token_scores`: log-probabilities and entropies with gradient, chunk by chunk.
+* `checks`: observation and action spaces; `files`: `save_pretrained` and `from_pretrained`.
+* `fast_paths`: the optimiser's and the host's faster ways.
+"""
+
+from agents.policy.policy import VALUE_HEADS, LMActorCriticPolicy
+from agents.policy.value_head import ValueHead, return_spread
+
+__all__ = [
+    "VALUE_HEADS",
+    "LMActorCriticPolicy",
+    "ValueHead",
+    "return_spread",
+]

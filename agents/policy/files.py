@@ -1,0 +1,172 @@
+"""The folder of a trained policy: the actor as `transformers` writes it, the critic beside it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from transformers import AutoConfig
+
+from agents.atomic_files import write_json
+from agents.settings import settings_from_json
+from tokenenv.episodes import NO_TOKEN
+from tokenenv.json_files import read_json_object
+from tokenenv.models import check_config, load_tokenizer, quiet_loading
+
+__all__ = ["json_config", "load_policy", "save_policy"]
+
+_POLICY_FILE = "policy.json"
+_CRITIC_FILE = "critic.pt"
+_ACTOR_PREFIX = "actor."
+
+
+def save_policy(policy: Any, folder: Path, tokenizer: Any) -> None:
+    """See `LMActorCriticPolicy.save_pretrained`."""
+    if tokenizer is None:
+        tokenizer = load_tokenizer(policy.actor_source, "actor")
+    with quiet_loading():
+        policy.actor.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    weights = policy.state_dict()
+    critic = {name: w for name, w in weights.items() if not name.startswith(_ACTOR_PREFIX)}
+    torch.save(critic, folder / _CRITIC_FILE)
+    kwargs = policy.rebuild_kwargs()
+    kwargs["width"] = int(policy.observation_space.shape[0])
+    kwargs["vocabulary_size"] = int(policy.action_space.n)
+    write_json(folder / _POLICY_FILE, kwargs)
+
+
+def load_policy(policy_class: type[Any], folder: Path) -> Any:
+    """See `LMActorCriticPolicy.from_pretrained`."""
+    if not os.path.isfile(folder / _POLICY_FILE):
+        raise ValueError(
+            f"{str(folder)!r} holds no policy, {_POLICY_FILE} is missing: give a folder that "
+            "save_pretrained wrote."
+        )
+    arguments = _read_arguments(folder)
+    try:
+        policy = policy_class(**arguments)
+    except ValueError as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(f"{str(folder / _POLICY_FILE)!r} describes no policy: {error}") from error
+    _load_critic(policy, folder / _CRITIC_FILE)
+    return policy
+
+
+def _read_arguments(folder: Path) -> dict[str, Any]:
+    """The arguments that build the policy; ValueError where its file is broken."""
+    file = folder / _POLICY_FILE
+    try:
+        found = read_json_object(file, "the description of a policy")
+        _check_description(found)
+        _check_same_config(found["config"], folder)
+    except ValueError as error:
+        raise ValueError(
+            f"{str(file)!r} is broken ({str(error).rstrip('.')}): save the policy again, or "
+            "restore the file."
+        ) from error
+    width, vocabulary_size = found.pop("width"), found.pop("vocabulary_size")
+    return {
+        "observation_space": spaces.Box(NO_TOKEN, vocabulary_size - 1, (width,), np.int64),
+        "action_space": spaces.Discrete(vocabulary_size),
+        "lr_schedule": lambda _: 0.0,
+        **{**found, "actor": str(folder), "config": None},
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Description:
+    """What `policy.json` holds beside the configs: nothing of it is filled in."""
+
+    actor: str
+    value_head: Literal["shared", "separate"]
+    critic: str
+    temperature: float
+    dtype: str
+    width: int
+    vocabulary_size: int
+    attention: str | None
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no space has."""
+        if self.width < 1 or self.vocabulary_size < 1:
+            raise ValueError("width and vocabulary_size must be at least 1")
+
+
+def _check_description(found: dict[str, Any]) -> None:
+    """Raise ValueError where a setting of the policy is missing, unknown or of another type."""
+    needed = ["config", *(["critic_config"] if found.get("value_head") == "separate" else [])]
+    plain = {name: value for name, value in found.items() if name not in needed}
+    settings_from_json(_Description, {"attention": None, **plain})
+    for name in needed:
+        if not isinstance(found.get(name), dict):
+            raise ValueError(f"{name!r} must be an object, a transformers config")
+
+
+_NOT_OF_THE_MODEL = {
+    *("transformers_version", "_name_or_path", "architectures", "dtype"),
+    "eos_token_id",  # `json_config` takes it from the generation config
+}
+
+
+def _check_same_config(recorded: dict[str, Any], folder: Path) -> None:
+    """Raise ValueError where `config.json` is not of the model that was saved.
+
+    Most of its numbers (of heads, of the rotary embedding) fit the weights with any value.
+    """
+    now = read_json_object(folder / "config.json", "a model's config")
+    for config in (recorded, now):
+        check_config(config, "policy", str(folder))
+    try:
+        was, found = (AutoConfig.for_model(**copy.deepcopy(c)).to_dict() for c in (recorded, now))
+    except Exception as error:  # of many kinds: whatever the config class makes of it
+        raise ValueError(f"no transformers config: {type(error).__name__}: {error}") from error
+    for name in (was.keys() & found.keys()) - _NOT_OF_THE_MODEL:
+        if json.dumps(was[name], default=str) != json.dumps(found[name], default=str):
+            raise ValueError(
+                f"config.json beside it says {name}={found[name]!r:.60}, the model that was saved "
+                f"had {was[name]!r:.60}"
+            )
+
+
+def _load_critic(policy: Any, file: Path) -> None:
+    """Load everything but the actor; ValueError where the file is missing or not this policy's."""
+    if not file.is_file():
+        raise ValueError(
+            f"{str(file)!r} is missing, which holds the policy's critic: save the policy again, or "
+            "restore the file."
+        )
+    try:
+        critic = torch.load(file, map_location="cpu", weights_only=True)
+        missing, unexpected = policy.load_state_dict(critic, strict=False)
+    except (EOFError, LookupError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{str(file)!r} does not hold this policy's critic ({type(error).__name__}): save the "
+            "policy again, or restore the file."
+        ) from error
+    wrong = [*unexpected, *(name for name in missing if not name.startswith(_ACTOR_PREFIX))]
+    if wrong:
+        raise ValueError(
+            f"{str(file)!r} does not hold this policy's critic (it differs in {wrong[0]!r}): save "
+            "the policy again, or restore the file."
+        )
+
+
+def json_config(model: Any) -> dict[str, Any]:
+    """A model's transformers config as JSON holds it."""
+    config = copy.deepcopy(model.config.to_dict())
+    config.pop("dtype", None)
+    # Where it lists more ends than the config, a model built from the config must know them, too.
+    eos_token_id = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    if eos_token_id is not None:
+        config["eos_token_id"] = eos_token_id
+    return json.loads(json.dumps(config))

@@ -1,0 +1,201 @@
+"""Log-probabilities and entropies straight from hidden states: logits live a chunk at a time.
+
+By autograd, the (n, V) logits, their softmax and the gradients of both would be held whole, several
+times over. Here one function does the output layer, the softmax and the gather together, chunk by
+chunk, and its backward pass needs one (n, V) tensor where that is small, and none where it is not:
+then the logits of a chunk are computed again. The gradients are exact either way:
+
+    ∂ log p_a / ∂z = 1_a − p          ∂H / ∂z = −p · (log p + H)
+
+Axes: `n` states, `h` hidden size, `V` the vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from tokenenv.models import GPU_FACTOR, tempered_logits
+
+__all__ = ["CHUNK_LOGITS", "KEPT_LOGITS", "score_tokens", "scores_of_logits"]
+
+CHUNK_LOGITS = 2**22
+"""Logits of one chunk: 16 MiB of float32; on a GPU `GPU_FACTOR` times as many."""
+
+KEPT_LOGITS = 2**24
+"""At most so many log-probabilities (64 MiB) are kept for the backward pass, else none; on a GPU
+`GPU_FACTOR` times as many."""
+
+_MULTIPLIES_INTO_FLOAT32 = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+"""Whether `torch.mm` takes `out_dtype`, which it does on GPUs alone."""
+
+
+def score_tokens(
+    model: Any,
+    hidden: torch.Tensor,
+    actions: torch.Tensor,
+    temperature: float,
+    entropy_needs_gradient: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities of `actions` and entropies at hidden states, with gradient.
+
+    Under autocast the backward pass multiplies matrices in autocast's precision; logits and softmax
+    are float32 at least.
+
+    Args:
+        model: the causal LM whose output layer is applied.
+        hidden: (n, h) last hidden states of its trunk.
+        actions: (n,) int64.
+        temperature: divides the logits.
+        entropy_needs_gradient: whether the entropies carry gradient.
+
+    Returns:
+        (n,) log-probabilities, (n,) entropies in nats.
+    """
+    layer = model.get_output_embeddings()
+    if type(layer) is not nn.Linear or getattr(model.config, "final_logit_softcapping", None):
+        logits = tempered_logits(model, hidden, temperature)
+        return scores_of_logits(logits, actions, entropy_needs_gradient)
+    factor = GPU_FACTOR if hidden.is_cuda else 1
+    small = len(hidden) * len(layer.weight) <= KEPT_LOGITS * factor
+    keeps = small and torch.is_grad_enabled()  # off inside of the function, always
+    return _TokenScores.apply(
+        hidden, layer.weight, layer.bias, actions, temperature, entropy_needs_gradient, keeps
+    )
+
+
+def scores_of_logits(
+    logits: torch.Tensor, actions: torch.Tensor, entropy_needs_gradient: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `score_tokens`, from (n, V) logits that were divided by the temperature, by autograd."""
+    log_normalizer = torch.logsumexp(logits, dim=-1)
+    log_probs = logits.gather(-1, actions[:, None]).squeeze(-1) - log_normalizer
+    with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_needs_gradient):
+        probabilities = torch.exp(logits - log_normalizer[:, None])
+        entropies = log_normalizer - (probabilities * logits).sum(dim=-1)
+    return log_probs, entropies
+
+
+class _TokenScores(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        actions: torch.Tensor,
+        temperature: float,
+        entropy_needs_gradient: bool,
+        keeps: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        device = hidden.device.type
+        ctx.narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        ctx.temperature, ctx.entropy_needs_gradient = temperature, entropy_needs_gradient
+        chunk = CHUNK_LOGITS * (GPU_FACTOR if hidden.is_cuda else 1)
+        ctx.rows = max(1, chunk // len(weight))
+        log_probs, entropies, kept = [], [], []
+        with torch.autocast(device, enabled=False):
+            layer = _Layer(weight, bias, temperature, ctx.narrow)
+            for states, chosen in zip(hidden.split(ctx.rows), actions.split(ctx.rows), strict=True):
+                table = layer.log_softmax(states)
+                log_probs.append(table.gather(-1, chosen[:, None]).squeeze(-1))
+                entropies.append(-(table.exp() * table).sum(dim=-1))
+                if keeps:
+                    kept.append(table)
+        entropy = torch.cat(entropies)
+        if not entropy_needs_gradient:
+            ctx.mark_non_differentiable(entropy)
+        ctx.save_for_backward(hidden, weight, bias, actions, entropy, *kept)
+        return torch.cat(log_probs), entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight, bias, actions, entropy, *kept = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        wide = torch.promote_types(weight.dtype, torch.float32)  # sums over chunks
+        narrow = ctx.narrow or weight.dtype
+        narrow_weight = weight.to(narrow)
+        to_hidden = torch.empty_like(hidden) if needs_hidden else None
+        to_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
+        to_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs_bias else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            layer = None if kept else _Layer(weight, bias, ctx.temperature, ctx.narrow)
+            for index, start in enumerate(range(0, len(hidden), ctx.rows)):
+                part = slice(start, start + ctx.rows)
+                table = kept[index] if layer is None else layer.log_softmax(hidden[part])
+                of_entropy = gradients[1][part] if ctx.entropy_needs_gradient else None
+                to_logits = _to_logits(
+                    table, actions[part], entropy[part], gradients[0][part], of_entropy
+                ).div_(ctx.temperature)
+                if to_bias is not None:
+                    to_bias += to_logits.sum(dim=0)
+                to_logits = to_logits.to(narrow)
+                if to_hidden is not None:
+                    to_hidden[part] = to_logits @ narrow_weight
+                if to_weight is not None:
+                    to_weight += to_logits.T @ hidden[part].to(narrow)
+        return (
+            to_hidden,
+            None if to_weight is None else to_weight.to(weight.dtype),
+            None if bias is None or to_bias is None else to_bias.to(bias.dtype),
+            *(None,) * 4,
+        )
+
+
+class _Layer:
+    """The output layer with log-softmax, its weight converted once for all chunks.
+
+    Args:
+        weight: (V, h).
+        bias: (V,) or None.
+        temperature: divides the logits.
+        narrow: autocast's dtype, or None. GPUs then multiply in it and add up in float32; CPUs
+            multiply in the weights' own.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        temperature: float,
+        narrow: torch.dtype | None,
+    ) -> None:
+        is_narrow = narrow is not None and weight.is_cuda and weight.dtype == torch.float32
+        self.weight = weight.to(narrow) if is_narrow else weight
+        self.adds_up_wide = is_narrow and _MULTIPLIES_INTO_FLOAT32
+        self.bias, self.temperature = bias, temperature
+
+    def log_softmax(self, states: torch.Tensor) -> torch.Tensor:
+        """(m, V) log-probabilities, float32 at least, at (m, h) hidden states."""
+        states, transposed = states.to(self.weight.dtype), self.weight.T
+        if self.adds_up_wide:
+            logits = torch.mm(states, transposed, out_dtype=torch.float32)
+        else:
+            logits = states @ transposed
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if self.bias is not None:
+            logits = logits + self.bias
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        return torch.log_softmax(logits, dim=-1)
+
+
+def _to_logits(
+    table: torch.Tensor,
+    actions: torch.Tensor,
+    entropy: torch.Tensor,
+    of_log_probs: torch.Tensor,
+    of_entropy: torch.Tensor | None,
+) -> torch.Tensor:
+    """(m, V) gradient of the tempered logits, from (m, V) log-probabilities and (m,) gradients."""
+    probabilities = table.exp()
+    if of_entropy is None:
+        found = probabilities.mul_(-of_log_probs[:, None])
+    else:
+        pull = (table + entropy[:, None]).mul_(of_entropy[:, None]).add_(of_log_probs[:, None])
+        found = probabilities.mul_(pull.neg_())
+    return found.scatter_add_(-1, actions[:, None], of_log_probs[:, None])

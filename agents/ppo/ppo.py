@@ -1,0 +1,516 @@
+"""`TokenPPO`: SB3's PPO with the defaults and the batch handling that RLHF needs.
+
+The update is that of Schulman et al. 2017, https://arxiv.org/abs/1707.06347, as SB3 computes it;
+with whitening, normalised returns, micro-batches, the KL loss and the critic's warm-up off it gives
+the same weights as stock PPO.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import numbers
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    RolloutBufferSamples,
+    Schedule,
+)
+from stable_baselines3.common.utils import LinearSchedule, update_learning_rate
+
+from agents.policy import LMActorCriticPolicy, ValueHead, return_spread
+from agents.ppo.critic_warmup import only_the_critic_learns
+from agents.ppo.losses import LOGGED_NAMES, explained_variance, whiten, whitening_divisor
+from agents.ppo.minibatch_update import (
+    LossSettings,
+    NonFiniteStep,
+    accumulate_gradients,
+    clip_gradients,
+    why_not_finite,
+)
+from agents.ppo.precision import (
+    check_update_precision,
+    measured_precision,
+    settle_old_log_probs,
+    update_log_probs,
+)
+from agents.rollout import (
+    EpisodeRolloutBuffer,
+    RLHFCallback,
+    advantage_magnitude,
+    check_plain_environment,
+    find_env_settings,
+    has_rlhf_callback,
+    refuse_non_finite_rollout,
+)
+from agents.settings import (
+    DEFAULT_DUAL_RATE,
+    DEFAULT_HORIZON,
+    DEFAULT_LAMBDA,
+    KLPenalty,
+    check_agent,
+    kl_controller,
+    normalizes_returns,
+    value_loss_weight,
+)
+from tokenenv.maths import KLController
+from tokenenv.models import PackedSequences
+
+__all__ = ["TokenPPO"]
+
+logger = logging.getLogger(__name__)
+
+FAR = 20
+"""Clip ranges of the value in a deviation of the returns, from where on it is said."""
+
+
+class TokenPPO(PPO):
+    """PPO on whole sequences, with RLHF's defaults; `RLHFCallback` comes with it.
+
+    `TokenPPO.load` reads SB3's archive and unpickles parts of it, which can run any code: load only
+    archives that you trust. To pass a model on, use `policy.save_pretrained`: nothing in its folder
+    is unpickled.
+
+    Args:
+        policy: `LMActorCriticPolicy`, or any SB3 policy for other environments.
+        env: from `agents.make_vec_env`, or any SB3 environment over the token MDP; with an SB3
+            policy and `rollout_buffer_class=RolloutBuffer` any environment at all.
+        learning_rate: a number is the rate of the first update and decays linearly, so that it
+            would be 0 in the update after the last, wherever it is set (here, in `load`, or as the
+            attribute before `_setup_lr_schedule()`); a schedule is taken as it is. No schedule is
+            asked for progress below 0, which SB3 reaches where the last rollout overshoots.
+        n_steps: steps per environment and rollout.
+        batch_size: tokens per minibatch, about: sequences are kept whole.
+        n_epochs: passes over a rollout.
+        gamma: γ; 1: a token late in the response is worth as much as an early one.
+        gae_lambda: λ of the estimator `"gae"`; the others have none to choose.
+        clip_range: of the ratio.
+        clip_range_vf: of the value's change, in deviations of the returns where they are
+            normalised; None for none.
+        normalize_returns: let the critic learn returns divided by their running deviation, which
+            is kept with the policy; V is in units of the reward everywhere else. None: wherever
+            `LMActorCriticPolicy` has a critic that learns; SB3's own policies have no place for it.
+        normalize_advantage: per minibatch, as SB3 does it; but where a minibatch's differ by
+            rounding only, they are 0.
+        whiten_advantages: once over the whole rollout, instead.
+        ent_coef: weight of the entropy bonus, beside advantages of the scale that they have then.
+        vf_coef: weight of the value loss; None for 0.1, or 0 where the buffer's
+            `advantage_estimator` asks no critic.
+        max_grad_norm: gradients are clipped to this norm.
+        target_kl: stop the epochs of an update where the approximate KL exceeds 1.5 times this.
+        micro_batch_tokens: tokens, padding included, per forward and backward; the gradients of a
+            minibatch add up over its micro-batches, so this changes memory and not the result.
+        precision: of the update's forward and backward passes: `"float32"`, `"bfloat16"` (autocast;
+            weights, logits, softmax and values stay float32), or `"auto"`: the faster of the two,
+            measured at the start of the first training, which may differ between machines.
+            Sampling stays in float32, and ratios divide by the sampling policy's log-probabilities
+            as the update computes them.
+        kl_estimator: of the KL penalty: `"k1"` (paid in two halves, the environment's and ours),
+            `"k2"`, `"k3"` or `"full"` (ours alone: the environment needs `kl_shaping="none"`).
+        use_kl_loss: add β times the estimator's mean over the tokens to the loss, instead of
+            subtracting it from the rewards; β is the environment's in that rollout. Where
+            advantages are divided by their standard deviation, over the rollout or per minibatch,
+            so is β here: whitening changes nothing of the trade-off between score and KL. (The
+            estimator `"group"` divides by the deviation in every group, and β is relative to that.)
+            Not for k1.
+        kl_controller: what moves β between rollouts: `"fixed"` (nothing), `"adaptive"`
+            (proportional, Ziegler et al. 2019) or `"dual"` (gradient ascent on the multiplier, in
+            log β). Both start from a positive β.
+        kl_target: KL per response, in nats, that the controller steers to.
+        kl_horizon: of the adaptive controller: episodes in which β changes by a fifth at the most.
+        kl_dual_rate: of the dual controller: step in log β at a KL of twice the target.
+        critic_warmup: updates at the start of the model's life in which only the critic learns.
+        rollout_buffer_class: `EpisodeRolloutBuffer` unless given.
+        rollout_buffer_kwargs: of the buffer.
+        tensorboard_log: folder, or None.
+        policy_kwargs: of the policy; its actor is a copy of the environment's reference unless
+            one is given.
+        verbose: SB3's.
+        seed: of everything.
+        device: a torch device or "auto".
+        stats_window_size: SB3's.
+        _init_setup_model: SB3's.
+
+    Attributes:
+        num_updates: updates in the model's life; each is `n_epochs` passes over a rollout.
+        update_precision: `"float32"` or `"bfloat16"`: what `precision` came to; a loaded model
+            measures `"auto"` again.
+
+    Raises:
+        ValueError: a setting can't be used, alone or with the others.
+        NonFiniteStep: in `learn`, where the loss of a minibatch or its gradient is not finite; no
+            step is taken then. (A `ValueError`.)
+    """
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-4,
+        n_steps: int = 64,
+        batch_size: int = 1024,
+        n_epochs: int = 4,
+        gamma: float = 1.0,
+        gae_lambda: float = DEFAULT_LAMBDA,
+        clip_range: float | Schedule = 0.2,
+        clip_range_vf: float | Schedule | None = 0.2,
+        normalize_returns: bool | None = None,
+        normalize_advantage: bool = False,
+        whiten_advantages: bool = True,
+        ent_coef: float = 0.0,
+        vf_coef: float | None = None,
+        max_grad_norm: float = 1.0,
+        target_kl: float | None = None,
+        micro_batch_tokens: int | None = None,
+        precision: str = "float32",
+        kl_estimator: str = "k1",
+        use_kl_loss: bool = False,
+        kl_controller: str = "fixed",
+        kl_target: float | None = None,
+        kl_horizon: float = DEFAULT_HORIZON,
+        kl_dual_rate: float = DEFAULT_DUAL_RATE,
+        critic_warmup: int = 0,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: torch.device | str = "auto",
+        stats_window_size: int = 100,
+        _init_setup_model: bool = True,
+    ) -> None:
+        given = locals()  # first of all, so that it holds the arguments
+        check_agent(given)
+        self.normalize_returns = normalize_returns
+        self.whiten_advantages = whiten_advantages
+        self.micro_batch_tokens = micro_batch_tokens
+        self.precision = precision
+        self.kl_estimator, self.use_kl_loss = kl_estimator, use_kl_loss
+        self.kl_controller, self.kl_target = kl_controller, kl_target
+        self.kl_horizon, self.kl_dual_rate = kl_horizon, kl_dual_rate
+        self.critic_warmup, self.num_updates = critic_warmup, 0
+        self.has_met_rounding = False
+        with warnings.catch_warnings():
+            # It counts steps that do not divide into minibatches; sequences never do, exactly.
+            warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
+            super().__init__(
+                policy,
+                env,
+                learning_rate=learning_rate,
+                n_steps=n_steps,
+                batch_size=batch_size,
+                n_epochs=n_epochs,
+                gamma=gamma,
+                gae_lambda=gae_lambda,
+                clip_range=clip_range,
+                clip_range_vf=clip_range_vf,
+                normalize_advantage=normalize_advantage,
+                ent_coef=ent_coef,
+                vf_coef=value_loss_weight(
+                    vf_coef, (rollout_buffer_kwargs or {}).get("advantage_estimator", "gae")
+                ),
+                max_grad_norm=max_grad_norm,
+                target_kl=target_kl,
+                rollout_buffer_class=rollout_buffer_class or EpisodeRolloutBuffer,
+                rollout_buffer_kwargs=rollout_buffer_kwargs,
+                stats_window_size=stats_window_size,
+                tensorboard_log=tensorboard_log,
+                policy_kwargs=policy_kwargs,
+                verbose=verbose,
+                seed=seed,
+                device=device,
+                _init_setup_model=_init_setup_model,
+            )
+
+    def _setup_model(self) -> None:
+        """Check the settings and build the policy: of the constructor, and of a loaded model."""
+        check_agent(vars(self))
+        if self.critic_warmup and not issubclass(self.policy_class, LMActorCriticPolicy):
+            raise ValueError(
+                f"critic_warmup={self.critic_warmup} holds the actor's weights, and of "
+                f"{self.policy_class.__name__} it is not known which they are: use "
+                "LMActorCriticPolicy, or critic_warmup=0."
+            )
+        if self.normalize_returns and not issubclass(self.policy_class, LMActorCriticPolicy):
+            raise ValueError(
+                f"normalize_returns=True keeps the deviation of returns in the critic's head, and "
+                f"that of {self.policy_class.__name__} has no place for it: use "
+                "LMActorCriticPolicy, or leave normalize_returns out."
+            )
+        settings = find_env_settings(self.env)
+        if self.is_without_tokens:
+            check_plain_environment(vars(self))
+        if settings is not None and issubclass(self.policy_class, LMActorCriticPolicy):
+            self.policy_kwargs = {"actor": settings.reference, **self.policy_kwargs}
+        super()._setup_model()
+        # Here and not in the constructor: a loaded model may be told another precision.
+        self.update_precision = "float32" if self.precision == "auto" else self.precision
+        self.has_measured_precision = False
+        check_update_precision(self)
+        if isinstance(self.policy, LMActorCriticPolicy):
+            # So that a model which was never trained loads without its first checkpoint, too.
+            self.policy_kwargs = {**self.policy_kwargs, **self.policy.rebuild_kwargs()}
+
+    @property
+    def is_without_tokens(self) -> bool:
+        """Whether this is plain PPO: no language model, and an environment that is no token MDP."""
+        is_plain = not issubclass(self.policy_class, LMActorCriticPolicy)
+        return is_plain and self.env is not None and find_env_settings(self.env) is None
+
+    @property
+    def kl_penalty(self) -> KLPenalty:
+        """The estimator of the KL penalty, and where it is paid."""
+        return KLPenalty(self.kl_estimator, self.use_kl_loss)
+
+    @property
+    def kl_control(self) -> KLController:
+        """What moves β between rollouts."""
+        return kl_controller(self.kl_controller, self.kl_target, self.kl_horizon, self.kl_dual_rate)
+
+    @property
+    def _normalized_head(self) -> ValueHead | None:
+        """The critic's head where it learns returns divided by their running deviation."""
+        policy: Any = self.policy
+        if not isinstance(policy, LMActorCriticPolicy):
+            return None
+        is_on = normalizes_returns(self.normalize_returns, self.vf_coef)
+        return policy.critic_head if is_on else None
+
+    def update_log_probs(
+        self,
+    ) -> Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None:
+        """What computes log π of actions as the update will; None where that is as in sampling."""
+        return update_log_probs(self)
+
+    @property
+    def is_warming_up(self) -> bool:
+        """Whether the next update teaches the critic alone."""
+        return self.num_updates < self.critic_warmup
+
+    @property
+    def actor_has_rested(self) -> bool:
+        """Whether the last rollout came from an actor that a warm-up has held since the start."""
+        return bool(self.critic_warmup) and self.num_updates <= self.critic_warmup
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        """Put `RLHFCallback` in front, unless there is one: others need complete rewards.
+
+        Without a token MDP there is no KL to complete.
+        """
+        given = callback if isinstance(callback, list) else [callback] if callback else []
+        if not (self.is_without_tokens or has_rlhf_callback(given)):
+            given = [RLHFCallback(), *given]
+        ready = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in given]
+        return super()._init_callback(ready, progress_bar)
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+        """SB3's, whose policy reads the observations where they are: on the host."""
+        if not isinstance(self.policy, LMActorCriticPolicy):
+            return super().collect_rollouts(*args, **kwargs)
+        with self.policy.reading(lambda: np.asarray(self._last_obs)):
+            return super().collect_rollouts(*args, **kwargs)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        found = super()._setup_learn(*args, **kwargs)
+        if self.precision == "auto" and not self.has_measured_precision:
+            self.update_precision = measured_precision(self)
+            self.has_measured_precision = True
+        return found
+
+    # The update ----------------------------------------------------------------------------------
+
+    def _setup_lr_schedule(self) -> None:
+        """A number decays linearly to 0; a schedule is taken as it is."""
+        if isinstance(self.learning_rate, numbers.Real):
+            self.lr_schedule = LinearSchedule(float(self.learning_rate), 0.0, 1.0)
+        else:
+            super()._setup_lr_schedule()
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """SB3's, but never below 0: a user's schedule may be anything there, negative rates too."""
+        super()._update_current_progress_remaining(
+            min(num_timesteps, total_timesteps), total_timesteps
+        )
+
+    def _update_learning_rate(
+        self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
+    ) -> None:
+        """SB3's, but a decay of our own counts from the rollout's start: the last update learns.
+
+        SB3 reads a schedule at the rollout's end, where a linear decay has reached 0 in the last
+        (or only) update of a run.
+        """
+        if not isinstance(self.learning_rate, numbers.Real):
+            super()._update_learning_rate(optimizers)
+            return
+        before = max(0, self.num_timesteps - self.n_steps * self.n_envs)
+        learning_rate = self.lr_schedule(1.0 - before / self._total_timesteps)
+        self.logger.record("train/learning_rate", learning_rate)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            update_learning_rate(optimizer, learning_rate)
+
+    def train(self) -> None:
+        """Update the policy: `n_epochs` passes over the rollout, in minibatches of sequences.
+
+        A rollout that completed no group of responses to compare leaves everything as it is.
+        """
+        buffer = self.rollout_buffer
+        if isinstance(buffer, EpisodeRolloutBuffer) and not buffer.num_tokens:
+            return
+        refuse_non_finite_rollout(buffer)
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        magnitude = advantage_magnitude(buffer, self._rollout_kl_coef())
+        divisor = 1.0
+        if self.whiten_advantages:
+            divisor = whitening_divisor(buffer.advantages, magnitude)
+            whitened = whiten(buffer.advantages, magnitude)
+            self._note_rounding(buffer.advantages, whitened, magnitude)
+            buffer.advantages = whitened
+        self._follow_returns()
+        with contextlib.ExitStack() as stack:
+            if self.is_warming_up:
+                stack.enter_context(only_the_critic_learns(self.policy.actor))
+            means = self._run_epochs(divisor, magnitude)
+        self.num_updates += 1
+        self._log_update(means)
+
+    def _note_rounding(
+        self, advantages: np.ndarray, whitened: np.ndarray, magnitude: float
+    ) -> None:
+        """Log whether advantages count as rounding, and say so the first time."""
+        is_rounding = bool(np.ptp(advantages) > 0 and not whitened.any())
+        self.logger.record("train/advantages_are_rounding", float(is_rounding))
+        if is_rounding and not self.has_met_rounding:
+            logger.warning(
+                "all advantages of this rollout lie within %.2g of each other, no more than the "
+                "rounding of the rewards and values that they come from (of size %.2g): the actor "
+                "learns nothing from it. Does the reward vary? If so, subtract its mean.",
+                np.ptp(advantages),
+                magnitude,
+            )
+            self.has_met_rounding = True
+
+    def _rollout_kl_coef(self) -> float:
+        """β of the last rollout; 0 where there is no KL."""
+        if isinstance(self.rollout_buffer, EpisodeRolloutBuffer):
+            return self.rollout_buffer.kl_coef
+        if self.is_without_tokens or self.env is None:
+            return 0.0
+        return float(self.env.get_attr("kl_coef")[0])
+
+    def _follow_returns(self) -> None:
+        """Let the critic's head follow the returns' deviation, or say that a clip stops it."""
+        returns = self.rollout_buffer.returns.ravel()
+        head = self._normalized_head
+        if head is not None:
+            head.follow(returns)
+            self.logger.record("train/return_deviation", float(head.deviation))
+            return
+        clip_range_vf = self._clip_range_vf()
+        if self.vf_coef and clip_range_vf and return_spread(returns) > FAR * clip_range_vf:
+            warnings.warn(
+                f"clip_range_vf={clip_range_vf:g} lets a value move by so much in an update, and "
+                f"returns deviate by {return_spread(returns):.3g}: the critic may hardly learn. "
+                "Use clip_range_vf=None, or normalize_returns=True with LMActorCriticPolicy.",
+                stacklevel=2,
+            )
+
+    def _clip_range_vf(self) -> float | None:
+        """The clip range of the value's change that holds now."""
+        clip_range_vf = self.clip_range_vf
+        if callable(clip_range_vf):
+            return clip_range_vf(self._current_progress_remaining)
+        return clip_range_vf
+
+    def _run_epochs(self, divisor: float, magnitude: float) -> list[dict[str, float]]:
+        """Step through all minibatches; returns the losses of each.
+
+        Args:
+            divisor: what the advantages of the rollout were divided by.
+            magnitude: of what they were computed from.
+        """
+        means: list[dict[str, float]] = []
+        first_pass_sets_old = settle_old_log_probs(self)
+        for epoch in range(self.n_epochs):
+            sets_old = epoch == 0 and first_pass_sets_old
+            for batch in self.rollout_buffer.get(self.batch_size):
+                parts = self._accumulate_gradients(batch, divisor, magnitude, sets_old)
+                losses = clip_gradients(self.policy, parts, self.max_grad_norm)
+                if self.target_kl is not None and losses["approx_kl"] > 1.5 * self.target_kl:
+                    means.append(losses)
+                    break
+                if reason := why_not_finite(losses):
+                    self.policy.optimizer.zero_grad()
+                    raise NonFiniteStep(
+                        f"update {self.num_updates + 1}, epoch {epoch + 1}, step {len(means) + 1}: "
+                        f"{reason}. The step was not taken: weights and optimiser are as the one "
+                        "before it left them. Lower the learning rate, or look in the metrics of "
+                        "the updates before this one for what grew."
+                    )
+                means.append(losses)
+                self.policy.optimizer.step()
+            else:
+                self._n_updates += 1
+                continue
+            self._n_updates += 1
+            break
+        return means
+
+    def _accumulate_gradients(
+        self,
+        batch: RolloutBufferSamples,
+        divisor: float = 1.0,
+        magnitude: float = 0.0,
+        sets_old: bool = False,
+    ) -> dict[str, torch.Tensor]:
+        """Leave the gradient of a minibatch's loss in the parameters; returns its parts."""
+        self.policy.optimizer.zero_grad()
+        progress, buffer = self._current_progress_remaining, self.rollout_buffer
+        head = self._normalized_head
+        settings = LossSettings(
+            self.clip_range(progress),  # type: ignore[operator]
+            self._clip_range_vf(),
+            self.ent_coef,
+            self.vf_coef,
+            self.normalize_advantage,
+            divisor,
+            magnitude,
+            1.0 if head is None else head.deviation,
+            micro_batch_tokens=self.micro_batch_tokens,
+            precision=self.update_precision,
+        )
+        if self.use_kl_loss:
+            assert isinstance(buffer, EpisodeRolloutBuffer) and buffer.binding is not None
+            settings = dataclasses.replace(
+                settings,
+                penalty=self.kl_penalty,
+                kl_coef=buffer.kl_coef,
+                reference=buffer.binding.reference,
+            )
+        losses, old_log_probs = accumulate_gradients(self.policy, batch, settings, sets_old)
+        if sets_old:
+            assert isinstance(buffer, EpisodeRolloutBuffer)
+            buffer.old_log_probs = old_log_probs.cpu().numpy()
+        return losses
+
+    def _log_update(self, means: list[dict[str, float]]) -> None:
+        for name in means[0]:
+            mean = float(np.mean([m[name] for m in means]))
+            self.logger.record(f"train/{LOGGED_NAMES.get(name, name)}", mean)
+        buffer = self.rollout_buffer
+        explained = explained_variance(buffer.values.ravel(), buffer.returns.ravel())
+        self.logger.record("train/explained_variance", explained)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")

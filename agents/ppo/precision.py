@@ -1,0 +1,237 @@
+"""The precision in which an update computes: float32, or bfloat16 where that is faster.
+
+Weights, gradients of weights, Adam's state, logits, softmax and values stay float32: autocast runs
+the matrix products of the trunk and of the backward pass in bfloat16. On processors that multiply
+bfloat16 in hardware this makes an update faster, elsewhere slower; `"auto"` measures it. Ratios
+divide by log-probabilities of the same precision, which are decided on here too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from agents.policy import LMActorCriticPolicy
+from agents.ppo.losses import split_minibatch
+from agents.rollout import EpisodeRolloutBuffer, find_env_settings
+from tokenenv.models import MICRO_BATCH_TOKENS, PackedSequences
+
+__all__ = [
+    "check_update_precision",
+    "computing_in",
+    "measured_precision",
+    "seconds_by_precision",
+    "settle_old_log_probs",
+    "update_log_probs",
+]
+
+MEASURED_TOKENS = 2048
+"""Tokens of the forward pass that is measured, at most."""
+
+TURNS = 3
+"""Medians are of these, after one that warms up."""
+
+
+@contextlib.contextmanager
+def computing_in(precision: str, device: torch.device | str) -> Iterator[None]:
+    """Forward passes inside compute in `precision`, `"float32"` (as ever) or `"bfloat16"`."""
+    if precision == "float32":
+        yield
+        return
+    kind = torch.device(device).type
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.autocast(kind, torch.bfloat16))
+        if kind == "cpu":
+            stack.enter_context(_WideAttention())
+        yield
+
+
+class _WideAttention(TorchFunctionMode):
+    """Attention in float32: torch's CPU kernel has a backward pass four times slower in bfloat16.
+
+    Measured on torch 2.13, (64 × 4 heads × 63 tokens × 64): 31 ms a layer against 7 ms.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is not scaled_dot_product_attention:
+            return function(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False):
+            found = function(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})
+            return found.to(args[0].dtype)
+
+
+def _widened(value: Any) -> Any:
+    is_narrow = isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16
+    return value.float() if is_narrow else value
+
+
+def check_update_precision(model: Any) -> None:
+    """Raise ValueError where a model's buffer can't say what its ratios divide by.
+
+    Args:
+        model: a `TokenPPO`, set up.
+    """
+    if model.update_precision != "float32" and not _can_be_narrow(model):
+        raise ValueError(
+            f"precision={model.precision!r} divides by log-probabilities of the update's own "
+            f"precision, which only LMActorCriticPolicy with EpisodeRolloutBuffer knows, not "
+            f"{type(model.policy).__name__} with {type(model.rollout_buffer).__name__}: leave "
+            "precision at 'float32', or leave rollout_buffer_class out."
+        )
+
+
+def _can_be_narrow(model: Any) -> bool:
+    is_language_model = isinstance(model.policy, LMActorCriticPolicy)
+    return is_language_model and isinstance(model.rollout_buffer, EpisodeRolloutBuffer)
+
+
+def update_log_probs(
+    model: Any,
+) -> Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None:
+    """What computes (n,) log π of actions as a model's update does, with the present weights.
+
+    Args:
+        model: a `TokenPPO`.
+
+    Returns:
+        None where the update computes as sampling does.
+    """
+    precision = model.update_precision
+    if precision == "float32":
+        return None
+    policy, needs_logits = model.policy, model.use_kl_loss and model.kl_estimator == "full"
+
+    def log_probs(states: PackedSequences, actions: torch.Tensor) -> torch.Tensor:
+        with computing_in(precision, actions.device):
+            if needs_logits:
+                return policy.evaluate_with_logits(states, actions)[1]
+            return policy.evaluate_actions(states, actions)[1]
+
+    return log_probs
+
+
+def settle_old_log_probs(model: Any) -> bool:
+    """Decide what the ratios of an update divide by; before any weight changes.
+
+    The update's own log-probabilities of tokens that the present weights sampled: those of sampling
+    where both compute in float32, else those of the update's first forward pass where it sees all
+    tokens at once, else those of a pass of their own. Carried tokens were sampled by other weights:
+    the buffer computed theirs at the end of the rollout that sampled them.
+
+    Args:
+        model: a `TokenPPO` whose rollout is complete; its buffer gets the log-probabilities.
+
+    Returns:
+        Whether they are still to be set, by the first forward pass.
+    """
+    buffer = model.rollout_buffer
+    if not isinstance(buffer, EpisodeRolloutBuffer) or buffer.cut == "carry":
+        return False
+    compute = update_log_probs(model)
+    if compute is None:
+        buffer.old_log_probs = buffer.log_probs
+        return False
+    if buffer.num_tokens <= model.batch_size:  # one minibatch
+        return True
+    batch = buffer.all_tokens()
+    old_log_probs = torch.empty_like(batch.old_log_prob)
+    for part, index in split_minibatch(batch, MICRO_BATCH_TOKENS):
+        chosen = slice(None) if index is None else index
+        states: Any = part.observations
+        with torch.no_grad():
+            old_log_probs[chosen] = compute(states, part.actions)
+    buffer.old_log_probs = old_log_probs.cpu().numpy()
+    return False
+
+
+def measured_precision(model: Any) -> str:
+    """The precision in which `TokenPPO`'s update is faster on this machine; its logger says so.
+
+    Other policies and buffers than language models' have nothing to gain: float32.
+
+    Args:
+        model: a `TokenPPO`, set up; nothing of it changes.
+    """
+    policy, settings = model.policy, find_env_settings(model.env)
+    if settings is None or not _can_be_narrow(model):
+        return "float32"
+    assert settings.max_new_tokens is not None
+    batch = _random_batch(
+        int(model.action_space.n),
+        int(model.observation_space.shape[0]),
+        int(settings.max_new_tokens),
+        min(model.batch_size, model.micro_batch_tokens or MEASURED_TOKENS, MEASURED_TOKENS),
+        model.device,
+    )
+
+    def step() -> torch.Tensor:
+        values, log_probs, _ = policy.evaluate_actions(*batch)
+        return log_probs.mean() + values.mean()
+
+    seconds = seconds_by_precision(step, list(policy.parameters()))
+    chosen = min(seconds, key=lambda precision: seconds[precision])
+    ratio = seconds["float32"] / seconds["bfloat16"]
+    model.logger.info(
+        f"precision='auto': updates compute in {chosen}; a forward and backward pass took "
+        f"{ratio:.2f} times as long in float32 as in bfloat16."
+    )
+    return chosen
+
+
+def seconds_by_precision(
+    step: Callable[[], torch.Tensor], parameters: Sequence[torch.nn.Parameter]
+) -> dict[str, float]:
+    """`"float32"`, `"bfloat16"` → seconds of a forward and backward pass, in alternating turns.
+
+    Args:
+        step: a forward pass; its result is differentiated.
+        parameters: their gradients are forgotten afterwards.
+    """
+    device = parameters[0].device
+    seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    for _ in range(1 + TURNS):
+        for precision, found in seconds.items():
+            start = _now(device)
+            with computing_in(precision, device):
+                loss = step()
+            loss.backward()
+            found.append(_now(device) - start)
+            for parameter in parameters:
+                parameter.grad = None
+    return {precision: statistics.median(found[1:]) for precision, found in seconds.items()}
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _random_batch(
+    vocabulary: int, width: int, responses: int, tokens: int, device: torch.device
+) -> tuple[PackedSequences, torch.Tensor]:
+    """Sequences of random tokens, as full as an update's can be, and their last actions.
+
+    Args:
+        vocabulary: V.
+        width: P+T.
+        responses: T: every sequence has as many states, at its end.
+        tokens: over all sequences, prompts included, about.
+        device: where the tensors go.
+    """
+    generator = torch.Generator().manual_seed(0)
+    count = max(1, tokens // (width - 1))
+    drawn = torch.randint(vocabulary, (count, width), generator=generator).to(device)
+    rows = torch.arange(count, device=device).repeat_interleave(responses)
+    columns = torch.arange(width - 1 - responses, width - 1, device=device).repeat(count)
+    return PackedSequences(drawn[:, :-1], rows, columns), drawn[rows, columns + 1]

@@ -1,0 +1,428 @@
+"""`EpisodeRolloutBuffer`: each token stored once, whole sequences yielded, rewards scored together.
+
+Stable-Baselines3's own buffer keeps an observation per time step and shuffles single steps, so that
+one forward of a sequence serves one action. This one yields `PackedSequences`: one forward of a
+sequence serves all of its actions, and every per-token tensor is 1-D without padding.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Generator, Sequence
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.type_aliases import RolloutBufferSamples
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.rollout.groups import NO_GROUP, GroupQueue, check_groups
+from agents.rollout.metrics import EpisodeRecord
+from agents.rollout.numbers import refuse_non_finite_rollout
+from agents.rollout.rewards import (
+    ReferencedSamples,
+    RewardBinding,
+    pay_full_kl,
+    per_new_step,
+    score_segments,
+)
+from agents.rollout.segments import Segment, StepLog, joined, offsets
+from agents.settings import check_estimator, check_rollout_length
+from tokenenv.episodes import split_observation
+from tokenenv.maths import GROUPED, token_advantages, whiten_rewards
+from tokenenv.models import PackedSequences, minibatch_indices, pack
+from tokenenv.settings import EnvSettings
+
+__all__ = ["CUTS", "EpisodeRolloutBuffer", "RewardBinding"]
+
+CUTS = ("bootstrap", "carry")
+"""What happens to an episode that the end of a rollout cuts: see `EpisodeRolloutBuffer`."""
+
+
+class EpisodeRolloutBuffer(RolloutBuffer):
+    """A rollout buffer of episodes, for SB3's `rollout_buffer_class`.
+
+    Args:
+        buffer_size: steps per environment and rollout.
+        observation_space: of the token MDP.
+        action_space: of the token MDP.
+        device: where minibatches go.
+        gae_lambda: λ.
+        gamma: γ.
+        n_envs: N.
+        cut: what happens to an episode that the end of a rollout cuts. `"bootstrap"`: its steps are
+            used at once, with the critic's value of the next state; the rest follows in the next
+            update with the earlier tokens as context. `"carry"`: its steps wait, with the
+            log-probabilities they were sampled with, for the update in which the episode finishes.
+        advantage_estimator: one of `tokenenv.maths.advantages.ADVANTAGE_ESTIMATORS`. `"gae"` uses
+            `gae_lambda`; `"monte-carlo"` and `"td"` are GAE with λ = 1 and λ = 0. `"rloo"`,
+            `"group"` and `"reinforce"` use no critic: all tokens of a response share the sum of its
+            rewards, score and KL together, less a baseline. They need `cut="carry"` and γ = 1.
+        group_size: responses to the same prompt that `"rloo"` and `"group"` compare; the others
+            ignore it. Finished episodes wait, as carried ones do, for the others of the group that
+            the environment started them in, with the same `group_size`.
+        whiten_rewards: scale the rewards of all tokens of the update to standard deviation 1 about
+            their mean before anything is computed from them; see `tokenenv.maths.whiten_rewards`
+            for what that does to long responses. Not for `"rloo"`, `"group"` and `"reinforce"`.
+
+    Attributes:
+        records: the episodes that finished in the last rollout (deferred scoring only).
+        lengths: (S,) steps of each of the S segments in the update.
+        advantages: (n,) float32, like `returns`, `values`, `rewards` (as they were paid) and
+            `log_probs`: of the n tokens in the update, segment after segment; for `"rloo"` and
+            `"group"`, group after group. Without a critic, `returns` are the rewards to come.
+        actions: (n,) int32.
+        ref_log_probs: (n,) float32 log π_ref of the tokens, or (0,) where the update needs none.
+        old_log_probs: (n,) float32, what ratios divide by: `log_probs`, or the same policy's as the
+            update computes them where it computes in another precision.
+        kl_coef: β of the last rollout.
+
+    Raises:
+        ValueError: `cut` or the estimator is unknown, or they can't be combined.
+        RuntimeError: a step is added before `RLHFCallback` has bound the buffer.
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: torch.device | str = "auto",
+        gae_lambda: float = 1.0,
+        gamma: float = 1.0,
+        n_envs: int = 1,
+        cut: str = "bootstrap",
+        advantage_estimator: str = "gae",
+        group_size: int = 1,
+        whiten_rewards: bool = False,
+    ) -> None:
+        if cut not in CUTS:
+            raise ValueError(f"cut={cut!r} is unknown: choose one of {', '.join(map(repr, CUTS))}.")
+        check_estimator(advantage_estimator, group_size, cut, gamma, whiten_rewards)
+        self.cut, self.advantage_estimator = cut, advantage_estimator
+        self.group_size, self.whiten_rewards = group_size, whiten_rewards
+        self._groups: GroupQueue | None = None
+        self._next_groups: Sequence[int | None] = [None] * n_envs
+        self._last_dones: np.ndarray | None = None
+        self.binding: RewardBinding | None = None
+        self._bound_env: weakref.ref[VecEnv] | None = None
+        self._open: list[Segment | None] = [None] * n_envs
+        self._log = StepLog(0, n_envs)
+        super().__init__(
+            buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs
+        )
+
+    def bind(
+        self,
+        binding: RewardBinding,
+        episode_starts: np.ndarray | None = None,
+        env: VecEnv | None = None,
+    ) -> None:
+        """Tell the buffer where rewards come from.
+
+        What an environment that was reset since, or another one, had left open or waiting, is
+        dropped: it was paid for by other rules, and nothing will finish it.
+
+        Args:
+            binding: of the environment that training is about to use.
+            episode_starts: (N,) bool, SB3's for the first step: the very array that closed the last
+                rollout where training goes on, a new one, all true, after a reset.
+            env: the environment itself.
+        """
+        known, self.binding = self.binding, binding
+        known_env = self._bound_env and self._bound_env()
+        self._bound_env = None if env is None else weakref.ref(env.unwrapped)
+        is_another = known_env is not None and env is not None and env.unwrapped is not known_env
+        was_reset = (
+            episode_starts is not None
+            and episode_starts is not self._last_dones
+            and bool(episode_starts.all())
+        )
+        if was_reset or is_another or (known is not None and known.penalty != binding.penalty):
+            self._open = [None] * self.n_envs
+            self._groups = None
+        if self._groups is None and self.advantage_estimator in GROUPED:
+            self._groups = GroupQueue(self.group_size, binding.shares_groups)
+
+    def check_environment(self, env: VecEnv, settings: EnvSettings) -> None:
+        """Refuse an environment whose rollouts would not bring the episodes that an update needs.
+
+        Args:
+            env: that training is about to use.
+            settings: of the token MDP behind it.
+
+        Raises:
+            ValueError: with `cut="carry"` a rollout could end without one finished episode; or,
+                where groups are compared, its `group_size` is another, or rollouts are too short
+                for a group.
+        """
+        if self.advantage_estimator in GROUPED:
+            check_groups(self.group_size, self.buffer_size, env, settings)
+        assert settings.max_new_tokens is not None
+        check_rollout_length(self.cut, self.buffer_size, int(settings.max_new_tokens))
+
+    # Filling -------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Make room for a rollout; episodes that are still open stay.
+
+        Not where the rollout before was never closed (`learn` was interrupted): its steps are lost,
+        so nothing goes on from where the one before it ended.
+        """
+        if self._log.pos:
+            self._open = [None] * self.n_envs
+        found = self.binding
+        # Deferred scoring finds them at the rollout's end, for all tokens at once.
+        keeps_ref = found is not None and found.penalty.keeps_ref_log_probs and not found.scorer
+        self._log = StepLog(self.buffer_size, self.n_envs, keeps_ref)
+        self._keep([])
+        self.kl_coef = 0.0
+        self.records: list[EpisodeRecord] = []
+        self.pos, self.full, self.generator_ready = 0, False, False
+
+    def add(
+        self,
+        obs: np.ndarray,
+        action: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        value: torch.Tensor,
+        log_prob: torch.Tensor,
+    ) -> None:
+        """Add one step of all environments.
+
+        Args:
+            obs: (N, P+T) token ids; read where an episode starts and nowhere else.
+            action: (N, 1) token ids.
+            reward: (N,) as `RLHFCallback` left it.
+            episode_start: (N,) whether the episode starts with this step.
+            value: (N, 1).
+            log_prob: (N,).
+
+        Raises:
+            RuntimeError: the buffer is not bound.
+        """
+        log, started = self._log, np.asarray(episode_start, dtype=bool)
+        prompt_columns = self._bound().max_prompt_tokens
+        log.add(obs, started, prompt_columns, self._open, self._next_groups)
+        log.actions[log.pos] = np.asarray(action).reshape(self.n_envs)
+        log.rewards[log.pos] = reward
+        log.values[log.pos] = value.detach().cpu().numpy().reshape(self.n_envs)
+        log.log_probs[log.pos] = log_prob.detach().cpu().numpy()
+        log.pos += 1
+        self.pos, self.full = log.pos, log.pos == self.buffer_size
+
+    def note_ref_log_probs(self, ref_log_probs: np.ndarray) -> None:
+        """Keep (N,) log π_ref of the step that `add` adds next; `RLHFCallback` knows them first."""
+        self._log.ref_log_probs[self._log.pos] = ref_log_probs
+
+    def note_groups(self, groups: Sequence[int | None]) -> None:
+        """Keep the groups of the N episodes that the step which `add` adds next belongs to."""
+        self._next_groups = groups
+
+    def cut_episodes(self, envs: Sequence[int], values: np.ndarray) -> None:
+        """End the episodes under way in some environments, which are lost to a restart.
+
+        With `cut="bootstrap"` their steps are used all the same, with the critic's value of the
+        state that they were lost in; with `cut="carry"`, where nothing will finish them, they are
+        dropped.
+
+        Args:
+            envs: the environments' indices.
+            values: V of those states, one for each; unused between rollouts.
+        """
+        for env, value in zip(envs, values, strict=True):
+            if self._log.pos:
+                self._log.cut_episode(env, float(value))
+            else:
+                self._open[env] = None
+
+    def lacks_steps(self, observations: np.ndarray, episode_starts: np.ndarray) -> np.ndarray:
+        """Where an episode under way can't be used, as steps of it are lost.
+
+        With `cut="carry"` an update gets whole episodes; with `cut="bootstrap"` the tokens of lost
+        steps serve as context, and nothing else of them is needed.
+
+        Args:
+            observations: (N, P+T) token ids that the next step is sampled in.
+            episode_starts: (N,) whether an episode starts with it.
+
+        Returns:
+            (N,) bool; all false inside of a rollout, whose own steps are all there.
+        """
+        lacking = np.zeros(self.n_envs, dtype=bool)
+        if self.cut == "carry" and not self._log.pos:
+            for env in np.flatnonzero(~np.asarray(episode_starts, dtype=bool)).tolist():
+                state = split_observation(observations[env], self._bound().max_prompt_tokens)
+                left = self._open[env]
+                lacking[env] = left is None or not left.is_at(*state)
+        return lacking
+
+    def _bound(self) -> RewardBinding:
+        if self.binding is None:
+            raise RuntimeError(
+                "EpisodeRolloutBuffer is not bound to an environment: pass callback=RLHFCallback() "
+                "to learn() (TokenPPO does it by itself), which binds it and completes the rewards."
+            )
+        return self.binding
+
+    # Rewards, advantages -------------------------------------------------------------------------
+
+    def compute_returns_and_advantage(self, last_values: torch.Tensor, dones: np.ndarray) -> None:
+        """Close the rollout: cut it, score it where that is deferred, compute advantages.
+
+        Episodes are scored in the rollout that finishes them, whether or not they wait after that.
+
+        Args:
+            last_values: (N, 1) V of the observations after the last step.
+            dones: (N,) whether the last step ended an episode.
+
+        Raises:
+            RuntimeError: the buffer is not bound.
+            ValueError: the reward function pays in a way that `cut` does not allow.
+        """
+        binding, carries = self._bound(), self.cut == "carry"
+        self._last_dones = dones
+        self.kl_coef = float(binding.kl_coef())
+        segments = self._log.cut(np.asarray(dones, dtype=bool), self._open, carries, self.kl_coef)
+        if binding.penalty.pays_full and segments:
+            assert binding.reference is not None
+            pay_full_kl(segments, binding.actor, binding.reference)
+        used = [s for s in segments if s.ended] if carries else segments
+        if binding.scorer is not None and used:
+            self.records = score_segments(
+                used, binding.scorer, binding.kl_shaping, carries, binding.penalty
+            )
+        if carries:  # by the next update other weights may have sampled the rest
+            self._note_old_log_probs(segments, binding.update_log_probs())
+        for segment in segments:
+            self._open[segment.env] = None if segment.ended else segment
+        if self._groups is not None:
+            used = self._groups.complete(used, [s for s in self._open if s is not None])
+        self._log = StepLog(0, self.n_envs)  # the update needs the memory
+        self._keep(used)
+        self._compute_advantages(used, last_values.detach().cpu().numpy().reshape(self.n_envs))
+
+    def _note_old_log_probs(
+        self,
+        segments: Sequence[Segment],
+        compute: Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None,
+    ) -> None:
+        """Keep the log-probabilities of the new steps as the update computes them."""
+        old: Sequence[np.ndarray | None] = [None] * len(segments)
+        if compute is not None:
+            old = per_new_step(segments, self.device, compute)
+        for segment, of_new_steps in zip(segments, old, strict=True):
+            segment.note_old_log_probs(of_new_steps)
+
+    def _keep(self, segments: Sequence[Segment]) -> None:
+        """Store the segments of the update, one array per quantity instead of many small ones."""
+        self.lengths = np.array([len(s.actions) for s in segments], dtype=np.int32)
+        self.offsets = offsets(self.lengths)
+        self.actions = joined([s.actions for s in segments], np.int32)
+        self.rewards = joined([s.rewards for s in segments], np.float32)
+        self.values = joined([s.values for s in segments], np.float32)
+        self.log_probs = joined([s.log_probs for s in segments], np.float32)
+        self.ref_log_probs = joined([s.ref_log_probs for s in segments], np.float32)
+        self.old_log_probs = self.log_probs
+        if any(len(s.old_log_probs) for s in segments):
+            old = [s.old_log_probs if len(s.old_log_probs) else s.log_probs for s in segments]
+            self.old_log_probs = joined(old, np.float32)
+        self.advantages = self.returns = np.zeros(0, dtype=np.float32)
+        prefixes = [s.prefix for s in segments]
+        self._prefixes = joined(prefixes, np.int32)
+        self._prefix_offsets = offsets([len(prefix) for prefix in prefixes])
+
+    def _compute_advantages(self, segments: Sequence[Segment], last_values: np.ndarray) -> None:
+        self.advantages, self.returns = token_advantages(
+            self.advantage_estimator,
+            whiten_rewards(self.rewards) if self.whiten_rewards else self.rewards,
+            self.values,
+            self.lengths,
+            np.array([_following_value(s, last_values) for s in segments]),
+            self.gamma,
+            self.gae_lambda,
+            self.group_size,
+        )
+        refuse_non_finite_rollout(self)
+
+    @property
+    def num_tokens(self) -> int:
+        """Response tokens that the update will see."""
+        return int(self.offsets[-1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything stored, what waits for a later update included."""
+        arrays = (
+            self.lengths,
+            self.offsets,
+            self.actions,
+            self.rewards,
+            self.values,
+            self.log_probs,
+            self.ref_log_probs,
+            self.advantages,
+            self.returns,
+            self._prefixes,
+            self._prefix_offsets,
+            *([] if self.old_log_probs is self.log_probs else [self.old_log_probs]),
+        )
+        still_open = sum(segment.nbytes for segment in self._open if segment is not None)
+        waiting = 0 if self._groups is None else self._groups.nbytes
+        return sum(array.nbytes for array in arrays) + self._log.nbytes + still_open + waiting
+
+    # Minibatches ---------------------------------------------------------------------------------
+
+    def get(self, batch_size: int | None = None) -> Generator[RolloutBufferSamples, None, None]:
+        """Minibatches of whole sequences with about `batch_size` tokens each, in a random order.
+
+        Args:
+            batch_size: tokens per minibatch; None for one minibatch.
+
+        Yields:
+            SB3's samples; `observations` is the `PackedSequences` of the states, everything else
+            1-D in their order.
+
+        Raises:
+            RuntimeError: the rollout completed no group, so that there is nothing to yield.
+        """
+        assert self.full, "the rollout is not complete"
+        if not self.num_tokens:
+            raise RuntimeError(NO_GROUP.format(self.group_size))
+        rng = np.random.default_rng(np.random.randint(2**31))  # SB3 seeds numpy's global generator
+        for chosen in minibatch_indices(self.lengths, batch_size, rng):
+            yield self._minibatch(chosen)
+
+    def all_tokens(self) -> RolloutBufferSamples:
+        """All tokens of the update in one minibatch, in the buffer's own order."""
+        return self._minibatch(np.arange(len(self.lengths)))
+
+    def _minibatch(self, chosen: np.ndarray) -> RolloutBufferSamples:
+        picked = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in chosen])
+        actions = self.actions[picked].astype(np.int64)
+        bounds = self._prefix_offsets
+        packed = pack(
+            [self._prefixes[bounds[i] : bounds[i + 1]].astype(np.int64) for i in chosen],
+            np.split(actions, np.cumsum(self.lengths[chosen])[:-1]),
+            self.device,
+        )
+        samples = RolloutBufferSamples(
+            observations=packed,  # type: ignore[arg-type]
+            actions=self.to_torch(actions),
+            old_values=self.to_torch(self.values[picked]),
+            old_log_prob=self.to_torch(self.old_log_probs[picked]),
+            advantages=self.to_torch(self.advantages[picked]),
+            returns=self.to_torch(self.returns[picked]),
+        )
+        if not len(self.ref_log_probs):
+            return samples
+        return ReferencedSamples(*samples, self.to_torch(self.ref_log_probs[picked]))  # type: ignore
+
+
+def _following_value(segment: Segment, last_values: np.ndarray) -> float:
+    """V of the state after a segment, 0 where its episode ended."""
+    if segment.ended:
+        return 0.0
+    return float(last_values[segment.env]) if segment.bootstrap is None else segment.bootstrap

@@ -1,0 +1,362 @@
+"""`RLHFCallback`: pays the agent's part of the KL, binds the buffer, moves β, and logs.
+
+SB3 calls `on_step` after `env.step` and before the buffer's `add`, with `rewards`, `log_probs` and
+`infos` in its locals; so this is the one place where `−β·log π(a_t|s_t)` enters the reward, for
+PPO and A2C, with SB3's own buffers and with ours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.policy import LMActorCriticPolicy
+from agents.rollout.agreement import Agreement
+from agents.rollout.buffer import EpisodeRolloutBuffer
+from agents.rollout.call_stack import entropy_weight
+from agents.rollout.compatibility import (
+    check_buffer_and_policy,
+    check_policy,
+    env_settings,
+    refuse_changed_rewards,
+    refuse_negative_schedules,
+    refuse_normalizers,
+    refuse_other_widths,
+    refuse_recorders,
+    refuse_time_limits,
+)
+from agents.rollout.metrics import EpisodeRecord, rlhf_metrics
+from agents.rollout.rewards import RewardBinding, load_reference, token_penalties
+from agents.rollout.sampling_check import SamplingCheck
+from agents.settings import (
+    DEFAULT_DUAL_RATE,
+    DEFAULT_HORIZON,
+    check_controller,
+    resolve_kl,
+    warn_of_bound,
+)
+from agents.vec_env import TokenVecEnv
+from tokenenv.maths import FixedKL, actor_half, reference_half
+from tokenenv.rewards import build_scorer
+
+__all__ = ["RLHFCallback", "has_rlhf_callback"]
+
+
+class RLHFCallback(BaseCallback):
+    """What RLHF adds to an SB3 algorithm.
+
+    At the start of training it checks that environment and policy fit and binds the buffer to the
+    scorer; at every step it completes the reward; at the end of every rollout it logs `rlhf/`
+    metrics and `time/tokens_per_second`, over the episodes that finished in it, and lets the KL
+    controller move β in the environment for the next. It warns, once, where the log-probabilities
+    that the present weights were sampled with are not those of a full forward: where the first
+    approximate KL of an update would exceed rounding.
+
+    Args:
+        verbose: SB3's.
+        kl_estimator: one of `KL_ESTIMATORS`, of the penalty in the reward; None: the model's own
+            where it is a `TokenPPO`, else k1. All but k1 need an environment with
+            `kl_shaping="none"`; full needs an `EpisodeRolloutBuffer`.
+        kl_controller: one of `KL_CONTROLLERS`; None: the model's own, else fixed.
+        kl_target: KL per response, in nats, that the controller steers to.
+        kl_horizon: of the adaptive controller: episodes in which β changes by a fifth at the most.
+        kl_dual_rate: of the dual controller: step in log β at a KL of twice the target.
+
+    A controller's β is kept in the model's attribute `kl_coef`, which SB3 saves: a loaded model's
+    controller goes on from there. β's one owner is the environment all the same.
+
+    Attributes:
+        records: the episodes that finished in the last rollout; one that was under way before
+            training began, so that its first tokens were not seen, is left out.
+        metrics: of the last rollout, as logged under `rlhf/`. Whatever the estimator, `kl` is the
+            sum of k1 over a response; `kl_coef` is β of the rollout, before it moved, and
+            `objective` is J at that β, which moves where a controller moves it.
+
+    Raises:
+        ValueError: at the start of training, where environment and policy do not fit: normalisers
+            in front of the policy, temperatures or tokenizers that differ, deferred scoring with a
+            buffer that can't score, a KL penalty that would be paid twice or not at all, or that
+            contradicts `TokenPPO`'s; or where a schedule would be below 0 in an overshooting last
+        rollout. At a step, where a `TimeLimit` cut an episode, or a wrapper
+            changed what was acted or seen.
+    """
+
+    def __init__(
+        self,
+        verbose: int = 0,
+        kl_estimator: str | None = None,
+        kl_controller: str | None = None,
+        kl_target: float | None = None,
+        kl_horizon: float = DEFAULT_HORIZON,
+        kl_dual_rate: float = DEFAULT_DUAL_RATE,
+    ) -> None:
+        super().__init__(verbose)
+        self._given_kl = (kl_estimator, kl_controller, kl_target, kl_horizon, kl_dual_rate)
+        resolve_kl(None, *self._given_kl)  # refuses what no model could use
+        self.records: list[EpisodeRecord] = []
+        self.metrics: dict[str, float] = {}
+        self._sampling = SamplingCheck()
+
+    # Start ---------------------------------------------------------------------------------------
+
+    def _on_training_start(self) -> None:
+        env = self.training_env
+        if not isinstance(self.model, OnPolicyAlgorithm):
+            raise ValueError(
+                f"{type(self.model).__name__} keeps no log-probabilities of its actions, so the KL "
+                "can't be completed: RLHFCallback is for PPO, A2C and other on-policy algorithms."
+            )
+        refuse_negative_schedules(self.model)
+        refuse_normalizers(env)
+        self.settings = env_settings(env)
+        policy = self.model.policy
+        buffer = getattr(self.model, "rollout_buffer", None)
+        if isinstance(policy, LMActorCriticPolicy) or isinstance(buffer, EpisodeRolloutBuffer):
+            refuse_other_widths(env, self.settings)  # an MLP reads whatever it is given
+        if isinstance(policy, LMActorCriticPolicy):
+            check_policy(policy, self.settings)
+            policy.entropy_weight = entropy_weight(self.model)
+            # A new dictionary: this one may be the caller's, who may build another policy of it.
+            kwargs = self.model.policy_kwargs or {}
+            self.model.policy_kwargs = {**kwargs, **policy.rebuild_kwargs()}
+        self.is_deferred = self.settings.scoring == "deferred"
+        if self.is_deferred:
+            refuse_recorders(env)
+        self._begin_kl()
+        starts = getattr(self.model, "_last_episode_starts", None)
+        self._bind_buffer(env, starts)
+        self._groups = self._reset_groups(range(env.num_envs))
+        under_way = np.zeros(env.num_envs, dtype=bool)
+        if starts is not None and len(starts) == env.num_envs:  # else another environment's
+            under_way = ~starts.astype(bool)
+        self._kl = np.where(under_way, np.nan, 0.0)
+        self._ref_log_prob = np.zeros(env.num_envs)
+        self._agreement = Agreement(self.model, env, self.settings, self._restarted)
+        self._rollout_ended = time.perf_counter()
+
+    def _restarted(self, rows: list[int]) -> None:
+        """Forget what was kept of the episodes that were under way in these rows."""
+        self._kl[rows] = self._ref_log_prob[rows] = 0.0
+        self._groups.update(self._reset_groups(rows))
+
+    def _begin_kl(self) -> None:
+        """Settle estimator and controller, and give the environment the β of a loaded model."""
+        self.penalty, self.controller = resolve_kl(self.model, *self._given_kl)
+        check_buffer_and_policy(self.penalty, self.model)
+        model: Any = self.model
+        saved = getattr(model, "kl_coef", None)
+        # SB3 saves the model's attributes, and not those of its policy: without the mark, this
+        # model was loaded. In one that was not, β is what the environment says, as always.
+        is_loaded = not hasattr(model.policy, "kl_coef_is_in_the_environment")
+        model.policy.kl_coef_is_in_the_environment = True
+        if is_loaded and saved is not None and not isinstance(self.controller, FixedKL):
+            self.training_env.env_method("set_kl_coef", saved)
+        self.penalty.check_kl_shaping(self.settings.kl_shaping, self._kl_coef())
+        check_controller(self.controller, self._kl_coef())
+        self._remember_start(saved)
+        self._remember_kl_coef()
+
+    def _remember_kl_coef(self) -> None:
+        """Let the model save a β that a controller moves; a fixed one is the environment's."""
+        model: Any = self.model
+        model.kl_coef = None if isinstance(self.controller, FixedKL) else self._kl_coef()
+
+    def _remember_start(self, saved: float | None) -> None:
+        """Let the model save the β that its controller's bounds are around.
+
+        Args:
+            saved: β that the model had; where the environment has another, training starts there.
+        """
+        model: Any = self.model
+        if getattr(model, "kl_coef_start", None) is None or saved != self._kl_coef():
+            model.kl_coef_start = self._kl_coef()
+
+    def _bind_buffer(self, env: VecEnv, episode_starts: np.ndarray | None) -> None:
+        buffer = getattr(self.model, "rollout_buffer", None)
+        if not isinstance(buffer, EpisodeRolloutBuffer):
+            if self.is_deferred:
+                raise ValueError(
+                    f"scoring='deferred' pays nothing at a step, and {type(buffer).__name__} can't "
+                    "score: pass rollout_buffer_class=EpisodeRolloutBuffer to the algorithm, or "
+                    "scoring='step' to the environment."
+                )
+            return
+        settings, penalty = self.settings, self.penalty
+        needs_reference = penalty.estimator == "full"
+        assert settings.max_prompt_tokens is not None and settings.max_new_tokens is not None
+        buffer.check_environment(env, settings)
+        buffer.bind(
+            RewardBinding(
+                scorer=build_scorer(settings) if self.is_deferred else None,
+                kl_shaping=settings.kl_shaping,
+                kl_coef=self._kl_coef,
+                max_prompt_tokens=int(settings.max_prompt_tokens),
+                max_new_tokens=int(settings.max_new_tokens),
+                penalty=penalty,
+                actor=self.model.policy.actor if needs_reference else None,
+                reference=load_reference(settings) if needs_reference else None,
+                shares_groups=isinstance(env.unwrapped, TokenVecEnv),
+                update_log_probs=getattr(self.model, "update_log_probs", lambda: None),
+            ),
+            episode_starts,
+            env,
+        )
+
+    def _reset_groups(self, rows: Iterable[int]) -> dict[int, int | None]:
+        """Row → the group of the episode that its last reset began; None: of none."""
+        found = self.training_env.unwrapped.reset_infos
+        return {row: found[row].get("group") for row in rows}
+
+    def _kl_coef(self) -> float:
+        """β, from its owner."""
+        return float(self.training_env.get_attr("kl_coef")[0])
+
+    # Steps ---------------------------------------------------------------------------------------
+
+    def _on_rollout_start(self) -> None:
+        self.records = []
+        self._is_monitored = False
+        self._log_prob_sum, self._num_steps = 0.0, 0
+        self._rollout_kl_coef = self._kl_coef()
+        self._sampling.begin(self.training_env.num_envs, getattr(self.model, "n_steps", 1))
+        self._agreement.begin_rollout()
+        if isinstance(self.model.policy, LMActorCriticPolicy):
+            self.model.policy.begin_rollout()
+
+    def _on_training_end(self) -> None:
+        self._agreement.end_rollout()
+
+    def _on_step(self) -> bool:
+        infos: list[dict[str, Any]] = self.locals["infos"]
+        dones: np.ndarray = self.locals["dones"]
+        log_probs = self.locals["log_probs"].detach().cpu().numpy().astype(np.float64)
+        refuse_time_limits(infos, dones, self.settings)
+        seen = self.locals
+        self._agreement.check_step(seen["actions"], seen["new_obs"], dones, infos)
+        if isinstance(self.model.policy, LMActorCriticPolicy):
+            observations = np.asarray(self.model._last_obs)
+            starts = np.asarray(self.model._last_episode_starts, dtype=bool)
+            self._sampling.note(observations, seen["actions"], log_probs, starts)
+        paid = self.locals["rewards"].copy()
+        if self.is_deferred:
+            refuse_changed_rewards(paid, np.zeros(len(infos)))
+        if self.settings.kl_shaping == "k1":
+            # In place: SB3 hands the same array to the buffer.
+            rewards = self.locals["rewards"]
+            rewards += actor_half(log_probs, self._step_kl_coefs(infos)).astype(rewards.dtype)
+        self._log_prob_sum += float(log_probs.sum())
+        self._num_steps += len(log_probs)
+        if not self.is_deferred:
+            ref_log_probs = np.array([info["ref_logprob"] for info in infos])
+            expected = np.zeros(len(infos))
+            if self.settings.kl_shaping == "k1":
+                expected += reference_half(ref_log_probs, self._step_kl_coefs(infos))
+            expected[dones] += [infos[env]["score"] for env in np.flatnonzero(dones)]
+            refuse_changed_rewards(paid, expected)
+            self._pay_token_penalties(log_probs, ref_log_probs, infos)
+            self._kl += log_probs - ref_log_probs
+            self._ref_log_prob += ref_log_probs
+        ended = np.flatnonzero(dones).tolist()
+        for env in ended:
+            self._end_episode(env, infos[env])
+        self._note_groups(ended)
+        return True
+
+    def _note_groups(self, ended: list[int]) -> None:
+        """Tell the buffer the groups of this step; the environment is at the next already."""
+        buffer = getattr(self.model, "rollout_buffer", None)
+        if self.settings.group_size > 1 and isinstance(buffer, EpisodeRolloutBuffer):
+            buffer.note_groups(list(self._groups.values()))
+            self._groups.update(self._reset_groups(ended))
+
+    def _pay_token_penalties(
+        self, log_probs: np.ndarray, ref_log_probs: np.ndarray, infos: list[dict[str, Any]]
+    ) -> None:
+        """Subtract β·k2 or β·k3 whole, or keep log π_ref for the loss that takes their place."""
+        if self.penalty.pays_log_ratio:
+            kl_coefs, rewards = self._step_kl_coefs(infos), self.locals["rewards"]
+            owed = token_penalties(self.penalty, log_probs, ref_log_probs, kl_coefs)
+            rewards -= owed.astype(rewards.dtype)
+        if self.penalty.keeps_ref_log_probs:
+            self.model.rollout_buffer.note_ref_log_probs(ref_log_probs)  # type: ignore[attr-defined]
+
+    def _step_kl_coefs(self, infos: list[dict[str, Any]]) -> float | np.ndarray:
+        """β of this step, as the environment paid it; where it pays later, of this rollout."""
+        if self.is_deferred:
+            return self._rollout_kl_coef
+        return np.array([info["kl_coef"] for info in infos])
+
+    def _end_episode(self, env: int, info: dict[str, Any]) -> None:
+        if self.is_deferred:
+            # A monitor has seen no reward yet: the episode's return comes from the buffer instead.
+            info.pop("episode", None)
+            return
+        self._is_monitored = "episode" in info
+        if not np.isnan(self._kl[env]):
+            self.records.append(
+                EpisodeRecord(
+                    kl=float(self._kl[env]),
+                    ref_log_prob=float(self._ref_log_prob[env]),
+                    rm_score=info["rm_score"],
+                    score=info["score"],
+                    gold_reward=info.get("gold_reward"),
+                    length=info["response_length"],
+                    stopped=info["finish_reason"] == "stop",
+                )
+            )
+        self._kl[env] = self._ref_log_prob[env] = 0.0
+
+    # Rollout's end -------------------------------------------------------------------------------
+
+    def _on_rollout_end(self) -> None:
+        self._agreement.end_rollout()
+        if isinstance(self.model.policy, LMActorCriticPolicy):
+            self.model.policy.end_rollout()
+            self._sampling.end(self.model.policy)
+        if self.is_deferred:
+            self.records = self.model.rollout_buffer.records  # type: ignore[attr-defined]
+        kl_coef = self._rollout_kl_coef
+        self.metrics = rlhf_metrics(self.records, kl_coef)
+        # The mean of −log π over sampled tokens estimates the entropy without bias.
+        self.metrics["entropy"] = -self._log_prob_sum / self._num_steps
+        for name, value in self.metrics.items():
+            self.logger.record(f"rlhf/{name}", value)
+        self._move_kl_coef()
+        now = time.perf_counter()
+        self.logger.record("time/tokens_per_second", self._num_steps / (now - self._rollout_ended))
+        self._rollout_ended = now
+        if self._is_monitored:  # SB3 has filled its own window
+            return
+        shaped = kl_coef if self.settings.kl_shaping == "k1" else 0.0
+        assert self.model.ep_info_buffer is not None
+        self.model.ep_info_buffer.extend(
+            {"r": r.score + shaped * r.ref_log_prob, "l": r.length, "t": 0.0} for r in self.records
+        )
+
+    def _move_kl_coef(self) -> None:
+        """Let the controller set β for the next rollout; this one's rewards are final by now."""
+        # Of an actor that has not moved yet, the KL says nothing of β.
+        if self.records and not getattr(self.model, "actor_has_rested", False):
+            before = self._kl_coef()
+            kl, start = self.metrics["kl"], self.model.kl_coef_start  # type: ignore[attr-defined]
+            kl_coef = self.controller.update(before, kl, len(self.records), start)
+            if kl_coef != before:
+                self.training_env.env_method("set_kl_coef", kl_coef)
+                warn_of_bound(kl_coef, start, kl, self.controller)
+        self._remember_kl_coef()
+
+
+def has_rlhf_callback(callbacks: Iterable[Any]) -> bool:
+    """Whether an `RLHFCallback` is among callbacks, or in a list among them."""
+    return any(
+        has_rlhf_callback(callback.callbacks)
+        if isinstance(callback, CallbackList)
+        else isinstance(callback, RLHFCallback)
+        for callback in callbacks
+    )

@@ -1,0 +1,264 @@
+"""The agent's side of the reward: what of a token's reward the environment's `step` did not pay.
+
+* Deferred scoring: the environment's half for all segments of a rollout at once.
+* The KL penalty where it is no sum of two halves: k2, k3, and full over whole distributions.
+
+The actor's half of k1, `−β·log π`, is `tokenenv.maths.actor_half`, paid by `RLHFCallback`.
+
+Axes: `n` tokens, `V` the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from agents.rollout.metrics import EpisodeRecord
+from agents.rollout.segments import Segment
+from agents.settings import KLPenalty
+from tokenenv.maths import full_kl, kl_estimate, reference_half
+from tokenenv.models import (
+    MICRO_BATCH_TOKENS,
+    PackedSequences,
+    Reference,
+    hidden_states,
+    load_frozen,
+    log_softmax,
+    pack,
+    rows_at_once,
+    token_batches,
+)
+from tokenenv.rewards import Episode, EpisodeScorer, EpisodeScores
+from tokenenv.settings import EnvSettings
+
+__all__ = [
+    "ReferencedSamples",
+    "RewardBinding",
+    "load_reference",
+    "pay_full_kl",
+    "per_new_step",
+    "score_segments",
+    "token_penalties",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RewardBinding:
+    """What the buffer must know of the environment and the KL penalty; `RLHFCallback` makes it.
+
+    Attributes:
+        scorer: scores whole rollouts where scoring is deferred; None where `step` pays.
+        kl_shaping: the environment's.
+        kl_coef: a function that gives β, which the environment owns.
+        max_prompt_tokens: P.
+        max_new_tokens: T.
+        penalty: what the agent's side pays for the KL.
+        actor: the causal LM that samples; only where whole distributions are compared.
+        reference: what it is compared with; likewise.
+        shares_groups: whether the rows of the environment fill groups of responses together.
+        update_log_probs: a function that gives, asked at the end of every rollout, (states, (n,)
+            actions) → (n,) log π as the update will compute it; None where it computes as sampling
+            does.
+    """
+
+    scorer: EpisodeScorer | None
+    kl_shaping: str
+    kl_coef: Callable[[], float]
+    max_prompt_tokens: int
+    max_new_tokens: int
+    penalty: KLPenalty = field(default_factory=KLPenalty)
+    actor: Any = None
+    reference: Reference | None = None
+    shares_groups: bool = True
+    update_log_probs: Callable[
+        [], Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None
+    ] = lambda: None
+
+
+class ReferencedSamples(NamedTuple):
+    """SB3's `RolloutBufferSamples`, and log π_ref of the actions, (n,) float32."""
+
+    observations: PackedSequences
+    actions: torch.Tensor
+    old_values: torch.Tensor
+    old_log_prob: torch.Tensor
+    advantages: torch.Tensor
+    returns: torch.Tensor
+    ref_log_prob: torch.Tensor
+
+
+def load_reference(settings: EnvSettings) -> Reference:
+    """The reference of an environment, from its resolved settings and the cached models."""
+    assert settings.reference is not None
+    language_model = load_frozen(settings.reference, settings.device, settings.dtype)
+    return Reference(language_model, settings.temperature)
+
+
+# The environment's half ---------------------------------------------------------------------------
+
+
+def score_segments(
+    segments: Sequence[Segment],
+    scorer: EpisodeScorer,
+    kl_shaping: str,
+    takes_token_rewards: bool,
+    penalty: KLPenalty | None = None,
+) -> list[EpisodeRecord]:
+    """Add the environment's part of the rewards to segments, in place, and the KL penalty's.
+
+    Args:
+        segments: of one rollout; not scored yet.
+        scorer: gives log π_ref of their tokens, and the score of those that ended.
+        kl_shaping: the environment's.
+        takes_token_rewards: whether every ended segment holds its episode from the first token on,
+            so that rewards per token find their tokens.
+        penalty: k2 and k3 are paid here, where log π_ref is known; full is paid elsewhere, by
+            `pay_full_kl`.
+
+    Returns:
+        A record of each episode that ended and was seen from its start.
+
+    Raises:
+        ValueError: the reward function returned rewards per token and they can't be paid.
+    """
+    eos = scorer.reference.language_model.eos_token_ids
+    episodes = [
+        Episode(
+            segment.prompt.astype(np.int64),
+            segment.response.astype(np.int64),
+            segment.ended and int(segment.actions[-1]) in eos,
+        )
+        for segment in segments
+    ]
+    for segment, found in zip(segments, scorer.ref_log_probs(episodes), strict=True):
+        own = found[len(segment.earlier) :]
+        if kl_shaping == "k1":
+            segment.rewards += reference_half(own, segment.kl_coefs)
+        if penalty is not None and penalty.pays_log_ratio:
+            segment.rewards -= token_penalties(penalty, segment.log_probs, own, segment.kl_coefs)
+        if penalty is not None and penalty.keeps_ref_log_probs:
+            segment.ref_log_probs = own.astype(np.float32)
+        segment.kl_before += float((segment.log_probs - own).sum())
+        segment.ref_log_prob_before += float(own.sum())
+    ended = [i for i, segment in enumerate(segments) if segment.ended]
+    if not ended:
+        return []
+    scores = scorer.score([episodes[i] for i in ended])
+    if scores.is_per_token and not takes_token_rewards:
+        raise ValueError(
+            "the reward function returned rewards per token, which reach the tokens of an episode "
+            "only if all of them are in one update: use rollout_buffer_kwargs={'cut': 'carry'}, on "
+            "the command line --cut carry."
+        )
+    records = []
+    for row, i in enumerate(ended):
+        segment = segments[i]
+        segment.rewards += scores.token_rewards[row][len(segment.earlier) :]
+        if not math.isnan(segment.kl_before):
+            records.append(_record(segment, scores, row, episodes[i].stopped))
+    return records
+
+
+def _record(segment: Segment, scores: EpisodeScores, row: int, stopped: bool) -> EpisodeRecord:
+    gold = None if scores.gold_reward is None else float(scores.gold_reward[row])
+    return EpisodeRecord(
+        kl=segment.kl_before,
+        ref_log_prob=segment.ref_log_prob_before,
+        rm_score=float(scores.rm_score[row]),
+        score=float(scores.score[row]),
+        gold_reward=gold,
+        length=len(segment.earlier) + len(segment.actions),
+        stopped=stopped,
+    )
+
+
+# The KL penalty -----------------------------------------------------------------------------------
+
+
+def token_penalties(
+    penalty: KLPenalty,
+    log_probs: np.ndarray,
+    ref_log_probs: np.ndarray,
+    kl_coefs: float | np.ndarray,
+) -> np.ndarray:
+    """(n,) float64 β·k2 or β·k3 of tokens, from their log-probabilities under π and π_ref."""
+    log_ratio = np.asarray(log_probs, dtype=np.float64) - ref_log_probs
+    return kl_coefs * kl_estimate(penalty.estimator, log_ratio)
+
+
+def pay_full_kl(segments: Sequence[Segment], actor: Any, reference: Reference) -> None:
+    """Subtract β·KL(π ‖ π_ref) at their states from the rewards of the last rollout's steps.
+
+    Called before the weights change, so that π is the policy that sampled the steps; those that an
+    earlier rollout left waiting were paid for then.
+
+    Args:
+        segments: of the last rollout; their rewards change in place.
+        actor: the causal LM that sampled them.
+        reference: whose temperature is the actor's, too.
+    """
+    per_segment = per_new_step(
+        segments, actor.device, lambda packed, _: _full_kls(packed, actor, reference)
+    )
+    for segment, kls in zip(segments, per_segment, strict=True):
+        new = slice(-segment.new_steps, None)
+        segment.rewards[new] -= (segment.kl_coefs[new] * kls).astype(np.float32)
+
+
+def _full_kls(packed: PackedSequences, actor: Any, reference: Reference) -> torch.Tensor:
+    """(n,) KL(π ‖ π_ref) at states; never more than a chunk of (n, V) at a time."""
+    hidden = hidden_states(actor, packed)
+    ref_hidden = hidden_states(reference.language_model.model, packed)
+    size = rows_at_once(hidden.device, reference.language_model.vocabulary_size)
+    kls = [
+        full_kl(
+            log_softmax(actor, states, reference.temperature),  # (size, V)
+            log_softmax(reference.language_model.model, ref, reference.temperature).to(
+                states.device
+            ),
+        )
+        for states, ref in zip(hidden.split(size), ref_hidden.split(size), strict=True)
+    ]
+    return torch.cat(kls)  # (n,)
+
+
+def per_new_step(
+    segments: Sequence[Segment],
+    device: torch.device | str,
+    compute: Callable[[PackedSequences, torch.Tensor], torch.Tensor],
+) -> list[np.ndarray]:
+    """One number for each of the segments' steps of the last rollout.
+
+    Args:
+        segments: of the last rollout; what an earlier one left in them is context.
+        device: where to compute.
+        compute: (states, (n,) actions) → (n,) numbers; called without gradient.
+
+    Returns:
+        Per segment a (`new_steps`,) float32 array.
+    """
+    counts = [segment.new_steps for segment in segments]
+    contexts = [
+        np.concatenate([segment.prefix, segment.actions[: len(segment.actions) - count]])
+        for segment, count in zip(segments, counts, strict=True)
+    ]
+    actions = [s.actions[-n:].astype(np.int64) for s, n in zip(segments, counts, strict=True)]
+    lengths = np.array([len(c) + n for c, n in zip(contexts, counts, strict=True)])
+    results = [np.zeros(0, dtype=np.float32)] * len(segments)
+    for chosen in token_batches(lengths, MICRO_BATCH_TOKENS):
+        packed = pack(
+            [contexts[i].astype(np.int64) for i in chosen], [actions[i] for i in chosen], device
+        )
+        taken = torch.as_tensor(np.concatenate([actions[i] for i in chosen]), device=device)  # (n,)
+        with torch.no_grad():
+            numbers_of_batch = compute(packed, taken)  # (n,)
+        bounds = np.cumsum([counts[i] for i in chosen])[:-1]
+        parts = np.split(numbers_of_batch.float().cpu().numpy(), bounds)
+        for i, numbers in zip(chosen, parts, strict=True):
+            results[i] = numbers
+    return results

@@ -1,0 +1,231 @@
+"""A run's folder: where everything is, how it is made, and how it is read again.
+
+`config.json`, `metrics.jsonl` (and TensorBoard), `samples.jsonl`, `checkpoints/`, `policy/`,
+`reward_model/`, `summary.json`, `curves.png`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from agents.config import TrainConfig
+from agents.atomic_files import append_lines, json_text, put_back_folder, write_json
+from agents.runs.output_folder import OutputFolder, has_leftovers
+from tokenenv.json_files import read_json_object
+
+__all__ = ["RunFolder"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """The places of a run.
+
+    Attributes:
+        root: the folder.
+        output: of the process that makes the run: the folder as its own; None for readers.
+    """
+
+    root: Path
+    output: OutputFolder | None = field(default=None, compare=False)
+
+    @classmethod
+    def create(cls, config: TrainConfig) -> RunFolder:
+        """Take the folder of a new run: it is this process's alone until `output.close()`.
+
+        Nothing is written into it yet. With `overwrite` the run in it is set aside, until
+        `output.keep()` removes it.
+
+        Raises:
+            ValueError: it exists and holds something, and `overwrite` is off; or another process
+                writes a run there.
+        """
+        output = OutputFolder(config.out or _new_name(config), _CONTENTS)
+        try:
+            if output.entries():
+                _set_aside(output, config)
+        except BaseException:
+            output.close()
+            raise
+        return cls(output.root, output)
+
+    def begin(self, config: TrainConfig) -> None:
+        """Write what a run starts with."""
+        self.checkpoints.mkdir(exist_ok=True)
+        write_json(self.config, config.as_json())
+
+    @classmethod
+    def open(cls, root: Path) -> RunFolder:
+        """The folder of a finished run.
+
+        Raises:
+            ValueError: there is no run, or it has not been finished.
+        """
+        run = cls(root)
+        if has_leftovers(root):
+            with contextlib.suppress(OSError):  # then it stays as it is
+                OutputFolder(root, _CONTENTS).close()
+        if not os.path.isfile(run.config):
+            raise ValueError(f"{str(root)!r} holds no run: {run.config.name} is missing.")
+        with contextlib.suppress(OSError):
+            put_back_folder(run.policy)
+        if not (run.policy / "config.json").is_file():
+            raise ValueError(
+                f"the run in {str(root)!r} has no policy: it was stopped before it had one."
+            )
+        return run
+
+    def read_config(self, trust_code: bool = False) -> TrainConfig:
+        """The configuration that the run was made with.
+
+        Args:
+            trust_code: allow it to name code (`"module:attribute"`), which using it would import.
+
+        Raises:
+            ValueError: the file is broken, or names code and `trust_code` is off.
+        """
+        found = read_json_object(self.config, "the configuration of a run")
+        try:
+            config = TrainConfig.from_json(found)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{str(self.config)!r} is no configuration of a run ({str(error).rstrip('.')}): "
+                "restore the file, or train again."
+            ) from error
+        for name, value in config.names_of_code().items():
+            if not trust_code:
+                raise ValueError(
+                    f"{str(self.config)!r} says {name}={value!r}, which names code: using this run "
+                    f"would import {value.partition(':')[0]!r}. Where you trust the run and know "
+                    "that module, pass --trust-code (in Python trust_code=True)."
+                )
+        return config
+
+    @property
+    def config(self) -> Path:
+        """The configuration."""
+        return self.root / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per update."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.root / "tensorboard"
+
+    @property
+    def samples(self) -> Path:
+        """Responses of the policy during training, JSON Lines."""
+        return self.root / "samples.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """SB3 archives that `TokenPPO.load` reads, and `best/`."""
+        return self.root / "checkpoints"
+
+    @property
+    def policy(self) -> Path:
+        """The trained policy, in transformers' format."""
+        return self.root / "policy"
+
+    @property
+    def reward_model(self) -> Path:
+        """The reward model that it was trained against, in transformers' format."""
+        return self.root / "reward_model"
+
+    @property
+    def summary(self) -> Path:
+        """The numbers that the run is judged by."""
+        return self.root / "summary.json"
+
+    @property
+    def curves(self) -> Path:
+        """The curves as a picture."""
+        return self.root / "curves.png"
+
+    def append_samples(self, tokens: int, reports: list[Any]) -> None:
+        """Append dataclass `reports` to the samples."""
+        append_lines(
+            self.samples, [json_text({"tokens": tokens, **asdict(report)}) for report in reports]
+        )
+
+
+_CONTENTS = (
+    *("config.json", "metrics.jsonl", "samples.jsonl", "summary.json", "curves.png"),
+    *("tensorboard", "checkpoints", "policy", "reward_model"),
+)
+
+
+def _new_name(config: TrainConfig) -> Path:
+    """A folder that nobody has, made."""
+    name = config.task.rpartition(":")[2].lower()
+    first = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    number, root = 1, first
+    while True:
+        try:
+            root.mkdir(parents=True)
+            return root
+        except FileExistsError:
+            number += 1
+            root = first.with_name(f"{first.name}-{number}")
+
+
+def _set_aside(output: OutputFolder, config: TrainConfig) -> None:
+    """Set the run in the folder aside, and nothing else that a user may keep there.
+
+    Raises:
+        ValueError: `overwrite` is off, what is there is no run, or this run reads from it.
+    """
+    root = output.root
+    if not config.overwrite:
+        raise ValueError(
+            f"out={str(root)!r} exists already: choose another folder, or pass "
+            "--overwrite to replace the run in it."
+        )
+    if root.is_symlink():
+        raise ValueError(
+            f"out={str(root)!r} is a link to {os.path.realpath(root)!r}: nothing is removed behind "
+            "a link. Give that folder itself, or remove the link."
+        )
+    held = [name for name in _CONTENTS if os.path.lexists(root / name)]
+    if held and not _is_run(root):
+        raise ValueError(
+            f"out={str(root)!r} holds {', '.join(held)}, but not of a run: nothing was removed. "
+            "Choose another folder."
+        )
+    sources = (config.actor, config.reference, config.reward_model, config.critic, config.prompts)
+    for source in sources:
+        if source is not None and _lies_in(source, root):
+            raise ValueError(
+                f"{source!r} lies in out={str(root)!r}, which --overwrite would remove: choose "
+                "another folder."
+            )
+    output.set_aside(held)
+
+
+def _lies_in(source: str, root: Path) -> bool:
+    """Whether a path leads into `root`, by its name or through links."""
+    path = Path(source)
+    if not path.exists():  # a hub id, or the name of code
+        return False
+    places = {Path(os.path.abspath(path)), path.resolve()}
+    return any(
+        own in [place, *place.parents]
+        for own in (Path(os.path.abspath(root)), root.resolve())
+        for place in places
+    )
+
+
+def _is_run(root: Path) -> bool:
+    try:
+        RunFolder(root).read_config(trust_code=True)  # nothing of it is used
+    except (OSError, TypeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,116 @@
+"""What a run logs as it goes on: whole lines of JSON, and TensorBoard's event files."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.logger import (
+    KVWriter,
+    Logger,
+    TensorBoardOutputFormat,
+    filter_excluded_keys,
+)
+
+from agents.atomic_files import append_lines, json_text, writing
+from agents.runs.folder import RunFolder
+
+__all__ = ["MetricsFile", "run_logger"]
+
+
+class MetricsFile(KVWriter):
+    """JSON Lines of numbers, lists and text, each line whole; NaN and infinities become null.
+
+    Args:
+        path: the file; it begins empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with writing(path):
+            path.write_bytes(b"")
+
+    def write(
+        self,
+        key_values: dict[str, Any],
+        key_excluded: dict[str, tuple[str, ...]],
+        step: int = 0,
+    ) -> None:
+        """Append one line; what JSON has no form for (pictures, videos) is left to TensorBoard."""
+        row = filter_excluded_keys(key_values, key_excluded, "json")
+        known = {name: _plain(value) for name, value in row.items()}
+        kinds = (bool, int, float, str, list)
+        shown = {name: value for name, value in known.items() if isinstance(value, kinds)}
+        if shown:
+            append_lines(self.path, [json_text(shown)])
+
+    def close(self) -> None:
+        """Nothing is open between two lines."""
+
+
+def _plain(value: Any) -> Any:
+    """A number of Python's for arrays of one element, lists for longer ones."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray | np.generic):
+        return float(value.item()) if value.size == 1 else value.tolist()
+    return value
+
+
+class _EventFiles(TensorBoardOutputFormat):
+    """TensorBoard's format, whose failures name the folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with writing(folder):
+            super().__init__(str(folder))
+
+    def write(self, *arguments: Any, **named: Any) -> None:
+        with writing(self.folder):
+            super().write(*arguments, **named)
+
+    def close(self) -> None:
+        with writing(self.folder):
+            super().close()
+
+
+@contextlib.contextmanager
+def run_logger(run: RunFolder, model: Any) -> Iterator[None]:
+    """Let `model` log into the run's folder; at the end, whatever it is, log what is left.
+
+    Raises:
+        OSError: a file can't be written; one that would hide another exception is not raised.
+    """
+    with _quiet_writer_threads():
+        logger = Logger(str(run.root), [MetricsFile(run.metrics), _EventFiles(run.tensorboard)])
+        model.set_logger(logger)
+        try:
+            yield
+        except BaseException:
+            for finish in (lambda: logger.dump(model.num_timesteps), logger.close):
+                with contextlib.suppress(OSError):
+                    finish()
+            raise
+        logger.dump(model.num_timesteps)  # what the last update recorded
+        logger.close()
+
+
+@contextlib.contextmanager
+def _quiet_writer_threads() -> Iterator[None]:
+    """TensorBoard's thread hands its error to the next write, and prints a traceback besides."""
+    show = threading.excepthook
+
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        is_writer = type(arguments.thread).__module__.startswith("tensorboard")
+        if not (is_writer and isinstance(arguments.exc_value, OSError)):
+            show(arguments)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = show

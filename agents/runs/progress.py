@@ -1,0 +1,188 @@
+"""What a person sees of a run while it goes on: a bar with an ETA, or plain lines instead."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.rollout import RLHFCallback
+from agents.evaluation import respond
+from agents.atomic_files import discard, writing
+from agents.evaluation import HeldOut
+from agents.runs.folder import RunFolder
+from tokenenv.stop_signals import check_signals, hold_signals
+
+__all__ = [
+    "CheckpointCallback",
+    "ProgressCallback",
+    "SamplesCallback",
+    "evaluation_progress",
+    "progress_bar",
+]
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with counts, elapsed and remaining time, and a free text at its end."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+
+
+@contextlib.contextmanager
+def evaluation_progress(
+    console: Console, held_out: HeldOut
+) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar over the responses of an evaluation; none where nothing is sampled."""
+    if held_out.solution is not None:
+        yield None
+        return
+    with progress_bar(console) as bar:
+        task = bar.add_task("evaluating", total=None, note="")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+class ProgressCallback(BaseCallback):
+    """Shows tokens, ETA, score, gold reward, KL and J; a line per tenth where there is no terminal.
+
+    Args:
+        console: where to.
+        metrics: the callback whose metrics are shown.
+        total: response tokens of the run.
+    """
+
+    def __init__(self, console: Console, metrics: RLHFCallback, total: int) -> None:
+        super().__init__()
+        self.console, self.metrics, self.total = console, metrics, total
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._shown = 0
+
+    def _on_training_start(self) -> None:
+        model: Any = self.model
+        if getattr(model, "precision", None) == "auto":
+            self.console.print(f"updates compute in {model.update_precision}: the faster one here")
+        if self.console.is_terminal:
+            self._bar = progress_bar(self.console)
+            self._task = self._bar.add_task("training", total=self.total, note="")
+            self._bar.start()
+
+    def _on_step(self) -> bool:
+        check_signals()
+        return True
+
+    def _on_rollout_end(self) -> None:
+        done, found = min(self.num_timesteps, self.total), self.metrics.metrics
+        names = (("score", "score"), ("gold", "gold_reward"), ("KL", "kl"), ("J", "objective"))
+        note = "  ".join(f"{shown} {found[name]:.2f}" for shown, name in names if name in found)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=done, note=note)
+        elif 10 * done // self.total > self._shown:
+            self._shown = 10 * done // self.total
+            self.console.print(f"{done:>9,} of {self.total:,} tokens  {note}")
+
+    def _on_training_end(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take the bar off the screen's last line; safe to call twice."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class CheckpointCallback(BaseCallback):
+    """Writes SB3 archives, each complete or not there at all.
+
+    Args:
+        folder: where to.
+        every: updates between two; 0 for none but what `save` is asked for.
+        on_saved: called after each.
+    """
+
+    def __init__(
+        self, folder: Path, every: int, on_saved: Callable[[], None] = lambda: None
+    ) -> None:
+        super().__init__()
+        self.folder, self.every, self.on_saved = folder, every, on_saved
+        self._rollouts = 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        """Every rollout but the first starts after an update."""
+        if self.every and self._rollouts and self._rollouts % self.every == 0:
+            self.save(f"tokens-{self.num_timesteps}")
+        self._rollouts += 1
+
+    def save(self, name: str) -> Path:
+        """Write `NAME.zip` for `TokenPPO.load`, which unpickles: load none from strangers."""
+        path, temporary = self.folder / f"{name}.zip", self.folder / f".{name}.tmp.zip"
+        try:
+            with hold_signals(), writing(path):
+                self.model.save(temporary)
+                os.replace(temporary, path)
+        finally:
+            discard(temporary)
+        self.on_saved()
+        return path
+
+
+class SamplesCallback(BaseCallback):
+    """Keeps what the policy says to a few held-out prompts as it learns.
+
+    Args:
+        run: its `samples.jsonl`.
+        held_out: the prompts.
+        every: rollouts between two entries.
+        count: prompts.
+    """
+
+    def __init__(self, run: RunFolder, held_out: HeldOut, every: int, count: int = 4) -> None:
+        super().__init__()
+        self.run, self.held_out, self.every, self.count = run, held_out, every, count
+        self._rollouts = 0
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self._rollouts % self.every == 0:
+            self.run.append_samples(self.num_timesteps, self.respond(self.model.policy.actor))
+        self._rollouts += 1
+
+    def respond(self, actor: Any) -> list[Any]:
+        """Responses of `actor` to the prompts, the same seed each time."""
+        held_out = self.held_out
+        chosen = np.linspace(0, len(held_out.texts) - 1, self.count).round().astype(int)
+        return respond(
+            actor,
+            held_out.scorer,
+            [held_out.texts[i] for i in chosen],
+            [held_out.prompts[i] for i in chosen],
+            held_out.max_new_tokens,
+            seed=0,
+        )

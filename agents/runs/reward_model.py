@@ -1,0 +1,153 @@
+"""`tokenrlhf reward-model`: a reward model from a file of preference pairs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shlex
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from agents.config import RewardModelConfig
+from agents.console import literal
+from agents.atomic_files import discard, write_json, writing
+from agents.runs.output_folder import OutputFolder
+from agents.runs.progress import progress_bar
+from tokenenv.models import resolve_device
+from tokenenv.rewards import PreferencePair, RewardTrainingSettings, read_pairs, train_reward_model
+from tokenenv.rewards import RewardModel, new_reward_model
+from tokenenv.stop_signals import hold_signals, signal_is_pending, stop_signals
+from tokenenv.tasks import model_source
+
+__all__ = ["train_from_file"]
+
+_STAGE = "model"
+"""Where a reward model is written before it takes its place."""
+
+
+def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, Any]:
+    """Train on `config.pairs` and write the reward model and `report.json` to `config.out`.
+
+    Returns:
+        The report on the held-out pairs.
+
+    Raises:
+        ValueError: the pairs, the base or the folder can't be used.
+    """
+    with stop_signals(), contextlib.closing(_own_folder(config)) as output:
+        return _train(config, output, console)
+
+
+def _train(config: RewardModelConfig, output: OutputFolder, console: Console) -> dict[str, Any]:
+    settings = RewardTrainingSettings(
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        centering_coef=config.centering_coef,
+        eval_fraction=config.eval_fraction,
+        report_fraction=config.report_fraction,
+        seed=config.seed,
+    )
+    pairs = read_pairs(config.pairs)
+    device = resolve_device(config.device)
+    reward_model = new_reward_model(model_source(config.base, "reference"), device, config.seed)
+    kept = _short_enough(pairs, reward_model, config.max_tokens)
+    _print_notes(console, pairs, kept)
+    # A signal ends the training, not the writing of what it has learned.
+    with hold_signals():
+        with progress_bar(console) as bar:
+            task = bar.add_task("training", total=None, note="")
+            report = train_reward_model(
+                kept,
+                reward_model,
+                settings,
+                lambda step, steps, loss: bar.update(
+                    task, completed=step, total=steps, note=f"loss {loss:.3f}"
+                ),
+            )
+        found = {
+            **report.as_dict(),
+            "training_settings": dataclasses.asdict(settings),
+            "finished": not signal_is_pending(),
+        }
+        _write(output, reward_model, found)
+        if signal_is_pending():
+            with contextlib.suppress(OSError):  # of a terminal that is gone
+                console.print(literal(f"stopped: what was learned so far is in {config.out}"))
+    table = Table(title="held-out pairs", title_justify="left")
+    table.add_column("")
+    table.add_column("", justify="right")
+    for name, value in dataclasses.asdict(report).items():
+        if not isinstance(value, bool):
+            table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
+    console.print(table)
+    for note in report.notes:
+        console.print(f"[yellow]note:[/yellow] {note}")
+    use = f"; use it with: tokenrlhf train --reward-model {shlex.quote(str(config.out))}"
+    console.print(literal(f"reward model in {config.out}{use}"))
+    return found
+
+
+def _own_folder(config: RewardModelConfig) -> OutputFolder:
+    """The folder, this process's alone; ValueError where writing there would replace something."""
+    output = OutputFolder(config.out, [_STAGE])
+    if output.entries() and not config.overwrite:
+        output.close()
+        raise ValueError(
+            f"out={str(config.out)!r} exists already: choose another folder, or pass --overwrite."
+        )
+    return output
+
+
+def _write(output: OutputFolder, reward_model: RewardModel, report: dict[str, Any]) -> None:
+    """Put a whole reward model in the place of an old one, and touch no other file."""
+    stage = output.root / f".{_STAGE}.tmp"
+    try:
+        with writing(output.root):
+            stage.mkdir()
+            reward_model.save_pretrained(stage)
+        write_json(stage / "report.json", report)
+        output.take_in(stage)
+    finally:
+        discard(stage)
+
+
+def _print_notes(console: Console, pairs: list[PreferencePair], kept: list[PreferencePair]) -> None:
+    if len(kept) < len(pairs):
+        console.print(
+            f"{len(pairs) - len(kept):,} of {len(pairs):,} pairs are too long and were left out."
+        )
+    same = sum(pair.chosen == pair.rejected for pair in kept)
+    if same:
+        console.print(
+            f"note: {same:,} of {len(kept):,} pairs have the same text twice and teach nothing."
+        )
+
+
+def _short_enough(
+    pairs: list[PreferencePair], reward_model: RewardModel, max_tokens: int | None
+) -> list[PreferencePair]:
+    """The pairs whose two sides the model can read.
+
+    Raises:
+        ValueError: none can be read.
+    """
+    limit = max_tokens
+    if limit is None:
+        limit = getattr(reward_model.model.config, "max_position_embeddings", None)
+    if limit is None:
+        return pairs
+    kept = [
+        pair
+        for pair in pairs
+        if max(len(reward_model.encode(pair.prompt, side)) for side in (pair.chosen, pair.rejected))
+        <= limit
+    ]
+    if not kept:
+        raise ValueError(
+            f"all {len(pairs)} pairs are longer than {limit} tokens: shorten them, raise "
+            "--max-tokens, or take a base that reads more."
+        )
+    return kept

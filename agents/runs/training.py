@@ -1,0 +1,331 @@
+"""One run: environment, agent, training, evaluation, and the folder it leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.text import Text
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.rollout import RLHFCallback
+from agents.config import TrainConfig
+from agents.console import literal
+from agents.runs.curves import draw_curves, read_metrics
+from agents.evaluation import EvaluationCallback, ResponseReport, evaluate
+from agents.atomic_files import whole_folder, write_json
+from agents.evaluation import HeldOut
+from agents.policy import LMActorCriticPolicy
+from agents.ppo import TokenPPO
+from agents.runs.progress import (
+    CheckpointCallback,
+    ProgressCallback,
+    SamplesCallback,
+    evaluation_progress,
+)
+from agents.runs.log import run_logger
+from agents.runs.folder import RunFolder
+from agents.vec_env import TokenVecEnv, make_vec_env
+from tokenenv.optimum import Comparison, ExactEvaluation
+from tokenenv.rewards import LearnedReward
+from tokenenv.stop_signals import StopSignal, hold_signals, stop_signals
+
+__all__ = ["Interrupted", "TrainingRun", "summarize"]
+
+
+class Interrupted(Exception):
+    """A run was stopped by Ctrl-C, SIGTERM or SIGHUP; the message says what was kept and where.
+
+    Attributes:
+        exit_status: that a shell expects: 130, 143 or 129.
+    """
+
+    def __init__(self, message: str, stop: KeyboardInterrupt) -> None:
+        super().__init__(message)
+        self.exit_status = stop.exit_status if isinstance(stop, StopSignal) else 130
+
+
+class TrainingRun:
+    """A run from its configuration to its summary.
+
+    Args:
+        config: what to do.
+        console: where progress is shown.
+
+    Raises:
+        ValueError: the configuration can't be used; nothing has been written then.
+    """
+
+    def __init__(self, config: TrainConfig, console: Console) -> None:
+        self.config, self.console = config, console
+        self.env = make_vec_env(n_envs=config.n_envs, seed=config.seed, **config.environment())
+        self.held_out = HeldOut.of(config.environment(), config.eval_prompts)
+        self.model = build_agent(config, self.env)
+        _choose_threads(config, self.model)
+        # The reference, unless training starts from another model: then a copy of that.
+        self.starting_actor = self.held_out.scorer.reference.language_model.model
+        if config.actor is not None:
+            self.starting_actor = copy.deepcopy(self.model.policy.actor).requires_grad_(False)
+        self.tokenizer = self.held_out.scorer.reference.language_model.tokenizer
+        self.run = RunFolder.create(config)
+        assert self.run.output is not None
+        self.samples = SamplesCallback(self.run, self.held_out, max(1, config.eval_every))
+        self.checkpoints = CheckpointCallback(
+            self.run.checkpoints, config.checkpoint_every, self.run.output.keep
+        )
+        self.checkpoints.init_callback(self.model)
+        self._saved: list[str] = []
+        self.before: list[ResponseReport] = []
+        self.after: list[ResponseReport] = []
+
+    def train(self) -> dict[str, Any]:
+        """Train, save, evaluate; returns the summary.
+
+        Raises:
+            Interrupted: by Ctrl-C, SIGTERM or SIGHUP; what there is by then is kept, and the
+                message says where.
+        """
+        assert self.run.output is not None
+        with stop_signals(), contextlib.closing(self.run.output):
+            start = time.perf_counter()
+            try:
+                self.run.begin(self.config)
+                self.console.print(Text.assemble("training in ", literal(self.run.root, "bold")))
+                self._learn()
+            except KeyboardInterrupt as stop:
+                kept = self._keep("interrupted", stop, start)
+                raise Interrupted(
+                    f"stopped after {self.model.num_timesteps:,} tokens. {kept}", stop
+                ) from None
+            except BaseException as error:  # a full disk, a reward function: nothing more is lost
+                kept = self._keep("failed", error, start)
+                with contextlib.suppress(OSError):
+                    self.console.print(literal(kept))
+                raise
+            seconds = time.perf_counter() - start
+            try:
+                return self._finish(seconds)
+            except KeyboardInterrupt as stop:
+                raise Interrupted(self._keep_the_trained(stop, start), stop) from None
+            except Exception as error:
+                kept = self._keep_the_trained(error, start)
+                with contextlib.suppress(OSError):
+                    self.console.print(literal(kept))
+                raise
+
+    def _learn(self) -> None:
+        """Train and save the models."""
+        progress, callbacks = self._callbacks()
+        try:
+            with run_logger(self.run, self.model):
+                self.before = self.samples.respond(self.starting_actor)
+                self.model.learn(self.config.total_tokens, callback=callbacks)
+        finally:
+            progress.close()
+        with hold_signals():
+            for part, save in self._saves(f"tokens-{self.model.num_timesteps}").items():
+                save()
+                self._saved.append(part)
+
+    def _callbacks(self) -> tuple[ProgressCallback, list[BaseCallback]]:
+        config, run = self.config, self.run
+        metrics = RLHFCallback()
+        progress = ProgressCallback(self.console, metrics, config.total_tokens)
+        callbacks: list[BaseCallback] = [metrics, self.samples, self.checkpoints, progress]
+        if config.eval_every:
+            callbacks.append(
+                EvaluationCallback(
+                    self.held_out,
+                    config.eval_every,
+                    run.checkpoints / "best",
+                    seed=config.seed,
+                    tokenizer=self.tokenizer,
+                )
+            )
+        return progress, callbacks
+
+    def _saves(self, name: str) -> dict[str, Callable[[], Any]]:
+        """What is saved → how, the most valuable first: the disk may be full."""
+        saves: dict[str, Callable[[], Any]] = {
+            "policy/": self._save_policy,
+            f"checkpoints/{name}.zip": lambda: self.checkpoints.save(name),
+        }
+        if isinstance(self.held_out.scorer.reward, LearnedReward):
+            saves["reward_model/"] = self._save_reward_model
+        return saves
+
+    def _keep(self, name: str, reason: BaseException, start: float) -> str:
+        """Save what there is of an unfinished run, whatever of it can be; say what and where."""
+        root, output = self.run.root, self.run.output
+        assert output is not None
+        with hold_signals():
+            if output.is_replacing and not self.model._n_updates:
+                output.put_back()
+                return f"Nothing was learned yet: the run that was in {root} is back there."
+            kept, lost = list(self._saved), []
+            for part, save in {
+                **self._saves(name),
+                "summary.json": lambda: self._summarize_unfinished(reason, start),
+            }.items():
+                if part in kept:  # as it is now, just before
+                    continue
+                try:
+                    save()
+                    kept.append(part)
+                except OSError as error:
+                    lost.append(f"{part} ({error.strerror})")
+        logs = [path.name for path in (self.run.metrics, self.run.samples) if path.is_file()]
+        said = f"Kept in {root}: {', '.join([*kept, *logs])}."
+        if any(part.startswith("checkpoints/") for part in kept):
+            said += (
+                " TokenPPO.load reads the checkpoint, and unpickles it: only those that you trust."
+            )
+        return said + (f" Not kept: {', '.join(lost)}." if lost else "")
+
+    def _keep_the_trained(self, reason: BaseException, start: float) -> str:
+        """Note that the evaluation is missing; everything else has been saved."""
+        with hold_signals(), contextlib.suppress(OSError):
+            self._summarize_unfinished(reason, start)
+        return (
+            f"training is done, the evaluation was stopped. Kept in {self.run.root}: policy/, "
+            "checkpoints/, metrics.jsonl and samples.jsonl. Measure it with: tokenrlhf evaluate "
+            f"{self.run.root}"
+        )
+
+    def _summarize_unfinished(self, reason: BaseException, start: float) -> None:
+        """`summary.json` of a run that was not evaluated."""
+        said = " ".join(str(reason).split())
+        write_json(
+            self.run.summary,
+            {
+                "finished": False,
+                "ended_by": type(reason).__name__ + (f": {said}" if said else ""),
+                "task": self.config.task,
+                "seed": self.config.seed,
+                "tokens": self.model.num_timesteps,
+                "wall_seconds": time.perf_counter() - start,
+                "precision": self.model.update_precision,
+            },
+        )
+
+    def _finish(self, seconds: float) -> dict[str, Any]:
+        self.after = self.samples.respond(self.model.policy.actor)
+        self.run.append_samples(self.model.num_timesteps, self.after)
+        return self._summarize(seconds)
+
+    def _save_policy(self) -> None:
+        policy: Any = self.model.policy
+        with whole_folder(self.run.policy) as folder:
+            policy.save_pretrained(folder, self.tokenizer)
+
+    def _save_reward_model(self) -> None:
+        reward = self.held_out.scorer.reward
+        assert isinstance(reward, LearnedReward)
+        with whole_folder(self.run.reward_model) as folder:
+            reward.reward_model.save_pretrained(folder)
+
+    def _summarize(self, seconds: float) -> dict[str, Any]:
+        with evaluation_progress(self.console, self.held_out) as on_progress:
+            comparison = evaluate(
+                self.model.policy.actor,
+                self.held_out,
+                self.config.eval_responses,
+                self.config.seed,
+                on_progress,
+                starting_actor=None if self.config.actor is None else self.starting_actor,
+            )
+        tokens = self.model.num_timesteps
+        summary = summarize(self.config, self.held_out, comparison)
+        summary.update(
+            finished=True, tokens=tokens, tokens_per_second=tokens / seconds, wall_seconds=seconds
+        )
+        summary["precision"] = self.model.update_precision
+        if self.env.inner.kl_coef != summary["kl_coef"]:  # a controller moved it
+            summary["kl_coef_final"] = self.env.inner.kl_coef
+        write_json(self.run.summary, summary)
+        draw_curves(read_metrics(self.run.metrics), summary, self.run.curves)
+        return summary
+
+
+def summarize(
+    config: TrainConfig, held_out: HeldOut, found: Comparison | ExactEvaluation
+) -> dict[str, Any]:
+    """What `summary.json` holds of an evaluation."""
+    known: dict[str, Any] = asdict(found)
+    if isinstance(found, Comparison):
+        known["is_reliable"] = found.is_reliable
+    return {
+        "task": config.task,
+        "seed": config.seed,
+        "kl_coef": held_out.settings.kl_coef,
+        "prompts": len(held_out.texts),
+        "prompts_asked_for": held_out.asked_for,
+        **known,
+    }
+
+
+SMALL_MODEL = 2_000_000
+"""Parameters below which a second CPU thread waits more than it works."""
+
+
+def _choose_threads(config: TrainConfig, model: TokenPPO) -> None:
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    elif sum(p.numel() for p in model.policy.parameters()) < SMALL_MODEL:
+        torch.set_num_threads(1)
+
+
+def build_agent(config: TrainConfig, env: TokenVecEnv) -> TokenPPO:
+    """The agent of a configuration.
+
+    Raises:
+        ValueError: a setting can't be used.
+    """
+    settings = env.inner.settings
+    buffer = config.rollout_buffer()
+    model = TokenPPO(
+        LMActorCriticPolicy,
+        env,
+        learning_rate=config.learning_rate,
+        n_steps=config.n_steps,
+        batch_size=config.batch_size,
+        n_epochs=config.n_epochs,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+        clip_range=config.clip_range,
+        clip_range_vf=config.clip_range_vf,
+        normalize_returns=config.normalize_returns,
+        whiten_advantages=config.whiten_advantages,
+        ent_coef=config.ent_coef,
+        vf_coef=config.vf_coef,
+        max_grad_norm=config.max_grad_norm,
+        target_kl=config.target_kl,
+        micro_batch_tokens=config.micro_batch_tokens,
+        precision=config.precision,
+        kl_estimator=config.kl_estimator,
+        use_kl_loss=config.use_kl_loss,
+        kl_controller=config.kl_controller,
+        kl_target=config.kl_target,
+        kl_horizon=config.kl_horizon,
+        kl_dual_rate=config.kl_dual_rate,
+        critic_warmup=config.critic_warmup,
+        rollout_buffer_kwargs=buffer,
+        policy_kwargs={
+            "actor": config.actor or settings.reference,
+            "value_head": config.value_head,
+            "critic": settings.reward_model if config.critic == "reward_model" else config.critic,
+            "temperature": config.temperature,
+            "dtype": config.dtype,
+        },
+        seed=config.seed,
+        device=settings.device,
+    )
+    # The start of training asks for this too, but by then a folder has been written.
+    model.rollout_buffer.check_environment(env, settings)  # type: ignore[attr-defined]
+    return model

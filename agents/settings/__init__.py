@@ -1,0 +1,44 @@
+"""What may be asked of an agent: ranges, names and what goes with what. No torch here.
+
+* `ranges`: of the numbers of PPO and the buffer, and what settings exclude one another.
+* `kl`: the KL penalty and the controllers of β, by name.
+* `json_values`: settings that a JSON file holds, checked against their dataclass.
+"""
+
+from agents.settings.json_values import settings_from_json
+from agents.settings.kl import (
+    DEFAULT_DUAL_RATE,
+    DEFAULT_HORIZON,
+    KLPenalty,
+    check_controller,
+    kl_controller,
+    resolve_kl,
+    warn_of_bound,
+)
+from agents.settings.ranges import (
+    DEFAULT_LAMBDA,
+    PPO_RANGES,
+    check_agent,
+    check_estimator,
+    check_rollout_length,
+    normalizes_returns,
+    value_loss_weight,
+)
+
+__all__ = [
+    "DEFAULT_DUAL_RATE",
+    "DEFAULT_HORIZON",
+    "DEFAULT_LAMBDA",
+    "PPO_RANGES",
+    "KLPenalty",
+    "check_agent",
+    "check_controller",
+    "check_estimator",
+    "check_rollout_length",
+    "kl_controller",
+    "normalizes_returns",
+    "resolve_kl",
+    "settings_from_json",
+    "value_loss_weight",
+    "warn_of_bound",
+]

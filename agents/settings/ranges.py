@@ -1,0 +1,238 @@
+"""What settings must be, for the command line, `TokenPPO` and the buffer alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from agents.settings.kl import KLPenalty, kl_controller
+from tokenenv.maths import ADVANTAGE_ESTIMATORS, CRITIC_FREE, GROUPED
+from tokenenv.ranges import (
+    COUNT,
+    COUNT_OR_0,
+    FRACTION,
+    OPTIONAL_COUNT,
+    OPTIONAL_POSITIVE,
+    OPTIONAL_WEIGHT,
+    POSITIVE,
+    WEIGHT,
+    Range,
+    check_ranges,
+)
+
+__all__ = [
+    "DEFAULT_LAMBDA",
+    "PPO_RANGES",
+    "PRECISIONS",
+    "check_agent",
+    "check_estimator",
+    "check_precision",
+    "check_rollout_length",
+    "normalizes_returns",
+    "value_loss_weight",
+]
+
+
+DEFAULT_LAMBDA = 0.95
+"""λ of generalised advantage estimation."""
+
+SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
+"""What may be a function of the share of training that remains."""
+
+PPO_RANGES: dict[str, Range] = {
+    "n_steps": COUNT,
+    "batch_size": COUNT,
+    "n_epochs": COUNT,
+    "micro_batch_tokens": OPTIONAL_COUNT,
+    "learning_rate": WEIGHT,
+    "gamma": FRACTION,
+    "gae_lambda": FRACTION,
+    "clip_range": POSITIVE,
+    "clip_range_vf": OPTIONAL_POSITIVE,
+    "ent_coef": WEIGHT,
+    "vf_coef": OPTIONAL_WEIGHT,
+    "max_grad_norm": POSITIVE,
+    "target_kl": OPTIONAL_POSITIVE,
+    "kl_target": OPTIONAL_POSITIVE,
+    "kl_horizon": POSITIVE,
+    "kl_dual_rate": POSITIVE,
+    "critic_warmup": COUNT_OR_0,
+}
+"""Those of PPO's hyperparameters."""
+
+
+def check_estimator(
+    estimator: str, group_size: int, cut: str, gamma: float, whiten_rewards: bool = False
+) -> None:
+    """Refuse what an advantage estimator can't be combined with.
+
+    Args:
+        estimator: its name.
+        group_size: responses to the same prompt.
+        cut: what happens to the episodes that the end of a rollout cuts.
+        gamma: discount factor γ.
+        whiten_rewards: whether rewards are scaled before anything is computed from them.
+
+    Raises:
+        ValueError: there is no such estimator, or it can't be used with the others.
+    """
+    if estimator not in ADVANTAGE_ESTIMATORS:
+        allowed = ", ".join(map(repr, ADVANTAGE_ESTIMATORS))
+        raise ValueError(f"advantage_estimator={estimator!r} is unknown: choose one of {allowed}.")
+    check_ranges({"group_size": group_size}, {"group_size": COUNT})
+    if estimator not in CRITIC_FREE:
+        return
+    name = f"advantage_estimator={estimator!r}"
+    if cut != "carry":
+        raise ValueError(
+            f"{name} pays every token of a response the return of the whole response, but "
+            f"cut={cut!r} uses the first part of a cut one before the rest is known: use "
+            "rollout_buffer_kwargs={'cut': 'carry'}, on the command line --cut carry."
+        )
+    if gamma != 1:
+        raise ValueError(
+            f"{name} gives all tokens of a response the same, undiscounted return, but "
+            f"gamma={gamma!r} discounts: use gamma=1, or an estimator with a critic."
+        )
+    if whiten_rewards:
+        raise ValueError(
+            f"{name} compares the sums of the rewards of whole responses, which whiten_rewards=True"
+            " shifts by an amount for every token: leave whiten_rewards out; whiten_advantages sets"
+            " the scale."
+        )
+    if estimator in GROUPED and group_size < 2:
+        raise ValueError(
+            f"{name} with one response per prompt (group_size={group_size}) has no others to "
+            "compare it with: give the buffer and the environment a group_size of 2 or more, on "
+            "the command line --group-size, or use 'reinforce'."
+        )
+
+
+def check_rollout_length(cut: str, n_steps: int, max_new_tokens: int) -> None:
+    """Refuse rollouts that could end without one finished episode where only those are used.
+
+    Args:
+        cut: what happens to the episodes that the end of a rollout cuts.
+        n_steps: steps per environment and rollout.
+        max_new_tokens: T.
+
+    Raises:
+        ValueError: `cut` is `"carry"` and `n_steps` is below T.
+    """
+    if cut == "carry" and n_steps < max_new_tokens:
+        raise ValueError(
+            f"cut='carry' needs n_steps ≥ max_new_tokens = {max_new_tokens}, got n_steps={n_steps}:"
+            " in fewer steps no episode might finish. Raise n_steps, or use cut='bootstrap' (and "
+            "an estimator with a critic)."
+        )
+
+
+def value_loss_weight(vf_coef: float | None, estimator: str) -> float:
+    """The weight of the value loss: `vf_coef`, or 0.1 with a critic and 0 without where it is None.
+
+    Args:
+        vf_coef: the weight, or None.
+        estimator: name of the advantage estimator.
+    """
+    if vf_coef is not None:
+        return vf_coef
+    return 0.0 if estimator in CRITIC_FREE else 0.1
+
+
+def normalizes_returns(normalize_returns: bool | None, vf_coef: float) -> bool:
+    """Whether a critic learns normalised returns: as it is said, else where one learns at all.
+
+    Args:
+        normalize_returns: the setting, or None.
+        vf_coef: weight of the value loss.
+    """
+    return vf_coef > 0 if normalize_returns is None else normalize_returns
+
+
+PRECISIONS = ("float32", "bfloat16", "auto")
+"""What may be asked for; `"auto"` measures once and takes the faster."""
+
+
+def check_precision(precision: str, dtype: str) -> None:
+    """Raise ValueError unless `precision` is known and fits weights of `dtype`."""
+    if precision not in PRECISIONS:
+        allowed = ", ".join(map(repr, PRECISIONS))
+        raise ValueError(f"precision={precision!r} is unknown: choose one of {allowed}.")
+    if precision != "float32" and dtype != "float32":
+        raise ValueError(
+            f"precision={precision!r} computes the update of float32 weights in another precision, "
+            f"but dtype={dtype!r} are the weights': leave precision at 'float32' (an update then "
+            "computes in the weights' own), or leave dtype out of policy_kwargs."
+        )
+
+
+def check_agent(settings: Mapping[str, Any]) -> None:
+    """Refuse settings of `TokenPPO` that can't be used, alone or with each other.
+
+    The command line, the constructor and `load` all ask here, so that none lets through what
+    another refuses.
+
+    Args:
+        settings: name → value of its arguments. Schedules are checked by nobody: what they give is
+            known only in training.
+
+    Raises:
+        ValueError: it says which, and what to do.
+    """
+    scheduled = {name for name in SCHEDULES if callable(settings[name])}
+    check_ranges(settings, {n: r for n, r in PPO_RANGES.items() if n not in scheduled})
+    if settings["normalize_advantage"] and settings["whiten_advantages"]:
+        raise ValueError(
+            "normalize_advantage (per minibatch) and whiten_advantages (per rollout) do the "
+            "same thing twice: choose one."
+        )
+    policy_kwargs = settings["policy_kwargs"] or {}
+    check_precision(settings["precision"], policy_kwargs.get("dtype", "float32"))
+    KLPenalty(settings["kl_estimator"], settings["use_kl_loss"])
+    names = ("kl_controller", "kl_target", "kl_horizon", "kl_dual_rate")
+    kl_controller(*(settings[name] for name in names))
+    estimator = (settings["rollout_buffer_kwargs"] or {}).get("advantage_estimator", "gae")
+    value_head = policy_kwargs.get("value_head", "shared")
+    _check_critic(estimator, value_head, settings)
+
+
+def _check_critic(estimator: str, value_head: str, settings: Mapping[str, Any]) -> None:
+    """Refuse what would train a critic that nobody asks, and settings that would do nothing."""
+    name, warmup = f"advantage_estimator={estimator!r}", settings["critic_warmup"]
+    vf_coef = value_loss_weight(settings["vf_coef"], estimator)
+    if estimator in CRITIC_FREE and value_head == "separate":
+        raise ValueError(
+            f"value_head='separate' is a critic, but {name} asks none: leave value_head out (on "
+            "the command line, leave --value-head out), or use an estimator with a critic."
+        )
+    if estimator in CRITIC_FREE and vf_coef > 0:
+        raise ValueError(
+            f"vf_coef={vf_coef!r} trains a critic, but {name} asks none: use vf_coef=0, which it "
+            "is unless given, or an estimator with a critic."
+        )
+    if estimator in CRITIC_FREE and settings["normalize_returns"]:
+        raise ValueError(
+            f"normalize_returns=True is for a critic, but {name} asks none: leave "
+            "normalize_returns out, or use an estimator with a critic."
+        )
+    if estimator in CRITIC_FREE and warmup:
+        raise ValueError(
+            f"critic_warmup={warmup} with {name}, which asks no critic: use critic_warmup=0, or an "
+            "estimator with a critic."
+        )
+    if settings["normalize_returns"] and vf_coef == 0:
+        raise ValueError(
+            "normalize_returns=True with vf_coef=0: no critic learns them. Leave normalize_returns "
+            "out, or give vf_coef a positive weight."
+        )
+    if warmup and vf_coef == 0:
+        raise ValueError(
+            f"critic_warmup={warmup} with vf_coef=0: nothing would learn in these updates. Give "
+            "vf_coef a positive weight, or use critic_warmup=0."
+        )
+    gae_lambda = settings["gae_lambda"]
+    if estimator != "gae" and gae_lambda != DEFAULT_LAMBDA:
+        raise ValueError(
+            f"gae_lambda={gae_lambda!r} is without effect with {name}: leave it at its default of "
+            f"{DEFAULT_LAMBDA}, or use advantage_estimator='gae'."
+        )

@@ -1,0 +1,372 @@
+"""The batched core that both environments are a face of: prompts, transitions, rewards and infos.
+
+`TokenEnv` is its N = 1 face and `TokenVectorEnv` the other, so the dynamics are written once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tokenenv.episodes import NO_TOKEN, Episodes
+from tokenenv.maths import reference_half
+from tokenenv.models import LanguageModel, StateReader
+from tokenenv.rewards import Episode, EpisodeScorer, build_scorer
+from tokenenv.settings import EnvSettings, check_kl_coef
+from tokenenv.tasks import Task, is_bundled, load_task, names_code, read_prompts
+from tokenenv.user_code import user_code
+
+__all__ = ["MDPFace", "StepResult", "TokenMDP", "check_options"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step of some rows gave.
+
+    Attributes:
+        rows: (n,) int64, the rows that stepped.
+        rewards: (n,) float64.
+        ended: (n,) bool.
+        ref_log_probs: (n,) float64, or None where scoring is deferred.
+        endings: the end-of-episode info of each row that ended, in order.
+    """
+
+    rows: np.ndarray
+    rewards: np.ndarray
+    ended: np.ndarray
+    ref_log_probs: np.ndarray | None
+    endings: list[dict[str, Any]]
+
+
+class TokenMDP:
+    """N token MDPs side by side, without spaces, autoreset or seeding.
+
+    Args:
+        settings: the keyword arguments of the environment.
+        num_envs: N.
+
+    Attributes:
+        episodes: the states, and which of them are running.
+        reader: what the reference makes of them.
+        token_rewards: (N, T) float64, what was paid for each token of the episodes under way.
+        is_scored_by_caller: whether somebody has taken it upon himself to score what deferred
+            scoring leaves unscored.
+        is_next_scored_by_buffer: the same for the next step alone, which a buffer collects.
+
+    Raises:
+        ValueError: a setting, a model or a prompt that can't be used; it says which and why.
+    """
+
+    def __init__(self, settings: EnvSettings, num_envs: int) -> None:
+        self.task = load_task(settings.task)
+        self.settings = settings.resolved(self.task)
+        self.num_envs = num_envs
+        limits = self.settings
+        assert limits.max_prompt_tokens is not None and limits.max_new_tokens is not None
+        self.max_prompt_tokens = int(limits.max_prompt_tokens)
+        self.max_new_tokens = int(limits.max_new_tokens)
+        self._connect()
+        self.prompts = self._read_prompts()
+        self._prompt_ids: dict[str, np.ndarray] = {}
+        self._group, self._group_prompt, self._group_left = -1, "", 0
+        own = (settings.reference, settings.prompts, settings.max_prompt_tokens)
+        if any(setting is not None for setting in own):  # a task's own prompts fit its own limits
+            for prompt in self.prompts:
+                self.encode_prompt(prompt)
+        self.episodes = Episodes(
+            num_envs,
+            self.max_prompt_tokens,
+            self.max_new_tokens,
+            self.language_model.vocabulary_size,
+            self.language_model.eos_token_ids,
+        )
+        self.token_rewards = np.zeros((num_envs, self.max_new_tokens))
+        self.is_scored_by_caller = self.is_next_scored_by_buffer = False
+
+    def _connect(self) -> None:
+        """Find the models in the process-level cache: called anew after unpickling."""
+        self.scorer = build_scorer(self.settings)
+        self.language_model: LanguageModel = self.scorer.reference.language_model
+        self.reader = StateReader(
+            self.scorer.reference, self.num_envs, self.max_prompt_tokens, self.max_new_tokens
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the models and their caches, which are found again by name."""
+        state = self.__dict__.copy()
+        for name in ("language_model", "scorer", "reader", "task"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.task = load_task(self.settings.task)
+        self._connect()
+
+    @property
+    def kl_coef(self) -> float:
+        """β, as `settings` holds it."""
+        assert self.settings.kl_coef is not None
+        return float(self.settings.kl_coef)
+
+    def set_kl_coef(self, kl_coef: float) -> None:
+        """Change β; ValueError where it is negative."""
+        self.settings = dataclasses.replace(self.settings, kl_coef=check_kl_coef(kl_coef))
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether rewards are left to the trainer's buffer."""
+        return self.settings.scoring == "deferred"
+
+    # Prompts -------------------------------------------------------------------------------------
+
+    def _read_prompts(self) -> list[str]:
+        source, split = self.settings.prompts, self.settings.split
+        if source is None:
+            return _prompts_of(self.task, split)
+        if isinstance(source, str):
+            is_task = names_code(source) or (is_bundled(source) and not os.path.exists(source))
+            if is_task:
+                return _prompts_of(load_task(source, "prompts"), split)
+            return read_prompts(source, split)
+        prompts = list(source) if isinstance(source, Sequence) else []
+        if not _are_prompts(prompts):
+            raise ValueError(
+                f"prompts={source!r}: give a non-empty list of strings, the name of a file, or the "
+                "name of a task."
+            )
+        return prompts
+
+    def encode_prompt(self, prompt: str) -> np.ndarray:
+        """(n,) int64 token ids of a prompt, 1 ≤ n ≤ P.
+
+        Raises:
+            ValueError: the prompt is no string, is empty, or is longer than P tokens.
+        """
+        if not isinstance(prompt, str):
+            raise ValueError(
+                f"the prompt {prompt!r} is a {type(prompt).__name__}, it must be text."
+            )
+        known = self._prompt_ids.get(prompt)
+        if known is not None:
+            return known
+        if not prompt.strip():
+            raise ValueError(f"the prompt {prompt!r} is empty: it needs at least one token.")
+        ids = self.language_model.encode(prompt)
+        if not len(ids):
+            raise ValueError(f"the prompt {prompt[:60]!r} is empty to the tokenizer: no token.")
+        if len(ids) > self.max_prompt_tokens:
+            raise ValueError(
+                f"the prompt {prompt[:60]!r} has {len(ids)} tokens, more than max_prompt_tokens="
+                f"{self.max_prompt_tokens}: shorten it, or raise max_prompt_tokens."
+            )
+        self._prompt_ids[prompt] = ids
+        return ids
+
+    def start(self, row: int, rng: np.random.Generator, prompt: str | None) -> dict[str, Any]:
+        """Begin an episode in `row`; give the reset's info.
+
+        Args:
+            row: which.
+            rng: draws a prompt where a group begins.
+            prompt: what to start from; it counts to no group. None: the prompt of the group.
+        """
+        info: dict[str, Any] = {}
+        if prompt is None:
+            if self._group_left == 0:
+                self._group += 1
+                self._group_prompt = self.prompts[int(rng.integers(len(self.prompts)))]
+                self._group_left = int(self.settings.group_size)
+            self._group_left -= 1
+            prompt = self._group_prompt
+            if self.settings.group_size > 1:
+                info["group"] = self._group
+        self.episodes.start(row, self.encode_prompt(prompt))
+        self.token_rewards[row] = 0.0
+        return {"prompt": prompt, **info}
+
+    def begin_group(self) -> None:
+        """Let the next start draw a prompt, whether or not the group before it is complete."""
+        self._group_left = 0
+
+    # Steps ---------------------------------------------------------------------------------------
+
+    def step(self, actions: np.ndarray, rows: np.ndarray) -> StepResult:
+        """Let `rows` take `actions[rows]`.
+
+        Args:
+            actions: (N,) token ids; entries outside `rows` are ignored.
+            rows: (n,) int64.
+
+        Raises:
+            ResetNeeded: a row has no running episode.
+            ValueError: an action is no token id; or an episode ended whose deferred score nobody
+                will give it.
+        """
+        is_scored_later = self.is_scored_by_caller or self.is_next_scored_by_buffer
+        self.is_next_scored_by_buffer = False
+        before = self.episodes.observations.copy()
+        ended = self.episodes.append(actions, rows)
+        if self.is_deferred and not is_scored_later and ended.any():
+            raise ValueError(UNSCORED)
+        rewards = np.zeros(len(rows))
+        ref_log_probs = None
+        if not self.is_deferred:
+            ref_log_probs = self._ref_log_probs(before, actions, rows)
+            if self.settings.kl_shaping == "k1":
+                rewards += reference_half(ref_log_probs, self.kl_coef)
+        endings = self._endings(rows[ended]) if ended.any() else []
+        if not self.is_deferred:
+            rewards[ended] += [ending["score"] for ending in endings]
+        self.token_rewards[rows, self.episodes.response_lengths[rows] - 1] = rewards
+        return StepResult(rows, rewards, ended, ref_log_probs, endings)
+
+    def _ref_log_probs(
+        self, observations: np.ndarray, actions: np.ndarray, rows: np.ndarray
+    ) -> np.ndarray:
+        hidden = self.reader.hidden_states(observations)
+        if len(rows) < self.num_envs:
+            hidden = hidden[rows.tolist()]
+        tokens = np.asarray(actions)[rows].astype(np.int64)  # torch indexes with no other
+        return self.scorer.reference.step_log_probs(hidden, tokens)
+
+    def _endings(self, rows: np.ndarray) -> list[dict[str, Any]]:
+        responses = [self.episodes.response(row) for row in rows.tolist()]
+        endings: list[dict[str, Any]] = [
+            {
+                "finish_reason": self.episodes.finish_reason(row),
+                "response": self.language_model.decode(response),
+                "response_length": len(response),
+            }
+            for row, response in zip(rows.tolist(), responses, strict=True)
+        ]
+        if self.is_deferred:
+            return endings
+        scores = self.scorer.score([self.episode(row) for row in rows])
+        if scores.is_per_token:
+            raise ValueError(
+                "the reward function returned rewards per token, which exist only once a response "
+                "is finished: use scoring='deferred', or return one float per response."
+            )
+        for i, ending in enumerate(endings):
+            ending["rm_score"] = float(scores.rm_score[i])
+            ending["score"] = float(scores.score[i])
+            if scores.gold_reward is not None:
+                ending["gold_reward"] = float(scores.gold_reward[i])
+        return endings
+
+    def episode(self, row: int) -> Episode:
+        """The episode in `row` so far."""
+        return Episode(
+            self.episodes.prompt(row), self.episodes.response(row), bool(self.episodes.stopped[row])
+        )
+
+
+def _are_prompts(prompts: Any) -> bool:
+    return bool(prompts) and all(isinstance(prompt, str) for prompt in prompts)
+
+
+def _prompts_of(task: Task, split: str) -> list[str]:
+    """A task's prompts; ValueError where its function raises, or gives something else."""
+    with user_code(f"prompts of the task {task.name!r}", task.prompts):
+        prompts = task.prompts(split)
+    if not isinstance(prompts, list | tuple) or not _are_prompts(prompts):
+        raise ValueError(
+            f"prompts of the task {task.name!r} gave {prompts!r:.80} for split={split!r}: it must "
+            "return a non-empty list of strings."
+        )
+    return list(prompts)
+
+
+UNSCORED = (
+    "an episode has ended, and with scoring='deferred' its reward of 0 is no reward: only a "
+    "rollout that EpisodeRolloutBuffer collects is scored, at its end. To evaluate, to record, or "
+    "to train with anything else, make the environment with scoring='step'. If you score the "
+    "episodes yourself (env.unwrapped.scorer), say so: env.unwrapped.leave_scoring_to_caller()."
+)
+"""What a deferred environment says at the first finished episode that nobody will score."""
+
+
+def check_options(options: Any, known: Sequence[str]) -> dict[str, Any]:
+    """`reset`'s options, or ValueError where they hold what it does not know."""
+    if options is None:
+        return {}
+    if not isinstance(options, dict):
+        raise ValueError(
+            f"reset(options={options!r}) is a {type(options).__name__}; it must be a dict, such as "
+            "{'prompt': 'text'}, or None."
+        )
+    unknown = [repr(key) for key in options if key not in known]
+    if unknown:
+        raise ValueError(
+            f"reset() knows no option {', '.join(unknown)}: it takes "
+            f"{', '.join(map(repr, known))}. Everything else is an argument of the environment."
+        )
+    return options
+
+
+class MDPFace:
+    """What an environment over a `TokenMDP` shows of it.
+
+    Attributes:
+        mdp: the token MDP.
+    """
+
+    mdp: TokenMDP
+
+    @property
+    def settings(self) -> EnvSettings:
+        """The resolved arguments, with the β that holds now."""
+        return self.mdp.settings
+
+    @property
+    def scorer(self) -> EpisodeScorer:
+        """The part that scores finished episodes."""
+        return self.mdp.scorer
+
+    @property
+    def kl_coef(self) -> float:
+        """β, which this environment owns: who needs it asks here, or reads `info`."""
+        return self.mdp.kl_coef
+
+    def set_kl_coef(self, kl_coef: float) -> None:
+        """Change β, between rollouts; ValueError where it is negative."""
+        self.mdp.set_kl_coef(kl_coef)
+
+    def begin_group(self) -> None:
+        """Let the next start draw a prompt, whether or not the group before it is complete."""
+        self.mdp.begin_group()
+
+    # Deferred scoring ----------------------------------------------------------------------------
+
+    def leave_scoring_to_caller(self, is_left: bool = True) -> None:
+        """Declare that you score finished episodes yourself, or no longer.
+
+        Without it, an environment with `scoring="deferred"` raises where an episode ends, except in
+        rollouts that `agents.EpisodeRolloutBuffer` collects.
+        """
+        self.mdp.is_scored_by_caller = is_left
+
+    def leave_next_score_to_buffer(self) -> None:
+        """Declare that a buffer collects the next step, and scores what ends with it."""
+        self.mdp.is_next_scored_by_buffer = True
+
+    # States --------------------------------------------------------------------------------------
+
+    @property
+    def states(self) -> np.ndarray:
+        """(N, P+T) int64: the observations that hold now, all -1 where no episode is running."""
+        episodes = self.mdp.episodes
+        return np.where(episodes.running[:, None], episodes.observations, NO_TOKEN)
+
+    def is_at(self, observations: np.ndarray) -> np.ndarray:
+        """(N,) bool, whether the next action will be taken in these (N, P+T) observations."""
+        episodes = self.mdp.episodes
+        if episodes.running.all() and np.array_equal(episodes.observations, observations):
+            return episodes.running.copy()
+        return (self.states == observations).all(axis=1)

@@ -1,0 +1,109 @@
+"""Causal language models: loading, the cached step, log-probabilities, sampling.
+
+* `language_model`: loading and building; `preparation`: fused weights; `encoding`: text and ids.
+* `slot_cache`, `decode_step`: one token for many sequences of different age; `cache_check`,
+  `step_comparison`: the cached step is the plain forward, or the model is refused;
+  `weight_watch`: notices weights that were written.
+* `packing`: whole sequences for one forward; `log_probs`: of tokens and responses.
+* `sampling`: responses; `reference`, `reference_decoder`: the frozen model, step by step.
+"""
+
+from tokenenv.models.cache_check import check_cached_step
+from tokenenv.models.encoding import decode_all, eos_ids_of, join_ids, prompt_ids, prompt_text
+from tokenenv.models.language_model import (
+    LanguageModel,
+    SharedLoader,
+    build_language_model,
+    check_complete,
+    check_config,
+    check_context,
+    check_source,
+    freeze,
+    load_frozen,
+    load_tokenizer,
+    load_trainable,
+    loading_errors,
+    one_at_a_time,
+    output_folder,
+    output_logits,
+    pad_right,
+    quiet_loading,
+    resolve_device,
+    resolve_dtype,
+    trunk_hidden_states,
+)
+from tokenenv.models.log_probs import (
+    GPU_FACTOR,
+    log_softmax,
+    refuse_nan,
+    response_log_probs,
+    rows_at_once,
+    sample_tokens,
+    tempered_logits,
+    token_log_probs,
+)
+from tokenenv.models.packing import (
+    MICRO_BATCH_TOKENS,
+    PackedSequences,
+    hidden_states,
+    minibatch_indices,
+    pack,
+    pack_observations,
+    token_batches,
+)
+from tokenenv.models.preparation import check_weights, prepare
+from tokenenv.models.reference import Reference
+from tokenenv.models.reference_decoder import StateReader
+from tokenenv.models.sampling import SampledResponse, sample_responses
+from tokenenv.models.slot_cache import SlotDecoder
+
+__all__ = [
+    "GPU_FACTOR",
+    "MICRO_BATCH_TOKENS",
+    "LanguageModel",
+    "PackedSequences",
+    "Reference",
+    "SampledResponse",
+    "SharedLoader",
+    "SlotDecoder",
+    "StateReader",
+    "build_language_model",
+    "check_cached_step",
+    "check_complete",
+    "check_config",
+    "check_context",
+    "check_source",
+    "check_weights",
+    "decode_all",
+    "eos_ids_of",
+    "freeze",
+    "hidden_states",
+    "join_ids",
+    "load_frozen",
+    "load_tokenizer",
+    "load_trainable",
+    "loading_errors",
+    "log_softmax",
+    "minibatch_indices",
+    "one_at_a_time",
+    "output_folder",
+    "output_logits",
+    "pack",
+    "pack_observations",
+    "pad_right",
+    "prepare",
+    "prompt_ids",
+    "prompt_text",
+    "quiet_loading",
+    "refuse_nan",
+    "resolve_device",
+    "resolve_dtype",
+    "response_log_probs",
+    "rows_at_once",
+    "sample_responses",
+    "sample_tokens",
+    "tempered_logits",
+    "token_batches",
+    "token_log_probs",
+    "trunk_hidden_states",
+]

@@ -1,0 +1,51 @@
+"""Rewards: models learned from preferences, functions, and the scoring of episodes.
+
+* `reward_model`: the classifier and its normalisation; `preferences`: training it on pairs.
+* `sources`: whatever `reward_model=` may be; `scoring`: `EpisodeScorer`, scores and log π_ref.
+"""
+
+from tokenenv.rewards.preferences import (
+    PreferencePair,
+    RewardTrainingSettings,
+    TokenPair,
+    evaluate_preferences,
+    read_pairs,
+    train_reward_model,
+)
+from tokenenv.rewards.reward_model import RewardModel, load_reward_model, new_reward_model
+from tokenenv.rewards.scoring import EpisodeScorer, EpisodeScores, build_scorer
+from tokenenv.rewards.sources import (
+    MAX_REWARD,
+    Episode,
+    FunctionReward,
+    LearnedReward,
+    RawRewards,
+    RewardFunction,
+    RewardSource,
+    check_rewards,
+    resolve_reward,
+)
+
+__all__ = [
+    "MAX_REWARD",
+    "Episode",
+    "EpisodeScorer",
+    "EpisodeScores",
+    "FunctionReward",
+    "LearnedReward",
+    "PreferencePair",
+    "RawRewards",
+    "RewardFunction",
+    "RewardModel",
+    "RewardSource",
+    "RewardTrainingSettings",
+    "TokenPair",
+    "build_scorer",
+    "check_rewards",
+    "evaluate_preferences",
+    "load_reward_model",
+    "new_reward_model",
+    "read_pairs",
+    "resolve_reward",
+    "train_reward_model",
+]

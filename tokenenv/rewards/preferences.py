@@ -1,0 +1,467 @@
+"""Learning a reward model from pairwise preferences (Bradley–Terry).
+
+P(chosen ≻ rejected) = σ(r_w − r_l − margin); the loss is −log of it (Bradley & Terry 1952; Ouyang
+et al. 2022, https://arxiv.org/abs/2203.02155, eq. 1).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import logsigmoid
+
+from tokenenv.json_files import parse_json, read_lines
+from tokenenv.ranges import COUNT, FRACTION, POSITIVE, SEED, WEIGHT, check_ranges
+from tokenenv.rewards.reward_model import RewardModel, sequence_rewards
+from tokenenv.stop_signals import signal_is_pending
+
+__all__ = [
+    "HeldOutReport",
+    "PreferencePair",
+    "PreferenceReport",
+    "RewardTrainingSettings",
+    "TokenPair",
+    "as_token_pair",
+    "evaluate_preferences",
+    "preference_loss",
+    "read_pairs",
+    "train_reward_model",
+]
+
+
+MOST_MARGIN = 1e6
+"""Of a pair: rewards differ by a few units, and beyond float32 a loss would be infinite."""
+
+FEW_PAIRS = 30
+"""Held-out pairs below which a report says that it is a rough one: there the standard error of an
+accuracy of ¾ is 0.08."""
+
+FORWARD_SIZE = 32
+"""Sequences that one training forward takes at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreferencePair:
+    """Two responses to one prompt, as text; `chosen` is the preferred one."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPair:
+    """A preference pair as the reward model reads it.
+
+    Attributes:
+        chosen: (n,) int64, prompt and response in one.
+        rejected: (m,) int64.
+        prompt: what identifies the prompt, so that held-out prompts are really held out.
+        margin: how much better the chosen one is at least.
+    """
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+    prompt: str
+    margin: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RewardTrainingSettings:
+    """How a reward model is trained.
+
+    Args:
+        epochs: passes over the training pairs.
+        batch_size: pairs per step.
+        learning_rate: peak of a linear warm-up (10 %) and decay.
+        weight_decay: AdamW's.
+        max_grad_norm: gradients are clipped to this norm.
+        centering_coef: weight of mean((r_w + r_l)²), which holds the rewards near 0.
+        eval_fraction: share of the prompts held out for the loss that stops training early and
+            chooses the weights.
+        report_fraction: share of the prompts held out for the report alone. At 0, and where there
+            are fewer than three prompts, the report is on the pairs that chose the weights, and
+            says so.
+        evaluations_per_epoch: how often the held-out loss is looked at.
+        patience: evaluations without a better held-out loss after which training stops.
+        seed: of the split and the order.
+    """
+
+    epochs: int = 2
+    batch_size: int = 64
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    centering_coef: float = 0.0
+    eval_fraction: float = 0.1
+    report_fraction: float = 0.1
+    evaluations_per_epoch: int = 4
+    patience: int = 3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse settings that can't train."""
+        counts = ("epochs", "batch_size", "evaluations_per_epoch", "patience")
+        weights = ("learning_rate", "weight_decay", "centering_coef")
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
+        shares = dict.fromkeys(("eval_fraction", "report_fraction"), FRACTION)
+        ranges = {**dict.fromkeys(counts, COUNT), **dict.fromkeys(weights, WEIGHT), **shares}
+        check_ranges(settings, {**ranges, "max_grad_norm": POSITIVE, "seed": SEED})
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate={self.learning_rate} must be positive.")
+        if not 0 < self.eval_fraction < 1:
+            raise ValueError(f"eval_fraction={self.eval_fraction} must lie between 0 and 1.")
+        if not 0 <= self.report_fraction < 1 - self.eval_fraction:
+            raise ValueError(
+                f"report_fraction={self.report_fraction} must be 0 or more, and less than 1 "
+                f"together with eval_fraction={self.eval_fraction}: something must be left to "
+                "train on."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceReport:
+    """How well rewards agree with preferences.
+
+    Attributes:
+        pairs: how many.
+        accuracy: share of pairs whose chosen response has the higher reward; a tie counts ½.
+        loss: mean −log σ(r_w − r_l − margin).
+        mean_margin: mean r_w − r_l.
+        calibration_error: expected calibration error of σ(r_a − r_b) over ten bins, each pair in
+            both orders.
+    """
+
+    pairs: int
+    accuracy: float
+    loss: float
+    mean_margin: float
+    calibration_error: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutReport(PreferenceReport):
+    """The report on held-out pairs after a training.
+
+    Attributes:
+        training_pairs: pairs that were trained on.
+        selection_pairs: pairs whose loss chose the weights.
+        chose_the_weights: whether the report is on those, for want of others.
+    """
+
+    training_pairs: int
+    selection_pairs: int
+    chose_the_weights: bool
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know before he believes the numbers."""
+        notes = []
+        if self.chose_the_weights:
+            notes.append(
+                f"measured on the {self.pairs:,} pairs whose loss chose the weights: optimistic. "
+                "Hold out others (report_fraction), of at least three prompts in all."
+            )
+        if self.pairs < FEW_PAIRS:
+            error = math.sqrt(max(self.accuracy * (1 - self.accuracy), 0.1) / self.pairs)
+            notes.append(
+                f"measured on {self.pairs:,} held-out pairs, fewer than {FEW_PAIRS}: the accuracy "
+                f"is uncertain by ±{error:.2f} (a standard error) or more."
+            )
+        return notes
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "notes": self.notes}
+
+
+def preference_loss(
+    chosen: torch.Tensor,
+    rejected: torch.Tensor,
+    margins: torch.Tensor | float = 0.0,
+    centering_coef: float = 0.0,
+) -> torch.Tensor:
+    """Mean −log σ(r_w − r_l − margin) + c·mean((r_w + r_l)²), from (B,) rewards.
+
+    Equal rewards without margin give ln 2. The centring term is that of Eisenstein et al. 2023,
+    https://arxiv.org/abs/2312.09244, section 2.
+    """
+    loss = -logsigmoid(chosen - rejected - margins).mean()
+    if centering_coef:
+        loss = loss + centering_coef * (chosen + rejected).square().mean()
+    return loss
+
+
+def evaluate_preferences(
+    chosen: np.ndarray, rejected: np.ndarray, margins: np.ndarray | float = 0.0
+) -> PreferenceReport:
+    """Accuracy, loss, margin and calibration of (B,) rewards of chosen and rejected responses."""
+    difference = np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64)
+    loss = np.logaddexp(0.0, -(difference - margins)).mean()
+    return PreferenceReport(
+        pairs=len(difference),
+        accuracy=float(np.mean((difference > 0) + 0.5 * (difference == 0))),
+        loss=float(loss),
+        mean_margin=float(difference.mean()),
+        calibration_error=_calibration_error(difference),
+    )
+
+
+def _calibration_error(difference: np.ndarray, bins: int = 10) -> float:
+    """Σ_bins share·|mean predicted − observed|; the pair (a, b) is also the pair (b, a)."""
+    both = np.concatenate([difference, -difference])
+    predicted = 0.5 * (1.0 + np.tanh(both / 2.0))
+    won = np.repeat([1.0, 0.0], len(difference))
+    which = np.minimum((predicted * bins).astype(int), bins - 1)
+    gap = np.bincount(which, weights=predicted - won, minlength=bins)
+    return float(np.abs(gap).sum() / len(both))
+
+
+def read_pairs(path: str | Path) -> list[PreferencePair]:
+    """The pairs of a JSON Lines file of `{"prompt", "chosen", "rejected"[, "margin"]}`.
+
+    Raises:
+        ValueError: the file is missing or empty, or a line is malformed: its number is named.
+    """
+    file = Path(path)
+    if not os.path.isfile(file):
+        raise ValueError(
+            f"pairs={str(path)!r} is no file: give JSON Lines of "
+            '{"prompt": …, "chosen": …, "rejected": …}.'
+        )
+    pairs = [
+        _parse_pair(line, f"{file}, line {number}")
+        for number, line in enumerate(read_lines(file), 1)
+        if line.strip()
+    ]
+    if not pairs:
+        raise ValueError(f"preference file {file} is empty: it needs at least one pair.")
+    return pairs
+
+
+def _parse_pair(line: str, where: str) -> PreferencePair:
+    row = parse_json(line, where)
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: needs an object, got {line.strip()[:80]!r}.")
+    for field in ("prompt", "chosen", "rejected"):
+        if field not in row:
+            raise ValueError(f"{where}: the field {field!r} is missing.")
+        if not isinstance(row[field], str):
+            kind = type(row[field]).__name__
+            raise ValueError(f"{where}: the field {field!r} is a {kind}, it must be a string.")
+        if not row[field].strip():
+            raise ValueError(f"{where}: the field {field!r} is empty.")
+    margin = row.get("margin", 0.0)
+    is_number = isinstance(margin, int | float) and not isinstance(margin, bool)
+    if not (is_number and abs(margin) <= MOST_MARGIN):
+        raise ValueError(
+            f"{where}: 'margin' is {margin!r:.60}, it must be a finite number of at most "
+            f"{MOST_MARGIN:,.0f} either way."
+        )
+    return PreferencePair(row["prompt"], row["chosen"], row["rejected"], float(margin))
+
+
+def train_reward_model(
+    pairs: Sequence[PreferencePair | TokenPair],
+    reward_model: RewardModel,
+    settings: RewardTrainingSettings | None = None,
+    on_step: Callable[[int, int, float], None] | None = None,
+) -> HeldOutReport:
+    """Train `reward_model` in place on preference pairs, and keep its best held-out weights.
+
+    A signal that waits for the end of a `tokenenv.stop_signals.hold_signals` block ends the
+    training after its present step. The rewards are then normalised to mean 0 and standard
+    deviation 1 on the responses of the pairs (`RewardModel.measure_normalization` does it again on
+    other samples).
+
+    Args:
+        pairs: at least two prompts' worth, as text or as tokens.
+        reward_model: from `new_reward_model`; a shared one of `load_reward_model` is refused.
+        settings: how; the defaults otherwise.
+        on_step: called after every step with (step, all steps, training loss).
+
+    Returns:
+        The report, on pairs of prompts that neither trained nor chose the weights
+        (`RewardTrainingSettings.report_fraction`).
+
+    Raises:
+        ValueError: there are too few prompts to hold one out, a pair is longer than the model
+            reads, or the loss of a step or its gradient is not finite.
+    """
+    settings = settings or RewardTrainingSettings()
+    if reward_model.is_shared:
+        raise ValueError(
+            "this reward model is shared by every environment that uses it and must not change: "
+            "train one from new_reward_model(folder), which starts from the same trunk."
+        )
+    tokens = [as_token_pair(pair, reward_model) for pair in pairs]
+    rng = np.random.default_rng(settings.seed)
+    training, selection, reported = _split(tokens, settings, rng)
+    for pair in tokens:
+        longest = max(len(pair.chosen), len(pair.rejected))
+        if longest > reward_model.max_tokens:
+            raise ValueError(
+                f"a pair of the prompt {pair.prompt[:60]!r} has {longest} tokens, more than the "
+                f"{reward_model.max_tokens} positions of the reward model: shorten or drop it."
+            )
+    trainer = _Trainer(reward_model, training, selection, settings, rng)
+    trainer.run(on_step)
+    sequences = [sequence for pair in tokens for sequence in (pair.chosen, pair.rejected)]
+    reward_model.measure_normalization(reward_model.raw_rewards(sequences))
+    return HeldOutReport(
+        **asdict(_evaluate(reward_model, reported or selection)),
+        training_pairs=len(training),
+        selection_pairs=len(selection),
+        chose_the_weights=not reported,
+    )
+
+
+def as_token_pair(pair: PreferencePair | TokenPair, reward_model: RewardModel) -> TokenPair:
+    """The pair as `reward_model` reads it; one of tokens is left as it is."""
+    if isinstance(pair, TokenPair):
+        return pair
+    if not isinstance(pair, PreferencePair):
+        raise ValueError(f"{pair!r:.80} is no pair: give PreferencePair or TokenPair objects.")
+    encode = reward_model.encode
+    return TokenPair(
+        encode(pair.prompt, pair.chosen),
+        encode(pair.prompt, pair.rejected),
+        pair.prompt,
+        pair.margin,
+    )
+
+
+def _split(
+    pairs: list[TokenPair], settings: RewardTrainingSettings, rng: np.random.Generator
+) -> tuple[list[TokenPair], list[TokenPair], list[TokenPair]]:
+    """Pairs to train on, to choose the weights by and to report on, without a common prompt."""
+    prompts = sorted({pair.prompt for pair in pairs})
+    if len(prompts) < 2:
+        raise ValueError(
+            f"the {len(pairs)} pairs have {len(prompts)} prompt(s): training needs at least two "
+            "different ones, to hold one out."
+        )
+    left = len(prompts) - 1  # one is trained on at least
+    chosen = min(max(1, round(settings.eval_fraction * len(prompts))), left)
+    told = 0
+    if settings.report_fraction and left >= 2:
+        chosen = min(chosen, left - 1)
+        told = min(max(1, round(settings.report_fraction * len(prompts))), left - chosen)
+    order = [prompts[i] for i in rng.permutation(len(prompts))]
+    selection, reported = set(order[:chosen]), set(order[chosen : chosen + told])
+    return (
+        [pair for pair in pairs if pair.prompt not in selection | reported],
+        [pair for pair in pairs if pair.prompt in selection],
+        [pair for pair in pairs if pair.prompt in reported],
+    )
+
+
+def _evaluate(reward_model: RewardModel, pairs: list[TokenPair]) -> PreferenceReport:
+    """The report on some pairs."""
+    raw = reward_model.raw_rewards
+    return evaluate_preferences(
+        raw([p.chosen for p in pairs]),
+        raw([p.rejected for p in pairs]),
+        np.array([p.margin for p in pairs]),
+    )
+
+
+class _Trainer:
+    """One training run: optimiser, schedule, early stopping."""
+
+    def __init__(
+        self,
+        reward_model: RewardModel,
+        training: list[TokenPair],
+        selection: list[TokenPair],
+        settings: RewardTrainingSettings,
+        rng: np.random.Generator,
+    ) -> None:
+        self.reward_model, self.settings, self.rng = reward_model, settings, rng
+        self.training, self.selection = training, selection
+        self.model: Any = reward_model.model
+        self.steps_per_epoch = math.ceil(len(training) / settings.batch_size)
+        self.num_steps = settings.epochs * self.steps_per_epoch
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(True)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.best_loss, self.best_weights = math.inf, copy.deepcopy(self.model.state_dict())
+        self.without_gain = 0
+
+    def _rate(self, step: int) -> float:
+        warm_up = max(1, self.num_steps // 10)
+        return min((step + 1) / warm_up, max(0.0, (self.num_steps - step) / self.num_steps))
+
+    def run(self, on_step: Callable[[int, int, float], None] | None) -> None:
+        """Train until the steps are done or the loss on the selection has stopped falling."""
+        every = max(1, self.steps_per_epoch // self.settings.evaluations_per_epoch)
+        step = 0
+        for _ in range(self.settings.epochs):
+            order = self.rng.permutation(len(self.training))
+            for start in range(0, len(order), self.settings.batch_size):
+                loss = self._step(
+                    [self.training[i] for i in order[start : start + self.settings.batch_size]]
+                )
+                step += 1
+                if on_step is not None:
+                    on_step(step, self.num_steps, loss)
+                is_last = step == self.num_steps or signal_is_pending()
+                if ((step % every == 0 or is_last) and self._should_stop()) or is_last:
+                    break
+            if self.without_gain >= self.settings.patience or is_last:
+                break
+        self.model.load_state_dict(self.best_weights)
+        self.model.requires_grad_(False)
+
+    def _step(self, batch: list[TokenPair]) -> float:
+        rewards = self._rewards([p.chosen for p in batch] + [p.rejected for p in batch])
+        margins = torch.tensor([p.margin for p in batch], device=rewards.device)
+        chosen, rejected = rewards.chunk(2)
+        loss = preference_loss(chosen, rejected, margins, self.settings.centering_coef)
+        self.optimizer.zero_grad()
+        loss.backward()
+        limit = self.settings.max_grad_norm
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit))
+        if not (math.isfinite(norm) and torch.isfinite(loss)):
+            raise ValueError(
+                f"a step's loss is {float(loss.detach()):g} and the norm of its gradient {norm:g}: "
+                "the step was not taken, and the reward model keeps its weights from before it. "
+                "Lower learning_rate, or look for pairs with a margin that is beyond all others."
+            )
+        self.optimizer.step()
+        self.schedule.step()
+        return float(loss.detach())
+
+    def _rewards(self, sequences: list[np.ndarray]) -> torch.Tensor:
+        """(B,) rewards, from forwards over sequences of like length: little is spent on padding."""
+        order = np.argsort([len(sequence) for sequence in sequences], kind="stable")
+        parts = [
+            sequence_rewards(self.model, [sequences[i] for i in part])
+            for part in np.array_split(order, math.ceil(len(order) / FORWARD_SIZE))
+        ]
+        return torch.cat(parts)[torch.as_tensor(np.argsort(order))]
+
+    def _should_stop(self) -> bool:
+        loss = _evaluate(self.reward_model, self.selection).loss
+        if loss < self.best_loss:
+            self.best_loss, self.best_weights = loss, copy.deepcopy(self.model.state_dict())
+            self.without_gain = 0
+        else:
+            self.without_gain += 1
+        return self.without_gain >= self.settings.patience
