@@ -19,6 +19,7 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stopwatch import Stopwatch
 
 from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO
+from agents.ppo import Update
 
 __all__ = [
     "PRECISIONS",
@@ -224,7 +225,7 @@ def breakdown(work: Workload, updates: int) -> dict[str, float]:
     model, callback = start(token_ppo(work))
     buffer: Any = model.rollout_buffer
     policy: Any = model.policy
-    watch = Stopwatch(work.device)
+    watch, accumulate_gradients = Stopwatch(work.device), Update.accumulate_gradients
     for owner, method, name in (
         (policy, "forward", "sampling: forward and draw"),
         (model.env, "step", "sampling: env.step"),
@@ -235,14 +236,17 @@ def breakdown(work: Workload, updates: int) -> dict[str, float]:
         (buffer, "compute_returns_and_advantage", "advantages and packing"),
         (buffer, "_minibatch", "advantages and packing"),
         (policy, "evaluate_actions", "optimisation: forward"),
-        (model, "_accumulate_gradients", "optimisation: losses and backward"),
+        (Update, "accumulate_gradients", "optimisation: losses and backward"),
         (policy.optimizer, "step", "optimisation: Adam"),
         (model, "train", "optimisation: clipping, whitening, logs"),
     ):
         watch.watch(owner, method, name)
-    for update in range(updates + 1):
-        if update == 1:
-            watch.seconds.clear()
-        collect(model, callback)
-        model.train()
+    try:
+        for update in range(updates + 1):
+            if update == 1:
+                watch.seconds.clear()
+            collect(model, callback)
+            model.train()
+    finally:
+        Update.accumulate_gradients = accumulate_gradients  # type: ignore[method-assign]
     return dict(watch.seconds)

@@ -13,7 +13,7 @@ from test_preferences import separable_pairs
 from tiny_task import begin, collect, largest_difference, make_agent, weights
 
 from agents import RLHFCallback
-from agents.ppo.minibatch_update import NonFiniteStep
+from agents.ppo.update import NonFiniteStep
 from agents.rollout.buffer import EpisodeRolloutBuffer
 from tokenenv.rewards.preferences import train_reward_model
 from tokenenv.rewards.reward_model import new_reward_model

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents.ppo.losses import explained_variance, ppo_losses, whiten, whitening_divisor
-from agents.ppo.minibatch_update import normalized
+from agents.ppo.losses import explained_variance, normalized, ppo_losses, whiten, whitening_divisor
 from agents.rollout.numbers import advantage_magnitude
 from agents.rollout.rewards import token_penalties
 from agents.settings.kl import (

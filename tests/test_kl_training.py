@@ -27,6 +27,7 @@ from tolerances import assert_close
 
 from agents import EpisodeRolloutBuffer, LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
 from agents.config import TrainConfig
+from agents.ppo.update import Update
 from agents.rollout import rewards as new_steps_module
 from agents.runs.training import build_agent
 from tokenenv.models import log_probs as log_probs_module
@@ -158,7 +159,7 @@ def test_the_metric_is_k1_per_response_whatever_the_estimator(tiny_task_kwargs):
 
 def gradients(model, batch) -> torch.Tensor:
     """The gradient that `TokenPPO` leaves in the actor."""
-    model._accumulate_gradients(batch)
+    Update(model).accumulate_gradients(batch)
     return torch.cat(
         [
             (torch.zeros_like(p) if p.grad is None else p.grad).flatten()

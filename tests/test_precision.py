@@ -13,6 +13,7 @@ from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
 from agents.policy.token_scores import score_tokens
 from agents.ppo import precision as precision_choice
 from agents.ppo.precision import computing_in
+from agents.ppo.update import Update
 from tokenenv.models.language_model import load_trainable
 from tokenenv.models.packing import PackedSequences
 
@@ -143,7 +144,9 @@ def test_bfloat16_changes_an_update_by_its_rounding_and_no_more(tiny_task_kwargs
         perturb(model.policy)
         collect(model, begin(model))
         batch = next(iter(model.rollout_buffer.get(ROOMY)))
-        model._accumulate_gradients(batch, 1.0, sets_old=precision == "bfloat16")
+        update = Update(model)
+        update.first_pass_is_old = precision == "bfloat16"
+        update.accumulate_gradients(batch)
         grads = [p.grad.flatten() for p in model.policy.parameters() if p.grad is not None]
         found.append(torch.cat(grads))
     wide, narrow = found

@@ -1,11 +1,14 @@
 """One update of PPO.
 
 * `ppo`: `TokenPPO`: its settings, and what it changes of SB3's PPO.
+* `update`: one update, top down, beside SB3's `PPO.train`.
 * `losses`: PPO's losses, the KL loss, whitening; `precision`: autocast, and what ratios divide by.
 """
 
 from agents.ppo.ppo import TokenPPO
+from agents.ppo.update import Update
 
 __all__ = [
     "TokenPPO",
+    "Update",
 ]

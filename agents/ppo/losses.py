@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from torch.nn.functional import mse_loss
 
 from agents.settings import KLPenalty
-from tokenenv.maths import full_kl, kl_estimate, sample_deviation
+from tokenenv.maths import ROUNDING, full_kl, kl_estimate, sample_deviation
 from tokenenv.models import (
     PackedSequences,
     Reference,
@@ -30,6 +30,7 @@ __all__ = [
     "PPOLosses",
     "explained_variance",
     "kl_loss",
+    "normalized",
     "ppo_losses",
     "split_minibatch",
     "whiten",
@@ -162,6 +163,23 @@ def _weighted_estimates(estimator: str, samples: Any, log_probs: torch.Tensor) -
     """(n,) estimates of tokens that π_old sampled, weighted to be those of π; see `kl_loss`."""
     weights = torch.exp(log_probs.detach() - samples.old_log_prob)
     return weights * kl_estimate(estimator, log_probs - samples.ref_log_prob)
+
+
+def normalized(advantages: torch.Tensor, magnitude: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """SB3's normalised (n,) advantages, and what they were divided by; 0 where all are equal.
+
+    Equal to rounding, that is: SB3 divides by about 1e-8 there, and makes advantages of errors.
+
+    Args:
+        advantages: (n,).
+        magnitude: of what they were computed from; see `tokenenv.maths.advantages.rounding_floor`.
+    """
+    size = torch.clamp(advantages.abs().max(), min=magnitude)
+    deviation = advantages.std()
+    is_flat = deviation <= ROUNDING * size
+    divisor = torch.where(is_flat, torch.where(size > 0, size, 1.0), deviation + 1e-8)
+    centred = torch.where(is_flat, 0.0, advantages - advantages.mean())
+    return centred / divisor, divisor
 
 
 def whitening_divisor(values: np.ndarray, magnitude: float = 0.0) -> float:

@@ -7,9 +7,6 @@ the same weights as stock PPO.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import logging
 import numbers
 import warnings
 from collections.abc import Callable
@@ -24,35 +21,23 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import (
     GymEnv,
     MaybeCallback,
-    RolloutBufferSamples,
     Schedule,
 )
 from stable_baselines3.common.utils import LinearSchedule, update_learning_rate
 
-from agents.policy import LMActorCriticPolicy, ValueHead, return_spread
-from agents.ppo.critic_warmup import only_the_critic_learns
-from agents.ppo.losses import LOGGED_NAMES, explained_variance, whiten, whitening_divisor
-from agents.ppo.minibatch_update import (
-    LossSettings,
-    NonFiniteStep,
-    accumulate_gradients,
-    clip_gradients,
-    why_not_finite,
-)
+from agents.policy import LMActorCriticPolicy, ValueHead
 from agents.ppo.precision import (
     check_update_precision,
     measured_precision,
-    settle_old_log_probs,
     update_log_probs,
 )
+from agents.ppo.update import Update
 from agents.rollout import (
     EpisodeRolloutBuffer,
     RLHFCallback,
-    advantage_magnitude,
     check_plain_environment,
     find_env_settings,
     has_rlhf_callback,
-    refuse_non_finite_rollout,
 )
 from agents.settings import (
     DEFAULT_DUAL_RATE,
@@ -68,11 +53,6 @@ from tokenenv.maths import KLController
 from tokenenv.models import PackedSequences
 
 __all__ = ["TokenPPO"]
-
-logger = logging.getLogger(__name__)
-
-FAR = 20
-"""Clip ranges of the value in a deviation of the returns, from where on it is said."""
 
 
 class TokenPPO(PPO):
@@ -280,7 +260,7 @@ class TokenPPO(PPO):
         return kl_controller(self.kl_controller, self.kl_target, self.kl_horizon, self.kl_dual_rate)
 
     @property
-    def _normalized_head(self) -> ValueHead | None:
+    def normalized_head(self) -> ValueHead | None:
         """The critic's head where it learns returns divided by their running deviation."""
         policy: Any = self.policy
         if not isinstance(policy, LMActorCriticPolicy):
@@ -369,148 +349,12 @@ class TokenPPO(PPO):
         buffer = self.rollout_buffer
         if isinstance(buffer, EpisodeRolloutBuffer) and not buffer.num_tokens:
             return
-        refuse_non_finite_rollout(buffer)
-        self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
-        magnitude = advantage_magnitude(buffer, self._rollout_kl_coef())
-        divisor = 1.0
-        if self.whiten_advantages:
-            divisor = whitening_divisor(buffer.advantages, magnitude)
-            whitened = whiten(buffer.advantages, magnitude)
-            self._note_rounding(buffer.advantages, whitened, magnitude)
-            buffer.advantages = whitened
-        self._follow_returns()
-        with contextlib.ExitStack() as stack:
-            if self.is_warming_up:
-                stack.enter_context(only_the_critic_learns(self.policy.actor))
-            means = self._run_epochs(divisor, magnitude)
-        self.num_updates += 1
-        self._log_update(means)
+        Update(self).run()
 
-    def _note_rounding(
-        self, advantages: np.ndarray, whitened: np.ndarray, magnitude: float
-    ) -> None:
-        """Log whether advantages count as rounding, and say so the first time."""
-        is_rounding = bool(np.ptp(advantages) > 0 and not whitened.any())
-        self.logger.record("train/advantages_are_rounding", float(is_rounding))
-        if is_rounding and not self.has_met_rounding:
-            logger.warning(
-                "all advantages of this rollout lie within %.2g of each other, no more than the "
-                "rounding of the rewards and values that they come from (of size %.2g): the actor "
-                "learns nothing from it. Does the reward vary? If so, subtract its mean.",
-                np.ptp(advantages),
-                magnitude,
-            )
-            self.has_met_rounding = True
-
-    def _rollout_kl_coef(self) -> float:
+    def rollout_kl_coef(self) -> float:
         """β of the last rollout; 0 where there is no KL."""
         if isinstance(self.rollout_buffer, EpisodeRolloutBuffer):
             return self.rollout_buffer.kl_coef
         if self.is_without_tokens or self.env is None:
             return 0.0
         return float(self.env.get_attr("kl_coef")[0])
-
-    def _follow_returns(self) -> None:
-        """Let the critic's head follow the returns' deviation, or say that a clip stops it."""
-        returns = self.rollout_buffer.returns.ravel()
-        head = self._normalized_head
-        if head is not None:
-            head.follow(returns)
-            self.logger.record("train/return_deviation", float(head.deviation))
-            return
-        clip_range_vf = self._clip_range_vf()
-        if self.vf_coef and clip_range_vf and return_spread(returns) > FAR * clip_range_vf:
-            warnings.warn(
-                f"clip_range_vf={clip_range_vf:g} lets a value move by so much in an update, and "
-                f"returns deviate by {return_spread(returns):.3g}: the critic may hardly learn. "
-                "Use clip_range_vf=None, or normalize_returns=True with LMActorCriticPolicy.",
-                stacklevel=2,
-            )
-
-    def _clip_range_vf(self) -> float | None:
-        """The clip range of the value's change that holds now."""
-        clip_range_vf = self.clip_range_vf
-        if callable(clip_range_vf):
-            return clip_range_vf(self._current_progress_remaining)
-        return clip_range_vf
-
-    def _run_epochs(self, divisor: float, magnitude: float) -> list[dict[str, float]]:
-        """Step through all minibatches; returns the losses of each.
-
-        Args:
-            divisor: what the advantages of the rollout were divided by.
-            magnitude: of what they were computed from.
-        """
-        means: list[dict[str, float]] = []
-        first_pass_sets_old = settle_old_log_probs(self)
-        for epoch in range(self.n_epochs):
-            sets_old = epoch == 0 and first_pass_sets_old
-            for batch in self.rollout_buffer.get(self.batch_size):
-                parts = self._accumulate_gradients(batch, divisor, magnitude, sets_old)
-                losses = clip_gradients(self.policy, parts, self.max_grad_norm)
-                if self.target_kl is not None and losses["approx_kl"] > 1.5 * self.target_kl:
-                    means.append(losses)
-                    break
-                if reason := why_not_finite(losses):
-                    self.policy.optimizer.zero_grad()
-                    raise NonFiniteStep(
-                        f"update {self.num_updates + 1}, epoch {epoch + 1}, step {len(means) + 1}: "
-                        f"{reason}. The step was not taken: weights and optimiser are as the one "
-                        "before it left them. Lower the learning rate, or look in the metrics of "
-                        "the updates before this one for what grew."
-                    )
-                means.append(losses)
-                self.policy.optimizer.step()
-            else:
-                self._n_updates += 1
-                continue
-            self._n_updates += 1
-            break
-        return means
-
-    def _accumulate_gradients(
-        self,
-        batch: RolloutBufferSamples,
-        divisor: float = 1.0,
-        magnitude: float = 0.0,
-        sets_old: bool = False,
-    ) -> dict[str, torch.Tensor]:
-        """Leave the gradient of a minibatch's loss in the parameters; returns its parts."""
-        self.policy.optimizer.zero_grad()
-        progress, buffer = self._current_progress_remaining, self.rollout_buffer
-        head = self._normalized_head
-        settings = LossSettings(
-            self.clip_range(progress),  # type: ignore[operator]
-            self._clip_range_vf(),
-            self.ent_coef,
-            self.vf_coef,
-            self.normalize_advantage,
-            divisor,
-            magnitude,
-            1.0 if head is None else head.deviation,
-            micro_batch_tokens=self.micro_batch_tokens,
-            precision=self.update_precision,
-        )
-        if self.use_kl_loss:
-            assert isinstance(buffer, EpisodeRolloutBuffer) and buffer.binding is not None
-            settings = dataclasses.replace(
-                settings,
-                penalty=self.kl_penalty,
-                kl_coef=buffer.kl_coef,
-                reference=buffer.binding.reference,
-            )
-        losses, old_log_probs = accumulate_gradients(self.policy, batch, settings, sets_old)
-        if sets_old:
-            assert isinstance(buffer, EpisodeRolloutBuffer)
-            buffer.old_log_probs = old_log_probs.cpu().numpy()
-        return losses
-
-    def _log_update(self, means: list[dict[str, float]]) -> None:
-        for name in means[0]:
-            mean = float(np.mean([m[name] for m in means]))
-            self.logger.record(f"train/{LOGGED_NAMES.get(name, name)}", mean)
-        buffer = self.rollout_buffer
-        explained = explained_variance(buffer.values.ravel(), buffer.returns.ravel())
-        self.logger.record("train/explained_variance", explained)
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
