@@ -16,6 +16,7 @@ from agents.settings import (
     DEFAULT_DUAL_RATE,
     DEFAULT_HORIZON,
     DEFAULT_LAMBDA,
+    PPO_CHOICES,
     PPO_RANGES,
     KLPenalty,
     check_agent,
@@ -204,18 +205,18 @@ class TrainConfig:
             self.gamma,
             self.whiten_rewards,
         )
-        check_agent(
-            {
-                **vars(self),
-                "normalize_advantage": False,
-                "rollout_buffer_kwargs": buffer,
-                "policy_kwargs": {"value_head": self.value_head, "dtype": self.dtype},
-            }
-        )
+        policy = {"value_head": self.value_head, "dtype": self.dtype}
+        check_agent({**self.agent(), "normalize_advantage": False, "policy_kwargs": policy})
         check_controller(
             kl_controller(self.kl_controller, self.kl_target, self.kl_horizon, self.kl_dual_rate),
             self.kl_coef,
         )
+
+    def agent(self) -> dict[str, Any]:
+        """The keyword arguments of `TokenPPO` that need no environment to be known."""
+        names = (*PPO_RANGES, *PPO_CHOICES)
+        hyperparameters = {name: getattr(self, name) for name in names}
+        return {**hyperparameters, "rollout_buffer_kwargs": self.rollout_buffer()}
 
     def rollout_buffer(self) -> dict[str, Any]:
         """The keyword arguments of the rollout buffer."""

@@ -130,8 +130,26 @@ class TokenEnv(MDPFace, gym.Env[np.ndarray, np.int64]):
         dtype: str = "float32",
         render_mode: str | None = None,
     ) -> None:
-        settings = {name: value for name, value in locals().items() if name in _ARGUMENTS}
-        self.mdp = TokenMDP(EnvSettings(**settings), num_envs=1)
+        settings = EnvSettings(
+            task=task,
+            reference=reference,
+            reward_model=reward_model,
+            prompts=prompts,
+            split=split,
+            max_prompt_tokens=max_prompt_tokens,
+            max_new_tokens=max_new_tokens,
+            kl_coef=kl_coef,
+            kl_shaping=kl_shaping,
+            temperature=temperature,
+            score_clip=score_clip,
+            missing_eos_penalty=missing_eos_penalty,
+            scoring=scoring,
+            group_size=group_size,
+            device=device,
+            dtype=dtype,
+            render_mode=render_mode,
+        )
+        self.mdp = TokenMDP(settings, num_envs=1)
         self.observation_space, self.action_space = token_spaces(self.mdp)
         self.render_mode = render_mode
 
@@ -184,6 +202,3 @@ class TokenEnv(MDPFace, gym.Env[np.ndarray, np.int64]):
         if self.render_mode == "rgb_array":
             return draw_episode(self.mdp, 0)
         return render_episode(self.mdp, 0) if self.render_mode == "ansi" else None
-
-
-_ARGUMENTS = frozenset(EnvSettings.__dataclass_fields__)

@@ -13,7 +13,7 @@ from tokenenv.models import resolve_device, resolve_dtype
 from tokenenv.ranges import WEIGHT, check_ranges, count
 from tokenenv.tasks import Task, check_split, model_source
 
-__all__ = ["SCORINGS", "EnvSettings", "check_kl_coef"]
+__all__ = ["SCORINGS", "EnvSettings", "ResolvedSettings", "check_kl_coef"]
 
 SCORINGS = ("step", "deferred")
 """Rewards at every step, or all of a rollout's episodes scored together by the trainer's buffer."""
@@ -73,22 +73,54 @@ class EnvSettings:
         if not WEIGHT.holds(penalty):
             raise ValueError(f"missing_eos_penalty={penalty!r} must be a number of 0 or more.")
 
-    def resolved(self, task: Task) -> EnvSettings:
-        """The same settings with every None that a task fills replaced, and the device decided."""
-        own = {
-            name: getattr(task, name)
-            for name in (
-                "reference",
-                "reward_model",
-                "max_prompt_tokens",
-                "max_new_tokens",
-                "kl_coef",
-            )
-            if getattr(self, name) is None
-        }
+    def resolved(self, task: Task) -> ResolvedSettings:
+        """The same settings, with the task's own in place of every None that stands for it."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        for name in _OF_THE_TASK:
+            if values[name] is None:
+                values[name] = getattr(task, name)
         for name in ("reference", "reward_model"):
-            own[name] = model_source(_without_path(own.get(name) or getattr(self, name)), name)
-        return dataclasses.replace(self, device=resolve_device(self.device), **own)
+            values[name] = model_source(_without_path(values[name]), name)
+        values["max_prompt_tokens"] = int(values["max_prompt_tokens"])
+        values["max_new_tokens"] = int(values["max_new_tokens"])
+        values["kl_coef"] = float(values["kl_coef"])
+        values["device"] = resolve_device(self.device)
+        return ResolvedSettings(**values)
+
+
+_OF_THE_TASK = ("reference", "reward_model", "max_prompt_tokens", "max_new_tokens", "kl_coef")
+"""What a task gives where the arguments do not."""
+
+
+@dataclass(frozen=True)
+class ResolvedSettings:
+    """The settings of an environment that is made: nothing is left to its task, but for prompts.
+
+    Attributes:
+        prompts: a file, a task or a list of them; None: the task's own.
+        score_clip: None: scores are not clipped.
+        render_mode: None: nothing is rendered.
+
+    The others as `TokenEnv` documents them.
+    """
+
+    task: str
+    reference: str
+    reward_model: str | Callable[..., Sequence[Any]]
+    prompts: str | Sequence[str] | None
+    split: str
+    max_prompt_tokens: int
+    max_new_tokens: int
+    kl_coef: float
+    kl_shaping: str
+    temperature: float
+    score_clip: float | None
+    missing_eos_penalty: float
+    scoring: str
+    group_size: int
+    device: str
+    dtype: str
+    render_mode: str | None
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:

@@ -124,7 +124,6 @@ def untrained_policy(env: gym.Env, seed: int = 0) -> ActorCriticPolicy:
     set_random_seed(seed)
     mdp = token_mdp(env)
     if mdp is not None and kind_of(env) == RAW_TOKENS:
-        assert mdp.settings.reference is not None
         return LMActorCriticPolicy(
             env.observation_space,
             env.action_space,

@@ -13,7 +13,7 @@ from tokenenv.optimum import MAX_RESPONSES, Solution, enumerate_mdp, solve
 from tokenenv.optimum.enumeration import count_mdp_responses
 from tokenenv.ranges import COUNT, check_ranges
 from tokenenv.rewards import EpisodeScorer, LearnedReward
-from tokenenv.settings import EnvSettings
+from tokenenv.settings import EnvSettings, ResolvedSettings
 from tokenenv.tasks import load_task
 
 __all__ = ["HeldOut"]
@@ -34,7 +34,7 @@ class HeldOut:
         solution: the exact optimum, where all responses can be enumerated; None otherwise.
     """
 
-    settings: EnvSettings
+    settings: ResolvedSettings
     scorer: EpisodeScorer
     texts: list[str]
     prompts: list[np.ndarray]
@@ -71,7 +71,7 @@ class HeldOut:
         )
 
 
-def _card_optimum(settings: EnvSettings, prompts: int) -> float | None:
+def _card_optimum(settings: ResolvedSettings, prompts: int) -> float | None:
     """The card's bound, where the settings are those that it was measured with."""
     task = load_task(settings.task)
     if task.card is None or not task.card.is_file():

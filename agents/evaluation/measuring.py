@@ -64,7 +64,6 @@ def evaluate(
         on_progress,
     )
     kl_coef = held_out.settings.kl_coef
-    assert kl_coef is not None
     found = compare(samples, kl_coef, held_out.known_optimum, seed=seed)
     if starting_actor is None:
         return found
@@ -203,7 +202,6 @@ class EvaluationCallback(BaseCallback):
             float(np.mean([getattr(r, name) for r in reports])) for name in ("score", "kl")
         )
         kl_coef = held_out.settings.kl_coef
-        assert kl_coef is not None
         found = {"objective": score - kl_coef * kl, "score": score, "kl": kl}
         gold = [r.gold_reward for r in reports if r.gold_reward is not None]
         return {**found, "gold_reward": float(np.mean(gold))} if gold else found

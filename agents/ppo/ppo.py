@@ -171,8 +171,23 @@ class TokenPPO(PPO):
         stats_window_size: int = 100,
         _init_setup_model: bool = True,
     ) -> None:
-        given = locals()  # first of all, so that it holds the arguments
-        check_agent(given)
+        estimator = (rollout_buffer_kwargs or {}).get("advantage_estimator", "gae")
+        of_sb3: dict[str, Any] = {
+            "learning_rate": learning_rate,
+            "n_steps": n_steps,
+            "batch_size": batch_size,
+            "n_epochs": n_epochs,
+            "gamma": gamma,
+            "gae_lambda": gae_lambda,
+            "clip_range": clip_range,
+            "clip_range_vf": clip_range_vf,
+            "normalize_advantage": normalize_advantage,
+            "ent_coef": ent_coef,
+            "max_grad_norm": max_grad_norm,
+            "target_kl": target_kl,
+            "rollout_buffer_kwargs": rollout_buffer_kwargs,
+            "policy_kwargs": policy_kwargs,
+        }
         self.normalize_returns = normalize_returns
         self.whiten_advantages = whiten_advantages
         self.micro_batch_tokens = micro_batch_tokens
@@ -180,38 +195,24 @@ class TokenPPO(PPO):
         self.kl_estimator, self.use_kl_loss = kl_estimator, use_kl_loss
         self.kl_controller, self.kl_target = kl_controller, kl_target
         self.kl_horizon, self.kl_dual_rate = kl_horizon, kl_dual_rate
-        self.critic_warmup, self.num_updates = critic_warmup, 0
-        self.has_met_rounding = False
+        self.critic_warmup = critic_warmup
+        check_agent({**of_sb3, **vars(self), "vf_coef": vf_coef})
+        self.num_updates, self.has_met_rounding = 0, False
         with warnings.catch_warnings():
             # It counts steps that do not divide into minibatches; sequences never do, exactly.
             warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
             super().__init__(
                 policy,
                 env,
-                learning_rate=learning_rate,
-                n_steps=n_steps,
-                batch_size=batch_size,
-                n_epochs=n_epochs,
-                gamma=gamma,
-                gae_lambda=gae_lambda,
-                clip_range=clip_range,
-                clip_range_vf=clip_range_vf,
-                normalize_advantage=normalize_advantage,
-                ent_coef=ent_coef,
-                vf_coef=value_loss_weight(
-                    vf_coef, (rollout_buffer_kwargs or {}).get("advantage_estimator", "gae")
-                ),
-                max_grad_norm=max_grad_norm,
-                target_kl=target_kl,
+                vf_coef=value_loss_weight(vf_coef, estimator),
                 rollout_buffer_class=rollout_buffer_class or EpisodeRolloutBuffer,
-                rollout_buffer_kwargs=rollout_buffer_kwargs,
                 stats_window_size=stats_window_size,
                 tensorboard_log=tensorboard_log,
-                policy_kwargs=policy_kwargs,
                 verbose=verbose,
                 seed=seed,
                 device=device,
                 _init_setup_model=_init_setup_model,
+                **of_sb3,
             )
 
     def _setup_model(self) -> None:

@@ -165,11 +165,10 @@ def measured_precision(model: Any) -> str:
     policy, settings = model.policy, find_env_settings(model.env)
     if settings is None or not _can_be_narrow(model):
         return "float32"
-    assert settings.max_new_tokens is not None
     batch = _random_batch(
         int(model.action_space.n),
         int(model.observation_space.shape[0]),
-        int(settings.max_new_tokens),
+        settings.max_new_tokens,
         min(model.batch_size, model.micro_batch_tokens or MEASURED_TOKENS, MEASURED_TOKENS),
         model.device,
     )

@@ -27,7 +27,7 @@ from agents.rollout.buffer import EpisodeRolloutBuffer
 from agents.rollout.call_stack import is_running
 from agents.vec_env import TokenVecEnv
 from tokenenv.episodes import NO_TOKEN
-from tokenenv.settings import EnvSettings
+from tokenenv.settings import ResolvedSettings
 
 __all__ = ["Agreement"]
 
@@ -62,17 +62,16 @@ class Agreement:
         self,
         model: Any,
         env: VecEnv,
-        settings: EnvSettings,
+        settings: ResolvedSettings,
         on_restart: Callable[[list[int]], None],
     ) -> None:
-        assert settings.max_prompt_tokens is not None and settings.max_new_tokens is not None
         self._model, self._env, self._on_restart = model, env, on_restart
-        self._prompt_columns = int(settings.max_prompt_tokens)
+        self._prompt_columns = settings.max_prompt_tokens
         self._is_deferred = settings.scoring == "deferred"
         space: Any = env.observation_space
         self.reads_tokens = (
             isinstance(space, spaces.Box)
-            and space.shape == (self._prompt_columns + int(settings.max_new_tokens),)
+            and space.shape == (self._prompt_columns + settings.max_new_tokens,)
             and np.issubdtype(space.dtype, np.integer)
         )
         self._picks_tokens = (

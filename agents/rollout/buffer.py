@@ -32,7 +32,7 @@ from agents.settings import check_estimator, check_rollout_length
 from tokenenv.episodes import split_observation
 from tokenenv.maths import GROUPED, token_advantages, whiten_rewards
 from tokenenv.models import PackedSequences, minibatch_indices, pack
-from tokenenv.settings import EnvSettings
+from tokenenv.settings import ResolvedSettings
 
 __all__ = ["CUTS", "EpisodeRolloutBuffer", "RewardBinding"]
 
@@ -145,7 +145,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         if self._groups is None and self.advantage_estimator in GROUPED:
             self._groups = GroupQueue(self.group_size, binding.shares_groups)
 
-    def check_environment(self, env: VecEnv, settings: EnvSettings) -> None:
+    def check_environment(self, env: VecEnv, settings: ResolvedSettings) -> None:
         """Refuse an environment whose rollouts would not bring the episodes that an update needs.
 
         Args:
@@ -159,8 +159,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         """
         if self.advantage_estimator in GROUPED:
             check_groups(self.group_size, self.buffer_size, env, settings)
-        assert settings.max_new_tokens is not None
-        check_rollout_length(self.cut, self.buffer_size, int(settings.max_new_tokens))
+        check_rollout_length(self.cut, self.buffer_size, settings.max_new_tokens)
 
     # Filling -------------------------------------------------------------------------------------
 

@@ -189,15 +189,14 @@ class RLHFCallback(BaseCallback):
             return
         settings, penalty = self.settings, self.penalty
         needs_reference = penalty.estimator == "full"
-        assert settings.max_prompt_tokens is not None and settings.max_new_tokens is not None
         buffer.check_environment(env, settings)
         buffer.bind(
             RewardBinding(
                 scorer=build_scorer(settings) if self.is_deferred else None,
                 kl_shaping=settings.kl_shaping,
                 kl_coef=self._kl_coef,
-                max_prompt_tokens=int(settings.max_prompt_tokens),
-                max_new_tokens=int(settings.max_new_tokens),
+                max_prompt_tokens=settings.max_prompt_tokens,
+                max_new_tokens=settings.max_new_tokens,
                 penalty=penalty,
                 actor=self.model.policy.actor if needs_reference else None,
                 reference=load_reference(settings) if needs_reference else None,

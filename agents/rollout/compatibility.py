@@ -17,7 +17,7 @@ from agents.policy import LMActorCriticPolicy
 from agents.rollout.buffer import EpisodeRolloutBuffer
 from agents.settings import KLPenalty
 from tokenenv.models import load_tokenizer
-from tokenenv.settings import EnvSettings
+from tokenenv.settings import ResolvedSettings
 
 __all__ = [
     "check_buffer_and_policy",
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 
-def env_settings(env: VecEnv) -> EnvSettings:
+def env_settings(env: VecEnv) -> ResolvedSettings:
     """The settings of the token MDP behind an SB3 environment, through any wrapper.
 
     Raises:
@@ -50,13 +50,13 @@ def env_settings(env: VecEnv) -> EnvSettings:
     return found
 
 
-def find_env_settings(env: VecEnv | None) -> EnvSettings | None:
+def find_env_settings(env: VecEnv | None) -> ResolvedSettings | None:
     """The settings of the token MDP behind an SB3 environment; None where there is none."""
     try:
         found = None if env is None else env.get_attr("settings")[0]
     except AttributeError:
         return None
-    return found if isinstance(found, EnvSettings) else None
+    return found if isinstance(found, ResolvedSettings) else None
 
 
 def check_plain_environment(agent: Mapping[str, Any]) -> None:
@@ -123,9 +123,8 @@ def _monitors(env: VecEnv) -> list[Monitor]:
     return [monitor for monitor in wrapped if isinstance(monitor, Monitor)]
 
 
-def refuse_other_widths(env: VecEnv, settings: EnvSettings) -> None:
+def refuse_other_widths(env: VecEnv, settings: ResolvedSettings) -> None:
     """Raise ValueError where a wrapper or an id changed the shape of the observations."""
-    assert settings.max_prompt_tokens is not None and settings.max_new_tokens is not None
     width = settings.max_prompt_tokens + settings.max_new_tokens
     if env.observation_space.shape != (width,):
         raise ValueError(
@@ -137,7 +136,7 @@ def refuse_other_widths(env: VecEnv, settings: EnvSettings) -> None:
         )
 
 
-def check_policy(policy: LMActorCriticPolicy, settings: EnvSettings) -> None:
+def check_policy(policy: LMActorCriticPolicy, settings: ResolvedSettings) -> None:
     """Raise ValueError where policy and reference differ in temperature or tokenizer."""
     if policy.temperature != settings.temperature:
         raise ValueError(
@@ -145,7 +144,6 @@ def check_policy(policy: LMActorCriticPolicy, settings: EnvSettings) -> None:
             f"scores at {settings.temperature}: the KL would be biased. Give both the same."
         )
     if policy.actor_source != settings.reference:
-        assert settings.reference is not None
         try:
             own = load_tokenizer(policy.actor_source, "actor").get_vocab()
         except ValueError:  # a loaded model whose first checkpoint is gone
@@ -241,7 +239,7 @@ _SCHEDULES = {
 
 
 def refuse_time_limits(
-    infos: Sequence[dict[str, Any]], dones: np.ndarray, settings: EnvSettings
+    infos: Sequence[dict[str, Any]], dones: np.ndarray, settings: ResolvedSettings
 ) -> None:
     """Raise ValueError where a `TimeLimit` ended an episode."""
     for env in np.flatnonzero(dones).tolist():

@@ -9,7 +9,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.rollout.segments import Segment
 from agents.vec_env import TokenVecEnv
-from tokenenv.settings import EnvSettings
+from tokenenv.settings import ResolvedSettings
 
 __all__ = ["NO_GROUP", "GroupQueue", "check_groups"]
 
@@ -99,7 +99,7 @@ class GroupQueue:
         return sum(s.nbytes for group in self._waiting.values() for s in group)
 
 
-def check_groups(group_size: int, n_steps: int, env: VecEnv, settings: EnvSettings) -> None:
+def check_groups(group_size: int, n_steps: int, env: VecEnv, settings: ResolvedSettings) -> None:
     """Refuse an environment whose rollouts would not bring the groups that an estimator needs.
 
     The rows of one `TokenVecEnv` fill groups together: k starts in a row take at most ⌈k/N⌉
@@ -124,8 +124,7 @@ def check_groups(group_size: int, n_steps: int, env: VecEnv, settings: EnvSettin
         )
     is_shared = isinstance(env.unwrapped, TokenVecEnv)
     rows = env.num_envs if is_shared else 1
-    assert settings.max_new_tokens is not None
-    needed = -(-group_size // rows) * int(settings.max_new_tokens)
+    needed = -(-group_size // rows) * settings.max_new_tokens
     if n_steps < needed:
         together = "" if is_shared else ", use agents.make_vec_env, whose rows fill groups together"
         raise ValueError(

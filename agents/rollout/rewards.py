@@ -34,7 +34,7 @@ from tokenenv.models import (
     token_batches,
 )
 from tokenenv.rewards import Episode, EpisodeScorer, EpisodeScores
-from tokenenv.settings import EnvSettings
+from tokenenv.settings import ResolvedSettings
 
 __all__ = [
     "ReferencedSamples",
@@ -92,9 +92,8 @@ class ReferencedSamples(NamedTuple):
     ref_log_prob: torch.Tensor
 
 
-def load_reference(settings: EnvSettings) -> Reference:
+def load_reference(settings: ResolvedSettings) -> Reference:
     """The reference of an environment, from its resolved settings and the cached models."""
-    assert settings.reference is not None
     language_model = load_frozen(settings.reference, settings.device, settings.dtype)
     return Reference(language_model, settings.temperature)
 

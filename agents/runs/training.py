@@ -288,34 +288,10 @@ def build_agent(config: TrainConfig, env: TokenVecEnv) -> TokenPPO:
         ValueError: a setting can't be used.
     """
     settings = env.inner.settings
-    buffer = config.rollout_buffer()
     model = TokenPPO(
         LMActorCriticPolicy,
         env,
-        learning_rate=config.learning_rate,
-        n_steps=config.n_steps,
-        batch_size=config.batch_size,
-        n_epochs=config.n_epochs,
-        gamma=config.gamma,
-        gae_lambda=config.gae_lambda,
-        clip_range=config.clip_range,
-        clip_range_vf=config.clip_range_vf,
-        normalize_returns=config.normalize_returns,
-        whiten_advantages=config.whiten_advantages,
-        ent_coef=config.ent_coef,
-        vf_coef=config.vf_coef,
-        max_grad_norm=config.max_grad_norm,
-        target_kl=config.target_kl,
-        micro_batch_tokens=config.micro_batch_tokens,
-        precision=config.precision,
-        kl_estimator=config.kl_estimator,
-        use_kl_loss=config.use_kl_loss,
-        kl_controller=config.kl_controller,
-        kl_target=config.kl_target,
-        kl_horizon=config.kl_horizon,
-        kl_dual_rate=config.kl_dual_rate,
-        critic_warmup=config.critic_warmup,
-        rollout_buffer_kwargs=buffer,
+        **config.agent(),
         policy_kwargs={
             "actor": config.actor or settings.reference,
             "value_head": config.value_head,

@@ -17,6 +17,7 @@ from agents.settings.kl import (
 )
 from agents.settings.ranges import (
     DEFAULT_LAMBDA,
+    PPO_CHOICES,
     PPO_RANGES,
     check_agent,
     check_estimator,
@@ -29,6 +30,7 @@ __all__ = [
     "DEFAULT_DUAL_RATE",
     "DEFAULT_HORIZON",
     "DEFAULT_LAMBDA",
+    "PPO_CHOICES",
     "PPO_RANGES",
     "KLPenalty",
     "check_agent",

@@ -22,6 +22,7 @@ from tokenenv.ranges import (
 
 __all__ = [
     "DEFAULT_LAMBDA",
+    "PPO_CHOICES",
     "PPO_RANGES",
     "PRECISIONS",
     "check_agent",
@@ -58,7 +59,17 @@ PPO_RANGES: dict[str, Range] = {
     "kl_dual_rate": POSITIVE,
     "critic_warmup": COUNT_OR_0,
 }
-"""Those of PPO's hyperparameters."""
+"""PPO's hyperparameters that are numbers, and what they may be."""
+
+PPO_CHOICES = (
+    "normalize_returns",
+    "whiten_advantages",
+    "precision",
+    "kl_estimator",
+    "use_kl_loss",
+    "kl_controller",
+)
+"""Its other hyperparameters; `check_agent` knows what they may be."""
 
 
 def check_estimator(

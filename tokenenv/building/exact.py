@@ -23,7 +23,7 @@ from tokenenv.building.parts import train_language_model, word_tokenizer
 from tokenenv.mdp import TokenMDP
 from tokenenv.models import build_language_model, sample_responses
 from tokenenv.optimum import PrefixTree, enumerate_mdp
-from tokenenv.rewards import Episode
+from tokenenv.rewards import Episode, build_scorer
 from tokenenv.settings import EnvSettings
 from tokenenv.tasks.exact import FOLDER, TASK
 from tokenenv.tasks.exact.grammar import NOTES
@@ -148,7 +148,7 @@ class _Builder(Builder):
             "vocabulary_size": self.reference.vocabulary_size,
             **measure_reference(self.tree),
         }
-        scorer = TokenMDP(self.tree.settings, num_envs=1).scorer
+        scorer = build_scorer(self.tree.settings)
         calls = [self.reference.encode(str(c)) for c in self.rng.choice(NOTES, 5_000)]
         answers = sample_responses(
             self.reference.model,

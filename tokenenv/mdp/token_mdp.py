@@ -17,7 +17,7 @@ from tokenenv.episodes import NO_TOKEN, Episodes
 from tokenenv.maths import reference_half
 from tokenenv.models import LanguageModel, StateReader
 from tokenenv.rewards import Episode, EpisodeScorer, build_scorer
-from tokenenv.settings import EnvSettings, check_kl_coef
+from tokenenv.settings import EnvSettings, ResolvedSettings, check_kl_coef
 from tokenenv.tasks import Task, is_bundled, load_task, names_code, read_prompts
 from tokenenv.user_code import user_code
 
@@ -66,10 +66,8 @@ class TokenMDP:
         self.task = load_task(settings.task)
         self.settings = settings.resolved(self.task)
         self.num_envs = num_envs
-        limits = self.settings
-        assert limits.max_prompt_tokens is not None and limits.max_new_tokens is not None
-        self.max_prompt_tokens = int(limits.max_prompt_tokens)
-        self.max_new_tokens = int(limits.max_new_tokens)
+        self.max_prompt_tokens = self.settings.max_prompt_tokens
+        self.max_new_tokens = self.settings.max_new_tokens
         self._connect()
         self.prompts = self._read_prompts()
         self._prompt_ids: dict[str, np.ndarray] = {}
@@ -111,8 +109,7 @@ class TokenMDP:
     @property
     def kl_coef(self) -> float:
         """β, as `settings` holds it."""
-        assert self.settings.kl_coef is not None
-        return float(self.settings.kl_coef)
+        return self.settings.kl_coef
 
     def set_kl_coef(self, kl_coef: float) -> None:
         """Change β; ValueError where it is negative."""
@@ -320,7 +317,7 @@ class MDPFace:
     mdp: TokenMDP
 
     @property
-    def settings(self) -> EnvSettings:
+    def settings(self) -> ResolvedSettings:
         """The resolved arguments, with the β that holds now."""
         return self.mdp.settings
 

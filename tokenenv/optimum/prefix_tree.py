@@ -15,7 +15,7 @@ import numpy as np
 
 from tokenenv.episodes import NO_TOKEN
 from tokenenv.models import LanguageModel
-from tokenenv.settings import EnvSettings
+from tokenenv.settings import ResolvedSettings
 
 __all__ = ["Levels", "PrefixTree", "count_responses", "normalized"]
 
@@ -52,7 +52,7 @@ class PrefixTree:
         gold_rewards: likewise, of the true reward; None where nobody knows it.
     """
 
-    settings: EnvSettings
+    settings: ResolvedSettings
     language_model: LanguageModel
     prompts: list[str]
     prompt_tokens: list[np.ndarray]
@@ -65,8 +65,7 @@ class PrefixTree:
     @property
     def depth(self) -> int:
         """T, the longest response."""
-        assert self.settings.max_new_tokens is not None
-        return int(self.settings.max_new_tokens)
+        return self.settings.max_new_tokens
 
     @property
     def vocabulary_size(self) -> int:
@@ -76,8 +75,7 @@ class PrefixTree:
     @property
     def kl_coef(self) -> float:
         """The environment's own β."""
-        assert self.settings.kl_coef is not None
-        return float(self.settings.kl_coef)
+        return self.settings.kl_coef
 
     @property
     def num_responses(self) -> int:
@@ -106,7 +104,7 @@ class PrefixTree:
 
     def observations(self, t: int) -> np.ndarray:
         """(X·C^t, P+T) the environment's observations of the states at depth t, by prompt."""
-        columns = int(self.settings.max_prompt_tokens or 0)
+        columns = self.settings.max_prompt_tokens
         prefixes = self.prefixes(t)
         shape = (len(self.prompts), len(prefixes), columns + self.depth)
         found = np.full(shape, NO_TOKEN, dtype=np.int64)

@@ -15,7 +15,7 @@ from tokenenv.rewards.sources import (
     check_rewards,
     resolve_reward,
 )
-from tokenenv.settings import EnvSettings
+from tokenenv.settings import ResolvedSettings
 from tokenenv.tasks import load_task
 from tokenenv.user_code import user_code
 
@@ -131,16 +131,14 @@ class EpisodeScorer:
         )
 
 
-def build_scorer(settings: EnvSettings) -> EpisodeScorer:
+def build_scorer(settings: ResolvedSettings) -> EpisodeScorer:
     """The scorer of an environment, from its resolved settings and the cached models.
 
     Raises:
         ValueError: a model can't be used; it says why.
     """
-    assert settings.reference is not None and settings.reward_model is not None
-    assert settings.max_prompt_tokens is not None and settings.max_new_tokens is not None
     language_model = load_frozen(settings.reference, settings.device, settings.dtype)
-    prompt, response = int(settings.max_prompt_tokens), int(settings.max_new_tokens)
+    prompt, response = settings.max_prompt_tokens, settings.max_new_tokens
     check_context(language_model.model, prompt + response, "reference")
     check_cached_step(
         language_model.model,
@@ -161,7 +159,7 @@ def build_scorer(settings: EnvSettings) -> EpisodeScorer:
     )
 
 
-def _gold_reward(settings: EnvSettings) -> Callable[[str, str, bool], float] | None:
+def _gold_reward(settings: ResolvedSettings) -> Callable[[str, str, bool], float] | None:
     """The task's gold reward: it judges continuations of the task's own prompts and no others."""
     own_prompts = settings.prompts is None or settings.prompts == settings.task
     return load_task(settings.task).gold_reward if own_prompts else None
