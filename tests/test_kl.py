@@ -14,7 +14,6 @@ import torch
 
 from agents.ppo.losses import explained_variance, normalized, ppo_losses, whiten, whitening_divisor
 from agents.rollout.numbers import advantage_magnitude
-from agents.rollout.rewards import token_penalties
 from agents.settings.kl import (
     DEFAULT_DUAL_RATE,
     DEFAULT_HORIZON,
@@ -34,6 +33,7 @@ from tokenenv.maths.kl import (
     k3,
     kl_estimate,
 )
+from tokenenv.maths.rewards import kl_penalties
 from tokenenv.rewards.scoring import EpisodeScorer
 from tokenenv.rewards.sources import Episode, RawRewards
 
@@ -193,7 +193,7 @@ def test_k3_of_a_token_far_below_the_reference_is_finite_and_pulls_it_back():
         assert far.grad.tolist() == pytest.approx([1 - math.exp(20.0)] * 3, rel=1e-6)
         # exp(20)·(1 + 70) − 1 − 90.
         assert k3(far)[0].item() == pytest.approx(math.exp(20.0) * 71 - 91, rel=1e-6)
-        paid = token_penalties(KLPenalty("k3"), np.array([-95.0]), np.array([-5.0]), 0.1)
+        paid = kl_penalties("k3", np.array([-95.0]), np.array([-5.0]), 0.1)
         assert np.isfinite(paid.astype(np.float32)).all() and paid[0] > 1e9
 
 

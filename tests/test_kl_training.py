@@ -30,6 +30,7 @@ from agents.config import TrainConfig
 from agents.ppo.update import Update
 from agents.rollout import rewards as new_steps_module
 from agents.runs.training import build_agent
+from tokenenv.maths import token_rewards
 from tokenenv.models import log_probs as log_probs_module
 from tokenenv.models.language_model import load_frozen
 
@@ -48,28 +49,32 @@ def next_log_probs(model, tokens) -> np.ndarray:
     return torch.log_softmax(logits.double(), -1).numpy()
 
 
-def by_hand(estimator, actor, reference, tokens, action) -> float:
+def by_hand(estimator, log_probs, ref_log_probs, action) -> float:
     """The estimate at one state, written out once more."""
-    own, ref = next_log_probs(actor, tokens), next_log_probs(reference, tokens)
-    rho = own[action] - ref[action]
+    rho = log_probs[action] - ref_log_probs[action]
     return {
         "k1": rho,
         "k2": rho**2 / 2,
         "k3": np.exp(-rho) - 1 + rho,
-        "full": float(np.sum(np.exp(own) * (own - ref))),
+        "full": float(np.sum(np.exp(log_probs) * (log_probs - ref_log_probs))),
     }[estimator]
 
 
 def expected_rewards(estimator, actor, reference, steps, kl_coef) -> dict[tuple, float]:
-    """(log-prob, value) of each step → score − β·estimate."""
-    found = {}
+    """(log-prob, value) of each step → score − β·estimate, as `token_rewards` says."""
+    rewards = {}
     for step in steps:
         for env, info in enumerate(step["infos"]):
-            tokens = step["observations"][env]
-            k = by_hand(estimator, actor, reference, tokens[tokens >= 0], step["actions"][env])
-            mark = (float(step["log_probs"][env]), float(step["values"][env]))
-            found[mark] = info.get("score", 0.0) - kl_coef * k
-    return found
+            tokens, action = step["observations"][env], step["actions"][env]
+            own = next_log_probs(actor, tokens[tokens >= 0])
+            ref = next_log_probs(reference, tokens[tokens >= 0])
+            score, kl = info.get("score", 0.0), by_hand(estimator, own, ref, action)
+            (reward,) = token_rewards(
+                score, own[[action]], ref[[action]], kl_coef, estimator, np.array([kl])
+            )
+            assert reward == pytest.approx(score - kl_coef * kl, rel=1e-9, abs=1e-12)
+            rewards[float(step["log_probs"][env]), float(step["values"][env])] = reward
+    return rewards
 
 
 # In the reward ------------------------------------------------------------------------------------

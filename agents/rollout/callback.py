@@ -32,7 +32,7 @@ from agents.rollout.compatibility import (
     refuse_time_limits,
 )
 from agents.rollout.metrics import EpisodeRecord, rlhf_metrics
-from agents.rollout.rewards import RewardBinding, load_reference, token_penalties
+from agents.rollout.rewards import RewardBinding, load_reference
 from agents.rollout.sampling_check import SamplingCheck
 from agents.settings import (
     DEFAULT_DUAL_RATE,
@@ -42,7 +42,7 @@ from agents.settings import (
     warn_of_bound,
 )
 from agents.vec_env import TokenVecEnv
-from tokenenv.maths import FixedKL, actor_half, reference_half
+from tokenenv.maths import FixedKL, actor_half, kl_penalties, reference_half
 from tokenenv.rewards import build_scorer
 
 __all__ = ["RLHFCallback", "has_rlhf_callback"]
@@ -280,7 +280,7 @@ class RLHFCallback(BaseCallback):
         """Subtract β·k2 or β·k3 whole, or keep log π_ref for the loss that takes their place."""
         if self.penalty.pays_log_ratio:
             kl_coefs, rewards = self._step_kl_coefs(infos), self.locals["rewards"]
-            owed = token_penalties(self.penalty, log_probs, ref_log_probs, kl_coefs)
+            owed = kl_penalties(self.penalty.estimator, log_probs, ref_log_probs, kl_coefs)
             rewards -= owed.astype(rewards.dtype)
         if self.penalty.keeps_ref_log_probs:
             self.model.rollout_buffer.note_ref_log_probs(ref_log_probs)  # type: ignore[attr-defined]

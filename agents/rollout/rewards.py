@@ -21,7 +21,7 @@ import torch
 from agents.rollout.metrics import EpisodeRecord
 from agents.rollout.segments import Segment
 from agents.settings import KLPenalty
-from tokenenv.maths import full_kl, kl_estimate, reference_half
+from tokenenv.maths import full_kl, kl_penalties, reference_half
 from tokenenv.models import (
     MICRO_BATCH_TOKENS,
     PackedSequences,
@@ -43,7 +43,6 @@ __all__ = [
     "pay_full_kl",
     "per_new_step",
     "score_segments",
-    "token_penalties",
 ]
 
 
@@ -139,7 +138,9 @@ def score_segments(
         if kl_shaping == "k1":
             segment.rewards += reference_half(own, segment.kl_coefs)
         if penalty is not None and penalty.pays_log_ratio:
-            segment.rewards -= token_penalties(penalty, segment.log_probs, own, segment.kl_coefs)
+            segment.rewards -= kl_penalties(
+                penalty.estimator, segment.log_probs, own, segment.kl_coefs
+            )
         if penalty is not None and penalty.keeps_ref_log_probs:
             segment.ref_log_probs = own.astype(np.float32)
         segment.kl_before += float((segment.log_probs - own).sum())
@@ -177,17 +178,6 @@ def _record(segment: Segment, scores: EpisodeScores, row: int, stopped: bool) ->
 
 
 # The KL penalty -----------------------------------------------------------------------------------
-
-
-def token_penalties(
-    penalty: KLPenalty,
-    log_probs: np.ndarray,
-    ref_log_probs: np.ndarray,
-    kl_coefs: float | np.ndarray,
-) -> np.ndarray:
-    """(n,) float64 β·k2 or β·k3 of tokens, from their log-probabilities under π and π_ref."""
-    log_ratio = np.asarray(log_probs, dtype=np.float64) - ref_log_probs
-    return kl_coefs * kl_estimate(penalty.estimator, log_ratio)
 
 
 def pay_full_kl(segments: Sequence[Segment], actor: Any, reference: Reference) -> None:

@@ -1,6 +1,7 @@
 """Pure numpy: nothing here knows an environment or a model.
 
-* `kl`: estimators of the KL divergence, its two halves in the reward, controllers of β.
+* `rewards`: the reward of a token, in one place, and the two halves that it is paid in.
+* `kl`: estimators of the KL divergence, controllers of β.
 * `advantages`: GAE, groups, leave-one-out and plain returns per token.
 """
 
@@ -25,15 +26,14 @@ from tokenenv.maths.kl import (
     DualKL,
     FixedKL,
     KLController,
-    actor_half,
     bounded_kl_coef,
     full_kl,
     k1,
     k2,
     k3,
     kl_estimate,
-    reference_half,
 )
+from tokenenv.maths.rewards import actor_half, kl_penalties, reference_half, token_rewards
 
 __all__ = [
     "ADVANTAGE_ESTIMATORS",
@@ -57,9 +57,11 @@ __all__ = [
     "k2",
     "k3",
     "kl_estimate",
+    "kl_penalties",
     "leave_one_out_advantages",
     "reference_half",
     "sample_deviation",
     "token_advantages",
+    "token_rewards",
     "whiten_rewards",
 ]

@@ -41,14 +41,12 @@ __all__ = [
     "DualKL",
     "FixedKL",
     "KLController",
-    "actor_half",
     "bounded_kl_coef",
     "full_kl",
     "k1",
     "k2",
     "k3",
     "kl_estimate",
-    "reference_half",
 ]
 
 KL_SHAPINGS = ("k1", "none")
@@ -59,16 +57,6 @@ KL_ESTIMATORS = ("k1", "k2", "k3", "full")
 
 KL_CONTROLLERS = ("fixed", "adaptive", "dual")
 """What moves β between rollouts: nothing, `AdaptiveKL`, `DualKL`."""
-
-
-def reference_half(ref_log_probs: np.ndarray, kl_coef: float | np.ndarray) -> np.ndarray:
-    """β·log π_ref(a_t|s_t), the half of the KL shaping that is a function of (s, a) alone."""
-    return kl_coef * ref_log_probs
-
-
-def actor_half(log_probs: np.ndarray, kl_coef: float | np.ndarray) -> np.ndarray:
-    """−β·log π(a_t|s_t), the half that belongs to whoever knows π."""
-    return -kl_coef * log_probs
 
 
 # Estimators ---------------------------------------------------------------------------------------
