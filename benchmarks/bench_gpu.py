@@ -69,7 +69,7 @@ def sampling_rows(folder: Path, batch: int, arguments: argparse.Namespace) -> li
         ours = InEnvironment(*shape, device=device, dtype=arguments.dtype)
         width = arguments.prompt + response
         decoder = SlotDecoder(ours.policy.actor, batch, width, graphs=graphs)
-        ours.policy._decoders["rollout"] = (decoder,)
+        ours.policy.decoders.by_purpose["rollout"] = (decoder,)
         decoders.append(decoder)
         cases[f"policy and env.step, {name}"] = ours
     take_turns(cases, 1)  # warms up, captures

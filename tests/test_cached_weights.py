@@ -160,7 +160,9 @@ def largest_error(policy: LMActorCriticPolicy, observations: np.ndarray) -> dict
     obs = torch.as_tensor(observations)
     with torch.no_grad():
         expected = policy.get_distribution(obs).distribution.logits
-        followed = log_softmax(policy.actor, policy._follow("predict", observations)[0], 1.0)
+        followed = log_softmax(
+            policy.actor, policy.decoders.follow("predict", [policy.actor], observations)[0], 1.0
+        )
         actions, values, log_probs = policy.forward(obs)
         full_values, full_log_probs, _ = policy.evaluate_actions(obs, actions)
         answers = policy.predict(observations, deterministic=True)[0]
@@ -268,12 +270,12 @@ def test_steps_of_a_rollout_do_not_read_all_weights(agent, tiny_task_kwargs, mon
 def test_predict_follows_no_critic(tiny_task_kwargs):
     model = make_agent(tiny_task_kwargs, n_envs=4, policy_kwargs={"value_head": "separate"})
     model.predict(model.env.reset())
-    assert [d.model for d in model.policy._decoders["predict"]] == [model.policy.actor]
+    assert [d.model for d in model.policy.decoders.by_purpose["predict"]] == [model.policy.actor]
 
 
 def test_predicting_in_the_middle_of_a_rollout_drops_nothing(model):
     observations = some_states(model, 3)
-    decoder = model.policy._decoders["rollout"][0]
+    decoder = model.policy.decoders.by_purpose["rollout"][0]
     forwards = decoder.forwards
     model.predict(observations)
     model.policy.forward(torch.as_tensor(observations))

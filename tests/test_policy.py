@@ -183,9 +183,11 @@ def test_a_copy_drops_its_own_caches(tiny_folder, rng):
         actions, _, log_probs = twin(obs)
         expected = plain_log_probs(twin, obs).gather(1, actions[:, None]).squeeze(1)
         assert (expected - log_probs).abs().max() <= 1e-5
-    forwards = policy._decoders["rollout"][0].forwards
+    forwards = policy.decoders.by_purpose["rollout"][0].forwards
     policy(obs)
-    assert policy._decoders["rollout"][0].forwards == forwards, "the original kept its cache"
+    assert policy.decoders.by_purpose["rollout"][0].forwards == forwards, (
+        "the original kept its cache"
+    )
 
 
 def test_one_forward_per_token_and_predict_keeps_out_of_the_rollouts_cache(tiny_task_kwargs):
@@ -195,7 +197,7 @@ def test_one_forward_per_token_and_predict_keeps_out_of_the_rollouts_cache(tiny_
     for _ in range(3):
         policy(torch.as_tensor(observations))
         observations, _, _, _ = env.step(np.full(5, 3))  # no EOS: nothing is refilled
-    decoder = policy._decoders["rollout"][0]
+    decoder = policy.decoders.by_purpose["rollout"][0]
     assert decoder.forwards == 3
     policy.predict_values(torch.as_tensor(observations[:1]))
     policy.predict(observations[::-1].copy())

@@ -1,6 +1,7 @@
 """The language model as a Stable-Baselines3 policy.
 
 * `policy`: `LMActorCriticPolicy`, SB3's interface.
+* `decoders`: the policy's caches, and when they are dropped.
 * `critic`: a critic with a trunk of its own; `value_head`: the linear layer of either kind.
 * `token_scores`: log-probabilities and entropies with gradient, chunk by chunk.
 * `checks`: observation and action spaces; `files`: `save_pretrained` and `from_pretrained`.

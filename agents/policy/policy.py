@@ -16,16 +16,17 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from agents.policy.checks import NoQValues, as_token_ids, check_spaces, check_vocabulary
 from agents.policy.critic import SeparateCritic, build_critic, new_value_head
+from agents.policy.decoders import PolicyDecoders
 from agents.policy.fast_paths import fused_where_possible, in_one_transfer
 from agents.policy.files import json_config, load_policy, save_policy
 from agents.policy.token_scores import score_tokens, scores_of_logits
 from agents.policy.value_head import ValueHead
 from tokenenv.models import (
     PackedSequences,
-    SlotDecoder,
     build_language_model,
     check_cached_step,
     check_context,
+    hidden_states,
     load_trainable,
     log_softmax,
     one_at_a_time,
@@ -34,7 +35,6 @@ from tokenenv.models import (
     refuse_nan,
     sample_tokens,
     tempered_logits,
-    trunk_hidden_states,
 )
 from tokenenv.ranges import WEIGHT
 from tokenenv.tasks import model_source
@@ -160,28 +160,25 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
             lr=lr_schedule(1),  # type: ignore[call-arg]
             **fused_where_possible(self.optimizer_class, self.optimizer_kwargs),
         )
-        self._decoders: dict[str, tuple[SlotDecoder, ...]] = {}
         self._host_observations: Callable[[], np.ndarray] | None = None
-        self._is_predicting = self._is_in_rollout = False
-        self._watch_optimizer()
+        self._is_predicting = False
+        self._new_decoders()
         self.register_load_state_dict_post_hook(_drop_caches_of)
 
-    def _watch_optimizer(self) -> None:
-        self.optimizer.register_step_post_hook(lambda *_: self.drop_caches())
+    def _new_decoders(self) -> None:
+        self.decoders = PolicyDecoders(self._check_trunks)
+        self.decoders.watch(self.optimizer)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: everything but the caches and what training lends."""
-        without: dict[str, Any] = {
-            "_decoders": {},
-            "_host_observations": None,
-            "_is_in_rollout": False,
-            "entropy_weight": None,
-        }
-        return {**self.__dict__, **without}
+        lent = {"_host_observations": None, "entropy_weight": None}
+        state = {**self.__dict__, **lent}
+        del state["decoders"]
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._watch_optimizer()  # optimisers leave their hooks behind
+        self._new_decoders()  # and optimisers leave their hooks behind
 
     def _check_trunks(self, width: int) -> None:
         """Refuse an actor or critic that can't be followed token by token."""
@@ -224,9 +221,7 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
 
     def drop_caches(self) -> None:
         """Forget all keys and values: called by itself whenever weights can have changed."""
-        for decoders in self._decoders.values():
-            for decoder in decoders:
-                decoder.drop()
+        self.decoders.drop()
 
     def _apply(self, *args: Any, **kwargs: Any) -> LMActorCriticPolicy:
         """Torch's way to another device or dtype: what was cached does not move along."""
@@ -240,7 +235,7 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
         """
         super().set_training_mode(mode)
         if not self._is_predicting:
-            self._is_in_rollout = False
+            self.end_rollout()
             self.drop_caches()
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
@@ -250,26 +245,6 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
             return super().predict(*args, **kwargs)
         finally:
             self._is_predicting = False
-
-    def _follow(self, purpose: str, observations: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """Last hidden states of (N, P+T) observations by the decoders kept for `purpose`.
-
-        One per trunk: the actor's, and to sample a rollout the critic's where it has its own. All
-        weights are read to find out whether one has changed, but not at every step of a rollout.
-        """
-        slots, width = observations.shape
-        trunks = [self.actor] if purpose == "predict" else self._trunks()
-        decoders = self._decoders.get(purpose)
-        if (
-            decoders is None
-            or decoders[0].num_slots != slots
-            or [decoder.model for decoder in decoders] != trunks
-        ):
-            self._check_trunks(width)
-            decoders = tuple(SlotDecoder(trunk, slots, width) for trunk in trunks)
-            self._decoders[purpose] = decoders
-        thorough = purpose == "predict" or not self._is_in_rollout
-        return tuple(decoder.hidden_states(observations, thorough) for decoder in decoders)
 
     @contextlib.contextmanager
     def reading(self, observations: Callable[[], np.ndarray]) -> Iterator[None]:
@@ -296,11 +271,11 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
         It does not see what is written through `.data` to a part of a tensor, nor in place on a
         GPU; called by anyone else, `forward` reads all weights, as `predict` does.
         """
-        self._is_in_rollout = True
+        self.decoders.is_in_rollout = True
 
     def end_rollout(self) -> None:
         """Let `forward` and `predict_values` read all weights again."""
-        self._is_in_rollout = False
+        self.decoders.is_in_rollout = False
 
     @property
     def entropy_needs_gradient(self) -> bool:
@@ -325,8 +300,8 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
         read = None if obs.device.type == "cpu" else self._host_observations
         observations = as_token_ids(obs) if read is None else read()
         with torch.no_grad():
-            hidden = self._follow("rollout", observations)
-            log_probs = log_softmax(self.actor, hidden[0], self.temperature)
+            hidden = self.decoders.follow("rollout", self._trunks(), observations)  # (N, h) each
+            log_probs = log_softmax(self.actor, hidden[0], self.temperature)  # (N, V)
             if deterministic:
                 chosen_log_probs, actions = log_probs.max(dim=-1)
             else:
@@ -373,7 +348,7 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """The distribution over the next token at (N, P+T) observations, by a full forward."""
-        hidden = self._full_forward(self.actor, self._packed(obs))
+        hidden = hidden_states(self.actor, self._packed(obs))  # (N, h)
         logits = tempered_logits(self.actor, hidden, self.temperature)
         assert isinstance(self.action_dist, CategoricalDistribution)
         return self.action_dist.proba_distribution(action_logits=logits)
@@ -384,17 +359,17 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
         At the end of a rollout they follow on from its cache, which a single observation never
         touches.
         """
-        decoders = self._decoders.get("rollout")
-        follows = decoders is not None and decoders[0].num_slots == len(obs) > 1
+        follows = len(obs) > 1 and self.decoders.have_followed("rollout", len(obs))
         if follows and not torch.is_grad_enabled():
-            return self._value(self._follow("rollout", as_token_ids(obs))[-1])
+            hidden = self.decoders.follow("rollout", self._trunks(), as_token_ids(obs))
+            return self._value(hidden[-1])
         return self._value(self._hidden_states(self._packed(obs))[1])
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
         """Actions for `predict`, which has a cache of its own."""
         with torch.no_grad():
-            hidden = self._follow("predict", as_token_ids(observation))
-            log_probs = log_softmax(self.actor, hidden[0], self.temperature)
+            (hidden,) = self.decoders.follow("predict", [self.actor], as_token_ids(observation))
+            log_probs = log_softmax(self.actor, hidden, self.temperature)  # (N, V)
             return log_probs.argmax(dim=-1) if deterministic else sample_tokens(log_probs)[0]
 
     # Parts ---------------------------------------------------------------------------------------
@@ -405,15 +380,12 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
         as_token_ids(obs)
         return pack_observations(obs)
 
-    def _full_forward(self, model: Any, packed: PackedSequences) -> torch.Tensor:
-        return trunk_hidden_states(model, packed.tokens)[packed.rows, packed.columns]
-
     def _hidden_states(self, packed: PackedSequences) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, h) of the actor's trunk and (n, h') of the critic's; the same where it is shared."""
-        hidden = self._full_forward(self.actor, packed)
+        hidden = hidden_states(self.actor, packed)
         if self.critic is None:
             return hidden, hidden
-        return hidden, self._full_forward(self.critic.model, packed)
+        return hidden, hidden_states(self.critic.model, packed)
 
     @property
     def critic_head(self) -> ValueHead:
