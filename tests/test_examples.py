@@ -133,6 +133,11 @@ def bias_variance(output: str, folder: Path) -> None:
     assert (folder / "bias_variance.png").stat().st_size > 10_000
 
 
+def one_file_ppo(output: str, folder: Path) -> None:
+    (fraction,) = numbers(rf"(?m)^{NUMBER} of the way from the reference to the optimum", output)
+    assert 0.99 <= fraction <= 1.0, "TokenPPO reaches 0.998 with twice the tokens"
+
+
 Check = Callable[[str, Path], None]
 QUICK: dict[str, Check] = {
     "01_random_agent": random_agent,
@@ -148,15 +153,19 @@ SLOW: dict[str, Check] = {
     "08_compare": compare,
     "09_read_a_run": read_a_run,
     "11_bias_variance": bias_variance,
+    "12_one_file_ppo": one_file_ppo,
 }
+LONGEST = {"12_one_file_ppo": 150}
+"""Lines of an example that is a whole algorithm; the others have at most 60."""
 
 
-def test_every_example_is_run_by_a_test_and_has_at_most_60_lines():
+def test_every_example_is_run_by_a_test_and_is_short():
     files = sorted(EXAMPLES.glob("*.py"))
     assert [path.stem for path in files] == sorted([*QUICK, *SLOW])
     assert [path.stem[:2] for path in files] == [f"{n:02}" for n in range(1, len(files) + 1)]
     for path in files:
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 60, path.name
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= LONGEST.get(path.stem, 60), path.name
 
 
 def test_no_folder_beside_the_examples_hides_a_package(tmp_path):
@@ -187,7 +196,7 @@ def test_longer_example_shows_what_it_says(name, tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr
