@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-import tokenenv  # registers the environments
-from tokenenv.models import load_trainable
+from tokenenv.models import load_trainable  # importing the package registers the environments
 from tokenenv.optimum import enumerate_task, evaluate_exactly, solve
 from tokenenv.tasks import load_task
 
