@@ -6,7 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from stable_baselines3 import DQN, PPO
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecMonitor, VecNormalize
 from tiny_task import P, Spy, T, begin, collect, make_agent, perturb, save_actor
@@ -53,15 +53,15 @@ def test_metrics_by_hand(tiny_task_kwargs, scoring):
     collect(model, callback)
     twin = make_agent(tiny_task_kwargs)  # seeds everything again
     perturb(twin.policy)
-    before, spy = BeforeRLHF(), Spy()
-    collect(twin, begin(twin, before, RLHFCallback(), spy))
+    spy = Spy()
+    collect(twin, begin(twin, RLHFCallback(), spy))
 
     kl, paid, length = (np.zeros(6) for _ in range(3))
     episodes = []
-    for rewards, step in zip(before.rewards, spy.steps, strict=True):
+    for step in spy.steps:
         ref = np.array([info["ref_logprob"] for info in step["infos"]])
         kl += step["log_probs"].numpy() - ref
-        paid += rewards
+        paid += step["rewards"]  # as the agent learns from them, with its half of the KL
         length += 1
         for env in np.flatnonzero(step["dones"]):
             info = step["infos"][env]
@@ -115,13 +115,15 @@ def test_the_mean_of_minus_log_probs_estimates_the_entropy(tiny_task_kwargs):
 @pytest.mark.parametrize("scoring", ["step", "deferred"])
 @pytest.mark.parametrize("monitor", [False, True])
 def test_every_episode_enters_sb3s_window_once(tiny_task_kwargs, scoring, monitor):
-    """Also under a monitor, which sees no reward where scoring is deferred."""
+    """Also under a monitor, which sees a part of the reward, or none where scoring is deferred."""
     env = make_vec_env(n_envs=4, seed=0, **{**tiny_task_kwargs, "scoring": scoring})
     env = VecMonitor(env) if monitor else env
     model = stock(env, tiny_task_kwargs, rollout_buffer_class=EpisodeRolloutBuffer)
+    perturb(model.policy)
     callback = begin(model)
     collect(model, callback)
     plain = stock(make_vec_env(n_envs=4, seed=0, **tiny_task_kwargs), tiny_task_kwargs)
+    perturb(plain.policy)
     collect(plain, begin(plain))
     assert len(callback.callbacks[0].records) == len(model.ep_info_buffer)
     found, expected = (
@@ -129,6 +131,44 @@ def test_every_episode_enters_sb3s_window_once(tiny_task_kwargs, scoring, monito
     )
     assert np.abs(found - expected).max() <= 1e-5
     assert np.abs(found).min() > 0
+
+
+SCORED_BY_STEP = {"scoring": "step"}
+DEFERRED = {"scoring": "deferred", "kl_shaping": "none"}
+
+
+@pytest.mark.parametrize(
+    ("agent", "given", "environment"),
+    [
+        pytest.param(TokenPPO, {}, SCORED_BY_STEP, id="TokenPPO"),
+        pytest.param(PPO, {"batch_size": 96}, SCORED_BY_STEP, id="PPO"),
+        pytest.param(A2C, {}, SCORED_BY_STEP, id="A2C"),
+        pytest.param(TokenPPO, {"kl_estimator": "k3"}, DEFERRED, id="k3, deferred"),
+        pytest.param(TokenPPO, {"kl_estimator": "full"}, DEFERRED, id="full, deferred"),
+        pytest.param(
+            TokenPPO, {"kl_estimator": "k3", "use_kl_loss": True}, DEFERRED, id="as a loss"
+        ),
+    ],
+)
+def test_ep_rew_mean_is_the_mean_of_score_less_beta_times_kl(
+    tiny_task_kwargs, agent, given, environment
+):
+    """What SB3's users look at is J, as `rlhf/objective` is, whatever pays the KL and where."""
+    env = make_vec_env(n_envs=8, seed=0, **{**tiny_task_kwargs, **environment})
+    policy_kwargs = {"actor": tiny_task_kwargs["reference"]}
+    settings = {"n_steps": 12, "device": "cpu", "seed": 0, **given}
+    model = agent(LMActorCriticPolicy, env, policy_kwargs=policy_kwargs, **settings)
+    perturb(model.policy)
+    callback = begin(model)
+    collect(model, callback)
+    logged: dict[str, float] = {}
+    model.logger.record = lambda name, value, exclude=None: logged.update({name: value})
+    model.dump_logs()
+    metrics = callback.callbacks[0].metrics
+    assert len(callback.callbacks[0].records) == len(model.ep_info_buffer) < 100
+    assert logged["rollout/ep_rew_mean"] == pytest.approx(metrics["objective"], abs=1e-6)
+    assert logged["rollout/ep_len_mean"] == pytest.approx(metrics["response_length"])
+    assert abs(metrics["kl_coef"] * metrics["kl"]) > 1e-3  # or the KL could be missing
 
 
 @pytest.mark.parametrize("scoring", ["step", "deferred"])

@@ -1,6 +1,6 @@
 """Judging a policy by J, on fresh samples for held-out prompts; never by SB3's `ep_rew_mean`.
 
-`ep_rew_mean` sees the environment's half of the reward only.
+`ep_rew_mean` is of the training prompts, and of the policies of the last rollouts.
 """
 
 from __future__ import annotations

@@ -54,7 +54,10 @@ class RLHFCallback(BaseCallback):
     At the start of training it checks that environment and policy fit and binds the buffer to the
     scorer; at every step it completes the reward; at the end of every rollout it logs `rlhf/`
     metrics and `time/tokens_per_second`, over the episodes that finished in it, and lets the KL
-    controller move β in the environment for the next. It warns, once, where the log-probabilities
+    controller move β in the environment for the next. SB3's own `rollout/ep_rew_mean` is the mean
+    of whole returns, score − β·KL, over the last episodes (`stats_window_size`), with and without a
+    monitor around the environment, which alone would count what `step` paid: half of the KL, or
+    nothing. The callback warns, once, where the log-probabilities
     that the present weights were sampled with are not those of a full forward: where the first
     approximate KL of an update would exceed rounding.
 
@@ -220,7 +223,6 @@ class RLHFCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         self.records = []
-        self._is_monitored = False
         self._log_prob_sum, self._num_steps = 0.0, 0
         self._rollout_kl_coef = self._kl_coef()
         self._sampling.begin(self.training_env.num_envs, getattr(self.model, "n_steps", 1))
@@ -292,24 +294,28 @@ class RLHFCallback(BaseCallback):
         return np.array([info["kl_coef"] for info in infos])
 
     def _end_episode(self, env: int, info: dict[str, Any]) -> None:
+        # A monitor has seen what `step` paid; SB3's window gets the whole return below, or at the
+        # end of the rollout where scoring is deferred.
+        monitored = info.pop("episode", None)
         if self.is_deferred:
-            # A monitor has seen no reward yet: the episode's return comes from the buffer instead.
-            info.pop("episode", None)
             return
-        self._is_monitored = "episode" in info
         if not np.isnan(self._kl[env]):
-            self.records.append(
-                EpisodeRecord(
-                    kl=float(self._kl[env]),
-                    ref_log_prob=float(self._ref_log_prob[env]),
-                    rm_score=info["rm_score"],
-                    score=info["score"],
-                    gold_reward=info.get("gold_reward"),
-                    length=info["response_length"],
-                    stopped=info["finish_reason"] == "stop",
-                )
+            record = EpisodeRecord(
+                kl=float(self._kl[env]),
+                ref_log_prob=float(self._ref_log_prob[env]),
+                rm_score=info["rm_score"],
+                score=info["score"],
+                gold_reward=info.get("gold_reward"),
+                length=info["response_length"],
+                stopped=info["finish_reason"] == "stop",
             )
+            self.records.append(record)
+            info["episode"] = {**(monitored or {}), **self._window_entry(record)}
         self._kl[env] = self._ref_log_prob[env] = 0.0
+
+    def _window_entry(self, record: EpisodeRecord) -> dict[str, float]:
+        """An episode as SB3's window of returns and lengths, `ep_info_buffer`, keeps it."""
+        return {"r": record.whole_return(self._rollout_kl_coef), "l": record.length}
 
     # Rollout's end -------------------------------------------------------------------------------
 
@@ -330,13 +336,9 @@ class RLHFCallback(BaseCallback):
         now = time.perf_counter()
         self.logger.record("time/tokens_per_second", self._num_steps / (now - self._rollout_ended))
         self._rollout_ended = now
-        if self._is_monitored:  # SB3 has filled its own window
-            return
-        shaped = kl_coef if self.settings.kl_shaping == "k1" else 0.0
-        assert self.model.ep_info_buffer is not None
-        self.model.ep_info_buffer.extend(
-            {"r": r.score + shaped * r.ref_log_prob, "l": r.length, "t": 0.0} for r in self.records
-        )
+        if self.is_deferred:
+            assert self.model.ep_info_buffer is not None
+            self.model.ep_info_buffer.extend(map(self._window_entry, self.records))
 
     def _move_kl_coef(self) -> None:
         """Let the controller set β for the next rollout; this one's rewards are final by now."""

@@ -1,4 +1,4 @@
-"""What is remembered of every finished episode, and the `rlhf/` metrics made of it."""
+"""Records of finished episodes, and the `rlhf/` metrics computed from them."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ class EpisodeRecord:
     gold_reward: float | None
     length: int
     stopped: bool
+
+    def whole_return(self, kl_coef: float) -> float:
+        """R(x, y) − β·KL, of which J is the mean; also where the KL is a loss and no reward."""
+        return self.score - kl_coef * self.kl
 
 
 def rlhf_metrics(records: Sequence[EpisodeRecord], kl_coef: float) -> dict[str, float]:
