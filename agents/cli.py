@@ -1,8 +1,13 @@
-"""The command line: `tokenrlhf train | evaluate | sample | reward-model | verify | compare`."""
+"""The command line: `tokenrlhf train | evaluate | sample | reward-model | verify | compare`.
+
+`tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
+version is installed.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import os
 import shlex
 import sys
@@ -54,6 +59,9 @@ def _run(arguments: list[str], console: Console) -> int:
     try:
         _refuse_empty(arguments)
         _refuse_no_text(arguments)
+        if arguments == ["--version"]:
+            console.print(_version(), highlight=False)
+            return 0
         command = _parse(arguments)
         _RUNNERS[type(command)](command, console)
     except KeyboardInterrupt as stop:
@@ -74,6 +82,13 @@ def _run(arguments: list[str], console: Console) -> int:
         )
         return 2
     return 0
+
+
+def _version() -> str:
+    try:
+        return f"tokenrlhf {importlib.metadata.version('tokenrlhf')}"
+    except importlib.metadata.PackageNotFoundError:  # called out of a folder of its files
+        return "tokenrlhf, not installed"
 
 
 def _print_error(said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -56,6 +57,16 @@ def test_a_run_leaves_the_folder_that_was_promised(run):
     assert (run / "checkpoints" / "tokens-512.zip").is_file()
     assert (run / "checkpoints" / "best" / "model.safetensors").is_file()
     assert not list(run.rglob("*.tmp*"))
+
+
+def test_the_version_is_that_of_the_installed_package_and_costs_no_torch():
+    script = (
+        "import sys; from agents.cli import main; status = main(['--version']); "
+        "sys.exit(status or 10 * ('torch' in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"tokenrlhf {importlib.metadata.version('tokenrlhf')}\n"
 
 
 def test_the_summary_holds_the_numbers_that_a_run_is_judged_by(run):
