@@ -70,8 +70,8 @@ class KLPenalty:
 
     @property
     def pays_log_ratio(self) -> bool:
-        """Whether the agent's side subtracts β·k2 or β·k3 from the rewards."""
-        return self.estimator in ("k2", "k3") and not self.as_loss
+        """Whether the agent's side subtracts β·k2, β·k3 or their like from the rewards."""
+        return self.estimator not in ("k1", "full") and not self.as_loss
 
     @property
     def pays_full(self) -> bool:
