@@ -1,7 +1,8 @@
 """Every code block of README and docs is run, and what the pages name exists.
 
 Of bash blocks, every line is checked for being a command with the options that it has. The slow
-suite runs Python blocks as they are, and the commands of `tokenrlhf`, made small by more options.
+suite runs Python blocks as they are, and the commands of `tokenrlhf`, made small by more options. A
+text block right below a Python block is what that prints.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 CORRECTNESS = ROOT / "docs" / "correctness.md"
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
@@ -30,10 +32,22 @@ def blocks(page: Path, kind: str) -> list[str]:
     return [body for _, of, body in FENCE.findall(page.read_text(encoding="utf-8")) if of == kind]
 
 
+def python_blocks(page: Path) -> list[tuple[str, str | None]]:
+    """The Python blocks of a page, each with what it prints, or None where no text says it."""
+    text = page.read_text(encoding="utf-8")
+    fences = list(FENCE.finditer(text))
+    printed: dict[int, str] = {
+        before.start(): after[3]
+        for before, after in pairwise(fences)
+        if after[2] == "text" and text[before.end() : after.start()] == "\n\n"
+    }
+    return [(f[3], printed.get(f.start())) for f in fences if f[2] == "python"]
+
+
 BLOCKS = [
-    pytest.param(block, id=f"{page.name}-{number}")
+    pytest.param(block, output, id=f"{page.name}-{number}")
     for page in PAGES
-    for number, block in enumerate(blocks(page, "python"))
+    for number, (block, output) in enumerate(python_blocks(page))
 ]
 COMMANDS = {
     page: [
@@ -54,13 +68,13 @@ LINES = [
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_there_is_no_block_that_no_test_knows(page):
     kinds = [kind for _, kind, _ in FENCE.findall(page.read_text(encoding="utf-8"))]
-    assert set(kinds) <= {"python", "bash"}
+    assert set(kinds) <= {"python", "bash", "text"}
     assert 2 * len(kinds) == page.read_text(encoding="utf-8").count("```")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", BLOCKS)
-def test_python_block_runs(block, tmp_path):
+@pytest.mark.parametrize(("block", "output"), BLOCKS)
+def test_python_block_runs_and_prints_what_the_page_says(block, output, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", block],
         cwd=tmp_path,
@@ -70,6 +84,13 @@ def test_python_block_runs(block, tmp_path):
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr
+    assert output is None or done.stdout == output
+
+
+def test_outputs_are_found_below_their_blocks():
+    printed = {page.name: [o for _, o in python_blocks(page) if o is not None] for page in PAGES}
+    assert len(printed["README.md"]) == 1 and printed["README.md"][0].startswith("prompt ")
+    assert len(printed["faq.md"]) == 2 and not printed["training.md"]
 
 
 def test_links_to_files_lead_somewhere():
@@ -108,6 +129,11 @@ def test_line_of_a_bash_block_is_a_command(words):
 
         assert arguments[0] in SMALLER
         tyro.cli(Command, args=arguments, prog="tokenrlhf")
+    elif program == "pip":
+        assert arguments[0] == "install"
+        assert all((ROOT / path).exists() for path in {".", "constraints.txt"} & set(arguments))
+        extras = re.findall(r"\.\[(\w+)\]", shlex.join(arguments))
+        assert set(extras) <= {"dev", "ecosystem"}
     else:  # examples/*.py are run by tests/test_examples.py
         assert program == "python" and (ROOT / arguments[0]).parent == ROOT / "examples"
         assert (ROOT / arguments[0]).is_file() and len(arguments) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -163,6 +164,13 @@ def test_there_are_no_cycles_in_a_room(room):
     assert cycle(inside) == []
 
 
+def test_the_page_on_architecture_has_the_storeys():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", page, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(len(STOREYS)))
+    assert [re.findall(r"`([\w.]+)`", rooms) for _, rooms in rows] == STOREYS
+
+
 def test_few_modules_lie_outside_of_rooms():
     """Besides older paths: `agents` has six at its top."""
     top = [name for name in MODULES if name.count(".") == 1 and name.startswith("agents.")]
@@ -170,13 +178,16 @@ def test_few_modules_lie_outside_of_rooms():
 
 
 def test_older_paths_are_short_and_hold_what_moved():
+    """And the changelog says where to."""
     older = sorted(set(EVERYTHING) - set(MODULES))
     assert older
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     for name in older:
         text = EVERYTHING[name].read_text(encoding="utf-8")
         assert len([line for line in text.splitlines() if line]) <= 3
         module = importlib.import_module(name)
         (target,) = imports(name, EVERYTHING[name], set(EVERYTHING))
+        assert f"| `{name}` | `{target}` |" in changelog
         moved = importlib.import_module(target)
         for public in moved.__all__:
             assert getattr(module, public) is getattr(moved, public)
