@@ -35,7 +35,7 @@ def parse_json(text: str, where: str, allow_nan: bool = False) -> Any:
             holds, or half of a surrogate pair.
     """
     try:
-        found = json.loads(
+        value = json.loads(
             text,
             object_pairs_hook=_without_repetition,
             parse_float=_finite,
@@ -52,8 +52,8 @@ def parse_json(text: str, where: str, allow_nan: bool = False) -> Any:
     except ValueError as error:  # of the hooks
         raise ValueError(f"{where}: {str(error).rstrip('.')}.") from None
     if _SURROGATE_ESCAPE.search(text):
-        _refuse_surrogates(found, where)
-    return found
+        _refuse_surrogates(value, where)
+    return value
 
 
 def read_json(path: Path, allow_nan: bool = False) -> Any:
@@ -78,10 +78,10 @@ def read_json_object(path: Path, what: str, allow_nan: bool = False) -> dict[str
         ValueError: as `read_json`, or it holds another kind of value.
         OSError: it can't be read.
     """
-    found = read_json(path, allow_nan)
-    if not isinstance(found, dict):
-        raise ValueError(f"{str(path)!r}: {what} is a JSON object, not {found!r:.80}.")
-    return found
+    value = read_json(path, allow_nan)
+    if not isinstance(value, dict):
+        raise ValueError(f"{str(path)!r}: {what} is a JSON object, not {value!r:.80}.")
+    return value
 
 
 def read_json_lines(
@@ -130,12 +130,12 @@ def read_lines(file: Path) -> list[str]:
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    json_object = dict(pairs)
+    if len(json_object) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {twice!r} stands twice in one object: remove one of the two")
-    return found
+    return json_object
 
 
 def _finite(digits: str) -> float:
@@ -159,13 +159,13 @@ def _refuse_surrogates(value: Any, where: str) -> None:
     """Raise ValueError for a string that can't be encoded; without recursion."""
     waiting = [value]
     while waiting:
-        found = waiting.pop()
-        if isinstance(found, dict):
-            waiting += [*found.keys(), *found.values()]
-        elif isinstance(found, list):
-            waiting += found
-        elif isinstance(found, str) and any("\ud800" <= c <= "\udfff" for c in found):
+        item = waiting.pop()
+        if isinstance(item, dict):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, list):
+            waiting += item
+        elif isinstance(item, str) and any("\ud800" <= c <= "\udfff" for c in item):
             raise ValueError(
-                f"{where}: the string {found[:60]!r} holds half of a surrogate pair, which is no "
+                f"{where}: the string {item[:60]!r} holds half of a surrogate pair, which is no "
                 "character: write both halves, or none."
             )

@@ -60,6 +60,6 @@ def _place(function: Any, raised: TracebackType | None) -> str:
             file = inspect.getsourcefile(type(function)) or ""
         except TypeError:
             file = ""
-    own = [frame for frame in frames if frame.filename == file]
-    shown = own[-1:] or frames[:1]
+    user_frames = [frame for frame in frames if frame.filename == file]
+    shown = user_frames[-1:] or frames[:1]
     return f"{shown[0].filename}:{shown[0].lineno}" if shown else "its call"

@@ -192,7 +192,7 @@ class TokenVectorEnv(MDPFace, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """Gymnasium's vector infos, an array and a mask per key; ends nested where rows reset."""
         same_step = self.autoreset_mode is AutoresetMode.SAME_STEP
         infos: dict[str, Any] = {}
-        stepwise: list[dict[str, Any]] = [{} for _ in result.endings]
+        last_steps: list[dict[str, Any]] = [{} for _ in result.endings]
         ended = result.rows[result.ended].tolist()
         if result.ref_log_probs is not None:
             going = ~result.ended if same_step else np.ones(len(result.rows), dtype=bool)
@@ -200,18 +200,18 @@ class TokenVectorEnv(MDPFace, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
                 rows = result.rows[going]
                 self._set_info(infos, "ref_logprob", rows, result.ref_log_probs[going])
                 self._set_info(infos, "kl_coef", rows, self.kl_coef)
-            stepwise = [
-                {"ref_logprob": float(found), "kl_coef": self.kl_coef}
-                for found in result.ref_log_probs[result.ended]
+            last_steps = [
+                {"ref_logprob": float(log_prob), "kl_coef": self.kl_coef}
+                for log_prob in result.ref_log_probs[result.ended]
             ]
-        found = [{**own, **end} for own, end in zip(stepwise, result.endings, strict=True)]
+        endings = [{**step, **end} for step, end in zip(last_steps, result.endings, strict=True)]
         if same_step:
             observations = self.mdp.episodes.observations[ended]
-            found = [
+            endings = [
                 {"final_obs": observation, "final_info": info}
-                for observation, info in zip(observations, found, strict=True)
+                for observation, info in zip(observations, endings, strict=True)
             ]
-        add_infos(infos, ended, found, self.num_envs)
+        add_infos(infos, ended, endings, self.num_envs)
         return infos
 
     def _set_info(self, infos: dict[str, Any], key: str, rows: np.ndarray, values: Any) -> None:

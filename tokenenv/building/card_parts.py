@@ -14,13 +14,13 @@ def table(head: str, rows: Iterable[tuple[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def accuracy_rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+def accuracy_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows for what `measure_reward_model` says of held-out pairs."""
-    accuracy = f"{found['accuracy']:.4f} ± {found['accuracy_standard_error']:.4f}"
+    accuracy = f"{facts['accuracy']:.4f} ± {facts['accuracy_standard_error']:.4f}"
     return [
         ("accuracy (± standard error)", accuracy),
-        ("accuracy in expectation over the labels", f"{found['expected_accuracy']:.4f}"),
-        ("Bayes accuracy", f"{found['bayes_accuracy']:.4f}"),
-        ("(accuracy − ½)/(Bayes − ½)", f"{found['accuracy_over_bayes']:.3f}"),
-        ("calibration error", f"{found['calibration_error']:.4f}"),
+        ("accuracy in expectation over the labels", f"{facts['expected_accuracy']:.4f}"),
+        ("Bayes accuracy", f"{facts['bayes_accuracy']:.4f}"),
+        ("(accuracy − ½)/(Bayes − ½)", f"{facts['accuracy_over_bayes']:.3f}"),
+        ("calibration error", f"{facts['calibration_error']:.4f}"),
     ]

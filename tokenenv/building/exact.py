@@ -158,23 +158,23 @@ class _Builder(Builder):
             seed=self.seed(),
         )
         episodes = [Episode(c, a.tokens, a.stopped) for c, a in zip(calls, answers, strict=True)]
-        found = {}
+        measurements = {}
         for kind, share in (("pairs", settings.explored_share), ("reference_pairs", 0.0)):
             pairs = sample_answer_pairs(
                 self.reference, settings.held_out_pairs, share, settings.sharpness, self.seed()
             )
-            found[kind] = measure_reward_model(scorer, pairs, episodes)
+            measurements[kind] = measure_reward_model(scorer, pairs, episodes)
         self.card["reward_model"] = {
             "training_pairs": settings.pairs,
             "explored_share": settings.explored_share,
             "annotator_sharpness": settings.sharpness,
-            **found["pairs"],
-            "on_reference_pairs": found["reference_pairs"],
+            **measurements["pairs"],
+            "on_reference_pairs": measurements["reference_pairs"],
         }
         self.card["optimum"] = measure_optimum(self.tree)
         self.say(
-            f"held-out accuracy {found['pairs']['accuracy']:.3f}, "
-            f"Bayes {found['pairs']['bayes_accuracy']:.3f}; "
+            f"held-out accuracy {measurements['pairs']['accuracy']:.3f}, "
+            f"Bayes {measurements['pairs']['bayes_accuracy']:.3f}; "
             f"J* = {self.card['optimum']['optimum']:.3f}"
         )
 

@@ -24,76 +24,76 @@ def render_card(card: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _reference(found: dict[str, Any]) -> list[str]:
+def _reference(facts: dict[str, Any]) -> list[str]:
     return [
         "## Reference",
-        f"GPT-2 architecture, {found['parameters']:,} parameters, a vocabulary of five notes and "
+        f"GPT-2 architecture, {facts['parameters']:,} parameters, a vocabulary of five notes and "
         "EOS, trained on melodies drawn\nfrom the grammar.",
         table(
             "nats per response",
             [
-                ("cross-entropy of the model", f"{found['cross_entropy_per_response']:.4f}"),
-                ("entropy of the grammar", f"{found['grammar_entropy_per_response']:.4f}"),
-                ("ratio", f"{found['cross_entropy_over_entropy']:.4f}"),
+                ("cross-entropy of the model", f"{facts['cross_entropy_per_response']:.4f}"),
+                ("entropy of the grammar", f"{facts['grammar_entropy_per_response']:.4f}"),
+                ("ratio", f"{facts['cross_entropy_over_entropy']:.4f}"),
             ],
         ),
-        f"A response has {found['tokens_per_response']:.2f} tokens in the mean; "
-        f"{found['eos_rate']:.0%} end with EOS, the others with the sixth note.",
+        f"A response has {facts['tokens_per_response']:.2f} tokens in the mean; "
+        f"{facts['eos_rate']:.0%} end with EOS, the others with the sixth note.",
     ]
 
 
-def _reward_model(found: dict[str, Any]) -> list[str]:
-    gold = f"{found['reference_gold_mean']:.3f} ± {found['reference_gold_std']:.3f}"
+def _reward_model(facts: dict[str, Any]) -> list[str]:
+    gold = f"{facts['reference_gold_mean']:.3f} ± {facts['reference_gold_std']:.3f}"
     return [
         "## Reward model",
         "The same trunk with a head of one output, trained by `tokenenv.rewards.preferences` on "
-        f"{found['training_pairs']:,} pairs,\nlabelled by a Bradley–Terry annotator: "
-        f"P(a ≻ b) = σ({found['annotator_sharpness']:g}·(gold(a) − gold(b))). "
-        f"{1 - found['explored_share']:.0%} of the responses are the\nreference's; the others are "
+        f"{facts['training_pairs']:,} pairs,\nlabelled by a Bradley–Terry annotator: "
+        f"P(a ≻ b) = σ({facts['annotator_sharpness']:g}·(gold(a) − gold(b))). "
+        f"{1 - facts['explored_share']:.0%} of the responses are the\nreference's; the others are "
         "explored: cadences, what is nearly one, and random notes. Scores are normalised\nexactly: "
         "mean 0 and standard deviation 1 under the reference.",
-        table(f"on {found['held_out_pairs']:,} fresh pairs of this kind", accuracy_rows(found)),
+        table(f"on {facts['held_out_pairs']:,} fresh pairs of this kind", accuracy_rows(facts)),
         table(
-            f"on {found['held_out_pairs']:,} pairs of reference samples",
-            accuracy_rows(found["on_reference_pairs"]),
+            f"on {facts['held_out_pairs']:,} pairs of reference samples",
+            accuracy_rows(facts["on_reference_pairs"]),
         ),
         table(
             "on reference samples",
             [
-                ("correlation of score and gold reward", f"{found['correlation_with_gold']:.3f}"),
+                ("correlation of score and gold reward", f"{facts['correlation_with_gold']:.3f}"),
                 ("gold reward, mean ± standard deviation", gold),
             ],
         ),
     ]
 
 
-def _optimum(found: dict[str, Any]) -> list[str]:
-    gain = found["optimum"] - found["objective_reference"]
-    half = found["half_mass_reference_probability"]
+def _optimum(facts: dict[str, Any]) -> list[str]:
+    gain = facts["optimum"] - facts["objective_reference"]
+    half = facts["half_mass_reference_probability"]
     return [
-        f"## Optimum at β = {found['kl_coef']}",
+        f"## Optimum at β = {facts['kl_coef']}",
         table(
             "exact, in units of the score",
             [
-                ("J*", f"{found['optimum']:.4f}"),
-                ("J of the reference", f"{found['objective_reference']:.4f}"),
-                ("J* − J_ref", f"{gain:.4f} = {gain / found['kl_coef']:.2f} β"),
-                ("KL(π* ‖ π_ref), nats per response", f"{found['kl']:.3f}"),
-                ("E[R] under π*", f"{found['score']:.3f}"),
-                ("gold reward at the optimum", f"{found['optimum_gold']:.3f}"),
-                ("gold reward of the reference", f"{found['reference_gold']:.3f}"),
+                ("J*", f"{facts['optimum']:.4f}"),
+                ("J of the reference", f"{facts['objective_reference']:.4f}"),
+                ("J* − J_ref", f"{gain:.4f} = {gain / facts['kl_coef']:.2f} β"),
+                ("KL(π* ‖ π_ref), nats per response", f"{facts['kl']:.3f}"),
+                ("E[R] under π*", f"{facts['score']:.3f}"),
+                ("gold reward at the optimum", f"{facts['optimum_gold']:.3f}"),
+                ("gold reward of the reference", f"{facts['reference_gold']:.3f}"),
                 (
                     "answers of the reference with the full cadence",
-                    f"{found['reference_cadence_probability']:.2%}",
+                    f"{facts['reference_cadence_probability']:.2%}",
                 ),
-                ("the same at the optimum", f"{found['optimum_cadence_probability']:.1%}"),
+                ("the same at the optimum", f"{facts['optimum_cadence_probability']:.1%}"),
             ],
         ),
         table(
             "(J − J_ref)/(J* − J_ref), the greatest over prompts",
             [
                 (name.replace("_", " "), f"{max(fractions):.2f}")
-                for name, fractions in found["objective_fractions"].items()
+                for name, fractions in facts["objective_fractions"].items()
             ],
         ),
         table(
@@ -104,7 +104,7 @@ def _optimum(found: dict[str, Any]) -> list[str]:
             "the five most likely responses of π*",
             [
                 (prompt, ", ".join(f"{text} ({p:.3f})" for text, p in ranked.items()))
-                for prompt, ranked in found["most_likely"].items()
+                for prompt, ranked in facts["most_likely"].items()
             ],
         ),
     ]

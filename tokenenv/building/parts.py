@@ -129,7 +129,7 @@ def _next_token_states(
 def text_log_probs(model: Any, sequences: Sequence[np.ndarray]) -> np.ndarray:
     """(B,) log p of whole sequences in nats; the first token of each is given, not predicted."""
     scored = response_log_probs(model, [s[:1] for s in sequences], [s[1:] for s in sequences], 1.0)
-    return np.array([found.sum() for found in scored])
+    return np.array([log_probs.sum() for log_probs in scored])
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,8 +247,8 @@ def fit_proposal(
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     for round_ in range(settings.rounds):
         kl_coef = settings.kl_coef * max(1.0, settings.rounds / 2 / (round_ + 1))
-        chosen = [prompts[i] for i in rng.integers(len(prompts), size=settings.prompts_per_round)]
-        repeated = [prompt for prompt in chosen for _ in range(settings.responses_per_prompt)]
+        drawn = [prompts[i] for i in rng.integers(len(prompts), size=settings.prompts_per_round)]
+        repeated = [prompt for prompt in drawn for _ in range(settings.responses_per_prompt)]
         sampled = sample_responses(
             model,
             eos,
@@ -259,7 +259,7 @@ def fit_proposal(
         )
         episodes = [Episode(p, s.tokens, s.stopped) for p, s in zip(repeated, sampled, strict=True)]
         log_weights = scorer.score(episodes).score / kl_coef
-        log_weights += [found.sum() for found in scorer.ref_log_probs(episodes)]
+        log_weights += [log_probs.sum() for log_probs in scorer.ref_log_probs(episodes)]
         log_weights -= [s.log_probs.sum() for s in sampled]
         weights = _softmax_rows(log_weights.reshape(-1, settings.responses_per_prompt)).ravel()
         _weighted_fit(model, optimizer, episodes, weights, settings, rng)

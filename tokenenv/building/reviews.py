@@ -181,15 +181,15 @@ class _Builder(Builder):
         self.say(f"training the reference, {model.num_parameters() / 1e6:.2f} M parameters")
         train_language_model(model, next_batch, settings.lm_steps, settings.lm_learning_rate)
         reference = self.save_reference(model, tokenizer)
-        found = measure_cross_entropy(reference, settings.held_out_reviews, self.rng)
+        cross_entropy = measure_cross_entropy(reference, settings.held_out_reviews, self.rng)
         self.card["reference"] = {
             "parameters": model.num_parameters(),
             "vocabulary_size": len(tokenizer),
-            **found,
+            **cross_entropy,
             "distinct_reviews": float(count_reviews()),
         }
         self.say(
-            f"cross-entropy {found['cross_entropy_per_review']:.3f} nats per review, "
+            f"cross-entropy {cross_entropy['cross_entropy_per_review']:.3f} nats per review, "
             f"the grammar's entropy is {review_entropy():.3f}"
         )
 
@@ -221,27 +221,28 @@ class _Builder(Builder):
         settings = self.settings
         pairs = self.sample_pairs("eval", settings.held_out_pairs)
         episodes = sample_episodes(self.folder, "eval", settings.held_out_pairs, self.seed())
-        found = measure_reward_model(load_scorer(self.folder), pairs, episodes)
+        measurements = measure_reward_model(load_scorer(self.folder), pairs, episodes)
         self.card["reward_model"] = {
             "training_pairs": settings.pairs,
             "annotator_sharpness": settings.sharpness,
-            **found,
+            **measurements,
         }
         self.say(
-            f"held-out accuracy {found['accuracy']:.3f}, Bayes {found['bayes_accuracy']:.3f}, "
-            f"ratio {found['accuracy_over_bayes']:.3f}"
+            f"held-out accuracy {measurements['accuracy']:.3f}, "
+            f"Bayes {measurements['bayes_accuracy']:.3f}, "
+            f"ratio {measurements['accuracy_over_bayes']:.3f}"
         )
 
     def bound_optimum(self) -> None:
         settings = self.settings
         self.say(f"fitting {settings.proposals} proposals")
         seeds = [settings.seed + 1 + index for index in range(settings.proposals)]
-        found = self.run_all(_bound, [(self.folder, settings, seed) for seed in seeds])
+        results = self.run_all(_bound, [(self.folder, settings, seed) for seed in seeds])
         self.card["optimum"] = {
             "kl_coef": TASK.kl_coef,
             "prompts": settings.optimum_prompts,
             "responses_per_prompt": settings.optimum_responses,
-            **measure_optimum(found, TASK.kl_coef),
+            **measure_optimum(results, TASK.kl_coef),
         }
 
 

@@ -23,82 +23,82 @@ def render_card(card: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _reference(found: dict[str, Any]) -> list[str]:
+def _reference(facts: dict[str, Any]) -> list[str]:
     cross_entropy = (
-        f"{found['cross_entropy_per_review']:.4f} ± {found['cross_entropy_standard_error']:.4f}"
+        f"{facts['cross_entropy_per_review']:.4f} ± {facts['cross_entropy_standard_error']:.4f}"
     )
     plain = (
-        f"{found['cross_entropy_plain_mean']:.3f} ± "
-        f"{found['cross_entropy_plain_standard_error']:.3f}"
+        f"{facts['cross_entropy_plain_mean']:.3f} ± "
+        f"{facts['cross_entropy_plain_standard_error']:.3f}"
     )
     return [
         "## Reference",
-        f"Llama architecture, {found['parameters']:,} parameters, byte-level BPE with "
-        f"{found['vocabulary_size']} entries, trained on\nreviews drawn from the grammar "
-        f"({found['distinct_reviews']:.2e} distinct ones).",
+        f"Llama architecture, {facts['parameters']:,} parameters, byte-level BPE with "
+        f"{facts['vocabulary_size']} entries, trained on\nreviews drawn from the grammar "
+        f"({facts['distinct_reviews']:.2e} distinct ones).",
         table(
             "nats per review",
             [
                 ("cross-entropy of the model, on fresh reviews (± standard error)", cross_entropy),
-                ("entropy of the grammar, exact", f"{found['grammar_entropy_per_review']:.4f}"),
-                ("ratio", f"{found['cross_entropy_over_entropy']:.4f}"),
+                ("entropy of the grammar, exact", f"{facts['grammar_entropy_per_review']:.4f}"),
+                ("ratio", f"{facts['cross_entropy_over_entropy']:.4f}"),
                 ("cross-entropy as a plain mean, for comparison", plain),
             ],
         ),
         "The first is the entropy plus the mean of log p(grammar) − log p(model), which varies "
         "little from\nreview to review. A review has "
-        f"{found['tokens_per_review']:.1f} tokens in the mean: "
-        f"{found['grammar_entropy_per_token']:.3f} nats per token.",
+        f"{facts['tokens_per_review']:.1f} tokens in the mean: "
+        f"{facts['grammar_entropy_per_token']:.3f} nats per token.",
     ]
 
 
-def _reward_model(found: dict[str, Any]) -> list[str]:
-    gold = f"{found['reference_gold_mean']:.3f} ± {found['reference_gold_std']:.3f}"
+def _reward_model(facts: dict[str, Any]) -> list[str]:
+    gold = f"{facts['reference_gold_mean']:.3f} ± {facts['reference_gold_std']:.3f}"
     return [
         "## Reward model",
         "The same trunk with a head of one output, trained by `tokenenv.rewards.preferences` on "
-        f"{found['training_pairs']:,} pairs of\nreference samples, labelled by a Bradley–Terry "
-        f"annotator: P(a ≻ b) = σ({found['annotator_sharpness']:g}·(gold(a) − gold(b))).",
+        f"{facts['training_pairs']:,} pairs of\nreference samples, labelled by a Bradley–Terry "
+        f"annotator: P(a ≻ b) = σ({facts['annotator_sharpness']:g}·(gold(a) − gold(b))).",
         table(
-            f"on {found['held_out_pairs']:,} pairs of held-out prompts",
-            accuracy_rows(found),
+            f"on {facts['held_out_pairs']:,} pairs of held-out prompts",
+            accuracy_rows(facts),
         ),
         table(
             "on reference samples for held-out prompts",
             [
-                ("correlation of score and gold reward", f"{found['correlation_with_gold']:.3f}"),
+                ("correlation of score and gold reward", f"{facts['correlation_with_gold']:.3f}"),
                 ("gold reward, mean ± standard deviation", gold),
-                ("standard deviation of the score", f"{found['reference_score_std']:.3f}"),
+                ("standard deviation of the score", f"{facts['reference_score_std']:.3f}"),
             ],
         ),
     ]
 
 
-def _optimum(found: dict[str, Any], score_std: float) -> list[str]:
-    gain = found["optimum_lower_bound"] - found["objective_reference"]
-    bounds = ", ".join(f"{bound:.3f}" for bound in found["bounds_by_seed"])
-    own = ", ".join(f"{value:.3f}" for value in found["proposal_objectives"])
-    shares = ", ".join(f"{share:.2f}" for share in found["effective_sample_size"])
+def _optimum(facts: dict[str, Any], score_std: float) -> list[str]:
+    gain = facts["optimum_lower_bound"] - facts["objective_reference"]
+    bounds = ", ".join(f"{bound:.3f}" for bound in facts["bounds_by_seed"])
+    objectives = ", ".join(f"{value:.3f}" for value in facts["proposal_objectives"])
+    shares = ", ".join(f"{share:.2f}" for share in facts["effective_sample_size"])
     deviations = f"{gain:.3f} = {gain / score_std:.2f} standard deviations of the reference's score"
     return [
-        f"## Optimum at β = {found['kl_coef']}",
-        f"From {len(found['bounds_by_seed'])} independently trained proposals on "
-        f"{found['prompts']} held-out prompts with {found['responses_per_prompt']} responses "
+        f"## Optimum at β = {facts['kl_coef']}",
+        f"From {len(facts['bounds_by_seed'])} independently trained proposals on "
+        f"{facts['prompts']} held-out prompts with {facts['responses_per_prompt']} responses "
         "each\n(`tokenenv.optimum`).",
         table(
             "in units of the score",
             [
                 (
                     "lower bound on J*, all proposals together",
-                    f"{found['optimum_lower_bound']:.3f}",
+                    f"{facts['optimum_lower_bound']:.3f}",
                 ),
                 ("the same, by proposal", bounds),
-                ("J of each proposal itself", own),
+                ("J of each proposal itself", objectives),
                 ("effective sample size, as a share", shares),
-                ("J of the reference", f"{found['objective_reference']:.3f}"),
+                ("J of the reference", f"{facts['objective_reference']:.3f}"),
                 ("J* − J_ref, at least", deviations),
-                ("gold reward at the optimum, estimated", f"{found['optimum_gold']:.3f}"),
-                ("gold reward of the reference", f"{found['reference_gold']:.3f}"),
+                ("gold reward at the optimum, estimated", f"{facts['optimum_gold']:.3f}"),
+                ("gold reward of the reference", f"{facts['reference_gold']:.3f}"),
             ],
         ),
     ]

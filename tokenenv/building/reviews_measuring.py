@@ -108,17 +108,17 @@ def _gold(
 
 
 def measure_optimum(
-    found: Sequence[tuple[MixtureSamples, Comparison]], kl_coef: float
+    results: Sequence[tuple[MixtureSamples, Comparison]], kl_coef: float
 ) -> dict[str, Any]:
     """The bound on J* from several proposals, each on its own and all together."""
     # Each mixture is a proposal of its own, so the mean of all their weights estimates the same
     # quantity as each, with less noise: one log-mean-exp over all samples.
-    log_weights = np.concatenate([samples.log_weights(kl_coef) for samples, _ in found], axis=1)
+    log_weights = np.concatenate([samples.log_weights(kl_coef) for samples, _ in results], axis=1)
     weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))
     gold = np.concatenate(
-        [kind for samples, _ in found for kind in np.asarray(samples.gold_rewards)], axis=1
+        [kind for samples, _ in results for kind in np.asarray(samples.gold_rewards)], axis=1
     )
-    comparisons = [comparison for _, comparison in found]
+    comparisons = [comparison for _, comparison in results]
     return {
         "bounds_by_seed": [c.optimum_lower_bound for c in comparisons],
         "optimum_lower_bound": float(kl_coef * log_mean_exp(log_weights).mean()),

@@ -226,12 +226,12 @@ def token_advantages(
     padded_rewards[is_step] = rewards
     if estimator not in CRITIC_FREE:
         padded_values[is_step] = values
-        own_lambda = {"monte-carlo": 1.0, "td": 0.0}.get(estimator, gae_lambda)
-        found = generalized_advantages(
-            padded_rewards, padded_values, lengths, bootstrap_values, gamma, own_lambda
+        estimator_lambda = {"monte-carlo": 1.0, "td": 0.0}.get(estimator, gae_lambda)
+        padded_advantages = generalized_advantages(
+            padded_rewards, padded_values, lengths, bootstrap_values, gamma, estimator_lambda
         )
         with np.errstate(over="ignore"):  # whoever trains on them refuses what is not finite
-            advantages = found[is_step].astype(np.float32)
+            advantages = padded_advantages[is_step].astype(np.float32)
             return advantages, advantages + np.asarray(values, dtype=np.float32)
     # With V = 0 and γ = λ = 1, GAE sums up the rewards to come: all of them, at the first step.
     ended = np.zeros(len(is_step))
@@ -246,8 +246,8 @@ def _response_advantages(estimator: str, returns: np.ndarray, group_size: int) -
     """(B,) advantages of whole responses from their (B,) returns."""
     if estimator == "reinforce":
         return batch_baseline_advantages(returns)
-    found = {"rloo": leave_one_out_advantages, "group": group_advantages}[estimator]
-    return found(np.reshape(returns, (-1, group_size))).reshape(-1)
+    estimate = {"rloo": leave_one_out_advantages, "group": group_advantages}[estimator]
+    return estimate(np.reshape(returns, (-1, group_size))).reshape(-1)
 
 
 def whiten_rewards(rewards: np.ndarray) -> np.ndarray:

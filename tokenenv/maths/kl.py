@@ -86,12 +86,12 @@ def k3(log_ratio: Any) -> Any:
     """
     # expm1, because exp(−ρ) − 1 loses all digits where actor and reference hardly differ.
     if hasattr(log_ratio, "expm1"):
-        found = (-log_ratio).clamp(max=MAX_EXPONENT).expm1()
+        exp_minus_1 = (-log_ratio).clamp(max=MAX_EXPONENT).expm1()
         beyond = (-log_ratio - MAX_EXPONENT).relu()
     else:
-        found = np.expm1(np.minimum(-log_ratio, MAX_EXPONENT))
+        exp_minus_1 = np.expm1(np.minimum(-log_ratio, MAX_EXPONENT))
         beyond = np.maximum(-log_ratio - MAX_EXPONENT, 0.0)
-    return found + math.exp(MAX_EXPONENT) * beyond + log_ratio
+    return exp_minus_1 + math.exp(MAX_EXPONENT) * beyond + log_ratio
 
 
 def full_kl(log_probs: Any, ref_log_probs: Any) -> Any:

@@ -72,8 +72,9 @@ class TokenMDP:
         self.prompts = self._read_prompts()
         self._prompt_ids: dict[str, np.ndarray] = {}
         self._group, self._group_prompt, self._group_left = -1, "", 0
-        own = (settings.reference, settings.prompts, settings.max_prompt_tokens)
-        if any(setting is not None for setting in own):  # a task's own prompts fit its own limits
+        overrides = (settings.reference, settings.prompts, settings.max_prompt_tokens)
+        # The prompts of a task fit the limits of that task.
+        if any(setting is not None for setting in overrides):
             for prompt in self.prompts:
                 self.encode_prompt(prompt)
         self.episodes = Episodes(

@@ -32,8 +32,8 @@ def add_infos(
         num_envs: N.
     """
     for key in dict.fromkeys(key for info in infos for key in info):
-        own = [(row, info[key]) for row, info in zip(rows, infos, strict=True) if key in info]
-        picked, values = [row for row, _ in own], [value for _, value in own]
+        entries = [(row, info[key]) for row, info in zip(rows, infos, strict=True) if key in info]
+        picked, values = [row for row, _ in entries], [value for _, value in entries]
         if isinstance(values[0], dict):
             add_infos(vector_infos.setdefault(key, {}), picked, values, num_envs)
         else:
@@ -41,7 +41,7 @@ def add_infos(
             if array is None:
                 array = vector_infos[key] = _new_array(key, values[0], num_envs)
             if array.dtype == object:  # numpy would take a list of arrays apart
-                for row, value in own:
+                for row, value in entries:
                     array[row] = value
             else:
                 array[picked] = values
@@ -72,16 +72,16 @@ def rows_of(
         has_masks: what has no mask is about no environment; False within a nested dict, whose own
             mask counts for all that has none in it (so does `RecordEpisodeStatistics`).
     """
-    found: list[dict[str, Any]] = [{} for _ in rows]
+    row_infos: list[dict[str, Any]] = [{} for _ in rows]
     for key, values in infos.items():
         mask = infos.get(f"_{key}")
         if key.startswith("_") or (mask is None and has_masks):
             continue
         is_about = [True] * len(rows) if mask is None else mask[rows].tolist()
-        for info, about, value in zip(found, is_about, _picked(values, rows), strict=True):
+        for info, about, value in zip(row_infos, is_about, _picked(values, rows), strict=True):
             if about:
                 info[key] = value
-    return found
+    return row_infos
 
 
 def _picked(values: Any, rows: Sequence[int] | np.ndarray) -> list[Any]:

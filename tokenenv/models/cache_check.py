@@ -133,8 +133,8 @@ def is_tested(model: Any) -> bool:
 
 def _shell_names(model: Any) -> tuple[str, ...]:
     """Of transformers' own classes: a subclass by a user may compute anything."""
-    own = type(model).__module__.startswith("transformers.models.")
-    return (type(model).__name__,) if own else ()
+    is_transformers = type(model).__module__.startswith("transformers.models.")
+    return (type(model).__name__,) if is_transformers else ()
 
 
 def _is_plain_rope(parameters: Any) -> bool:

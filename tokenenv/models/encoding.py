@@ -31,11 +31,11 @@ def eos_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
         ValueError: one of them is no token id.
     """
     for source in (getattr(model, "generation_config", None), model.config, tokenizer):
-        found = getattr(source, "eos_token_id", None)
-        if found is not None:
-            ids = tuple(found) if isinstance(found, list | tuple) else (found,)
+        eos = getattr(source, "eos_token_id", None)
+        if eos is not None:
+            ids = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
             if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
-                raise ValueError(f"eos_token_id={found!r:.60} must be a token id, or several.")
+                raise ValueError(f"eos_token_id={eos!r:.60} must be a token id, or several.")
             return ids
     return ()
 

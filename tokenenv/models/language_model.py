@@ -471,8 +471,8 @@ def _check_logits(language_model: LanguageModel, what: str) -> None:
     tokens = torch.arange(4, device=language_model.device)[None, :] % language_model.vocabulary_size
     try:
         with torch.no_grad():
-            own = model(input_ids=tokens, use_cache=False).logits
-            ours = output_logits(model, trunk_hidden_states(model, tokens))
+            expected = model(input_ids=tokens, use_cache=False).logits
+            logits = output_logits(model, trunk_hidden_states(model, tokens))
     except Exception as error:  # whatever a forward raises that wants other inputs than token ids
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
@@ -480,8 +480,8 @@ def _check_logits(language_model: LanguageModel, what: str) -> None:
             f"hidden states of token ids, and no linear layer that makes their logits ({reason}); "
             "use a model that has."
         ) from error
-    if own.shape != ours.shape or not torch.allclose(
-        own.to(ours.dtype), ours, rtol=1e-2, atol=1e-2
+    if expected.shape != logits.shape or not torch.allclose(
+        expected.to(logits.dtype), logits, rtol=1e-2, atol=1e-2
     ):
         raise ValueError(
             f"{what}={language_model.name!r}: {type(model).__name__} scales its logits in a way "

@@ -106,9 +106,9 @@ def minibatch_indices(
     middles = np.cumsum(sizes[order]) - sizes[order] / 2
     which = np.minimum((middles * groups / total).astype(int), groups - 1)
     for group in range(groups):
-        chosen = order[which == group]
-        if len(chosen):
-            yield chosen
+        members = order[which == group]
+        if len(members):
+            yield members
 
 
 def token_batches(lengths: np.ndarray, max_tokens: int | None) -> Iterator[np.ndarray]:

@@ -42,8 +42,8 @@ class Reference:
     def step_log_probs(self, hidden: torch.Tensor, actions: np.ndarray) -> np.ndarray:
         """(n,) float64 log π_ref(a_t | s_t) for (n, h) hidden states and (n,) actions."""
         tokens = torch.as_tensor(actions, device=hidden.device)
-        found = token_log_probs(self.language_model.model, hidden, tokens, self.temperature)
-        return found.double().cpu().numpy()
+        log_probs = token_log_probs(self.language_model.model, hidden, tokens, self.temperature)
+        return log_probs.double().cpu().numpy()
 
     def response_log_probs(
         self, prompts: Sequence[np.ndarray], responses: Sequence[np.ndarray]

@@ -75,9 +75,9 @@ class StateReader:
 
     def features(self, observations: np.ndarray) -> np.ndarray:
         """(N, h) float32 hidden states as an array of its own; zeros where no episode started."""
-        found = self.hidden_states(observations).to(dtype=torch.float32, copy=True).cpu().numpy()
-        found[self._is_idle(observations)] = 0.0
-        return found
+        features = self.hidden_states(observations).to(dtype=torch.float32, copy=True).cpu().numpy()
+        features[self._is_idle(observations)] = 0.0
+        return features
 
     @torch.no_grad()
     def log_probs(self, observations: np.ndarray) -> torch.Tensor:

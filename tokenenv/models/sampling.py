@@ -80,14 +80,14 @@ def sample_responses(
     while episodes.running.any():
         distribution = log_softmax(model, decoder.hidden_states(episodes.observations), temperature)
         if greedy:
-            chosen_log_probs, chosen = distribution.max(dim=-1)
+            token_log_probs, tokens = distribution.max(dim=-1)
         else:
-            chosen, chosen_log_probs = sample_tokens(distribution, generator)
+            tokens, token_log_probs = sample_tokens(distribution, generator)
         rows = np.flatnonzero(episodes.running)
-        chosen_log_probs = chosen_log_probs.cpu()
-        refuse_nan(chosen_log_probs, "the model to sample from")
-        log_probs[rows, episodes.response_lengths[rows]] = chosen_log_probs.numpy()[rows]
-        ended = episodes.append(chosen.cpu().numpy(), rows)
+        token_log_probs = token_log_probs.cpu()
+        refuse_nan(token_log_probs, "the model to sample from")
+        log_probs[rows, episodes.response_lengths[rows]] = token_log_probs.numpy()[rows]
+        ended = episodes.append(tokens.cpu().numpy(), rows)
         for slot in rows[ended]:
             length = episodes.response_lengths[slot]
             results[serving[slot]] = SampledResponse(

@@ -171,7 +171,7 @@ class StepComparison:
         for some, plain in zip(*pieces, strict=True):
             gap.add(self._outputs(some), self._outputs(plain))
 
-    def _own_outputs(self, row: np.ndarray) -> torch.Tensor:
+    def _model_outputs(self, row: np.ndarray) -> torch.Tensor:
         """(L, V) logits by transformers' own forward; (L, h) hidden states where it has none."""
         if not self.has_logits:
             return self._states(row)
@@ -183,12 +183,14 @@ class StepComparison:
         """The model's own outputs against those of its hidden states; notes the largest."""
         gap = _Gap(self.has_logits)
         for row, states in zip(self.rows, self.states, strict=True):
-            own = self._own_outputs(row)
-            if len(own) != len(states):
-                raise ValueError(f"{len(own)} outputs of {len(states)} tokens")
+            outputs = self._model_outputs(row)
+            if len(outputs) != len(states):
+                raise ValueError(f"{len(outputs)} outputs of {len(states)} tokens")
             for i in range(0, len(row), _POSITIONS_AT_ONCE):
                 piece = slice(i, i + _POSITIONS_AT_ONCE)
-                expected = own[piece] if own.dtype == torch.float64 else own[piece].float()
+                expected = (
+                    outputs[piece] if outputs.dtype == torch.float64 else outputs[piece].float()
+                )
                 if self.has_logits:
                     expected = torch.log_softmax(expected, -1)
                 largest = float(expected.abs().max())

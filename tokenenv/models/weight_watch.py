@@ -62,8 +62,8 @@ class WeightWatch:
 
     def _remember(self) -> None:
         self._places = list(_places(self._module))
-        found = {id(t): t for _, _, t in self._places if isinstance(t, torch.Tensor)}
-        self._tensors = list(found.values())
+        tensors = {id(t): t for _, _, t in self._places if isinstance(t, torch.Tensor)}
+        self._tensors = list(tensors.values())
         self._counted = [t for t in self._tensors if not t.is_inference()]
         self._versions = [t._version for t in self._counted]
         self._addresses = [t.data_ptr() for t in self._tensors]
@@ -91,8 +91,8 @@ class WeightWatch:
             flat = _as_integers(tensor)
             last = tensor.shape[-1] if tensor.ndim else 1
             step = last * tensor.element_size() // flat.element_size() + 1
-            found = [flat.sum(dtype=torch.int64), flat[::step].sum(dtype=torch.int64)]
-            sums.setdefault(tensor.device, []).extend(found)
+            tensor_sums = [flat.sum(dtype=torch.int64), flat[::step].sum(dtype=torch.int64)]
+            sums.setdefault(tensor.device, []).extend(tensor_sums)
         read = [torch.stack(on_device).cpu() for on_device in sums.values()]
         return torch.cat(read) if read else torch.zeros(0)
 
@@ -104,8 +104,8 @@ def _places(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
     embeddings do that grow with the sequence.
     """
     for part in module.modules():
-        kept: tuple[dict[str, Any], ...] = (part._parameters, part._buffers, part._modules)
-        for owner in kept:
+        owners: tuple[dict[str, Any], ...] = (part._parameters, part._buffers, part._modules)
+        for owner in owners:
             for name, item in owner.items():
                 if owner is not part._buffers or name not in part._non_persistent_buffers_set:
                     yield owner, name, item
@@ -119,9 +119,9 @@ def _sample_reads(tensor: torch.Tensor) -> list[Callable[[], int]]:
     if kind is None:
         return []
     last = tensor.numel() - 1
-    chosen = sorted({last * i // (_SAMPLES - 1) for i in range(_SAMPLES)})
+    indices = sorted({last * i // (_SAMPLES - 1) for i in range(_SAMPLES)})
     whole = tensor.detach()
-    elements = (whole[tuple(map(int, np.unravel_index(i, whole.shape)))] for i in chosen)
+    elements = (whole[tuple(map(int, np.unravel_index(i, whole.shape)))] for i in indices)
     return [element.view(kind).numpy().item for element in elements]
 
 

@@ -110,8 +110,8 @@ def advantage_moments(
         means.insert(0, mean)
         variances.insert(0, variance)
         mean_after = expectation(log_policy[t], mean)
-        spread = expectation(log_policy[t], np.square(mean - mean_after[:, :, None]))
-        variance_after = spread + expectation(log_policy[t], variance)
+        variance_of_means = expectation(log_policy[t], np.square(mean - mean_after[:, :, None]))
+        variance_after = variance_of_means + expectation(log_policy[t], variance)
         value_after = values[t]
     return means, variances
 
@@ -153,7 +153,7 @@ def measure_advantages(
     scale = np.sqrt(tokens.mean([np.square(v) for v in _centred(truth.values, tokens)]))
     rng = np.random.default_rng(seed)
     draws = [rng.standard_normal(value.shape) for value in truth.values]
-    found = []
+    errors = []
     for size in critic_errors:
         values = [v + size * scale * e for v, e in zip(truth.values, draws, strict=True)]
         for gamma in gammas:
@@ -162,20 +162,22 @@ def measure_advantages(
                     log_policy, values, tree, kl_coef, gamma, gae_lambda
                 )
                 bias = [m - a for m, a in zip(means, truth.advantages, strict=True)]
-                own = [
+                gradient_bias = [
                     b - expectation(p, b)[:, :, None] for b, p in zip(bias, log_policy, strict=True)
                 ]
-                found.append(
+                errors.append(
                     AdvantageError(
                         size,
                         gamma,
                         gae_lambda,
                         raw_bias=float(np.sqrt(tokens.mean_over_actions(_squared(bias)))),
-                        gradient_bias=float(np.sqrt(tokens.mean_over_actions(_squared(own)))),
+                        gradient_bias=float(
+                            np.sqrt(tokens.mean_over_actions(_squared(gradient_bias)))
+                        ),
                         variance=float(tokens.mean_over_actions(variances)),
                     )
                 )
-    return found
+    return errors
 
 
 def _check_ranges(

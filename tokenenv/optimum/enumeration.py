@@ -97,9 +97,9 @@ def _score_all(tree: PrefixTree, mdp: TokenMDP) -> tuple[Levels, Levels | None]:
         for prompt in tree.prompt_tokens
         for response, ended in zip(responses, stopped, strict=True)
     ]
-    found = mdp.scorer.score(episodes)
-    gold = found.gold_reward
-    return _as_levels(tree, found.score), None if gold is None else _as_levels(tree, gold)
+    scores = mdp.scorer.score(episodes)
+    gold = scores.gold_reward
+    return _as_levels(tree, scores.score), None if gold is None else _as_levels(tree, gold)
 
 
 def _as_levels(tree: PrefixTree, finished: np.ndarray) -> Levels:

@@ -126,9 +126,9 @@ def tree_and_kl_coef(task: Solvable, kl_coef: float | None) -> tuple[PrefixTree,
     Raises:
         ValueError: `task` is none of these or too large to enumerate, or β is negative.
     """
-    own = None
+    solution_kl_coef = None
     if isinstance(task, Solution):
-        tree, own = task.tree, task.kl_coef
+        tree, solution_kl_coef = task.tree, task.kl_coef
     elif isinstance(task, PrefixTree):
         tree = task
     elif isinstance(task, str):
@@ -140,7 +140,7 @@ def tree_and_kl_coef(task: Solvable, kl_coef: float | None) -> tuple[PrefixTree,
         )
     if kl_coef is not None:
         return tree, check_kl_coef(kl_coef)
-    return tree, tree.kl_coef if own is None else own
+    return tree, tree.kl_coef if solution_kl_coef is None else solution_kl_coef
 
 
 def solve(task: Solvable, kl_coef: float | None = None) -> Solution:
@@ -247,7 +247,7 @@ def evaluate_exactly(
         solution = solve(task, kl_coef)
     tree, kl_coef = solution.tree, solution.kl_coef
     log_policy = policy_levels(policy, tree)
-    found = evaluate_levels(tree, log_policy, kl_coef)
+    evaluation = evaluate_levels(tree, log_policy, kl_coef)
     reference = evaluate_levels(tree, tree.ref_log_probs, kl_coef)
     to_optimum = float(sequence_divergence(tree, log_policy, solution.log_policy).mean())
     worst, whole_way = solution.objective_reference, solution.gain / kl_coef
@@ -258,18 +258,18 @@ def evaluate_exactly(
     # An actor that starts next to the optimum has nothing to gain but rounding.
     has_way = solution.has_gain and whole_way > 1e-9 * solution.gain / kl_coef
     return ExactEvaluation(
-        objective=float(found.objective.mean()),
+        objective=float(evaluation.objective.mean()),
         objective_reference=worst,
         optimum=solution.optimum,
         objective_fraction=1.0 - to_optimum / whole_way if has_way else None,
-        score=float(found.score.mean()),
-        kl=float(found.kl.mean()),
+        score=float(evaluation.score.mean()),
+        kl=float(evaluation.kl.mean()),
         kl_to_optimum=to_optimum,
-        gold_reward=_mean(found.gold_reward),
+        gold_reward=_mean(evaluation.gold_reward),
         score_reference=float(reference.score.mean()),
         gold_reward_reference=_mean(reference.gold_reward),
-        response_length=float(found.response_length.mean()),
-        eos_rate=float(found.eos_rate.mean()),
+        response_length=float(evaluation.response_length.mean()),
+        eos_rate=float(evaluation.eos_rate.mean()),
     )
 
 

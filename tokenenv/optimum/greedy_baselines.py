@@ -66,9 +66,9 @@ def half_mass_probabilities(solution: Solution) -> np.ndarray:
     tree = solution.tree
     best = np.exp(tree.response_log_probs(solution.log_policy))
     reference = np.exp(tree.response_log_probs(tree.ref_log_probs))
-    found = []
-    for own, other in zip(best, reference, strict=True):
-        order = np.argsort(-own)
-        count = int(np.searchsorted(np.cumsum(own[order]), 0.5)) + 1
-        found.append(other[order[:count]].sum())
-    return np.array(found)
+    ref_probabilities = []
+    for optimal, ref in zip(best, reference, strict=True):
+        order = np.argsort(-optimal)
+        count = int(np.searchsorted(np.cumsum(optimal[order]), 0.5)) + 1
+        ref_probabilities.append(ref[order[:count]].sum())
+    return np.array(ref_probabilities)

@@ -163,10 +163,10 @@ class Comparison:
         the mode at some prompt. What is rarer than about 1 in `MIN_REFERENCE_SAMPLES` everywhere
         stays invisible.
         """
-        found = self.least_effective_sample_size
+        share = self.least_effective_sample_size
         return (
-            found is not None
-            and found >= LOW_EFFECTIVE_SAMPLE_SIZE
+            share is not None
+            and share >= LOW_EFFECTIVE_SAMPLE_SIZE
             and self.reference_samples >= MIN_REFERENCE_SAMPLES
         )
 
@@ -230,8 +230,8 @@ def sample_mixture(
         return np.array(values).reshape(shape)
 
     return MixtureSamples(
-        stack([found.sum() for found in log_probs]),
-        stack([found.sum() for found in ref_log_probs]),
+        stack([per_token.sum() for per_token in log_probs]),
+        stack([per_token.sum() for per_token in ref_log_probs]),
         stack(scores.score),
         None if scores.gold_reward is None else stack(scores.gold_reward),
         stack([len(response) for response in responses]),
@@ -300,23 +300,25 @@ def compare(
     )
 
 
-def rescaled(found: Comparison, start: Comparison) -> Comparison:
-    """`found` between the J of another untrained actor and the larger of both bounds.
+def rescaled(comparison: Comparison, start: Comparison) -> Comparison:
+    """`comparison` between the J of another untrained actor and the larger of both bounds.
 
     Args:
-        found: of the policy.
+        comparison: of the policy.
         start: of the untrained actor, on the same prompts at the same β.
 
     Returns:
         With the interval that belongs to that bound, and none of the fraction.
     """
-    best, fraction = found, None
-    own, other = found.optimum_lower_bound, start.optimum_lower_bound
-    if own is not None and other is not None:
-        best = start if other > own else found
-        fraction = objective_fraction(found.objective, start.objective, max(own, other))
+    best, fraction = comparison, None
+    bound, start_bound = comparison.optimum_lower_bound, start.optimum_lower_bound
+    if bound is not None and start_bound is not None:
+        best = start if start_bound > bound else comparison
+        fraction = objective_fraction(
+            comparison.objective, start.objective, max(bound, start_bound)
+        )
     return replace(
-        found,
+        comparison,
         objective_reference=start.objective,
         optimum_lower_bound=best.optimum_lower_bound,
         optimum_interval=best.optimum_interval,
@@ -340,10 +342,10 @@ def _bootstrap(
     row = np.arange(prompts)[:, None]
     results = np.empty((3, draws))
     for draw in range(draws):
-        own, other = rng.integers(n, size=(2, prompts, n))
-        picked = np.concatenate([own, n + other], axis=1)
-        results[0, draw] = objectives[row, own].mean()
-        results[1, draw] = reference_scores[row, other].mean()
+        actor_columns, reference_columns = rng.integers(n, size=(2, prompts, n))
+        picked = np.concatenate([actor_columns, n + reference_columns], axis=1)
+        results[0, draw] = objectives[row, actor_columns].mean()
+        results[1, draw] = reference_scores[row, reference_columns].mean()
         results[2, draw] = bound.mean(bound.log_terms[row, picked])
     return results
 

@@ -108,8 +108,8 @@ def _mean_return(tree: PrefixTree, log_policy: Levels, kl_coef: float) -> float:
     states = tree.state_log_probs(log_policy)
     total = 0.0
     for t, state in enumerate(states):
-        found = expectation(log_policy[t], _rewards(tree, t, kl_coef))
-        total += float(expectation(state, found).mean())
+        rewards = expectation(log_policy[t], _rewards(tree, t, kl_coef))
+        total += float(expectation(state, rewards).mean())
     return total
 
 

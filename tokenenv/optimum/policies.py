@@ -34,15 +34,15 @@ def policy_levels(policy: Policy, tree: PrefixTree) -> Levels:
         ValueError: it is none of these, its vocabulary or shapes are not the tree's, or some
             state's probabilities do not sum to 1.
     """
-    found = _unwrapped(policy)
-    if _is_causal_lm(found):
-        return model_levels(found, tree)
-    if hasattr(found, "get_distribution"):
-        levels = [_called(_sb3_function(found), tree, t) for t in range(tree.depth)]
-    elif callable(found) and not isinstance(found, torch.nn.Module):
-        levels = [_called(found, tree, t) for t in range(tree.depth)]
+    unwrapped = _unwrapped(policy)
+    if _is_causal_lm(unwrapped):
+        return model_levels(unwrapped, tree)
+    if hasattr(unwrapped, "get_distribution"):
+        levels = [_function_level(_sb3_function(unwrapped), tree, t) for t in range(tree.depth)]
+    elif callable(unwrapped) and not isinstance(unwrapped, torch.nn.Module):
+        levels = [_function_level(unwrapped, tree, t) for t in range(tree.depth)]
     else:
-        levels = _given(found, tree)
+        levels = _checked_levels(unwrapped, tree)
     for t, level in enumerate(levels):
         off = float(np.abs(np.exp(level).sum(-1) - 1.0).max())
         if not off <= 1e-4:
@@ -57,16 +57,16 @@ def _unwrapped(policy: Policy) -> Any:
     """The model inside an agent, a policy or a `LanguageModel`; anything else as it is."""
     if _is_causal_lm(policy):
         return policy
-    found = getattr(policy, "policy", policy)
-    inner = [getattr(found, name, None) for name in ("actor", "model")]
-    return next((model for model in inner if _is_causal_lm(model)), found)
+    agent_policy = getattr(policy, "policy", policy)
+    inner = [getattr(agent_policy, name, None) for name in ("actor", "model")]
+    return next((model for model in inner if _is_causal_lm(model)), agent_policy)
 
 
 def _is_causal_lm(model: Any) -> bool:
     return hasattr(model, "get_output_embeddings") and model.get_output_embeddings() is not None
 
 
-def _given(policy: Any, tree: PrefixTree) -> Levels:
+def _checked_levels(policy: Any, tree: PrefixTree) -> Levels:
     shapes = [tree.shape(t) for t in range(tree.depth)]
     if isinstance(policy, Sequence) and not isinstance(policy, str):
         if [np.shape(level) for level in policy] == shapes:
@@ -78,19 +78,19 @@ def _given(policy: Any, tree: PrefixTree) -> Levels:
     )
 
 
-def _called(function: Any, tree: PrefixTree, t: int) -> np.ndarray:
+def _function_level(function: Any, tree: PrefixTree, t: int) -> np.ndarray:
     """What a function from observations to log-probabilities says at depth t."""
     observations = tree.observations(t)
-    found = function(observations)
-    if isinstance(found, torch.Tensor):
-        found = found.detach().cpu().numpy()
+    log_probs = function(observations)
+    if isinstance(log_probs, torch.Tensor):
+        log_probs = log_probs.detach().cpu().numpy()
     expected = (len(observations), tree.vocabulary_size)
-    if np.shape(found) != expected:
+    if np.shape(log_probs) != expected:
         raise ValueError(
-            f"the policy gave an array of shape {np.shape(found)} for {len(observations)} "
+            f"the policy gave an array of shape {np.shape(log_probs)} for {len(observations)} "
             f"observations: it must be {expected}, log-probabilities of all token ids."
         )
-    return np.asarray(found, dtype=np.float64).reshape(tree.shape(t))
+    return np.asarray(log_probs, dtype=np.float64).reshape(tree.shape(t))
 
 
 def _sb3_function(policy: Any) -> Any:
@@ -124,11 +124,11 @@ def model_levels(model: Any, tree: PrefixTree) -> Levels:
     was_training = model.training
     model.eval()
     try:
-        states = [_every_state(model, tree, prompt, deepest) for prompt in tree.prompt_tokens]
+        by_prompt = [_every_state(model, tree, prompt, deepest) for prompt in tree.prompt_tokens]
     finally:
         model.train(was_training)
     return [
-        np.stack([own[:: continuing ** (tree.depth - 1 - t), t] for own in states])
+        np.stack([log_probs[:: continuing ** (tree.depth - 1 - t), t] for log_probs in by_prompt])
         for t in range(tree.depth)
     ]
 
@@ -139,10 +139,10 @@ def _every_state(
     """(n, T, V) log-probabilities at all states on the way to (n, T−1) prefixes."""
     sequences = np.concatenate([np.tile(prompt, (len(prefixes), 1)), prefixes], axis=1)
     size = max(1, FORWARD_TOKENS // sequences.shape[1])
-    found = []
+    log_probs = []
     for start in range(0, len(sequences), size):
         tokens = torch.as_tensor(sequences[start : start + size], device=model.device)
         hidden = trunk_hidden_states(model, tokens)[:, len(prompt) - 1 :]
         logits = output_logits(model, hidden).double() / tree.settings.temperature
-        found.append(torch.log_softmax(logits, dim=-1).cpu().numpy())
-    return np.concatenate(found)
+        log_probs.append(torch.log_softmax(logits, dim=-1).cpu().numpy())
+    return np.concatenate(log_probs)

@@ -107,11 +107,11 @@ class PrefixTree:
         columns = self.settings.max_prompt_tokens
         prefixes = self.prefixes(t)
         shape = (len(self.prompts), len(prefixes), columns + self.depth)
-        found = np.full(shape, NO_TOKEN, dtype=np.int64)
+        observations = np.full(shape, NO_TOKEN, dtype=np.int64)
         for row, prompt in enumerate(self.prompt_tokens):
-            found[row, :, columns - len(prompt) : columns] = prompt
-        found[:, :, columns : columns + t] = prefixes
-        return found.reshape(-1, shape[-1])
+            observations[row, :, columns - len(prompt) : columns] = prompt
+        observations[:, :, columns : columns + t] = prefixes
+        return observations.reshape(-1, shape[-1])
 
     def locate_state(self, prefix: Sequence[int] | np.ndarray) -> int:
         """The index, at its depth, of the state after the tokens of `prefix`.
@@ -157,10 +157,10 @@ class PrefixTree:
         Returns:
             0 where an action finishes the response.
         """
-        found = np.zeros(self.shape(t))
+        values = np.zeros(self.shape(t))
         if of_states is not None:
-            found[:, :, self.continuing] = of_states.reshape(*found.shape[:2], -1)
-        return found
+            values[:, :, self.continuing] = of_states.reshape(*values.shape[:2], -1)
+        return values
 
     def next_states(self, of_actions: np.ndarray) -> np.ndarray:
         """(X, C^(t+1)) what (X, C^t, V) says of the actions that lead to the states one deeper."""
@@ -168,10 +168,10 @@ class PrefixTree:
 
     def state_log_probs(self, log_policy: Levels) -> Levels:
         """T levels (X, C^t): the log-probability of coming to each state from its prompt."""
-        found = [np.zeros((len(self.prompts), 1))]
+        levels = [np.zeros((len(self.prompts), 1))]
         for level in log_policy[:-1]:
-            found.append(self.next_states(found[-1][:, :, None] + level))
-        return found
+            levels.append(self.next_states(levels[-1][:, :, None] + level))
+        return levels
 
     # Finished responses --------------------------------------------------------------------------
 
@@ -192,15 +192,15 @@ class PrefixTree:
 
     def responses(self) -> list[np.ndarray]:
         """The token ids of a prompt's N finished responses; the same for each prompt."""
-        found: list[np.ndarray] = []
+        responses: list[np.ndarray] = []
         for t in range(self.depth):
             last = np.flatnonzero(self.ending(t))
             prefixes = self.prefixes(t)
             whole = np.empty((len(prefixes), len(last), t + 1), dtype=np.int64)
             whole[:, :, :t] = prefixes[:, None]
             whole[:, :, t] = last
-            found += list(whole.reshape(-1, t + 1))
-        return found
+            responses += list(whole.reshape(-1, t + 1))
+        return responses
 
     @property
     def response_lengths(self) -> np.ndarray:

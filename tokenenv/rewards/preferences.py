@@ -355,13 +355,15 @@ def _split(
             "different ones, to hold one out."
         )
     left = len(prompts) - 1  # one is trained on at least
-    chosen = min(max(1, round(settings.eval_fraction * len(prompts))), left)
-    told = 0
+    num_selection = min(max(1, round(settings.eval_fraction * len(prompts))), left)
+    num_reported = 0
     if settings.report_fraction and left >= 2:
-        chosen = min(chosen, left - 1)
-        told = min(max(1, round(settings.report_fraction * len(prompts))), left - chosen)
+        num_selection = min(num_selection, left - 1)
+        num_reported = max(1, round(settings.report_fraction * len(prompts)))
+        num_reported = min(num_reported, left - num_selection)
     order = [prompts[i] for i in rng.permutation(len(prompts))]
-    selection, reported = set(order[:chosen]), set(order[chosen : chosen + told])
+    selection = set(order[:num_selection])
+    reported = set(order[num_selection : num_selection + num_reported])
     return (
         [pair for pair in pairs if pair.prompt not in selection | reported],
         [pair for pair in pairs if pair.prompt in selection],

@@ -121,18 +121,18 @@ class RewardModel:
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
         """The ids that end a response: those of the config, and the tokenizer's own."""
-        own = getattr(self.tokenizer, "eos_token_id", None)
+        eos = getattr(self.tokenizer, "eos_token_id", None)
         return tuple(
             dict.fromkeys(
-                [*eos_ids_of(self.model, self.tokenizer), *([] if own is None else [int(own)])]
+                [*eos_ids_of(self.model, self.tokenizer), *([] if eos is None else [int(eos)])]
             )
         )
 
     @property
     def eos_token_id(self) -> int | None:
         """The one that completes every response it reads: the tokenizer's own, else the first."""
-        own = getattr(self.tokenizer, "eos_token_id", None)
-        return next(iter(self.eos_token_ids), None) if own is None else int(own)
+        eos = getattr(self.tokenizer, "eos_token_id", None)
+        return next(iter(self.eos_token_ids), None) if eos is None else int(eos)
 
     def encode(self, prompt: str, response: str, stopped: bool = True) -> np.ndarray:
         """(n,) int64 token ids of a prompt and a response, as `tokenenv.models.encoding` says.
@@ -174,8 +174,8 @@ class RewardModel:
                 f"{self.max_tokens} positions of the reward model: lower max_new_tokens."
             )
         for batch in token_batches(lengths, max_tokens):
-            found = sequence_rewards(self.model, [sequences[i] for i in batch])
-            rewards[batch] = found.double().cpu().numpy()
+            batch_rewards = sequence_rewards(self.model, [sequences[i] for i in batch])
+            rewards[batch] = batch_rewards.double().cpu().numpy()
         return rewards
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:

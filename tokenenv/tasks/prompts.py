@@ -51,19 +51,19 @@ def read_prompts(path: str | Path, split: str) -> list[str]:
     if not rows:
         raise ValueError(f"prompts file {file} is empty: it needs at least one prompt.")
     if any(named is not None for _, named in rows):
-        chosen = [prompt for prompt, named in rows if (named or "train") == split]
+        prompts = [prompt for prompt, named in rows if (named or "train") == split]
     elif len(rows) < _EVAL_EVERY:
-        chosen = [prompt for prompt, _ in rows]
+        prompts = [prompt for prompt, _ in rows]
     else:
         held_out = split == "eval"
-        chosen = [
+        prompts = [
             prompt
             for index, (prompt, _) in enumerate(rows)
             if (index % _EVAL_EVERY == _EVAL_EVERY - 1) == held_out
         ]
-    if not chosen:
+    if not prompts:
         raise ValueError(f"prompts file {file} has no prompt whose 'split' is {split!r}.")
-    return chosen
+    return prompts
 
 
 def _parse_text_line(line: str, _where: str) -> tuple[str, str | None]:

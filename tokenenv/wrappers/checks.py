@@ -57,9 +57,9 @@ def mdp_of(env: Any) -> TokenMDP:
     Raises:
         ValueError: there is none.
     """
-    found = getattr(env.unwrapped, "mdp", None)
-    if isinstance(found, TokenMDP):
-        return found
+    mdp = getattr(env.unwrapped, "mdp", None)
+    if isinstance(mdp, TokenMDP):
+        return mdp
     bottom = type(env.unwrapped).__name__
     if isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv):
         raise ValueError(
@@ -92,12 +92,12 @@ def check_kind(name: str, env: Any, vector: bool) -> None:
 def check_token_observations(env: Any) -> None:
     """Raise ValueError unless the observations below are the token MDP's own."""
     expected, _ = token_spaces(mdp_of(env))
-    found = _single_space(env, "observation_space")
+    space = _single_space(env, "observation_space")
     changes = _first(env, _CHANGE_OBSERVATIONS)
-    if found != expected or changes is not None:
+    if space != expected or changes is not None:
         raise ValueError(
             "HiddenStateObservation replaces the token ids by features, but the observations below "
-            f"it are {found}{_by(changes)}, no longer the token ids {expected}: something changed "
+            f"it are {space}{_by(changes)}, no longer the token ids {expected}: something changed "
             "them already (another observation wrapper, or an id with 'Features' in its name). Put "
             "it first, right on the token MDP, and other observation wrappers around it."
         )
@@ -106,12 +106,12 @@ def check_token_observations(env: Any) -> None:
 def check_token_actions(name: str, env: Any) -> None:
     """Raise ValueError unless the actions below are token ids."""
     _, expected = token_spaces(mdp_of(env))
-    found = _single_space(env, "action_space")
+    space = _single_space(env, "action_space")
     changes = _first(env, _CHANGE_ACTIONS)
-    if found != expected or changes is not None:
+    if space != expected or changes is not None:
         raise ValueError(
             f"{name} chooses among all token ids, {expected}, but the actions below it are "
-            f"{found}{_by(changes)}: something changed them already (TopKActions, an id with "
+            f"{space}{_by(changes)}: something changed them already (TopKActions, an id with "
             "'TopK' in its name, another action wrapper). Put it below that wrapper, or leave one "
             "of the two out."
         )

@@ -51,20 +51,20 @@ def checked_log_probs(log_probs: Any, count: int, rows: np.ndarray) -> np.ndarra
     """
     if hasattr(log_probs, "detach"):
         log_probs = log_probs.detach().cpu()
-    found = np.asarray(log_probs, dtype=np.float64).reshape(-1)
-    if found.shape != (count,):
+    values = np.asarray(log_probs, dtype=np.float64).reshape(-1)
+    if values.shape != (count,):
         raise ValueError(
-            f"{found.size} log-probabilities were given for {count} "
+            f"{values.size} log-probabilities were given for {count} "
             f"environment{'s' if count > 1 else ''}: one per environment, summed over nothing."
         )
-    wrong = rows[~(np.isfinite(found[rows]) & (found[rows] <= _MAX_LOG_PROB))]
+    wrong = rows[~(np.isfinite(values[rows]) & (values[rows] <= _MAX_LOG_PROB))]
     if len(wrong):
         raise ValueError(
-            f"log π(a_t|s_t)={found[wrong[0]]} is no log-probability of a token: it must be finite "
-            "and at most 0, in nats. Give the log of the probability that the action was sampled "
-            "with."
+            f"log π(a_t|s_t)={values[wrong[0]]} is no log-probability of a token: it must be "
+            "finite and at most 0, in nats. Give the log of the probability that the action was "
+            "sampled with."
         )
-    return found
+    return values
 
 
 def refuse_stale(log_probs: np.ndarray | None) -> np.ndarray:

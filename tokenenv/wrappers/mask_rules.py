@@ -87,23 +87,23 @@ class MaskRules:
 
     def _checked_force(self, force: Mapping[int, int], mdp: TokenMDP, size: int) -> dict[int, int]:
         last = mdp.max_new_tokens - 1
-        found = {}
+        forced = {}
         if not isinstance(force, Mapping):
             raise ValueError(
                 f"force={force!r} must be a dict from positions of the response to token ids: "
                 "{0: 17} makes 17 the first token."
             )
-        for given, token in force.items():
-            position = _position(given)
+        for key, token in force.items():
+            position = _position(key)
             if position is None or not -1 <= position <= last:
                 raise ValueError(
-                    f"force has position {given!r}: allowed are 0 … {last}, the positions of the "
+                    f"force has position {key!r}: allowed are 0 … {last}, the positions of the "
                     "response, and -1 for the last of them."
                 )
-            found[last if position == -1 else position] = _token(token, size, "force")
+            forced[last if position == -1 else position] = _token(token, size, "force")
             if not self.may_come[int(token)]:
                 raise ValueError(f"token {token} is both in force and in forbid: it can't be both.")
-        return found
+        return forced
 
     def masks(self, mdp: TokenMDP, candidates: np.ndarray | None = None) -> np.ndarray:
         """(N, V) bool: which tokens may come next; all of them where no episode runs.
@@ -144,13 +144,13 @@ class MaskRules:
         """
         prompt, response = mdp.episodes.prompt(row), mdp.episodes.response(row)
         key = prompt.tobytes(), response.tobytes()
-        found = self._grammatical.get(key)
-        if found is None:
-            found = self._grammatical[key] = _grammatical(mdp, prompt, response)
+        mask = self._grammatical.get(key)
+        if mask is None:
+            mask = self._grammatical[key] = _grammatical(mdp, prompt, response)
             if len(self._grammatical) > _GRAMMAR_STATES:
                 self._grammatical.popitem(last=False)
         self._grammatical.move_to_end(key)
-        return found
+        return mask
 
 
 def checked_tokens(forbid: Any) -> list[Any]:
@@ -208,14 +208,14 @@ def _grammatical(mdp: TokenMDP, prompt: np.ndarray, response: np.ndarray) -> np.
         skip_special_tokens=True,
         clean_up_tokenization_spaces=False,
     )
-    found = np.zeros(size, dtype=bool)
+    mask = np.zeros(size, dtype=bool)
     with user_code(f"the grammar of task={mdp.settings.task!r}", grammar):
         for token in range(size):
             if is_eos[token]:
-                found[token] = grammar(text, so_far, True)
+                mask[token] = grammar(text, so_far, True)
             elif token < known and longer[token] != so_far:  # a special token adds no text
-                found[token] = grammar(text, longer[token], False)
-    return found
+                mask[token] = grammar(text, longer[token], False)
+    return mask
 
 
 def _check_grammar(mdp: TokenMDP) -> None:
@@ -232,10 +232,10 @@ def _check_grammar(mdp: TokenMDP) -> None:
         )
 
 
-def _position(given: Any) -> int | None:
+def _position(key: Any) -> int | None:
     """The keys of a JSON object are strings."""
     try:
-        return None if isinstance(given, bool | float | np.floating) else int(given)
+        return None if isinstance(key, bool | float | np.floating) else int(key)
     except (TypeError, ValueError):
         return None
 

@@ -35,21 +35,21 @@ def chosen_tokens(candidates: np.ndarray, actions: Any, rows: np.ndarray) -> np.
     Raises:
         ValueError: an action of `rows` is no integer in 0 … k−1.
     """
-    found = np.asarray(actions)
+    indices = np.asarray(actions)
     count, k = candidates.shape
-    if found.shape != (count,) or not np.issubdtype(found.dtype, np.integer):
+    if indices.shape != (count,) or not np.issubdtype(indices.dtype, np.integer):
         raise ValueError(
-            f"actions have shape {found.shape} and dtype {found.dtype}; TopKActions takes {count} "
-            f"integers in 0 … {k - 1}, one per environment."
+            f"actions have shape {indices.shape} and dtype {indices.dtype}; TopKActions takes "
+            f"{count} integers in 0 … {k - 1}, one per environment."
         )
-    outside = rows[(found[rows] < 0) | (found[rows] >= k)]
+    outside = rows[(indices[rows] < 0) | (indices[rows] >= k)]
     if len(outside):
         raise ValueError(
-            f"action {found[outside[0]]} of environment {outside[0]} is outside 0 … {k - 1}: with "
-            f"TopKActions(k={k}) action i is the i-th most likely token, no token id."
+            f"action {indices[outside[0]]} of environment {outside[0]} is outside 0 … {k - 1}: "
+            f"with TopKActions(k={k}) action i is the i-th most likely token, no token id."
         )
     tokens = np.zeros(count, dtype=np.int64)
-    tokens[rows] = candidates[rows, found[rows]]
+    tokens[rows] = candidates[rows, indices[rows]]
     return tokens
 
 
@@ -84,11 +84,11 @@ class ActsOnTopTokens(_Base):
         is_running = mdp.episodes.running
         candidates, left_out = mdp.reader.top_tokens(mdp.episodes.observations, self.k)
         tokens = chosen_tokens(candidates, np.reshape(action, -1), np.flatnonzero(is_running))
-        chosen = {"token": int(tokens[0]), "left_out_mass": float(left_out[0])}
+        token_info = {"token": int(tokens[0]), "left_out_mass": float(left_out[0])}
         if not is_running[0]:  # the environment refuses the step, or `Autoreset` makes it a reset
-            chosen = {}
+            token_info = {}
         observation, reward, terminated, truncated, info = super().step(tokens[0])
-        return observation, reward, terminated, truncated, {**info, **chosen}
+        return observation, reward, terminated, truncated, {**info, **token_info}
 
 
 class TopKActions(ActsOnTopTokens, gym.Wrapper, RecordConstructorArgs):

@@ -95,10 +95,10 @@ class ObservesHiddenStates(_Base):
             last = observations.copy()
             last[rows] = np.stack(list(infos["final_obs"][rows]))
             # Before the new states: the decoder goes on with what it has just seen.
-            features, found = reader.features(last), np.full(self.num_envs, None, dtype=object)
+            features, final_obs = reader.features(last), np.full(self.num_envs, None, dtype=object)
             for row in rows.tolist():
-                found[row] = features[row].copy()
-            infos["final_obs"] = found
+                final_obs[row] = features[row].copy()
+            infos["final_obs"] = final_obs
         return reader.features(observations), rewards, terminations, truncations, infos
 
 

@@ -143,9 +143,9 @@ def _split_head(body: str, tables: _Tables) -> tuple[str, str] | None:
 
 def _parse_judgement(body: str, tables: _Tables) -> ParsedSentence | None:
     """Parses one judgement sentence, given without its full stop."""
-    found = tables.whole.get(body)
-    if found is not None:
-        aspect, sentiment, log_prob = found
+    sentence = tables.whole.get(body)
+    if sentence is not None:
+        aspect, sentiment, log_prob = sentence
         return ParsedSentence(body + ".", aspect, sentiment, True, log_prob)
     split = _split_head(body, tables)
     if split is None:
