@@ -15,7 +15,7 @@ from tolerances import rounding
 
 from agents import EpisodeRolloutBuffer, TokenPPO
 from agents.rollout.buffer import RewardBinding
-from tokenenv.episodes import Episodes
+from tokenenv.episodes import EpisodeBatch
 from tokenenv.maths.advantages import generalized_advantages
 from tokenenv.models.language_model import load_frozen
 from tokenenv.models.log_probs import response_log_probs
@@ -60,7 +60,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
-        self.episodes = Episodes(self.n_envs, self.p, self.t, V, EOS)
+        self.episodes = EpisodeBatch(self.n_envs, self.p, self.t, V, EOS)
         self.steps = [[] for _ in range(self.n_envs)]
         for env in range(self.n_envs):
             self._start(env)

@@ -307,7 +307,7 @@ def test_a_readers_kept_distribution_follows_trunk_and_output_layer(tmp_path, ti
     }
     env = gym.make("TokenRLHF-v0", **kwargs)
     observation, _ = env.reset(seed=0)
-    reader, frozen = env.unwrapped.mdp.reader, load_frozen(kwargs["reference"]).model
+    reader, frozen = env.unwrapped.mdp.reference_decoder, load_frozen(kwargs["reference"]).model
     tokens = torch.as_tensor(observation[observation >= 0])[None]
     for written in (frozen.model, frozen.lm_head):
         reader.log_probs(observation[None])

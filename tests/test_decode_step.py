@@ -12,7 +12,7 @@ from conftest import ARCHITECTURES, small_model
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tokenenv.episodes import Episodes
+from tokenenv.episodes import EpisodeBatch
 from tokenenv.models import decode_step
 from tokenenv.models.decode_step import (
     CapturedSteps,
@@ -64,18 +64,18 @@ class FailingCapture(CountingCapture):
         raise RuntimeError("operation not permitted when stream is capturing\nmore lines")
 
 
-def start(episodes: Episodes, row: int, rng: np.random.Generator) -> None:
+def start(episodes: EpisodeBatch, row: int, rng: np.random.Generator) -> None:
     episodes.start(row, rng.integers(3, V, size=rng.integers(1, P + 1)))
 
 
-def new_episodes(slots: int, rng: np.random.Generator) -> Episodes:
-    episodes = Episodes(slots, P, T, V, eos_token_ids=[2])
+def new_episodes(slots: int, rng: np.random.Generator) -> EpisodeBatch:
+    episodes = EpisodeBatch(slots, P, T, V, eos_token_ids=[2])
     for row in range(slots):
         start(episodes, row, rng)
     return episodes
 
 
-def advance(episodes: Episodes, step: int, rng: np.random.Generator) -> None:
+def advance(episodes: EpisodeBatch, step: int, rng: np.random.Generator) -> None:
     """One token for all or for some, ends at any age, refills, a reset in the middle."""
     for row in np.flatnonzero(~episodes.running):
         start(episodes, row, rng)
@@ -141,7 +141,7 @@ def test_one_bucket_is_used_until_its_last_column(rng):
     decoder = SlotDecoder(
         small_model("gpt2", dtype="float64"), 2, P + T, graphs=lambda device: capture
     )
-    episodes = Episodes(2, P, T, V, eos_token_ids=[])
+    episodes = EpisodeBatch(2, P, T, V, eos_token_ids=[])
     for row in range(2):
         episodes.start(row, np.array([5, 6, 7]))
     found = []
@@ -187,7 +187,7 @@ class CountUploads(TorchFunctionMode):
 
 def test_one_upload_per_decode_step(rng):
     decoder = SlotDecoder(small_model("llama", dtype="float64"), 5, P + T, graphs=True)
-    episodes = Episodes(5, P, T, V, eos_token_ids=[])
+    episodes = EpisodeBatch(5, P, T, V, eos_token_ids=[])
     for row in range(5):
         start(episodes, row, rng)
     decoder.hidden_states(episodes.observations)
@@ -317,7 +317,7 @@ def test_rotary_embeddings_that_grow_run_eagerly_and_still_train(rng, caplog):
 def test_a_models_own_error_is_raised_and_leaves_a_decoder_that_works(rng):
     model = small_model("gpt2", dtype="float64")
     decoder = SlotDecoder(model, 3, P + T, graphs=True)
-    episodes = Episodes(3, P, T, V, eos_token_ids=[])
+    episodes = EpisodeBatch(3, P, T, V, eos_token_ids=[])
     for row in range(3):
         start(episodes, row, rng)
     decoder.hidden_states(episodes.observations)
@@ -457,7 +457,7 @@ def test_graphs_are_off_on_a_cpu_unless_asked_for(rng):
 def test_cuda_graphs_equal_eager_steps_and_wait_for_nothing(name, rng):
     model = small_model(name).cuda()
     graphs, eager = SlotDecoder(model, 5, P + T), SlotDecoder(model, 5, P + T, graphs=False)
-    episodes = Episodes(5, P, T, V, eos_token_ids=[])
+    episodes = EpisodeBatch(5, P, T, V, eos_token_ids=[])
     for round_ in range(3):
         for row in range(5):  # of the same lengths in every round: all buckets are captured in one
             episodes.start(row, rng.integers(3, V, size=row + 1))
@@ -486,7 +486,7 @@ def test_cuda_graphs_equal_eager_steps_and_wait_for_nothing(name, rng):
 def test_cuda_graphs_cast_weights_themselves_under_autocast(rng):
     model = small_model("gpt2").cuda()
     decoder = SlotDecoder(model, 4, P + T)
-    episodes = Episodes(4, P, T, V, eos_token_ids=[])
+    episodes = EpisodeBatch(4, P, T, V, eos_token_ids=[])
     for round_ in range(2):
         for row in range(4):
             start(episodes, row, rng)

@@ -7,14 +7,14 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, small_model
 
-from tokenenv.episodes import Episodes
+from tokenenv.episodes import EpisodeBatch
 from tokenenv.models.language_model import build_language_model, trunk_hidden_states
 from tokenenv.models.slot_cache import SlotDecoder
 
 N, P, T, V = 5, 9, 14, 40
 
 
-def start(episodes: Episodes, row: int, rng: np.random.Generator) -> None:
+def start(episodes: EpisodeBatch, row: int, rng: np.random.Generator) -> None:
     episodes.start(row, rng.integers(3, V, size=rng.integers(1, P + 1)))
 
 
@@ -35,7 +35,7 @@ def full_forward(model, observations: np.ndarray) -> torch.Tensor:
 def test_equals_a_full_forward_with_episodes_of_all_ages(name, attention, rng):
     model = small_model(name)
     model.set_attn_implementation(attention)
-    episodes = Episodes(N, P, T, V, eos_token_ids=[2])
+    episodes = EpisodeBatch(N, P, T, V, eos_token_ids=[2])
     decoder = SlotDecoder(model, N, P + T)
     for row in range(N):
         start(episodes, row, rng)
@@ -57,7 +57,7 @@ def test_equals_a_full_forward_with_episodes_of_all_ages(name, attention, rng):
 
 def test_one_forward_per_step_once_the_prompts_are_in(rng):
     model = small_model("llama")
-    episodes = Episodes(N, P, T, V, eos_token_ids=[])
+    episodes = EpisodeBatch(N, P, T, V, eos_token_ids=[])
     decoder = SlotDecoder(model, N, P + T)
     for row in range(N):
         start(episodes, row, rng)
@@ -71,7 +71,7 @@ def test_one_forward_per_step_once_the_prompts_are_in(rng):
 
 def test_dropping_the_cache_changes_nothing(rng):
     model = small_model("gpt2")
-    episodes = Episodes(N, P, T, V, eos_token_ids=[])
+    episodes = EpisodeBatch(N, P, T, V, eos_token_ids=[])
     decoder = SlotDecoder(model, N, P + T)
     for row in range(N):
         start(episodes, row, rng)
@@ -86,7 +86,7 @@ def test_dropping_the_cache_changes_nothing(rng):
 def test_another_prompt_of_the_same_length_is_not_mistaken_for_a_continuation():
     model = small_model("gpt2")
     decoder = SlotDecoder(model, 1, P + T)
-    episodes = Episodes(1, P, T, V, eos_token_ids=[])
+    episodes = EpisodeBatch(1, P, T, V, eos_token_ids=[])
     episodes.start(0, np.array([5, 6, 7]))
     decoder.hidden_states(episodes.observations)
     episodes.start(0, np.array([5, 9, 7]))

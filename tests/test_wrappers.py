@@ -164,8 +164,8 @@ def test_rewards_do_not_change_and_the_reference_runs_once_per_state(settings):
         expected, found = plain.step(token), features.step(token)
         assert found[1] == expected[1] and found[2:] == expected[2:]
     # The prompt and five tokens; rewards alone need no hidden state of the last state.
-    assert plain.unwrapped.mdp.reader.forwards == 5
-    assert features.unwrapped.mdp.reader.forwards == 6
+    assert plain.unwrapped.mdp.reference_decoder.forwards == 5
+    assert features.unwrapped.mdp.reference_decoder.forwards == 6
 
 
 def test_likely_tokens_and_masks_read_the_same_states(settings):
@@ -178,7 +178,7 @@ def test_likely_tokens_and_masks_read_the_same_states(settings):
         env.get_wrapper_attr("action_tokens")()
         if env.step(int(np.flatnonzero(env.action_masks())[-1]))[2]:
             break
-    assert env.unwrapped.mdp.reader.forwards == steps + 1
+    assert env.unwrapped.mdp.reference_decoder.forwards == steps + 1
 
 
 def test_every_state_of_the_exact_task_has_finite_features_of_its_own():
@@ -268,7 +268,7 @@ def test_default_k_is_16_or_the_whole_vocabulary_and_keeps_what_its_docstring_sa
     assert env.action_space.n == 16 and gym.make(TOP_K, task="exact").action_space.n == 6
     rng, masses = np.random.default_rng(0), []
     env.reset(seed=0)
-    reader, episodes = env.unwrapped.mdp.reader, env.unwrapped.mdp.episodes
+    reader, episodes = env.unwrapped.mdp.reference_decoder, env.unwrapped.mdp.episodes
     for _ in range(300):
         probs = reader.log_probs(episodes.observations)[0].double().exp().numpy()
         top = env.unwrapped.action_tokens()

@@ -30,7 +30,7 @@ def masked(settings, **rules):
 
 def probabilities(env):
     mdp = env.unwrapped.mdp
-    return mdp.reader.log_probs(mdp.episodes.observations)[0].double().exp().numpy()
+    return mdp.reference_decoder.log_probs(mdp.episodes.observations)[0].double().exp().numpy()
 
 
 # Rules --------------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def test_the_reference_runs_once_per_state_of_all_rows(settings):
     )
     env.reset(seed=0)
     forwards, resets = 1, 0
-    reader = env.unwrapped.mdp.reader
+    reader = env.unwrapped.mdp.reference_decoder
     assert reader.forwards == 1
     for step in range(25):
         ended = env.step(np.full(N, step % 9))[2]

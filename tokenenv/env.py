@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from tokenenv.episodes import NO_TOKEN
-from tokenenv.mdp import MDPFace, TokenMDP, check_options
+from tokenenv.mdp import TokenMDP, TokenMDPMixin, check_options
 from tokenenv.rendering import draw_episode, render_episode
 from tokenenv.rewards import RewardFunction
 from tokenenv.settings import EnvSettings
@@ -27,7 +27,7 @@ def token_spaces(mdp: TokenMDP) -> tuple[spaces.Box, spaces.Discrete]:
     return observation_space, spaces.Discrete(vocabulary_size)
 
 
-class TokenEnv(MDPFace, gym.Env[np.ndarray, np.int64]):
+class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
     """Generate a response to a prompt, one token per step, for a learned reward.
 
     ## Description
@@ -165,7 +165,7 @@ class TokenEnv(MDPFace, gym.Env[np.ndarray, np.int64]):
         super().reset(seed=seed)
         if seed is not None:
             self.mdp.begin_group()
-        self.mdp.reader.refill()
+        self.mdp.reference_decoder.refill()
         info = self.mdp.start(0, self.np_random, options.get("prompt"))
         self._show()
         return self._observation(), info

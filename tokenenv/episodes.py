@@ -11,13 +11,13 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-__all__ = ["NO_TOKEN", "Episodes", "split_observation"]
+__all__ = ["NO_TOKEN", "EpisodeBatch", "split_observation"]
 
 NO_TOKEN = -1
 """What observations hold where there is no token; it is no token id, so pad == eos is safe."""
 
 
-class Episodes:
+class EpisodeBatch:
     """N episodes of the token MDP side by side.
 
     Args:

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from tokenenv.env import token_spaces
-from tokenenv.mdp import MDPFace, StepResult, TokenMDP, add_infos, check_options
+from tokenenv.mdp import StepResult, TokenMDP, TokenMDPMixin, add_infos, check_options
 from tokenenv.ranges import check_ranges, count
 from tokenenv.rendering import draw_episode, render_episode
 from tokenenv.settings import EnvSettings
@@ -20,7 +20,7 @@ from tokenenv.settings import EnvSettings
 __all__ = ["TokenVectorEnv"]
 
 
-class TokenVectorEnv(MDPFace, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
+class TokenVectorEnv(TokenMDPMixin, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     """N token MDPs in one process, row by row equal to N `TokenEnv`s.
 
     Args:
@@ -113,7 +113,7 @@ class TokenVectorEnv(MDPFace, VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         rows = self._masked_rows(options.get("reset_mask"))
         prompts = self._row_prompts(options.get("prompt"))
         if len(rows) == self.num_envs:
-            self.mdp.reader.refill()
+            self.mdp.reference_decoder.refill()
         infos: dict[str, Any] = {}
         if any(seeds[row] is not None for row in rows.tolist()):
             self.mdp.begin_group()

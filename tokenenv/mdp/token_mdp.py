@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from tokenenv.episodes import NO_TOKEN, Episodes
+from tokenenv.episodes import NO_TOKEN, EpisodeBatch
 from tokenenv.maths import reference_half
-from tokenenv.models import LanguageModel, StateReader
+from tokenenv.models import LanguageModel, ReferenceDecoder
 from tokenenv.rewards import Episode, EpisodeScorer, build_scorer
 from tokenenv.settings import EnvSettings, ResolvedSettings, check_kl_coef
 from tokenenv.tasks import Task, is_bundled, load_task, names_code, read_prompts
 from tokenenv.user_code import user_code
 
-__all__ = ["MDPFace", "StepResult", "TokenMDP", "check_options"]
+__all__ = ["StepResult", "TokenMDP", "TokenMDPMixin", "check_options"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class TokenMDP:
 
     Attributes:
         episodes: the states, and which of them are running.
-        reader: what the reference makes of them.
+        reference_decoder: the hidden states and distributions of the reference at them.
         token_rewards: (N, T) float64, what was paid for each token of the episodes under way.
         is_scored_by_caller: whether somebody has taken it upon himself to score what deferred
             scoring leaves unscored.
@@ -77,7 +77,7 @@ class TokenMDP:
         if any(setting is not None for setting in overrides):
             for prompt in self.prompts:
                 self.encode_prompt(prompt)
-        self.episodes = Episodes(
+        self.episodes = EpisodeBatch(
             num_envs,
             self.max_prompt_tokens,
             self.max_new_tokens,
@@ -91,14 +91,14 @@ class TokenMDP:
         """Find the models in the process-level cache: called anew after unpickling."""
         self.scorer = build_scorer(self.settings)
         self.language_model: LanguageModel = self.scorer.reference.language_model
-        self.reader = StateReader(
+        self.reference_decoder = ReferenceDecoder(
             self.scorer.reference, self.num_envs, self.max_prompt_tokens, self.max_new_tokens
         )
 
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the models and their caches, which are found again by name."""
         state = self.__dict__.copy()
-        for name in ("language_model", "scorer", "reader", "task"):
+        for name in ("language_model", "scorer", "reference_decoder", "task"):
             del state[name]
         return state
 
@@ -227,7 +227,7 @@ class TokenMDP:
     def _ref_log_probs(
         self, observations: np.ndarray, actions: np.ndarray, rows: np.ndarray
     ) -> np.ndarray:
-        hidden = self.reader.hidden_states(observations)
+        hidden = self.reference_decoder.hidden_states(observations)
         if len(rows) < self.num_envs:
             hidden = hidden[rows.tolist()]
         tokens = np.asarray(actions)[rows].astype(np.int64)  # torch indexes with no other
@@ -308,7 +308,7 @@ def check_options(options: Any, known: Sequence[str]) -> dict[str, Any]:
     return options
 
 
-class MDPFace:
+class TokenMDPMixin:
     """What an environment over a `TokenMDP` shows of it.
 
     Attributes:

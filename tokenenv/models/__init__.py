@@ -53,7 +53,7 @@ from tokenenv.models.packing import (
 )
 from tokenenv.models.preparation import check_weights, prepare
 from tokenenv.models.reference import Reference
-from tokenenv.models.reference_decoder import StateReader
+from tokenenv.models.reference_decoder import ReferenceDecoder
 from tokenenv.models.sampling import SampledResponse, sample_responses
 from tokenenv.models.slot_cache import SlotDecoder
 
@@ -63,10 +63,10 @@ __all__ = [
     "LanguageModel",
     "PackedSequences",
     "Reference",
+    "ReferenceDecoder",
     "SampledResponse",
     "SharedLoader",
     "SlotDecoder",
-    "StateReader",
     "build_language_model",
     "check_cached_step",
     "check_complete",

@@ -268,7 +268,7 @@ class CapturedSteps:
         self._capture: StepCapture | None = None
         self._replays: dict[int, Callable[[], None]] = {}
 
-    def forget(self, capture: StepCapture | None) -> None:
+    def reset(self, capture: StepCapture | None) -> None:
         """Drop all captured steps and go on with `capture`; None: without."""
         self._replays.clear()
         self._capture = capture if self.works else None
@@ -291,7 +291,7 @@ class CapturedSteps:
                     "the decode step can't be captured and runs eagerly from now on: %s", reason
                 )
                 self.works = False
-                self.forget(None)
+                self.reset(None)
                 return False
             self._replays[width] = replay
         replay()

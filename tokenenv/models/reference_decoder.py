@@ -11,10 +11,10 @@ from tokenenv.models.reference import Reference
 from tokenenv.models.slot_cache import SlotDecoder
 from tokenenv.models.weight_watch import WeightWatch
 
-__all__ = ["StateReader", "top_tokens"]
+__all__ = ["ReferenceDecoder", "top_tokens"]
 
 
-class StateReader:
+class ReferenceDecoder:
     """Reads the states of N episodes with the reference, one forward per new token.
 
     Whoever asks for a state that was read already is answered from memory: rewards, observations,
@@ -95,8 +95,8 @@ class StateReader:
 
     def top_tokens(self, observations: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k likeliest tokens of the reference at every state; see `top_tokens`."""
-        tokens, left_out = top_tokens(self.log_probs(observations), k)
-        return tokens.cpu().numpy(), left_out.double().cpu().numpy()
+        tokens, excluded_probability = top_tokens(self.log_probs(observations), k)
+        return tokens.cpu().numpy(), excluded_probability.double().cpu().numpy()
 
     def _is_idle(self, observations: np.ndarray) -> np.ndarray:
         """(N,) bool: prompts are right-aligned, so their last column tells."""
@@ -119,5 +119,5 @@ def top_tokens(log_probs: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Ten
     is_chosen = above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
     ids = is_chosen.nonzero()[:, 1].reshape(len(log_probs), k)  # in the order of the ids
     order = log_probs.gather(-1, ids).argsort(dim=-1, descending=True, stable=True)
-    left_out = log_probs.exp().masked_fill(is_chosen, 0.0).sum(-1)
-    return ids.gather(-1, order), left_out
+    excluded_probability = log_probs.exp().masked_fill(is_chosen, 0.0).sum(-1)
+    return ids.gather(-1, order), excluded_probability

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenenv.episodes import Episodes
+from tokenenv.episodes import EpisodeBatch
 from tokenenv.models.cache_check import check_cached_step
 from tokenenv.models.log_probs import log_softmax, refuse_nan, sample_tokens
 from tokenenv.models.slot_cache import SlotDecoder
@@ -67,7 +67,7 @@ def sample_responses(
     slots = max(1, min(num_slots, len(prompts)))
     vocabulary_size = model.get_output_embeddings().weight.shape[0]
     longest = max((len(p) for p in prompts), default=1)
-    episodes = Episodes(slots, longest, max_new_tokens, vocabulary_size, eos_token_ids)
+    episodes = EpisodeBatch(slots, longest, max_new_tokens, vocabulary_size, eos_token_ids)
     check_cached_step(model, longest, max_new_tokens, "model to sample from")
     decoder = SlotDecoder(model, slots, longest + max_new_tokens)
     generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)

@@ -39,7 +39,7 @@ __all__ = ["SlotCache", "SlotDecoder", "cache_argument"]
 
 
 @dataclass(slots=True)
-class _Aim:
+class _WriteTarget:
     """Where the next forward writes and what it sees; shared by a cache and its layers."""
 
     num_slots: int
@@ -54,13 +54,13 @@ class SlotLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, aim: _Aim) -> None:
+    def __init__(self, target: _WriteTarget) -> None:
         super().__init__()
-        self._aim = aim
+        self._target = target
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Allocate on the first forward, when heads, head size, dtype and device are known."""
-        slots, columns = self._aim.num_slots, self._aim.columns_per_slot
+        slots, columns = self._target.num_slots, self._target.columns_per_slot
         for name, states in (("keys", key_states), ("values", value_states)):
             shape = (slots, states.shape[1], columns, states.shape[3])
             with torch.inference_mode(False):  # the storage outlives the mode of this forward
@@ -75,7 +75,7 @@ class SlotLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
-        rows, columns, width = self._aim.rows, self._aim.columns, self._aim.width
+        rows, columns, width = self._target.rows, self._target.columns, self._target.width
         self.keys[rows, :, columns] = key_states.transpose(1, 2)
         self.values[rows, :, columns] = value_states.transpose(1, 2)
         if width is None:  # a prefill starts at position 0: it sees its own tokens and no others
@@ -92,7 +92,7 @@ class SlotLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         """Columns per slot."""
-        return self._aim.columns_per_slot
+        return self._target.columns_per_slot
 
 
 class SlotCache(Cache):
@@ -105,8 +105,8 @@ class SlotCache(Cache):
     """
 
     def __init__(self, num_layers: int, num_slots: int, columns: int) -> None:
-        self._aim = _Aim(num_slots, columns)
-        super().__init__(layers=[SlotLayer(self._aim) for _ in range(num_layers)])
+        self._target = _WriteTarget(num_slots, columns)
+        super().__init__(layers=[SlotLayer(self._target) for _ in range(num_layers)])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -115,12 +115,12 @@ class SlotCache(Cache):
         assert isinstance(layer, SlotLayer) and layer.dtype is not None
         return layer.dtype
 
-    def aim(self, rows: torch.Tensor, columns: torch.Tensor, width: int | None) -> None:
+    def write_at(self, rows: torch.Tensor, columns: torch.Tensor, width: int | None) -> None:
         """Say where the next forward writes, (B, 1) slots and (B, q) columns, and how many it sees.
 
         `width=None` is a prefill: attention sees the forward's own tokens.
         """
-        self._aim.rows, self._aim.columns, self._aim.width = rows, columns, width
+        self._target.rows, self._target.columns, self._target.width = rows, columns, width
 
 
 class SlotDecoder:
@@ -209,7 +209,7 @@ class SlotDecoder:
         if self._weights.changed(thorough):
             self._is_current = False
         if not self._is_current or autocast_state(self._device.type) != self._autocast:
-            self._start_over()
+            self._reset()
         self._is_current = False  # an exception below leaves a cache that nobody may trust
         is_decode, refilled = self._compare(observations)
         if len(refilled):
@@ -220,7 +220,7 @@ class SlotDecoder:
         assert self._hidden is not None
         return self._hidden
 
-    def _start_over(self) -> None:
+    def _reset(self) -> None:
         """Nothing seen, in the memory there is where model and autocast are as they were."""
         self._seen = np.full((self.num_slots, self.width), NO_TOKEN, dtype=np.int64)
         self._lengths = np.zeros(self.num_slots, dtype=np.int64)
@@ -238,7 +238,7 @@ class SlotDecoder:
             graphs = device.type == "cuda"
         make_capture = step_capture if isinstance(graphs, bool) else graphs
         use_graphs = graphs is not False and self._steps.works
-        self._steps.forget(make_capture(device) if use_graphs else None)
+        self._steps.reset(make_capture(device) if use_graphs else None)
         # one more column, the scratch that slots without a new token write to
         columns = bucket_width(self.width + 1) if use_graphs else self.width + 1
         self._cache = SlotCache(self._num_layers, self.num_slots, columns)
@@ -271,7 +271,7 @@ class SlotDecoder:
         packed = to_device(np.column_stack([sequences, slots, lengths - 1]), self._device)
         tokens, rows, last = packed[:, :-2], packed[:, -2], packed[:, -1:]
         columns = torch.arange(tokens.shape[1], device=self._device).expand(len(slots), -1)
-        self._cache.aim(rows[:, None], columns, None)
+        self._cache.write_at(rows[:, None], columns, None)
         self.forwards += 1
         hidden = self._forward(tokens, columns, None)
         picked = hidden.take_along_dim(last[:, :, None], dim=1)[:, 0]
@@ -297,7 +297,7 @@ class SlotDecoder:
         """The decode step on the device: nothing in it waits for the host, or depends on it."""
         inputs = self._inputs
         masks = attention_masks(inputs.positions, width, self._windows, self._cache.dtype)
-        self._cache.aim(self._rows, inputs.columns, width)
+        self._cache.write_at(self._rows, inputs.columns, width)
         hidden = self._forward(inputs.tokens, inputs.positions, masks)[:, 0]
         assert self._hidden is not None
         torch.where(inputs.columns < self.width, hidden, self._hidden, out=self._hidden)

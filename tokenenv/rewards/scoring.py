@@ -84,20 +84,20 @@ class EpisodeScorer:
             rewards.raw,
             score,
             self._gold(episodes),
-            self._spread(episodes, score, rewards.per_token),
+            self._distribute(episodes, score, rewards.per_token),
             rewards.per_token is not None,
         )
 
-    def _spread(
+    def _distribute(
         self, episodes: Sequence[Episode], score: np.ndarray, per_token: list[np.ndarray] | None
     ) -> list[np.ndarray]:
         """Token rewards that sum to the score: clipping and penalties land on the last token."""
-        spread = [np.zeros(len(e.response)) for e in episodes]
+        token_rewards = [np.zeros(len(e.response)) for e in episodes]
         if per_token is not None:
-            spread = [np.array(r) for r in per_token]
-        for row, total in zip(spread, score, strict=True):
+            token_rewards = [np.array(r) for r in per_token]
+        for row, total in zip(token_rewards, score, strict=True):
             row[-1] += total - row.sum()
-        return spread
+        return token_rewards
 
     def _gold(self, episodes: Sequence[Episode]) -> np.ndarray | None:
         if self.gold_reward is None:

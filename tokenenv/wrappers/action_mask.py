@@ -53,7 +53,7 @@ class MaskSource:
     def _compute(self, mdp: Any) -> np.ndarray:
         if self.k is None:
             return self.rules.masks(mdp)
-        candidates, _ = mdp.reader.top_tokens(mdp.episodes.observations, self.k)
+        candidates, _ = mdp.reference_decoder.top_tokens(mdp.episodes.observations, self.k)
         return np.take_along_axis(self.rules.masks(mdp, candidates), candidates, axis=1)
 
 

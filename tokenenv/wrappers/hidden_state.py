@@ -22,7 +22,7 @@ else:
 
 def feature_space(mdp: TokenMDP) -> spaces.Box:
     """`Box(-inf, inf, (h,), float32)`, h the width of the reference's last hidden state."""
-    return spaces.Box(-np.inf, np.inf, (mdp.reader.hidden_size,), np.float32)
+    return spaces.Box(-np.inf, np.inf, (mdp.reference_decoder.hidden_size,), np.float32)
 
 
 class ObservesHiddenStates(_Base):
@@ -41,7 +41,7 @@ class ObservesHiddenStates(_Base):
         return self._features(observation), reward, terminated, truncated, info
 
     def _features(self, observation: np.ndarray) -> np.ndarray:
-        return mdp_of(self).reader.features(observation[None])[0]
+        return mdp_of(self).reference_decoder.features(observation[None])[0]
 
 
 class HiddenStateObservation(ObservesHiddenStates, gym.Wrapper, RecordConstructorArgs):

@@ -132,7 +132,9 @@ class MaskRules:
             is_last = episodes.response_lengths == mdp.max_new_tokens - 1
             # With its last token a response can still stop by itself: the rule spares EOS there.
             spared = allowed & episodes.is_eos & is_last[:, None]
-            likely = top_p_mask(mdp.reader.log_probs(episodes.observations), allowed, self.top_p)
+            likely = top_p_mask(
+                mdp.reference_decoder.log_probs(episodes.observations), allowed, self.top_p
+            )
             allowed[is_free] &= (likely | spared)[is_free]
         allowed[~episodes.running] = True
         return allowed

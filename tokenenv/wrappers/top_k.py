@@ -71,7 +71,7 @@ class ActsOnTopTokens(_Base):
     def action_tokens(self) -> np.ndarray:
         """(k,) int64: the tokens that actions 0 … k−1 stand for at s_t."""
         mdp = mdp_of(self)
-        return mdp.reader.top_tokens(mdp.episodes.observations, self.k)[0][0]
+        return mdp.reference_decoder.top_tokens(mdp.episodes.observations, self.k)[0][0]
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Append the `action`-th most likely token to the response.
@@ -82,9 +82,11 @@ class ActsOnTopTokens(_Base):
         """
         mdp = mdp_of(self)
         is_running = mdp.episodes.running
-        candidates, left_out = mdp.reader.top_tokens(mdp.episodes.observations, self.k)
+        candidates, excluded_probability = mdp.reference_decoder.top_tokens(
+            mdp.episodes.observations, self.k
+        )
         tokens = chosen_tokens(candidates, np.reshape(action, -1), np.flatnonzero(is_running))
-        token_info = {"token": int(tokens[0]), "left_out_mass": float(left_out[0])}
+        token_info = {"token": int(tokens[0]), "left_out_mass": float(excluded_probability[0])}
         if not is_running[0]:  # the environment refuses the step, or `Autoreset` makes it a reset
             token_info = {}
         observation, reward, terminated, truncated, info = super().step(tokens[0])

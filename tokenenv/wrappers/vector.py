@@ -84,22 +84,22 @@ class ObservesHiddenStates(_Base):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start episodes; the observations are (N, h) hidden states."""
         observations, infos = super().reset(seed=seed, options=options)  # type: ignore[arg-type]
-        return mdp_of(self).reader.features(observations), infos
+        return mdp_of(self).reference_decoder.features(observations), infos
 
     def step(self, actions: np.ndarray) -> _StepReturn:
         """Step; observations, and those in `final_obs`, are hidden states."""
         observations, rewards, terminations, truncations, infos = super().step(actions)
-        reader = mdp_of(self).reader
+        decoder = mdp_of(self).reference_decoder
         if "final_obs" in infos:
             rows = np.flatnonzero(infos["_final_obs"])
             last = observations.copy()
             last[rows] = np.stack(list(infos["final_obs"][rows]))
             # Before the new states: the decoder goes on with what it has just seen.
-            features, final_obs = reader.features(last), np.full(self.num_envs, None, dtype=object)
+            features, final_obs = decoder.features(last), np.full(self.num_envs, None, dtype=object)
             for row in rows.tolist():
                 final_obs[row] = features[row].copy()
             infos["final_obs"] = final_obs
-        return reader.features(observations), rewards, terminations, truncations, infos
+        return decoder.features(observations), rewards, terminations, truncations, infos
 
 
 class HiddenStateObservation(ObservesHiddenStates, VectorWrapper):
@@ -131,7 +131,7 @@ class ActsOnTopTokens(_Base):
     def action_tokens(self) -> np.ndarray:
         """(N, k) int64: the tokens that actions 0 … k−1 stand for at each row's s_t."""
         mdp = mdp_of(self)
-        return mdp.reader.top_tokens(mdp.episodes.observations, self.k)[0]
+        return mdp.reference_decoder.top_tokens(mdp.episodes.observations, self.k)[0]
 
     def step(self, actions: np.ndarray) -> _StepReturn:
         """Append in every row the token that its action stands for.
@@ -142,12 +142,14 @@ class ActsOnTopTokens(_Base):
         """
         mdp = mdp_of(self)
         running = np.flatnonzero(mdp.episodes.running)
-        candidates, left_out = mdp.reader.top_tokens(mdp.episodes.observations, self.k)
+        candidates, excluded_probability = mdp.reference_decoder.top_tokens(
+            mdp.episodes.observations, self.k
+        )
         tokens = chosen_tokens(candidates, actions, running)
         observations, rewards, terminations, truncations, infos = super().step(tokens)
         ended = terminations | truncations
         add_step_info(self, infos, "token", tokens, ended)
-        add_step_info(self, infos, "left_out_mass", left_out, ended)
+        add_step_info(self, infos, "left_out_mass", excluded_probability, ended)
         return observations, rewards, terminations, truncations, infos
 
 
