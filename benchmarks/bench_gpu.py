@@ -19,8 +19,8 @@ of MODELS or `--lm`; prompts have 32 tokens and responses 128. Measured in turns
 - The most memory that torch held on the card in one update, over what no update does without: the
   weights of actor, reference and reward model, the gradients, and Adam's two moments.
 
-Without CUDA there is nothing to measure; `--device cpu --quick` runs all of it on a tiny model with
-a stand-in for the graph, and shows that it runs (the memory is then the process's).
+Without CUDA there is nothing to measure; `--device cpu --quick` runs all of it on a tiny model, all
+steps eagerly, and shows that it runs (the memory is then the process's).
 """
 
 from __future__ import annotations
@@ -41,14 +41,22 @@ from random_models import GPT2_124M, ModelShape, add_model_arguments, model_fold
 from reporting import Row, arguments_parser, medians, report, seconds_of, take_turns
 
 from agents import TokenPPO
-from tokenenv.models import SlotDecoder, load_frozen, log_softmax, quiet_loading, sample_tokens
+from tokenenv.models import (
+    SlotDecoder,
+    graph_capture,
+    load_frozen,
+    log_softmax,
+    no_capture,
+    quiet_loading,
+    sample_tokens,
+)
 
 SAMPLING = "time per token step: generate's over this one's"
 DECODING = "decode step: share of the bandwidth limit"
 MEMORY = "peak memory of an update over weights, gradients and Adam's state"
 GENERATE = "generate"
-GRAPHS = {"eager": False, "CUDA graph": True}
-"""Name → the argument `graphs` of `SlotDecoder`."""
+CAPTURES = {"eager": no_capture, "CUDA graph": graph_capture}
+"""Name → the argument `capture` of `SlotDecoder`."""
 
 TINY = ModelShape(vocabulary=256, width=64, layers=2, positions=64)
 MIB = 2**20
@@ -65,10 +73,10 @@ def sampling_rows(folder: Path, batch: int, arguments: argparse.Namespace) -> li
         GENERATE: ByGenerate(*shape, device=device, dtype=arguments.dtype)
     }
     decoders: list[SlotDecoder] = []
-    for name, graphs in GRAPHS.items():
+    for name, capture in CAPTURES.items():
         ours = InEnvironment(*shape, device=device, dtype=arguments.dtype)
         width = arguments.prompt + response
-        decoder = SlotDecoder(ours.policy.actor, batch, width, graphs=graphs)
+        decoder = SlotDecoder(ours.policy.actor, batch, width, capture=capture)
         ours.policy.decoders.by_purpose["rollout"] = (decoder,)
         decoders.append(decoder)
         cases[f"policy and env.step, {name}"] = ours
@@ -98,20 +106,25 @@ class Decoding:
         model: a causal LM.
         batch: N.
         arguments: prompt, response and device.
-        graphs: of `SlotDecoder`.
+        capture: of `SlotDecoder`.
         draws: whether logits are computed and a token is drawn; the token that is fed next is
             another one, known beforehand, so that the host need not wait.
     """
 
     def __init__(
-        self, model: Any, batch: int, arguments: argparse.Namespace, graphs: bool, draws: bool
+        self,
+        model: Any,
+        batch: int,
+        arguments: argparse.Namespace,
+        capture: Callable[[torch.device], Any],
+        draws: bool,
     ) -> None:
         self.model, self.draws, self.device = model, draws, arguments.device
         self.prompt, self.response = arguments.prompt, arguments.response
         vocabulary = model.get_output_embeddings().weight.shape[0]
         width = self.prompt + self.response
         self.tokens = np.random.default_rng(0).integers(vocabulary, size=(batch, width))
-        self.decoder = SlotDecoder(model, batch, width, graphs=graphs)
+        self.decoder = SlotDecoder(model, batch, width, capture=capture)
 
     def __call__(self) -> float:
         """The prompts are read beforehand."""
@@ -136,10 +149,10 @@ def decoding_rows(
     """Rows for the trunk and the whole step, with a graph and without."""
     model = load_frozen(str(folder / "lm"), arguments.device, arguments.dtype).model
     cases: dict[tuple[str, bool], Decoding] = {}
-    for name, graphs in GRAPHS.items():
-        cases[f"trunk, {name}", False] = Decoding(model, batch, arguments, graphs, False)
+    for name, capture in CAPTURES.items():
+        cases[f"trunk, {name}", False] = Decoding(model, batch, arguments, capture, False)
         cases[f"trunk, logits and a draw, {name}", True] = Decoding(
-            model, batch, arguments, graphs, True
+            model, batch, arguments, capture, True
         )
     take_turns(cases, 1)
     seconds = medians(take_turns(cases, arguments.repetitions))

@@ -326,7 +326,7 @@ def test_memory_measures_buffer_peak_and_time(tmp_path):
 
 
 @pytest.mark.slow
-def test_gpu_runs_on_a_cpu_with_the_stand_in(tmp_path):
+def test_gpu_runs_on_a_cpu(tmp_path):
     rows = rows_of("bench_gpu", tmp_path, "--device", "cpu")
     assert [(r["what"], r["batch"]) for r in rows if r["table"].startswith("time per")] == [
         (what, batch)

@@ -17,11 +17,12 @@ from tokenenv.models import decode_step
 from tokenenv.models.decode_step import (
     CapturedSteps,
     CudaGraphCapture,
-    RecordedCapture,
     StepCapture,
     StepInputs,
     attention_masks,
     bucket_width,
+    graph_capture,
+    no_capture,
     storage_addresses,
 )
 from tokenenv.models.language_model import build_language_model
@@ -36,6 +37,18 @@ NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def narrow_buckets(monkeypatch):
     """Buckets of 8 columns: P+T = 23 has two borders, and a last bucket with the scratch in it."""
     monkeypatch.setattr(decode_step, "WIDTH_STEP", 8)
+
+
+class RecordedCapture(StepCapture):
+    """A stand-in for CUDA graphs on any device: a replay runs the step again."""
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        step()
+        return step
+
+
+def recorded_capture(device: torch.device) -> StepCapture:
+    return RecordedCapture()
 
 
 class CountingCapture(RecordedCapture):
@@ -117,7 +130,7 @@ def test_captured_steps_equal_eager_ones_and_full_forwards(name, slots, attentio
     model.set_attn_implementation(attention)
     capture = CountingCapture()
     eager = SlotDecoder(model, slots, P + T)
-    captured = SlotDecoder(model, slots, P + T, graphs=lambda device: capture)
+    captured = SlotDecoder(model, slots, P + T, capture=lambda device: capture)
     episodes = new_episodes(slots, rng)
     for step in range(3 * T):
         observations = episodes.observations
@@ -139,7 +152,7 @@ def test_buckets_are_the_multiples_up_to_the_columns_that_slots_have():
 def test_one_bucket_is_used_until_its_last_column(rng):
     capture = CountingCapture()
     decoder = SlotDecoder(
-        small_model("gpt2", dtype="float64"), 2, P + T, graphs=lambda device: capture
+        small_model("gpt2", dtype="float64"), 2, P + T, capture=lambda device: capture
     )
     episodes = EpisodeBatch(2, P, T, V, eos_token_ids=[])
     for row in range(2):
@@ -186,7 +199,7 @@ class CountUploads(TorchFunctionMode):
 
 
 def test_one_upload_per_decode_step(rng):
-    decoder = SlotDecoder(small_model("llama", dtype="float64"), 5, P + T, graphs=True)
+    decoder = SlotDecoder(small_model("llama", dtype="float64"), 5, P + T, capture=recorded_capture)
     episodes = EpisodeBatch(5, P, T, V, eos_token_ids=[])
     for row in range(5):
         start(episodes, row, rng)
@@ -228,7 +241,7 @@ class StrictCapture(RecordedCapture):
 def test_no_architecture_waits_for_the_device_within_a_step(name, attention, rng):
     model = small_model(name, dtype="float64")
     model.set_attn_implementation(attention)
-    decoder = SlotDecoder(model, 3, P + T, graphs=lambda device: StrictCapture())
+    decoder = SlotDecoder(model, 3, P + T, capture=lambda device: StrictCapture())
     episodes = new_episodes(3, rng)
     for step in range(T):
         decoder.hidden_states(episodes.observations)
@@ -271,7 +284,7 @@ def test_a_failed_capture_falls_back_once_and_for_good(rng, caplog):
         made.append(FailingCapture())
         return made[-1]
 
-    decoder = SlotDecoder(model, 4, P + T, graphs=make)
+    decoder = SlotDecoder(model, 4, P + T, capture=make)
     with caplog.at_level(logging.WARNING, logger="tokenenv"):
         assert run_along(model, decoder, rng) <= TOLERANCE
         decoder.drop()
@@ -293,7 +306,7 @@ def test_a_model_that_asks_the_device_mid_way_is_run_eagerly(rng, caplog):
         arguments[0].sum().item()
 
     model.transformer.h[1].register_forward_pre_hook(ask)
-    decoder = SlotDecoder(model, 3, P + T, graphs=lambda device: StrictCapture())
+    decoder = SlotDecoder(model, 3, P + T, capture=lambda device: StrictCapture())
     with caplog.at_level(logging.WARNING, logger="tokenenv"):
         assert run_along(model, decoder, rng) <= TOLERANCE
     assert ["waits for the device" in record.getMessage() for record in caplog.records] == [True]
@@ -303,7 +316,7 @@ def test_rotary_embeddings_that_grow_run_eagerly_and_still_train(rng, caplog):
     scaling = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     config = {**ARCHITECTURES["llama"], "max_position_embeddings": 4, "rope_parameters": scaling}
     model = build_language_model(config)
-    decoder = SlotDecoder(model, 3, P + T, graphs=lambda device: StrictCapture())
+    decoder = SlotDecoder(model, 3, P + T, capture=lambda device: StrictCapture())
     episodes = new_episodes(3, rng)
     with caplog.at_level(logging.WARNING, logger="tokenenv"):
         for step in range(T):
@@ -316,7 +329,7 @@ def test_rotary_embeddings_that_grow_run_eagerly_and_still_train(rng, caplog):
 
 def test_a_models_own_error_is_raised_and_leaves_a_decoder_that_works(rng):
     model = small_model("gpt2", dtype="float64")
-    decoder = SlotDecoder(model, 3, P + T, graphs=True)
+    decoder = SlotDecoder(model, 3, P + T, capture=recorded_capture)
     episodes = EpisodeBatch(3, P, T, V, eos_token_ids=[])
     for row in range(3):
         start(episodes, row, rng)
@@ -350,7 +363,7 @@ def counted_decoder(model, slots: int = 4) -> tuple[SlotDecoder, list[CountingCa
         made.append(CountingCapture())
         return made[-1]
 
-    return SlotDecoder(model, slots, P + T, graphs=make), made
+    return SlotDecoder(model, slots, P + T, capture=make), made
 
 
 def cache_addresses(decoder: SlotDecoder):
@@ -400,7 +413,7 @@ def test_weights_that_moved_are_captured_anew(rng):
 def test_weights_that_diverged_leave_nothing_behind(rng):
     model = small_model("llama", dtype="float64")
     kept = {name: value.clone() for name, value in model.state_dict().items()}
-    decoder = SlotDecoder(model, 4, P + T, graphs=True)
+    decoder = SlotDecoder(model, 4, P + T, capture=recorded_capture)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
@@ -427,10 +440,10 @@ def test_another_autocast_is_another_step(rng):
     assert len(made) == 12
 
 
-@pytest.mark.parametrize("graphs", [False, True])
-def test_inference_mode_may_come_and_go(graphs, rng):
+@pytest.mark.parametrize("capture", [no_capture, recorded_capture])
+def test_inference_mode_may_come_and_go(capture, rng):
     model = small_model("llama", dtype="float64")
-    decoder = SlotDecoder(model, 4, P + T, graphs=graphs)
+    decoder = SlotDecoder(model, 4, P + T, capture=capture)
     episodes = new_episodes(4, rng)
     for step in range(T):
         with torch.inference_mode(step % 3 != 1):
@@ -441,10 +454,17 @@ def test_inference_mode_may_come_and_go(graphs, rng):
         advance(episodes, step, rng)
 
 
-def test_graphs_are_off_on_a_cpu_unless_asked_for(rng):
+def test_steps_are_captured_on_a_cpu_only_where_asked_for(rng):
     model = small_model("gpt2", dtype="float64")
-    for graphs, expected in ((None, False), (False, False), (True, True)):
-        decoder = SlotDecoder(model, 2, P + T, graphs=graphs)
+    default = SlotDecoder(model, 2, P + T)
+    run_along(model, default, rng, steps=3)
+    assert not default._steps._replays
+    for capture, expected in (
+        (graph_capture, False),
+        (no_capture, False),
+        (recorded_capture, True),
+    ):
+        decoder = SlotDecoder(model, 2, P + T, capture=capture)
         run_along(model, decoder, rng, steps=3)
         assert bool(decoder._steps._replays) == expected
 
@@ -456,7 +476,7 @@ def test_graphs_are_off_on_a_cpu_unless_asked_for(rng):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_cuda_graphs_equal_eager_steps_and_wait_for_nothing(name, rng):
     model = small_model(name).cuda()
-    graphs, eager = SlotDecoder(model, 5, P + T), SlotDecoder(model, 5, P + T, graphs=False)
+    captured, eager = SlotDecoder(model, 5, P + T), SlotDecoder(model, 5, P + T, capture=no_capture)
     episodes = EpisodeBatch(5, P, T, V, eos_token_ids=[])
     for round_ in range(3):
         for row in range(5):  # of the same lengths in every round: all buckets are captured in one
@@ -466,7 +486,7 @@ def test_cuda_graphs_equal_eager_steps_and_wait_for_nothing(name, rng):
             if round_ == 2 and episodes.response_lengths.min() > 0:  # captured, nothing refilled
                 torch.cuda.set_sync_debug_mode("error")
             try:
-                found = graphs.hidden_states(before)
+                found = captured.hidden_states(before)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
             assert (found - eager.hidden_states(before)).abs().max() <= 1e-4
@@ -476,10 +496,10 @@ def test_cuda_graphs_equal_eager_steps_and_wait_for_nothing(name, rng):
             with torch.no_grad():
                 for parameter in model.parameters():
                     parameter.mul_(0.9)
-            graphs.drop()
+            captured.drop()
             eager.drop()
-    assert graphs._steps.works
-    assert graphs._steps._replays
+    assert captured._steps.works
+    assert captured._steps._replays
 
 
 @NEEDS_CUDA

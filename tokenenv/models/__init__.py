@@ -9,6 +9,7 @@
 """
 
 from tokenenv.models.cache_check import check_cached_step
+from tokenenv.models.decode_step import graph_capture, no_capture
 from tokenenv.models.encoding import decode_all, eos_ids_of, join_ids, prompt_ids, prompt_text
 from tokenenv.models.language_model import (
     LanguageModel,
@@ -77,6 +78,7 @@ __all__ = [
     "decode_all",
     "eos_ids_of",
     "freeze",
+    "graph_capture",
     "hidden_states",
     "join_ids",
     "load_frozen",
@@ -85,6 +87,7 @@ __all__ = [
     "loading_errors",
     "log_softmax",
     "minibatch_indices",
+    "no_capture",
     "one_at_a_time",
     "output_folder",
     "output_logits",

@@ -1,7 +1,7 @@
-"""What a decode step (one new token for all slots) is made of, apart from the cache.
+"""The parts of a decode step (one new token for all slots) apart from the cache.
 
 Inputs at fixed addresses, masks made on the device, and the capture of a step: on a GPU a CUDA
-graph, one launch instead of some hundred; elsewhere a stand-in that runs the step again.
+graph, one launch instead of some hundred; elsewhere steps run eagerly.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ __all__ = [
     "WIDTH_STEP",
     "CapturedSteps",
     "CudaGraphCapture",
-    "RecordedCapture",
     "StepCapture",
     "StepInputs",
     "attention_masks",
     "attention_windows",
     "autocast_state",
     "bucket_width",
+    "graph_capture",
+    "no_capture",
     "sampling_mode",
-    "step_capture",
     "storage_addresses",
     "to_device",
 ]
@@ -54,8 +54,8 @@ def autocast_state(device_type: str) -> tuple[bool, torch.dtype]:
 def sampling_mode(trunk: torch.nn.Module) -> Callable[[], AbstractContextManager[Any]]:
     """The fastest mode without gradients that a trunk may run in.
 
-    `inference_mode`, unless the trunk keeps what it computes in a forward (rotary embeddings that
-    grow with the sequence): a training forward could not use that.
+    `inference_mode`, unless the trunk stores tensors of a forward (rotary embeddings that grow with
+    the sequence): a training forward could not use inference tensors.
     """
     kinds = [str(getattr(module, "rope_type", "")) for module in trunk.modules()]
     grows = any("dynamic" in kind or "longrope" in kind for kind in kinds)
@@ -63,7 +63,7 @@ def sampling_mode(trunk: torch.nn.Module) -> Callable[[], AbstractContextManager
 
 
 def storage_addresses(tensors: Iterable[torch.Tensor]) -> tuple[Any, ...]:
-    """What a captured step knows its weights by: it changes when one moves, not when it is trained.
+    """Identity of the memory of weights: it changes when a tensor moves, not when it is trained.
 
     Args:
         tensors: parameters and buffers.
@@ -95,7 +95,7 @@ def attention_windows(config: Any) -> dict[str, int | None]:
     if unknown:
         raise ValueError(
             f"{config.model_type} has layers of type {', '.join(sorted(unknown))}, which the slot "
-            "cache can't follow; it knows full and sliding attention."
+            "cache does not support; it supports full and sliding attention."
         )
     return {kind: window if kind == "sliding_attention" else None for kind in sorted(layer_types)}
 
@@ -103,29 +103,30 @@ def attention_windows(config: Any) -> dict[str, int | None]:
 def attention_masks(
     positions: torch.Tensor, width: int, windows: Mapping[str, int | None], dtype: torch.dtype
 ) -> Any:
-    """What a new token attends to, one mask for all layers or one per layer type.
+    """Attention masks of a new token per slot, one for all layers or one per layer type.
 
     Nothing here waits for the device or reads from the host, so it can be captured. The masks are
-    added to the scores (0 or the dtype's lowest number): SDPA turns a boolean mask into such a one
-    in every layer.
+    additive (0 or the lowest number of the dtype), because SDPA would convert a boolean mask in
+    every layer.
 
     Args:
         positions: (N, 1) int64, each slot's newest column.
         width: columns of the cache that attention sees.
         windows: layer type → sliding window; None sees everything.
-        dtype: that of the queries and keys.
+        dtype: dtype of the queries and keys.
 
     Returns:
         (N, 1, 1, width), or a dictionary of them where there are several layer types.
     """
-    column = torch.arange(width, device=positions.device)[None, :]
+    column = torch.arange(width, device=positions.device)[None, :]  # (1, width)
     masks = {}
     for layer_type, window in windows.items():
-        is_hidden = column > positions
+        is_hidden = column > positions  # (1, width) against (N, 1) → (N, width)
         if window is not None:
-            is_hidden = is_hidden | (column <= positions - window)
+            is_hidden = is_hidden | (column <= positions - window)  # (N, width)
         mask = torch.zeros(is_hidden.shape, dtype=dtype, device=positions.device)
-        masks[layer_type] = mask.masked_fill_(is_hidden, torch.finfo(dtype).min)[:, None, None, :]
+        mask.masked_fill_(is_hidden, torch.finfo(dtype).min)  # (N, width)
+        masks[layer_type] = mask[:, None, None, :]  # (N, 1, 1, width)
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
@@ -144,11 +145,12 @@ class StepInputs:
 
     def __init__(self, num_slots: int, device: torch.device) -> None:
         is_cuda = device.type == "cuda"
-        with torch.inference_mode(False):  # an inference tensor could not be written outside of it
+        with torch.inference_mode(False):  # inference tensors can't be written in other modes
             self._host = torch.zeros((3, num_slots), dtype=torch.int64, pin_memory=is_cuda)
             self._on_device = torch.zeros((3, num_slots), dtype=torch.int64, device=device)
+            # Views: (3, N) → (3, N, 1) → three of (N, 1).
             self.tokens, self.positions, self.columns = self._on_device[:, :, None].unbind()
-        self._values = self._host.numpy()
+        self._values = self._host.numpy()  # (3, N), the memory of `_host`
         self._device = device
         self._uploaded = torch.cuda.Event() if is_cuda else None
 
@@ -170,21 +172,12 @@ class StepCapture(ABC):
 
     @abstractmethod
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        """What does the work of `step` when called; an exception says that it can't be captured."""
-
-
-class RecordedCapture(StepCapture):
-    """The stand-in where there are no CUDA graphs: a replay runs the step again."""
-
-    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        """`step`, after one run of it."""
-        step()
-        return step
+        """A function that repeats the work of `step`; an exception means: it can't be captured."""
 
 
 @lru_cache
 def _side_streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.Stream]:
-    """For warm-ups and for captures: two for a whole process, as each brings a cuBLAS workspace."""
+    """Streams for warm-ups and captures: two per process, since each has a cuBLAS workspace."""
     return torch.cuda.Stream(device), torch.cuda.Stream(device)
 
 
@@ -201,7 +194,7 @@ class CudaGraphCapture(StepCapture):
         self._pool = torch.cuda.graph_pool_handle()
 
     def capture(self, step: Callable[[], None]) -> Callable[[], None]:
-        """The replay of a graph of `step`, captured after warm-up runs on a stream of their own.
+        """The replay of a graph of `step`, captured after warm-up runs on a separate stream.
 
         The graph casts weights itself under autocast: cached casts are freed when it ends.
         """
@@ -225,18 +218,18 @@ class CudaGraphCapture(StepCapture):
                 ):
                     step()
             except Exception:
-                # torch leaves a capture that failed to end with its stream as the current one, and
-                # with a generator that believes that the capture goes on.
+                # After a failed capture torch keeps its stream as the current one, and the state
+                # of the generator still says that a capture is running.
                 torch.cuda.set_stream(current)
                 generator.graphsafe_set_state(random_state)
                 raise
         return graph.replay
 
     def _warm_up(self, step: Callable[[], None], current: torch.cuda.Stream) -> None:
-        """Run `step` aside, the last time refusing what waits for the device.
+        """Run `step` on a side stream; the last run raises at waits for the device.
 
-        What breaks a capture is nearly always a wait, and a capture that has not begun leaves
-        nothing behind.
+        A wait is the usual reason why a capture fails, and an error before the capture needs no
+        cleaning up.
         """
         self._warm_up_stream.wait_stream(current)
         mode = torch.cuda.get_sync_debug_mode()
@@ -251,16 +244,21 @@ class CudaGraphCapture(StepCapture):
         current.wait_stream(self._warm_up_stream)
 
 
-def step_capture(device: torch.device) -> StepCapture:
-    """CUDA graphs on a CUDA device, the stand-in elsewhere."""
-    return CudaGraphCapture(device) if device.type == "cuda" else RecordedCapture()
+def graph_capture(device: torch.device) -> StepCapture | None:
+    """CUDA graphs on a CUDA device; None elsewhere: steps run eagerly."""
+    return CudaGraphCapture(device) if device.type == "cuda" else None
+
+
+def no_capture(device: torch.device) -> StepCapture | None:
+    """None: steps run eagerly on every device."""
+    return None
 
 
 class CapturedSteps:
     """The captured steps of one decoder, by their width.
 
     Attributes:
-        works: whether captures succeed; the first that fails ends it for good.
+        works: whether captures succeed; after the first failure no more are tried.
     """
 
     def __init__(self) -> None:
@@ -269,7 +267,7 @@ class CapturedSteps:
         self._replays: dict[int, Callable[[], None]] = {}
 
     def reset(self, capture: StepCapture | None) -> None:
-        """Drop all captured steps and go on with `capture`; None: without."""
+        """Drop all captured steps and capture new ones with `capture`; None: capture none."""
         self._replays.clear()
         self._capture = capture if self.works else None
 
@@ -277,7 +275,7 @@ class CapturedSteps:
         """Replay the step of a width, captured from `step` the first time.
 
         Returns:
-            Whether that worked. Where it didn't, nothing was done that running `step` can't repeat.
+            Whether it worked. If not, running `step` eagerly still gives the right result.
         """
         if self._capture is None:
             return False
@@ -285,7 +283,7 @@ class CapturedSteps:
         if replay is None:
             try:
                 replay = self._capture.capture(step)
-            except Exception as error:  # a model's own error will be raised by its eager forward
+            except Exception as error:  # an error of the model appears again in the eager forward
                 reason = (str(error).strip() or type(error).__name__).splitlines()[0]
                 logger.warning(
                     "the decode step can't be captured and runs eagerly from now on: %s", reason

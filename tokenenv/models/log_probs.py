@@ -28,11 +28,11 @@ __all__ = [
 ]
 
 LOGITS_AT_ONCE = 2**22
-"""Logits that live at once where none are kept for a gradient: 16 MiB of float32; on a GPU
-`GPU_FACTOR` times as many."""
+"""Logits in memory at once without a gradient: 16 MiB of float32; on a GPU `GPU_FACTOR` times as
+many."""
 
 GPU_FACTOR = 16
-"""How much more a GPU takes at once: it has the memory, and starting its work costs more."""
+"""Factor for GPUs, which have the memory, and for which starting work costs more."""
 
 
 BLOCK = 64
@@ -63,12 +63,12 @@ def token_log_probs(
     For use without gradient: never more than `LOGITS_AT_ONCE` logits live at a time.
     """
     size = rows_at_once(hidden.device, model.get_output_embeddings().weight.shape[0])
-    found = []
-    for states, chosen in zip(hidden.split(size), tokens.split(size), strict=True):
-        logits = tempered_logits(model, states, temperature)
-        picked = logits.gather(-1, chosen[:, None]).squeeze(-1)
-        found.append(picked - torch.logsumexp(logits, dim=-1))
-    return torch.cat(found) if len(found) > 1 else found[0]
+    parts = []
+    for states, actions in zip(hidden.split(size), tokens.split(size), strict=True):
+        logits = tempered_logits(model, states, temperature)  # (m, V), m ≤ size
+        token_logits = logits.gather(-1, actions[:, None]).squeeze(-1)  # (m, V) → (m, 1) → (m,)
+        parts.append(token_logits - torch.logsumexp(logits, dim=-1))  # (m,)
+    return torch.cat(parts) if len(parts) > 1 else parts[0]  # (n,)
 
 
 def sample_tokens(
@@ -78,39 +78,42 @@ def sample_tokens(
 
     By inversion, with one random number per row and not one per token of the vocabulary, as
     `torch.multinomial` takes: the first token at which the cumulative probability exceeds a uniform
-    number of [0, 1). First the block of `BLOCK` tokens is found, then the token in it, so that
-    rounding is relative to a token's own probability; one of probability 0 is never drawn.
+    number of [0, 1). The search takes two steps, the block of `BLOCK` tokens and the token in it,
+    so that rounding is relative to the probability of a token; probability 0 is never drawn.
     """
-    probabilities = log_probs.exp()
-    blocks = _block_sums(probabilities).double().cumsum(dim=-1)
+    largest = log_probs.shape[1] - 1  # V − 1, the largest token id
+    probabilities = log_probs.exp()  # (n, V)
+    blocks = _block_sums(probabilities).double().cumsum(dim=-1)  # (n, ⌈V/BLOCK⌉)
     uniform = torch.rand(
         (len(log_probs), 1), dtype=torch.float64, device=log_probs.device, generator=generator
-    )
-    uniform = uniform * blocks[:, -1:]
-    block = torch.searchsorted(blocks, uniform, right=True)
-    before = torch.where(block > 0, blocks.gather(-1, (block - 1).clamp(min=0)), 0.0)
-    tokens = block * BLOCK + torch.arange(BLOCK, device=block.device)
-    is_token = tokens < probabilities.shape[1]
-    own = probabilities.gather(-1, tokens.clamp(max=probabilities.shape[1] - 1)) * is_token
-    cumulative = own.double().cumsum(dim=-1)
-    position = torch.searchsorted(cumulative, uniform - before, right=True)
-    # A block's two sums may differ by rounding: at most the last token that adds to it.
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
-    chosen = block * BLOCK + torch.minimum(position, last)
-    # Only NaN finds none; it shows in the log-probability, and an index beyond would end a GPU.
-    chosen = chosen.clamp(max=probabilities.shape[1] - 1)
-    return chosen.squeeze(-1), log_probs.gather(-1, chosen).squeeze(-1)
+    )  # (n, 1)
+    uniform = uniform * blocks[:, -1:]  # (n, 1)
+    block = torch.searchsorted(blocks, uniform, right=True)  # (n, 1), index of a block
+    before = torch.where(block > 0, blocks.gather(-1, (block - 1).clamp(min=0)), 0.0)  # (n, 1)
+    tokens = block * BLOCK + torch.arange(BLOCK, device=block.device)  # (n, BLOCK), token ids
+    is_token = tokens <= largest  # (n, BLOCK)
+    in_block = probabilities.gather(-1, tokens.clamp(max=largest)) * is_token  # (n, BLOCK)
+    cumulative = in_block.double().cumsum(dim=-1)  # (n, BLOCK)
+    position = torch.searchsorted(cumulative, uniform - before, right=True)  # (n, 1), in the block
+    # The two sums of a block may differ by rounding: stop at the last token that adds to it.
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())  # (n, 1)
+    sampled = block * BLOCK + torch.minimum(position, last)  # (n, 1), token ids
+    # Only NaN leads beyond V − 1: it shows in the log-probability, but the index would stop a GPU.
+    sampled = sampled.clamp(max=largest)
+    return sampled.squeeze(-1), log_probs.gather(-1, sampled).squeeze(-1)  # (n,), (n,)
 
 
 def _block_sums(probabilities: torch.Tensor) -> torch.Tensor:
     """(n, ⌈V/BLOCK⌉) sums of (n, V) over blocks of tokens."""
-    whole = probabilities.shape[1] // BLOCK * BLOCK
-    sums = probabilities[:, :whole].unflatten(1, (-1, BLOCK)).sum(dim=-1) if whole else None
+    whole = probabilities.shape[1] // BLOCK * BLOCK  # tokens in full blocks
+    sums = None
+    if whole:  # (n, whole) → (n, whole/BLOCK, BLOCK) → (n, whole/BLOCK)
+        sums = probabilities[:, :whole].unflatten(1, (-1, BLOCK)).sum(dim=-1)
     if whole == probabilities.shape[1]:
         assert sums is not None
         return sums
-    rest = probabilities[:, whole:].sum(dim=-1, keepdim=True)
-    return rest if sums is None else torch.cat([sums, rest], dim=-1)
+    rest = probabilities[:, whole:].sum(dim=-1, keepdim=True)  # (n, 1)
+    return rest if sums is None else torch.cat([sums, rest], dim=-1)  # (n, ⌈V/BLOCK⌉)
 
 
 def refuse_nan(log_probs: torch.Tensor, whose: str) -> None:
@@ -148,7 +151,7 @@ def response_log_probs(
         B float64 arrays, as long as the responses.
     """
     log_probs = [np.zeros(len(response)) for response in responses]
-    # The last response token is scored but never read, so it need not be fed.
+    # The last response token is scored but never read, so it is left out of the forward.
     lengths = np.array(
         [len(p) + max(0, len(r) - 1) for p, r in zip(prompts, responses, strict=True)]
     )
@@ -156,9 +159,10 @@ def response_log_probs(
         actions = [responses[i] for i in batch]
         packed = pack([prompts[i] for i in batch], actions, model.device)
         tokens = torch.as_tensor(np.concatenate(actions), device=model.device)  # (n,)
-        found = token_log_probs(model, hidden_states(model, packed), tokens, temperature)  # (n,)
+        hidden = hidden_states(model, packed)  # (n, h)
+        packed_log_probs = token_log_probs(model, hidden, tokens, temperature)  # (n,)
         bounds = np.cumsum([len(a) for a in actions])[:-1]
-        parts = np.split(found.double().cpu().numpy(), bounds)
-        for i, of_response in zip(batch, parts, strict=True):
-            log_probs[i] = of_response
+        parts = np.split(packed_log_probs.double().cpu().numpy(), bounds)
+        for i, response_part in zip(batch, parts, strict=True):
+            log_probs[i] = response_part
     return log_probs

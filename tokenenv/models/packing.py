@@ -1,4 +1,4 @@
-"""Packed sequences: whole sequences for one forward, and where the states to evaluate stand.
+"""Packed sequences: whole sequences for one forward, and the positions of the states in them.
 
 Axes: `B` sequences, `L` columns, `n` states over all sequences, in the order of evaluation.
 """
@@ -55,33 +55,35 @@ def pack(
 
     Args:
         prefixes: B arrays of the tokens before the first action.
-        actions: B arrays of the tokens that were chosen; the k-th state is the prefix and the first
-            k actions.
+        actions: B arrays of response tokens; the k-th state, from 0, is the prefix and the first k
+            actions.
         device: where the tensors go.
     """
     tokens, _ = pad_right(
         [np.concatenate([p, a[:-1]]) for p, a in zip(prefixes, actions, strict=True)]
-    )
-    sizes = [len(a) for a in actions]
-    columns = [len(p) - 1 + np.arange(n) for p, n in zip(prefixes, sizes, strict=True)]
-    rows = np.repeat(np.arange(len(sizes)), sizes)
+    )  # (B, L)
+    sizes = [len(a) for a in actions]  # B counts, n in all
+    columns = [len(p) - 1 + np.arange(k) for p, k in zip(prefixes, sizes, strict=True)]
+    rows = np.repeat(np.arange(len(sizes)), sizes)  # (n,)
     return PackedSequences(
         torch.as_tensor(tokens, device=device),
         torch.as_tensor(rows, device=device),
-        torch.as_tensor(np.concatenate(columns), device=device),
+        torch.as_tensor(np.concatenate(columns), device=device),  # (n,)
     )
 
 
 def pack_observations(observations: torch.Tensor) -> PackedSequences:
     """One state per (P+T,) observation: the last token of each row of (B, P+T) observations."""
-    is_token = observations != NO_TOKEN
-    lengths = is_token.sum(dim=1)
-    starts = is_token.int().argmax(dim=1)
-    offsets = torch.arange(int(lengths.max()), device=observations.device)[None, :]
+    is_token = observations != NO_TOKEN  # (B, P+T)
+    lengths = is_token.sum(dim=1)  # (B,)
+    starts = is_token.int().argmax(dim=1)  # (B,), column of the first token
+    offsets = torch.arange(int(lengths.max()), device=observations.device)[None, :]  # (1, L)
     # Columns behind a sequence repeat its first token, as `pad_right` does.
-    source = torch.where(offsets < lengths[:, None], starts[:, None] + offsets, starts[:, None])
-    tokens = observations.gather(1, source)
-    rows = torch.arange(len(observations), device=observations.device)
+    source = torch.where(
+        offsets < lengths[:, None], starts[:, None] + offsets, starts[:, None]
+    )  # (B, L), columns of the observations
+    tokens = observations.gather(1, source)  # (B, L)
+    rows = torch.arange(len(observations), device=observations.device)  # (B,), here n = B
     return PackedSequences(tokens, rows, lengths - 1)
 
 
@@ -90,23 +92,23 @@ def minibatch_indices(
 ) -> Iterator[np.ndarray]:
     """Random groups of whole sequences with about `batch_size` states each, all of them once.
 
-    A single group holds them in their own order.
+    A single group holds them in their original order.
 
     Args:
         sizes: (S,) states per sequence.
         batch_size: states per group; None for one group.
         rng: of the order.
     """
-    order = rng.permutation(len(sizes))
+    order = rng.permutation(len(sizes))  # (S,)
     total = int(sizes.sum())
     groups = 1 if batch_size is None else min(len(sizes), max(1, -(-total // batch_size)))
     if groups == 1:
         order = np.arange(len(sizes))
     # A sequence belongs to the group in which its middle state falls.
-    middles = np.cumsum(sizes[order]) - sizes[order] / 2
-    which = np.minimum((middles * groups / total).astype(int), groups - 1)
+    middles = np.cumsum(sizes[order]) - sizes[order] / 2  # (S,)
+    group_of = np.minimum((middles * groups / total).astype(int), groups - 1)  # (S,)
     for group in range(groups):
-        members = order[which == group]
+        members = order[group_of == group]  # (sequences of the group,)
         if len(members):
             yield members
 
@@ -118,8 +120,8 @@ def token_batches(lengths: np.ndarray, max_tokens: int | None) -> Iterator[np.nd
 
     Args:
         lengths: (S,) tokens per sequence.
-        max_tokens: a single longer sequence is a batch of its own; None: all in one batch, in
-            their own order.
+        max_tokens: a single longer sequence is a batch by itself; None: all in one batch, in
+            their original order.
     """
     if max_tokens is None:
         yield np.arange(len(lengths))
@@ -133,7 +135,7 @@ def token_batches(lengths: np.ndarray, max_tokens: int | None) -> Iterator[np.nd
 
 
 def hidden_states(model: Any, packed: PackedSequences) -> torch.Tensor:
-    """(n, h) hidden states of packed states, by a full forward on the model's own device."""
+    """(n, h) hidden states of packed states, by a full forward on the model's device."""
     device = model.device
     hidden = trunk_hidden_states(model, packed.tokens.to(device))  # (B, L, h)
     return hidden[packed.rows.to(device), packed.columns.to(device)]  # (n, h)

@@ -1,4 +1,4 @@
-"""What the reference makes of the states that N episodes are in: features, and likely tokens."""
+"""The reference at the states of N episodes: hidden states, distributions and likeliest tokens."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["ReferenceDecoder", "top_tokens"]
 
 
 class ReferenceDecoder:
-    """Reads the states of N episodes with the reference, one forward per new token.
+    """Evaluates the reference at the states of N episodes, one forward per new token.
 
-    Whoever asks for a state that was read already is answered from memory: rewards, observations,
-    actions and masks share one decoder, so that the reference runs once per state.
+    Rewards, observations, actions and masks share one decoder: a second request for the same state
+    is answered from memory, so the reference runs once per state.
 
     Args:
         reference: the reference.
@@ -54,42 +54,43 @@ class ReferenceDecoder:
         """The trunk's last hidden state at every state.
 
         Args:
-            observations: (N, P+T) int64; a row that was never started may be empty.
+            observations: (N, P+T) int64; a row without an episode may be empty.
 
         Returns:
             (N, h): overwritten by the next call.
         """
         if self._decoder is None:
             self._decoder = self.reference.decoder(self.num_envs, self.width)
-        idle = self._is_idle(observations)
-        if idle.any():  # it shows a token, to be refilled
+        idle = self._is_idle(observations)  # (N,)
+        if idle.any():  # the decoder needs at least one token per row
             observations = observations.copy()
-            observations[idle, self.max_prompt_tokens - 1] = 0
+            observations[idle, self.max_prompt_tokens - 1] = 0  # (idle rows,)
         return self._decoder.hidden_states(observations)
 
     def refill(self) -> None:
-        """Read all states anew at the next call; for a reset, after which it would anyway."""
+        """Evaluate all states anew at the next call; for a reset of all episodes."""
         self._log_probs = None
         if self._decoder is not None:
             self._decoder.refill()
 
     def features(self, observations: np.ndarray) -> np.ndarray:
-        """(N, h) float32 hidden states as an array of its own; zeros where no episode started."""
-        features = self.hidden_states(observations).to(dtype=torch.float32, copy=True).cpu().numpy()
-        features[self._is_idle(observations)] = 0.0
+        """(N, h) float32 hidden states as a new array; zeros in rows without an episode."""
+        hidden = self.hidden_states(observations)  # (N, h), overwritten by the next call
+        features = hidden.to(dtype=torch.float32, copy=True).cpu().numpy()
+        features[self._is_idle(observations)] = 0.0  # (idle rows, h)
         return features
 
     @torch.no_grad()
     def log_probs(self, observations: np.ndarray) -> torch.Tensor:
-        """(N, V) log π_ref of every token at every state, float32 at least; not to be changed."""
+        """(N, V) log π_ref of every token at every state, float32 at least; read only."""
         if (
             self._log_probs is None
             or self._weights.changed()
             or not np.array_equal(observations, self._log_probs_of)
         ):
-            hidden = self.hidden_states(observations)
+            hidden = self.hidden_states(observations)  # (N, h)
             model = self.reference.language_model.model
-            self._log_probs = log_softmax(model, hidden, self.reference.temperature)
+            self._log_probs = log_softmax(model, hidden, self.reference.temperature)  # (N, V)
             self._log_probs_of = observations.copy()
         return self._log_probs
 
@@ -99,7 +100,7 @@ class ReferenceDecoder:
         return tokens.cpu().numpy(), excluded_probability.double().cpu().numpy()
 
     def _is_idle(self, observations: np.ndarray) -> np.ndarray:
-        """(N,) bool: prompts are right-aligned, so their last column tells."""
+        """(N,) bool, the rows without an episode: the last column of the prompt is empty."""
         return observations[:, self.max_prompt_tokens - 1] == NO_TOKEN
 
 
@@ -113,11 +114,12 @@ def top_tokens(log_probs: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Ten
     Returns:
         (N, k) int64 token ids, and (N,) the probability mass of all others.
     """
-    # `topk` breaks ties as it likes: only its k-th value is used, which ties do not change.
-    last = log_probs.topk(k, dim=-1).values[:, -1:]
-    above, equal = log_probs > last, log_probs == last
-    is_chosen = above | (equal & (equal.cumsum(-1) <= k - above.sum(-1, keepdim=True)))
-    ids = is_chosen.nonzero()[:, 1].reshape(len(log_probs), k)  # in the order of the ids
-    order = log_probs.gather(-1, ids).argsort(dim=-1, descending=True, stable=True)
-    excluded_probability = log_probs.exp().masked_fill(is_chosen, 0.0).sum(-1)
-    return ids.gather(-1, order), excluded_probability
+    # The order of ties in `topk` is undefined: only its k-th value is used, which is not.
+    kth = log_probs.topk(k, dim=-1).values[:, -1:]  # (N, k) → (N, 1)
+    above, equal = log_probs > kth, log_probs == kth  # (N, V) each
+    places = k - above.sum(-1, keepdim=True)  # (N, 1), left for tokens that equal the k-th
+    is_top = above | (equal & (equal.cumsum(-1) <= places))  # (N, V), k true in each row
+    ids = is_top.nonzero()[:, 1].reshape(len(log_probs), k)  # (N·k, 2) → (N, k), by ascending id
+    order = log_probs.gather(-1, ids).argsort(dim=-1, descending=True, stable=True)  # (N, k)
+    excluded_probability = log_probs.exp().masked_fill(is_top, 0.0).sum(-1)  # (N, V) → (N,)
+    return ids.gather(-1, order), excluded_probability  # (N, k), (N,)

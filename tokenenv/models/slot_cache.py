@@ -1,8 +1,10 @@
-"""A key-value cache with a position of its own per slot, and the decoder that keeps it up to date.
+"""A key-value cache with separate positions per slot, and the decoder that keeps it up to date.
 
 `N` episodes of different age share one batch (continuous batching): each occupies a slot, a new
-token costs one forward of one token for all, and an episode that starts refills its own slot only.
+token costs one forward of one token for all, and an episode that starts refills only its slot.
 Sequences are stored from column 0 of their slot, so positions are 0, 1, … as in a plain forward.
+
+Axes: `N` slots, `B` of them in a forward, `q` tokens per sequence of a forward, `h` hidden units.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from tokenenv.models.decode_step import (
     attention_windows,
     autocast_state,
     bucket_width,
+    graph_capture,
     sampling_mode,
-    step_capture,
     storage_addresses,
     to_device,
 )
@@ -40,7 +42,7 @@ __all__ = ["SlotCache", "SlotDecoder", "cache_argument"]
 
 @dataclass(slots=True)
 class _WriteTarget:
-    """Where the next forward writes and what it sees; shared by a cache and its layers."""
+    """The cells that the next forward writes, and the columns that it sees; see `write_at`."""
 
     num_slots: int
     columns_per_slot: int
@@ -62,7 +64,7 @@ class SlotLayer(CacheLayerMixin):
         """Allocate on the first forward, when heads, head size, dtype and device are known."""
         slots, columns = self._target.num_slots, self._target.columns_per_slot
         for name, states in (("keys", key_states), ("values", value_states)):
-            shape = (slots, states.shape[1], columns, states.shape[3])
+            shape = (slots, states.shape[1], columns, states.shape[3])  # (N, heads, columns, size)
             with torch.inference_mode(False):  # the storage outlives the mode of this forward
                 setattr(self, name, states.new_zeros(shape))
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -71,19 +73,21 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write (B, heads, q, size) states where the aim says; return what attention may see."""
+        """Write (B, heads, q, size) states to the target; return the states attention may see."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         rows, columns, width = self._target.rows, self._target.columns, self._target.width
+        # rows (B, 1) and columns (B, q) broadcast to (B, q), so the indexed cells are
+        # (B, q, heads, size): (B, heads, q, size) with the middle axes swapped.
         self.keys[rows, :, columns] = key_states.transpose(1, 2)
         self.values[rows, :, columns] = value_states.transpose(1, 2)
-        if width is None:  # a prefill starts at position 0: it sees its own tokens and no others
-            return key_states, value_states
-        return self.keys[:, :, :width], self.values[:, :, :width]
+        if width is None:  # a prefill starts at position 0 and attends only to its tokens
+            return key_states, value_states  # (B, heads, q, size)
+        return self.keys[:, :, :width], self.values[:, :, :width]  # (N, heads, width, size)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(keys, offset) for transformers' own causal mask, used in a prefill only."""
+        """(keys, offset) for the causal mask of transformers, used in a prefill only."""
         return query_length, 0
 
     def get_seq_length(self) -> int:
@@ -110,15 +114,18 @@ class SlotCache(Cache):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the keys; known from the first forward on."""
+        """The dtype of the keys; known from the first forward on."""
         layer = self.layers[0]
         assert isinstance(layer, SlotLayer) and layer.dtype is not None
         return layer.dtype
 
     def write_at(self, rows: torch.Tensor, columns: torch.Tensor, width: int | None) -> None:
-        """Say where the next forward writes, (B, 1) slots and (B, q) columns, and how many it sees.
+        """Set the cells that the next forward writes, and the columns that attention sees.
 
-        `width=None` is a prefill: attention sees the forward's own tokens.
+        Args:
+            rows: (B, 1) int64 slots.
+            columns: (B, q) int64 columns.
+            width: columns that attention sees; None: a prefill, which sees only its tokens.
         """
         self._target.rows, self._target.columns, self._target.width = rows, columns, width
 
@@ -126,27 +133,26 @@ class SlotCache(Cache):
 class SlotDecoder:
     """Follows N observations of the token MDP with one forward per new token.
 
-    The decoder is a cache and nothing else: it compares every observation with the one that it has
-    seen in that slot. One token more is a decode step, the same observation is answered from
-    memory, anything else refills the slot. So it can be dropped at any time without changing a
-    result, and it is dropped by itself where the trunk's weights have changed (see `WeightWatch`).
+    The decoder is a cache and nothing else: it compares every observation with the last one of that
+    slot. One more token is a decode step, the same observation is answered from memory, anything
+    else refills the slot. So it can be dropped at any time without changing a result, and it drops
+    itself when the weights of the trunk have changed (see `WeightWatch`).
 
-    On a GPU the decode step is a CUDA graph, one per bucket of columns. It reads the weights where
-    they lie: changed in place they are used as they are, moved they are captured anew. A model that
-    can't be captured is run eagerly, with one line in the log.
+    On a GPU the decode step is a CUDA graph, one per bucket of columns. A graph reads the weights
+    at fixed addresses: weights changed in place need no new capture, moved ones do. A model that
+    can't be captured runs eagerly, with one line in the log.
 
     Args:
         model: a transformers model with a trunk.
         num_slots: N.
-        width: P+T, the columns of an observation. Its tokens are contiguous, so where the prompt
-            ends need not be known.
-        graphs: whether to capture the decode step: None where the model is on a CUDA device, True
-            everywhere (without CUDA by the stand-in, which is slower than no graph), False nowhere;
-            or what makes the `StepCapture` of a device.
+        width: P+T, the columns of an observation. Its tokens are contiguous, so the end of the
+            prompt doesn't matter.
+        capture: device → the `StepCapture` of the decode step, None for eager steps:
+            `graph_capture` (CUDA graphs, on a CPU none) or `no_capture`.
 
     Raises:
-        ValueError: the architecture mixes attention kinds that the cache can't follow, or its
-            forward takes no cache. What else it may do is found out by `check_cached_step`.
+        ValueError: the architecture mixes attention kinds that the cache doesn't support, or its
+            forward takes no cache. `check_cached_step` tests everything else.
     """
 
     def __init__(
@@ -154,13 +160,13 @@ class SlotDecoder:
         model: Any,
         num_slots: int,
         width: int,
-        graphs: bool | Callable[[torch.device], StepCapture] | None = None,
+        capture: Callable[[torch.device], StepCapture | None] = graph_capture,
     ) -> None:
         self.model = model
         self.num_slots = num_slots
         self.width = width
         self.forwards = 0
-        self._graphs = graphs
+        self._capture = capture
         self._steps = CapturedSteps()
         self._adopt(model.base_model)
         self._slots = np.arange(num_slots)
@@ -171,7 +177,7 @@ class SlotDecoder:
         self.drop()
 
     def _adopt(self, trunk: Any) -> None:
-        """Take a trunk: the model's at first, and what was put in its place since."""
+        """Follow a trunk: that of the model, or its replacement."""
         self.trunk = trunk
         config = self.model.config.get_text_config()
         self._windows = attention_windows(config)
@@ -181,14 +187,14 @@ class SlotDecoder:
         self._weights = WeightWatch(trunk)
 
     def drop(self) -> None:
-        """Forget what was seen.
+        """Invalidate the cache.
 
-        Memory and captured steps stay for the next call, which finds out whether they still fit.
+        Memory and captured steps stay for the next call, which checks whether they still fit.
         """
         self._is_current = False
 
     def refill(self) -> None:
-        """Let the next call read all sequences anew; for a moment at which it would anyway."""
+        """Let the next call prefill all slots in one forward, as after a reset of all episodes."""
         if self._is_current:
             self._lengths[:] = 0
 
@@ -198,7 +204,7 @@ class SlotDecoder:
 
         Args:
             observations: (N, P+T) int64.
-            thorough: read all weights to find out whether one has changed; see `WeightWatch`.
+            thorough: read all weights to detect changes; see `WeightWatch`.
 
         Returns:
             (N, h): owned by the decoder and overwritten by the next call.
@@ -210,7 +216,7 @@ class SlotDecoder:
             self._is_current = False
         if not self._is_current or autocast_state(self._device.type) != self._autocast:
             self._reset()
-        self._is_current = False  # an exception below leaves a cache that nobody may trust
+        self._is_current = False  # an exception below invalidates the cache
         is_decode, refilled = self._compare(observations)
         if len(refilled):
             self._prefill(observations, refilled)
@@ -221,7 +227,7 @@ class SlotDecoder:
         return self._hidden
 
     def _reset(self) -> None:
-        """Nothing seen, in the memory there is where model and autocast are as they were."""
+        """Empty all slots; reuse the memory if neither weights nor autocast have moved."""
         self._seen = np.full((self.num_slots, self.width), NO_TOKEN, dtype=np.int64)
         self._lengths = np.zeros(self.num_slots, dtype=np.int64)
         self._starts = np.zeros(self.num_slots, dtype=np.int64)
@@ -230,79 +236,89 @@ class SlotDecoder:
         weights = chain(self.trunk.parameters(), self.trunk.buffers())
         made_for = (self._autocast, storage_addresses(weights))
         if made_for == self._made_for:
-            self._cache.reset()  # a masked NaN is a NaN still: keep none of weights that diverged
+            # Masking does not remove NaNs: clear what diverged weights may have left.
+            self._cache.reset()
             return
         self._made_for = made_for
-        graphs = self._graphs
-        if graphs is None:
-            graphs = device.type == "cuda"
-        make_capture = step_capture if isinstance(graphs, bool) else graphs
-        use_graphs = graphs is not False and self._steps.works
-        self._steps.reset(make_capture(device) if use_graphs else None)
-        # one more column, the scratch that slots without a new token write to
-        columns = bucket_width(self.width + 1) if use_graphs else self.width + 1
+        capture = self._capture(device) if self._steps.works else None
+        self._steps.reset(capture)
+        # One more column: the scratch column, written by slots without a new token.
+        columns = self.width + 1 if capture is None else bucket_width(self.width + 1)
         self._cache = SlotCache(self._num_layers, self.num_slots, columns)
         self._hidden = None
         self._inputs = StepInputs(self.num_slots, device)
         with torch.inference_mode(False):
-            self._rows = torch.arange(self.num_slots, device=device)[:, None]
+            self._rows = torch.arange(self.num_slots, device=device)[:, None]  # (N, 1)
 
     def _compare(self, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Note what is new: (N,) whether exactly one token, and the slots with anything else."""
-        ends = self._starts + self._lengths
-        newest = observations[self._slots, np.minimum(ends, self.width - 1)]
-        is_decode = (newest != NO_TOKEN) & (ends < self.width) & (self._lengths > 0)
-        grown = np.flatnonzero(is_decode)
+        """Update the sequences of the slots by (N, P+T) observations.
+
+        Returns:
+            (N,) bool, the slots with exactly one new token; and (r,) int64, the r slots with any
+            other change.
+        """
+        ends = self._starts + self._lengths  # (N,), the column after the last token
+        newest = observations[self._slots, np.minimum(ends, self.width - 1)]  # (N,)
+        is_decode = (newest != NO_TOKEN) & (ends < self.width) & (self._lengths > 0)  # (N,)
+        grown = np.flatnonzero(is_decode)  # (slots with a new token,)
         self._seen[grown, ends[grown]] = newest[grown]
         self._lengths[grown] += 1
-        is_same = np.equal(observations, self._seen, out=self._is_same)
+        is_same = np.equal(observations, self._seen, out=self._is_same)  # (N, P+T)
         if is_same.all() and self._lengths.all():  # nearly always, and cheaper than row by row
             return is_decode, np.empty(0, dtype=np.int64)
-        is_known = is_same.all(axis=1) & (self._lengths > 0)
-        refilled = np.flatnonzero(~is_known)
-        self._seen[refilled] = observations[refilled]
-        is_token = observations[refilled] != NO_TOKEN
-        self._starts[refilled] = is_token.argmax(axis=1)
-        self._lengths[refilled] = is_token.sum(axis=1)
+        is_known = is_same.all(axis=1) & (self._lengths > 0)  # (N,)
+        refilled = np.flatnonzero(~is_known)  # (r,)
+        self._seen[refilled] = observations[refilled]  # (r, P+T)
+        is_token = observations[refilled] != NO_TOKEN  # (r, P+T)
+        self._starts[refilled] = is_token.argmax(axis=1)  # (r,), column of the first token
+        self._lengths[refilled] = is_token.sum(axis=1)  # (r,)
         return is_decode & is_known, refilled
 
     def _prefill(self, observations: np.ndarray, slots: np.ndarray) -> None:
+        """Refill r slots by one forward over their whole sequences, padded on the right."""
+        # (r, q) and (r,), joined to (r, q+2) for a single transfer.
         sequences, lengths = pad_right([row[row != NO_TOKEN] for row in observations[slots]])
         packed = to_device(np.column_stack([sequences, slots, lengths - 1]), self._device)
-        tokens, rows, last = packed[:, :-2], packed[:, -2], packed[:, -1:]
-        columns = torch.arange(tokens.shape[1], device=self._device).expand(len(slots), -1)
+        tokens, rows, last = packed[:, :-2], packed[:, -2], packed[:, -1:]  # (r, q), (r,), (r, 1)
+        columns = torch.arange(tokens.shape[1], device=self._device)  # (q,)
+        columns = columns.expand(len(slots), -1)  # (r, q)
         self._cache.write_at(rows[:, None], columns, None)
         self.forwards += 1
-        hidden = self._forward(tokens, columns, None)
-        picked = hidden.take_along_dim(last[:, :, None], dim=1)[:, 0]
+        hidden = self._forward(tokens, columns, None)  # (r, q, h)
+        # Index (r, 1, 1) broadcasts over h: (r, q, h) → (r, 1, h) → (r, h).
+        last_hidden = hidden.take_along_dim(last[:, :, None], dim=1)[:, 0]
         if self._hidden is None:
             with torch.inference_mode(False):
-                self._hidden = picked.new_zeros((self.num_slots, picked.shape[1]))
-        self._hidden[rows] = picked
+                shape = (self.num_slots, last_hidden.shape[1])  # (N, h)
+                self._hidden = last_hidden.new_zeros(shape)
+        self._hidden[rows] = last_hidden  # (r, h)
 
     def _decode(self, is_decode: np.ndarray) -> None:
-        """One token for the slots of `is_decode`; the others run along, into the scratch column."""
-        newest = self._seen[self._slots, self._starts + self._lengths - 1]
-        positions = np.where(is_decode, self._lengths - 1, 0)
+        """Decode a token in the slots of (N,) `is_decode`; others write to the scratch column."""
+        newest = self._seen[self._slots, self._starts + self._lengths - 1]  # (N,), the last tokens
+        positions = np.where(is_decode, self._lengths - 1, 0)  # (N,)
         self._inputs.upload(
             np.where(is_decode, newest, 0), positions, np.where(is_decode, positions, self.width)
         )
         self.forwards += 1
-        seen = int(positions.max()) + 1
-        width = bucket_width(seen)
+        filled = int(positions.max()) + 1  # columns that hold tokens
+        width = bucket_width(filled)
         if not self._steps.run(width, partial(self._step, width)):
-            self._step(seen)
+            self._step(filled)
 
     def _step(self, width: int) -> None:
-        """The decode step on the device: nothing in it waits for the host, or depends on it."""
-        inputs = self._inputs
+        """The decode step on the device; it neither waits for the host nor depends on it."""
+        inputs = self._inputs  # tokens, positions and columns are (N, 1)
+        # (N, 1, 1, width), for each layer type where there are several
         masks = attention_masks(inputs.positions, width, self._windows, self._cache.dtype)
         self._cache.write_at(self._rows, inputs.columns, width)
-        hidden = self._forward(inputs.tokens, inputs.positions, masks)[:, 0]
+        hidden = self._forward(inputs.tokens, inputs.positions, masks)[:, 0]  # (N, 1, h) → (N, h)
         assert self._hidden is not None
-        torch.where(inputs.columns < self.width, hidden, self._hidden, out=self._hidden)
+        is_decode = inputs.columns < self.width  # (N, 1), broadcast over h; false: scratch column
+        torch.where(is_decode, hidden, self._hidden, out=self._hidden)  # (N, h)
 
     def _forward(self, tokens: torch.Tensor, positions: torch.Tensor, mask: Any) -> torch.Tensor:
+        """(B, q, h) hidden states of (B, q) tokens at (B, q) positions, through the cache."""
         with self._mode():
             return self.trunk(
                 input_ids=tokens,
@@ -314,10 +330,10 @@ class SlotDecoder:
 
 
 def cache_argument(trunk: torch.nn.Module) -> str:
-    """What a trunk's forward calls its cache: transformers 5.24 renamed `past_key_values`.
+    """The name of the cache argument of a trunk: transformers 5.24 renamed `past_key_values`.
 
     Raises:
-        ValueError: it takes none.
+        ValueError: the forward takes no cache.
     """
     for module in trunk.modules():
         parameters = inspect.signature(module.forward).parameters
@@ -325,5 +341,5 @@ def cache_argument(trunk: torch.nn.Module) -> str:
             if name in parameters:
                 return name
         if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
-            break  # else it hands everything on to the module in it
+            break  # with **kwargs it passes everything on to the module inside it
     raise ValueError(f"the forward of {type(trunk).__name__} takes no cache of keys and values")

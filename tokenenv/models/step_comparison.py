@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from tokenenv.episodes import NO_TOKEN
+from tokenenv.models.decode_step import no_capture
 from tokenenv.models.language_model import output_logits, pad_right, trunk_hidden_states
 from tokenenv.models.slot_cache import SlotDecoder
 
@@ -214,7 +215,7 @@ class StepComparison:
 
     def _decoded(self) -> _Gap:
         gap = _Gap(self.has_logits)
-        decoder = SlotDecoder(self.model, len(self.rows), self.width, graphs=False)
+        decoder = SlotDecoder(self.model, len(self.rows), self.width, capture=no_capture)
         for step, observations in enumerate(self._observations()):
             ends = [n + step - 1 for n in self.prompts]
             plain = torch.stack([s[e] for s, e in zip(self.states, ends, strict=True)])
