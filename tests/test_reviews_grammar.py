@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from grammar_sentences import GrammarSentence, enumerate_sentences
 
 from tokenenv.tasks.reviews.gold import gold_breakdown, gold_reward
 from tokenenv.tasks.reviews.grammar import (
@@ -16,10 +17,8 @@ from tokenenv.tasks.reviews.grammar import (
     ASPECTS,
     GROUP_OF,
     SENTIMENT_WORDS,
-    GrammarSentence,
     count_reviews,
     enumerate_openings,
-    enumerate_sentences,
     review_entropy,
     sample_review,
     vocabulary,
@@ -201,11 +200,6 @@ def test_contrast_joins_opposite_polarities(sentences):
             assert sentence.sentiment == pytest.approx(0.3 * values[0] + 0.7 * values[1])
             found += 1
     assert found == 2 * 36 * 36  # 6 adjectives x (5 intensifiers or none)
-
-
-def test_unknown_aspect():
-    with pytest.raises(ValueError, match=r"'wigs'.*plot"):
-        next(enumerate_sentences("wigs"))
 
 
 FOUR = f"{OPENING} I liked the plot. I liked the cast. I liked the music. I liked the jokes."

@@ -6,6 +6,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from grammar_sentences import enumerate_sentences
 
 import tokenenv  # noqa: F401  (registers the ids)
 from tokenenv.tasks import load_task
@@ -13,7 +14,6 @@ from tokenenv.tasks.reviews.grammar import (
     ASPECTS,
     GROUP_OF,
     enumerate_openings,
-    enumerate_sentences,
     sample_review,
 )
 from tokenenv.tasks.reviews.parsing import begins_review, parse_review

@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -45,11 +44,9 @@ __all__ = [
     "NEGATION",
     "SENTIMENT_WORDS",
     "SLOTS",
-    "GrammarSentence",
     "aspect_log_prob",
     "count_reviews",
     "enumerate_openings",
-    "enumerate_sentences",
     "review_entropy",
     "sample_review",
     "sentiment_of",
@@ -268,42 +265,10 @@ def sample_review(rng: np.random.Generator) -> str:
     return " ".join(sentences)
 
 
-@dataclass(frozen=True)
-class GrammarSentence:
-    """One judgement sentence of the grammar.
-
-    Attributes:
-        text: The sentence, with its full stop.
-        aspect: What it judges.
-        sentiment: Its sentiment in [-1, 1].
-        probability: Its probability given the aspect.
-    """
-
-    text: str
-    aspect: str
-    sentiment: float
-    probability: float
-
-
 def enumerate_openings() -> Iterator[tuple[str, float]]:
     """Yields every opening sentence with its probability."""
     for probability, leaves in expansions(_OPENING):
         yield text_of(leaves) + ".", probability
-
-
-def enumerate_sentences(aspect: str) -> Iterator[GrammarSentence]:
-    """Yields every judgement sentence about one aspect, by expanding the grammar in full.
-
-    Args:
-        aspect: One of :data:`ASPECTS`.
-
-    Raises:
-        ValueError: If there is no such aspect.
-    """
-    if aspect not in JUDGEMENTS:
-        raise ValueError(f"unknown aspect {aspect!r}; use one of {', '.join(ASPECTS)}")
-    for probability, leaves in expansions(JUDGEMENTS[aspect]):
-        yield GrammarSentence(text_of(leaves) + ".", aspect, sentiment_of(leaves), probability)
 
 
 @functools.cache
