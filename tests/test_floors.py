@@ -15,12 +15,12 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 STOREYS: list[list[str]] = [
-    # what everything stands on: files and numbers, the state machine, pure maths
+    # what everything stands on: files and numbers, the state machine; pure maths
     [
         *("tokenenv.json_files", "tokenenv.memory", "tokenenv.printable", "tokenenv.ranges"),
-        *("tokenenv.stop_signals", "tokenenv.episodes", "tokenenv.maths"),
+        *("tokenenv.stop_signals", "tokenenv.episodes"),
     ],
-    ["tokenenv.user_code"],
+    ["tokenenv.user_code", "tokenenv.maths"],
     # what a task is; language models
     ["tokenenv.tasks", "tokenenv.models"],
     ["tokenenv.settings"],
@@ -33,7 +33,8 @@ STOREYS: list[list[str]] = [
     ["tokenenv.wrappers"],
     # what is made of them: two more ids, the exact optimum, the bundled tasks
     ["tokenenv.feature_envs", "tokenenv.optimum"],
-    ["tokenenv.building", "tokenenv.tasks.reviews.build", "tokenenv.tasks.exact.build"],
+    ["tokenenv.building"],
+    ["tokenenv.tasks.reviews.build", "tokenenv.tasks.exact.build"],  # the commands
     # the agent
     ["agents.settings", "agents.atomic_files", "agents.console"],
     ["agents.config", "agents.vec_env", "agents.policy"],

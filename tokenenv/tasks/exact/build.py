@@ -1,12 +1,8 @@
-"""The command `python -m tokenenv.tasks.exact.build`; its work is done in `tokenenv.building`.
-
-Found by name, as all that belongs to a task is: the building uses the whole package, and a task
-lies on its ground floor.
-"""
+"""The command `python -m tokenenv.tasks.exact.build`: it builds the models of the task."""
 
 from __future__ import annotations
 
-from tokenenv.tasks import load_object
+from tokenenv.building.exact import main
 
 if __name__ == "__main__":
-    load_object("tokenenv.building.exact:main")()
+    main()
