@@ -18,6 +18,7 @@ __all__ = [
     "OPTIONAL_RESPONSES",
     "OPTIONAL_WEIGHT",
     "POSITIVE",
+    "POSITIVE_FINITE",
     "RESPONSES",
     "SEED",
     "WEIGHT",
@@ -97,6 +98,7 @@ POSITIVE = Range("a positive number, greater than 0", 0, is_open=True)
 OPTIONAL_POSITIVE = Range(
     "a number greater than 0, or None for none", 0, is_open=True, is_optional=True
 )
+POSITIVE_FINITE = Range("a positive, finite number", 0, _FINITE, is_open=True)
 WEIGHT = Range("0 or a positive, finite number", 0, _FINITE)
 OPTIONAL_WEIGHT = Range(
     "0 or a positive, finite number, or None (leave it out)", 0, _FINITE, is_optional=True

@@ -10,7 +10,7 @@ from typing import Any
 
 from tokenenv.maths import KL_SHAPINGS
 from tokenenv.models import resolve_device, resolve_dtype
-from tokenenv.ranges import WEIGHT, check_ranges, count
+from tokenenv.ranges import POSITIVE_FINITE, WEIGHT, check_ranges, count
 from tokenenv.tasks import Task, check_split, model_source
 
 __all__ = ["SCORINGS", "EnvSettings", "ResolvedSettings", "check_kl_coef"]
@@ -21,6 +21,14 @@ SCORINGS = ("step", "deferred")
 
 _TOKENS = count(high=2**20)
 """Of a prompt, a response, or a group: a state is that long, and a group stays together."""
+
+_NUMBERS = {
+    "temperature": POSITIVE_FINITE,
+    "score_clip": dataclasses.replace(
+        POSITIVE_FINITE, words="positive, or None for no clip", is_optional=True
+    ),
+    "missing_eos_penalty": WEIGHT,
+}
 
 
 @dataclass(frozen=True)
@@ -65,13 +73,8 @@ class EnvSettings:
         check_ranges({"group_size": self.group_size}, {"group_size": _TOKENS})
         if self.kl_coef is not None:
             check_kl_coef(self.kl_coef)
-        if not (WEIGHT.holds(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature={self.temperature!r} must be a positive number.")
-        clip, penalty = self.score_clip, self.missing_eos_penalty
-        if clip is not None and not (WEIGHT.holds(clip) and clip > 0):
-            raise ValueError(f"score_clip={clip!r} must be positive, or None for no clip.")
-        if not WEIGHT.holds(penalty):
-            raise ValueError(f"missing_eos_penalty={penalty!r} must be a number of 0 or more.")
+        numbers = {name: getattr(self, name) for name in _NUMBERS}
+        check_ranges(numbers, _NUMBERS)
 
     def resolved(self, task: Task) -> ResolvedSettings:
         """The same settings, with the task's own in place of every None that stands for it."""

@@ -32,6 +32,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from tokenenv.ranges import POSITIVE_FINITE, check_ranges
+
 __all__ = [
     "KL_COEF_RANGE",
     "KL_CONTROLLERS",
@@ -196,8 +198,7 @@ class AdaptiveKL:
 
     def __post_init__(self) -> None:
         """Refuse what can't steer."""
-        _require_positive("kl_target", self.target)
-        _require_positive("kl_horizon", self.horizon)
+        _require_positive(kl_target=self.target, kl_horizon=self.horizon)
 
     def update(self, kl_coef: float, kl: float, episodes: int, start: float) -> float:
         """As the class says."""
@@ -229,8 +230,7 @@ class DualKL:
 
     def __post_init__(self) -> None:
         """Refuse what can't steer."""
-        _require_positive("kl_target", self.target)
-        _require_positive("kl_dual_rate", self.rate)
+        _require_positive(kl_target=self.target, kl_dual_rate=self.rate)
 
     def update(self, kl_coef: float, kl: float, episodes: int, start: float) -> float:
         """As the class says; `episodes` does not matter."""
@@ -249,6 +249,5 @@ def _require_finite(controller: KLController, kl: float) -> None:
         )
 
 
-def _require_positive(name: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise ValueError(f"{name}={value!r} must be a positive, finite number.")
+def _require_positive(**settings: float) -> None:
+    check_ranges(settings, dict.fromkeys(settings, POSITIVE_FINITE))

@@ -36,6 +36,7 @@ from tokenenv.optimum.exact import (
 )
 from tokenenv.optimum.policies import Policy, policy_levels
 from tokenenv.optimum.prefix_tree import Levels, PrefixTree
+from tokenenv.ranges import FRACTION, WEIGHT, check_ranges
 
 __all__ = [
     "CRITIC_ERRORS",
@@ -183,11 +184,14 @@ def measure_advantages(
 def _check_ranges(
     critic_errors: Sequence[float], gammas: Sequence[float], lambdas: Sequence[float]
 ) -> None:
-    for name, values in (("gammas", gammas), ("lambdas", lambdas)):
-        if not all(0 <= value <= 1 for value in values):
-            raise ValueError(f"{name}={list(values)} must lie between 0 and 1.")
-    if not all(0 <= value < np.inf for value in critic_errors):
-        raise ValueError(f"critic_errors={list(critic_errors)} must be 0 or positive numbers.")
+    listed = (
+        ("gammas", gammas, FRACTION),
+        ("lambdas", lambdas, FRACTION),
+        ("critic_errors", critic_errors, WEIGHT),
+    )
+    for name, values, allowed in listed:
+        for i, value in enumerate(values):
+            check_ranges({f"{name}[{i}]": value}, {f"{name}[{i}]": allowed})
 
 
 class _Tokens:

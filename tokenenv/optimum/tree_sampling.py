@@ -11,6 +11,7 @@ import numpy as np
 from tokenenv.optimum.mixture import MixtureSamples
 from tokenenv.optimum.policies import Policy, policy_levels
 from tokenenv.optimum.prefix_tree import PrefixTree
+from tokenenv.ranges import RESPONSES, check_ranges
 
 __all__ = ["sample_tree_mixture"]
 
@@ -18,7 +19,7 @@ __all__ = ["sample_tree_mixture"]
 def sample_tree_mixture(
     policy: Policy, tree: PrefixTree, responses_per_prompt: int, seed: int
 ) -> MixtureSamples:
-    """What `sample_mixture` would find: half of the responses from `policy`, half from π_ref.
+    """As `sample_mixture`: half of the responses from `policy`, half from π_ref.
 
     Args:
         policy: see `policy_levels`.
@@ -29,11 +30,9 @@ def sample_tree_mixture(
     Raises:
         ValueError: `policy` is none, or `responses_per_prompt` can't be halved.
     """
-    if responses_per_prompt < 2 or responses_per_prompt % 2:
-        raise ValueError(
-            f"responses_per_prompt={responses_per_prompt} must be an even number of at least 2: "
-            "half of the responses are the policy's, half the reference's."
-        )
+    check_ranges(
+        {"responses_per_prompt": responses_per_prompt}, {"responses_per_prompt": RESPONSES}
+    )
     rng = np.random.default_rng(seed)
     n = responses_per_prompt // 2
     log_probs = tree.response_log_probs(policy_levels(policy, tree))

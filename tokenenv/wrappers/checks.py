@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 from gymnasium import spaces
 from gymnasium import wrappers as single_wrappers
 from gymnasium.vector import (
@@ -21,6 +20,7 @@ from gymnasium.wrappers import vector as vector_wrappers
 
 from tokenenv.env import token_spaces
 from tokenenv.mdp import TokenMDP
+from tokenenv.ranges import Range, check_ranges
 
 __all__ = [
     "check_k",
@@ -155,12 +155,11 @@ def check_k(k: int | None, vocabulary_size: int, default: int) -> int:
     """
     if k is None:
         return min(default, vocabulary_size)
-    is_whole = isinstance(k, int | np.integer) and not isinstance(k, bool)
-    if not is_whole or not 1 <= k <= vocabulary_size:
-        raise ValueError(
-            f"k={k!r} must be a whole number from 1 to {vocabulary_size}, the reference's "
-            f"vocabulary; k={vocabulary_size} leaves nothing out."
-        )
+    words = (
+        f"a whole number from 1 to {vocabulary_size}, the reference's vocabulary; "
+        f"k={vocabulary_size} leaves nothing out"
+    )
+    check_ranges({"k": k}, {"k": Range(words, 1, vocabulary_size, divisor=1)})
     return int(k)
 
 
