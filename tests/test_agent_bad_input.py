@@ -162,7 +162,7 @@ def test_environments_of_others_are_refused(name):
         getattr(vector, name)(
             gym.make_vec("CartPole-v1", 2, vectorization_mode="vector_entry_point")
         )
-    with pytest.raises(ValueError, match=r"SyncVectorEnv has no token MDP of its own.*make_vec"):
+    with pytest.raises(ValueError, match=r"SyncVectorEnv has no token MDP, its rows.*make_vec"):
         getattr(vector, name)(SyncVectorEnv([single]))
 
 

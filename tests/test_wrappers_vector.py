@@ -217,7 +217,7 @@ def test_actions_outside_the_k_are_refused(settings, actions):
 def test_what_can_not_be_wrapped_says_what_can(settings, name):
     wrapper = getattr(vector, name)
     rows = SyncVectorEnv([lambda: TokenEnv(**settings)] * 2)
-    with pytest.raises(ValueError, match=r"SyncVectorEnv has no token MDP of its own.*make_vec"):
+    with pytest.raises(ValueError, match=r"SyncVectorEnv has no token MDP, its rows.*make_vec"):
         wrapper(rows)
     with pytest.raises(ValueError, match=rf"use tokenenv\.wrappers\.{name}\."):
         wrapper(TokenEnv(**settings))

@@ -54,8 +54,8 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
     score the episodes yourself: `env.unwrapped.leave_scoring_to_caller()`.
 
     ## Starting State
-    A prompt drawn uniformly from the split, the same for `group_size` starts in a row; a reset with
-    a seed draws anew. `reset(options={"prompt": "text"})` gives one, which counts to no group.
+    A prompt drawn uniformly from the split, shared by `group_size` consecutive episodes; a seeded
+    reset draws a new one. `reset(options={"prompt": "text"})` sets a prompt outside of any group.
 
     ## Episode End
     EOS or the T-th token: `terminated=True`, and `info["finish_reason"]` is `"stop"` or
@@ -63,9 +63,9 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
 
     ## Info
     At a reset `prompt`; with a `group_size` of 2 or more also `group`, the number of the episode's
-    group (unless its prompt was given). At every step (stepwise scoring) `ref_logprob` and
-    `kl_coef`; at the end also `rm_score` (raw), `score` (what was paid), `finish_reason`,
-    `response`, `response_length` and, where the task knows it, `gold_reward`. Deferred scoring
+    group (unless `options` set the prompt). At every step (stepwise scoring) `ref_logprob` and
+    `kl_coef`; at the end also `rm_score` (raw), `score` (paid as reward), `finish_reason`,
+    `response`, `response_length` and, if the task has one, `gold_reward`. Deferred scoring
     gives `finish_reason`, `response` and `response_length` at the end and nothing else.
 
     Args:
@@ -99,7 +99,7 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
             all episodes, so that `RecordVideo` makes a film; or None.
 
     Raises:
-        ValueError: an argument that can't be used; it says what is allowed.
+        ValueError: an invalid argument; the message names the allowed values.
 
     ## Version History
     * v0: initial version.

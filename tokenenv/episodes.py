@@ -14,7 +14,7 @@ from gymnasium.error import ResetNeeded
 __all__ = ["NO_TOKEN", "EpisodeBatch", "split_observation"]
 
 NO_TOKEN = -1
-"""What observations hold where there is no token; it is no token id, so pad == eos is safe."""
+"""Fills observations where there is no token; it is no token id, so pad == eos is safe."""
 
 
 class EpisodeBatch:

@@ -34,7 +34,7 @@ class TokenFeaturesEnv(hidden_state.ObservesHiddenStates, TokenEnv):
     `Box(-inf, inf, (h,), float32)`, h the width of the reference's last hidden state.
 
     ## Rewards, Starting State, Episode End, Info
-    Those of `TokenEnv`.
+    As in `TokenEnv`.
 
     Args:
         **settings: the arguments of `TokenEnv`.
@@ -63,15 +63,15 @@ class TokenFeaturesTopKEnv(top_k.ActsOnTopTokens, TokenFeaturesEnv):
     `Box(-inf, inf, (h,), float32)`: the reference's last hidden state at s_t.
 
     ## Rewards, Starting State, Episode End
-    Those of `TokenEnv`, for the token that was chosen.
+    As in `TokenEnv`, for the selected token.
 
     ## Info
-    That of `TokenEnv`, and at every step `token`, the id, and `left_out_mass`, the probability
-    under the reference of the tokens that could not be chosen at s_t.
+    As in `TokenEnv`, and at every step `token`, the id, and `left_out_mass`, the probability
+    under the reference of the tokens outside the k at s_t.
 
     Args:
         k: how many tokens; None: 16, or the whole vocabulary where that is less (see
-            `tokenenv.wrappers.top_k.DEFAULT_K` for what that keeps).
+            `tokenenv.wrappers.top_k.DEFAULT_K` for its effect).
         **settings: the arguments of `TokenEnv`.
 
     Raises:

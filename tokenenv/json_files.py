@@ -1,4 +1,4 @@
-"""Reading JSON that somebody else wrote: whatever is wrong with it is a ValueError that says where.
+"""Reading JSON from other programs: every defect is a ValueError that names the place.
 
 Python's parser accepts more than JSON (NaN, a key twice, numbers that overflow to ∞, halves of
 surrogate pairs that no file can hold) and answers the rest in several ways (RecursionError for deep
@@ -17,7 +17,7 @@ from typing import Any
 __all__ = ["parse_json", "read_json", "read_json_lines", "read_json_object", "read_lines"]
 
 _MOST_DIGITS = 308
-"""Of a whole number: a float holds all of these, and arithmetic with longer ones overflows."""
+"""The most digits of a whole number: a float holds these, arithmetic with longer ones overflows."""
 
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -27,7 +27,7 @@ def parse_json(text: str, where: str, allow_nan: bool = False) -> Any:
 
     Args:
         text: the JSON.
-        where: what an error names: a file, and its line where it has several values.
+        where: the place for error messages: a file, and its line if it has several values.
         allow_nan: whether NaN and ±Infinity are numbers here, as Python and SB3 write them.
 
     Raises:
@@ -71,7 +71,7 @@ def read_json_object(path: Path, what: str, allow_nan: bool = False) -> dict[str
 
     Args:
         path: the file.
-        what: what it should be, for the message: "the configuration of a run".
+        what: the expected content, for the message: "the configuration of a run".
         allow_nan: as `parse_json`.
 
     Raises:

@@ -1,6 +1,6 @@
 """Text from models, files and arguments as a terminal may show it: no character acts, all are seen.
 
-An escape sequence in a response could colour, hide or overwrite what stands on a terminal, and a
+An escape sequence in a response could colour, hide or overwrite text on a terminal, and a
 mark for the direction of writing could reorder it.
 """
 
@@ -26,8 +26,8 @@ def printable(text: str, keep: str = "") -> str:
         keep: characters to leave as they are, such as `"\n"`.
 
     Returns:
-        A string that can be encoded and, unless kept, has no controls, format characters, line
-        separators or lone surrogates. Backslashes stay as they are.
+        A string that can be encoded and, except for `keep`, has no controls, format characters,
+        line separators or lone surrogates. Backslashes stay as they are.
     """
     if text.isascii() and text.isprintable():
         return text

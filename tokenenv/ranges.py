@@ -1,4 +1,4 @@
-"""Which numbers a setting may be, for environments, reward models, agents and the command line."""
+"""Ranges of the numbers in settings: environments, reward models, agents, command line."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """Which numbers a setting may be.
+    """The numbers that a setting may have.
 
     Attributes:
-        words: the range as a message puts it.
+        words: the range in the words of a message.
         low: the least value.
         high: the greatest value.
         is_open: whether `low` itself is refused.
@@ -66,7 +66,7 @@ class Range:
 _FINITE = 1.7976931348623157e308
 
 MOST = 10**9
-"""Of anything that is counted: what lies beyond is a slip of the hand, and no memory holds it."""
+"""Limit of every count: larger ones are typing errors, and would fit no memory."""
 
 
 def count(low: int = 1, high: int = MOST, or_what: str = "", is_optional: bool = False) -> Range:
@@ -75,7 +75,7 @@ def count(low: int = 1, high: int = MOST, or_what: str = "", is_optional: bool =
     Args:
         low: the least.
         high: the greatest.
-        or_what: what else may be given, as a message puts it: ", or None (leave it out)".
+        or_what: other allowed values, in the words of a message: ", or None (leave it out)".
         is_optional: whether None is allowed.
     """
     words = f"a whole number of at least {low} and at most {high:,}{or_what}"

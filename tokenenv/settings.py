@@ -1,4 +1,4 @@
-"""The keyword arguments of `gym.make`, checked and completed by the task's own."""
+"""The keyword arguments of `gym.make`, checked, and completed by the defaults of the task."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SCORINGS = ("step", "deferred")
 
 
 _TOKENS = count(high=2**20)
-"""Of a prompt, a response, or a group: a state is that long, and a group stays together."""
+"""Range of the tokens of a prompt or a response, and of the episodes of a group."""
 
 _NUMBERS = {
     "temperature": POSITIVE_FINITE,
@@ -33,7 +33,7 @@ _NUMBERS = {
 
 @dataclass(frozen=True)
 class EnvSettings:
-    """The keyword arguments of `gym.make`, as `TokenEnv` documents them. None: the task's own.
+    """The keyword arguments of `gym.make`, as `TokenEnv` documents them. None: that of the task.
 
     A `pathlib.Path` will do for `reference`, `reward_model` and `prompts`; it becomes a string.
     """
@@ -57,7 +57,7 @@ class EnvSettings:
     render_mode: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what can be refused without loading a model."""
+        """Validate as much as possible without loading a model."""
         for name in ("reference", "reward_model", "prompts"):
             object.__setattr__(self, name, _without_path(getattr(self, name)))
         check_split(self.split)
@@ -77,7 +77,7 @@ class EnvSettings:
         check_ranges(numbers, _NUMBERS)
 
     def resolved(self, task: Task) -> ResolvedSettings:
-        """The same settings, with the task's own in place of every None that stands for it."""
+        """The same settings, with those of the task in place of None."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name in _OF_THE_TASK:
             if values[name] is None:
@@ -92,15 +92,15 @@ class EnvSettings:
 
 
 _OF_THE_TASK = ("reference", "reward_model", "max_prompt_tokens", "max_new_tokens", "kl_coef")
-"""What a task gives where the arguments do not."""
+"""Settings whose default is that of the task."""
 
 
 @dataclass(frozen=True)
 class ResolvedSettings:
-    """The settings of an environment that is made: nothing is left to its task, but for prompts.
+    """The complete settings of an environment; only `prompts` may still be left to its task.
 
     Attributes:
-        prompts: a file, a task or a list of them; None: the task's own.
+        prompts: a file, a task or a list of texts; None: those of the task.
         score_clip: None: scores are not clipped.
         render_mode: None: nothing is rendered.
 

@@ -1,13 +1,13 @@
 """SIGINT, SIGTERM and SIGHUP end the work in an orderly way: as exceptions, at a safe moment.
 
 While `stop_signals()` is open, each of the three raises `StopSignal` (a `KeyboardInterrupt`) in the
-main thread, so that what handles Ctrl-C handles them all. A signal within a `hold_signals()` block
-raises at the block's end, and what is written there is whole. A second signal ends the process at
-once; one within `DOUBLE_SECONDS` of the first is taken for the same request, since `timeout`,
+main thread, so that every handler of Ctrl-C handles them all. A signal within a `hold_signals()`
+block raises at the block's end, so files written there are whole. A second signal ends the process
+at once; one within `DOUBLE_SECONDS` of the first is taken for the same request, since `timeout`,
 shells and schedulers often send one twice (to the process and to its group).
 
-What was inherited as ignored stays so for SIGINT (`command &` in a script) and SIGHUP (`nohup`).
-SIGTERM is the one that is left to stop such a process, so it is always answered.
+SIGINT (`command &` in a script) and SIGHUP (`nohup`) stay ignored where that was inherited. SIGTERM
+is then the only way to stop such a process, so it is never ignored.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class StopSignal(KeyboardInterrupt):
 
     @property
     def exit_status(self) -> int:
-        """What a shell calls the status of a process that this signal ended: 128 + number."""
+        """The exit status of a process that this signal ended, as in shells: 128 + number."""
         return 128 + self.number
 
 
 class _State:
-    """Of the process: what was asked for, and whether it may be raised now."""
+    """The signal that the process has received, and whether it may be raised now."""
 
     def __init__(self) -> None:
         self.is_open = False
@@ -112,7 +112,7 @@ def stop_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def hold_signals() -> Iterator[None]:
-    """Let a signal that arrives in the block raise at its end; for writing what must be whole.
+    """Let a signal that arrives in the block raise at its end; for writing files as a whole.
 
     An exception of the block itself is passed on instead; `check_signals` then raises the signal.
     """

@@ -1,4 +1,4 @@
-"""Calling what a user brought: its errors say whose they are, and where in the user's file."""
+"""Calls of user functions: errors name the function and the place in the user's file."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ __all__ = ["UserCodeError", "user_code"]
 
 
 class UserCodeError(ValueError):
-    """A function of the user's raised; the message says which, what and where.
+    """A user function raised; the message names the function, the error and the place.
 
-    The function's own exception is the `__cause__`.
+    The exception of the function is the `__cause__`.
     """
 
 
 @contextlib.contextmanager
 def user_code(name: str, function: Any) -> Iterator[None]:
-    """Turn what `function` raises in the block into a `UserCodeError`.
+    """Turn exceptions of `function` in the block into a `UserCodeError`.
 
     `SystemExit` included, and a `KeyboardInterrupt` where `tokenenv.stop_signals` are handled: then
     it is known that it came from no signal. `GeneratorExit` and signals pass through.
 
     Args:
-        name: what the message calls it.
-        function: the user's; its file is where the place of the error is looked for.
+        name: its name in the message.
+        function: the user's; the place of the error is looked for in its file.
     """
     try:
         yield

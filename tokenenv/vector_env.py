@@ -27,12 +27,12 @@ class TokenVectorEnv(TokenMDPMixin, VectorEnv[np.ndarray, np.ndarray, np.ndarray
         num_envs: N.
         autoreset_mode: Gymnasium's `AutoresetMode`, or its value: `"NextStep"`, `"SameStep"`,
             `"Disabled"`.
-        max_episode_steps: nothing but a check: a limit below `max_new_tokens` would cut episodes
-            where nobody can see it, and is refused.
+        max_episode_steps: nothing but a check: a limit below `max_new_tokens`, which would cut
+            episodes unnoticed, is refused.
         **settings: the arguments of `TokenEnv`.
 
     Raises:
-        ValueError: an argument that can't be used; it says what is allowed.
+        ValueError: an invalid argument; the message names the allowed values.
     """
 
     metadata: dict[str, Any] = {  # noqa: RUF012
@@ -62,7 +62,7 @@ class TokenVectorEnv(TokenMDPMixin, VectorEnv[np.ndarray, np.ndarray, np.ndarray
         if max_episode_steps is not None and max_episode_steps < self.mdp.max_new_tokens:
             raise ValueError(
                 f"max_episode_steps={max_episode_steps} is below max_new_tokens="
-                f"{self.mdp.max_new_tokens}: the response's own limit ends an episode, so lower "
+                f"{self.mdp.max_new_tokens}: that limit ends an episode already, so lower "
                 "max_new_tokens instead."
             )
         self.single_observation_space, self.single_action_space = token_spaces(self.mdp)

@@ -1,4 +1,4 @@
-"""What the builds of all bundled tasks have in common: folder, seed, progress, models and card."""
+"""The common part of the builds of all bundled tasks: folder, seed, progress, models and card."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Builder:
     def train_rewards(
         self, pairs: list[TokenPair], epochs: int, batch_size: int, learning_rate: float
     ) -> RewardModel:
-        """A reward model on the reference's trunk, rounded as it ships, to be normalised anew."""
+        """A reward model on the reference's trunk, rounded as it ships, not normalised yet."""
         self.say(f"training the reward model on {len(pairs):,} pairs")
         trained = new_reward_model(str(self.folder / "reference"), seed=self.first_seed)
         train_reward_model(
@@ -77,7 +77,7 @@ class Builder:
                 learning_rate=learning_rate,
                 weight_decay=0.0,
                 eval_fraction=0.03,
-                report_fraction=0.0,  # what the card says is measured on fresh pairs
+                report_fraction=0.0,  # the figures of the card come from fresh pairs
                 evaluations_per_epoch=1,
                 seed=self.first_seed,
             ),
@@ -104,8 +104,8 @@ def run_command(
     Args:
         build: (folder, seed, console) → anything.
         about: for `--help`.
-        folder: where to, unless another one is given.
-        seed: unless another one is given.
+        folder: default of `--out`.
+        seed: default of `--seed`.
     """
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--out", type=Path, default=folder, help="where to (default: the package)")

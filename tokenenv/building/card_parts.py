@@ -1,4 +1,4 @@
-"""What the model cards of all bundled tasks are written with."""
+"""Tables of the model cards of all bundled tasks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def table(head: str, rows: Iterable[tuple[str, str]]) -> str:
 
 
 def accuracy_rows(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows for what `measure_reward_model` says of held-out pairs."""
+    """Rows for the figures of `measure_reward_model` on held-out pairs."""
     accuracy = f"{facts['accuracy']:.4f} ± {facts['accuracy_standard_error']:.4f}"
     return [
         ("accuracy (± standard error)", accuracy),

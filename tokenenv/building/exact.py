@@ -1,7 +1,7 @@
 """Build the models that ship with `exact`: `python -m tokenenv.tasks.exact.build`.
 
 Tokenizer and reference from the grammar, preference pairs from reference and exploration, the
-reward model from the pairs, the exact optimum, and a card with what was measured. All of it is
+reward model from the pairs, the exact optimum, and a card with the measured figures. All of it is
 seeded; a minute or two on one core.
 """
 
@@ -36,7 +36,7 @@ MAX_POSITIONS = TASK.max_prompt_tokens + TASK.max_new_tokens
 
 @dataclass(frozen=True, slots=True)
 class BuildSettings:
-    """Sizes of the build; the defaults make what ships.
+    """Sizes of the build; the defaults give the bundled models.
 
     Args:
         seed: of everything.

@@ -1,4 +1,4 @@
-"""What is measured on the models of `exact` for their card: all of it by enumeration."""
+"""Measurements on the models of `exact` for their card, all by enumeration."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def cadence_probability(tree: PrefixTree, log_policy: Levels) -> float:
 
 
 def measure_optimum(tree: PrefixTree) -> dict[str, Any]:
-    """The exact optimum at the task's own β, and how far below it one-step policies stay."""
+    """The exact optimum at the β of the task, and how far below it one-step policies stay."""
     solution = solve(tree)
     at_best = evaluate_exactly(solution.log_policy, solution)
     one_step = one_step_policies(tree, solution.kl_coef)

@@ -1,8 +1,8 @@
-"""What the models of `exact` are trained on: melodies of the grammar, and pairs of answers.
+"""The training data of `exact`: melodies of the grammar, and pairs of answers.
 
-The cadence is rare under the reference. So that the reward model hears enough of it, most of the
-answers in the pairs are explored: cadences with every lead-in, what is nearly one, and notes
-at random, which leave no corner of the task unheard.
+The cadence is rare under the reference. To give the reward model enough examples of it, most of the
+answers in the pairs are explored: cadences with every lead-in, near misses, and random notes, which
+cover the rest of the task.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def sample_answer_pairs(
         )
         for side in sides
     ]
-    # Every pair counts as its own prompt: five calls can't be held out from each other.
+    # Every pair counts as a separate prompt: five calls can't be held out from each other.
     names = [f"{call} {index}" for index, call in enumerate(calls)]
     return annotate(prompts, names, sides[0], sides[1], (gold[0], gold[1]), sharpness, rng)
 

@@ -1,4 +1,4 @@
-"""What is measured on the reward model of every bundled task."""
+"""Measurements on the reward model of every bundled task."""
 
 from __future__ import annotations
 

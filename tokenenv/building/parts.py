@@ -134,7 +134,7 @@ def text_log_probs(model: Any, sequences: Sequence[np.ndarray]) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class LabelledPairs:
-    """Preference pairs with what is known of their annotator.
+    """Preference pairs, with the probabilities of their annotator.
 
     Attributes:
         pairs: the pairs, as tokens.
@@ -148,7 +148,7 @@ class LabelledPairs:
 
     @property
     def bayes_accuracy(self) -> float:
-        """E[max(p, 1−p)]: what the best predictor of the labels reaches in expectation."""
+        """E[max(p, 1−p)], the expected accuracy of the best predictor of the labels."""
         return float(np.maximum(self.probabilities, 1.0 - self.probabilities).mean())
 
 

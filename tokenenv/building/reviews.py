@@ -1,7 +1,7 @@
 """Build the models that ship with `reviews`: `python -m tokenenv.tasks.reviews.build`.
 
 Tokenizer and reference from the grammar, preference pairs from the reference, the reward model from
-the pairs, a bound on the optimum from three fitted proposals, and a card with what was measured.
+the pairs, a bound on the optimum from three fitted proposals, and a card with measured figures.
 All of it is seeded; a few minutes on two cores.
 """
 
@@ -56,7 +56,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class BuildSettings:
-    """Sizes of the build; the defaults make what ships.
+    """Sizes of the build; the defaults give the bundled models.
 
     Args:
         seed: of everything.

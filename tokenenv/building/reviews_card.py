@@ -1,4 +1,4 @@
-"""The model card of `reviews` as Markdown, from what the build measured."""
+"""The model card of `reviews` as Markdown, from the figures of the build."""
 
 from __future__ import annotations
 

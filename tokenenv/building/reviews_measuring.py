@@ -1,4 +1,4 @@
-"""What is sampled from the models of `reviews`, and what is measured on them for their card."""
+"""Samples from the models of `reviews`, and the measurements for their card."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def measure_cross_entropy(
     """Cross-entropy of a model on fresh reviews, against the exact entropy of the grammar.
 
     The mean of −log p_model + log p_grammar, plus the entropy, estimates the same as the mean of
-    −log p_model, with much less noise: what varies from review to review cancels.
+    −log p_model, with much less noise: the variation between reviews cancels.
     """
     texts = [sample_review(rng) for _ in range(reviews)]
     eos = language_model.eos_token_ids[0]
@@ -110,8 +110,8 @@ def _gold(
 def measure_optimum(
     results: Sequence[tuple[MixtureSamples, Comparison]], kl_coef: float
 ) -> dict[str, Any]:
-    """The bound on J* from several proposals, each on its own and all together."""
-    # Each mixture is a proposal of its own, so the mean of all their weights estimates the same
+    """The bound on J* from several proposals, each alone and all together."""
+    # Each mixture is a proposal by itself, so the mean of all their weights estimates the same
     # quantity as each, with less noise: one log-mean-exp over all samples.
     log_weights = np.concatenate([samples.log_weights(kl_coef) for samples, _ in results], axis=1)
     weights = np.exp(log_weights - log_weights.max(axis=1, keepdims=True))

@@ -40,7 +40,7 @@ GROUPED = ("rloo", "group")
 
 
 ROUNDING = 1e-6
-"""Relative size of what may be rounding: 8 times the distance of float32 numbers next to 1."""
+"""Largest relative rounding error: 8 times the distance of float32 numbers next to 1."""
 
 
 def rounding_floor(values: np.ndarray, magnitude: float = 0.0) -> float:
@@ -48,7 +48,7 @@ def rounding_floor(values: np.ndarray, magnitude: float = 0.0) -> float:
 
     Args:
         values: any shape.
-        magnitude: of what they were computed from, where that is larger than they are.
+        magnitude: of the terms they were computed from, if larger than the numbers themselves.
     """
     return ROUNDING * max(float(np.abs(values).max(initial=0.0)), magnitude)
 
@@ -230,7 +230,7 @@ def token_advantages(
         padded_advantages = generalized_advantages(
             padded_rewards, padded_values, lengths, bootstrap_values, gamma, estimator_lambda
         )
-        with np.errstate(over="ignore"):  # whoever trains on them refuses what is not finite
+        with np.errstate(over="ignore"):  # training refuses numbers that are not finite
             advantages = padded_advantages[is_step].astype(np.float32)
             return advantages, advantages + np.asarray(values, dtype=np.float32)
     # With V = 0 and γ = λ = 1, GAE sums up the rewards to come: all of them, at the first step.
@@ -253,12 +253,12 @@ def _response_advantages(estimator: str, returns: np.ndarray, group_size: int) -
 def whiten_rewards(rewards: np.ndarray) -> np.ndarray:
     """Rewards of standard deviation 1 about the mean they had: (r − mean)/√(var + 1e-8) + mean.
 
-    The mean stays what it was, as in TRL's `masked_whiten(rewards, shift_mean=False)` over the real
+    The mean does not change, as in TRL's `masked_whiten(rewards, shift_mean=False)` over the real
     tokens; the variance divides by n − 1. With s for the square root a reward becomes r/s +
     mean·(1 − 1/s): besides its share, **every token is paid mean·(1 − 1/s) for being there**. Sums
-    over responses of different lengths shift against each other, and so does how long the best
-    response is: towards longer ones where mean·(1 − 1/s) is positive, towards shorter ones where it
-    is negative.
+    over responses of different lengths shift against each other, and so does the length of the best
+    response: towards longer ones where mean·(1 − 1/s) is positive, towards shorter ones where it is
+    negative.
 
     Args:
         rewards: (n,) of all tokens of a batch, no padding among them.
@@ -269,7 +269,7 @@ def whiten_rewards(rewards: np.ndarray) -> np.ndarray:
     rewards = np.asarray(rewards, dtype=np.float64)
     if rewards.size < 2:
         return rewards
-    shifted = rewards - rewards[0]  # so that equal rewards stay exactly what they are
+    shifted = rewards - rewards[0]  # so that equal rewards stay exactly the same
     deviations = shifted - shifted.mean()
     mean = rewards[0] + shifted.mean()
     return deviations / np.sqrt(shifted.var(ddof=1) + 1e-8) + mean

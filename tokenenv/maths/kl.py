@@ -19,8 +19,8 @@ right: only k1 in the reward has that of the sequence's KL, which `full` in the 
 a loss have together.
 
 RLHF subtracts β·k1 (Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, eq. 2). The environment
-knows π_ref and pays the one half of it, whoever knows π pays the other; k2, k3 and full are no sums
-of two such halves.
+knows π_ref and pays one half of it, the agent knows π and pays the other; k2, k3 and full are no
+sums of two such halves.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ __all__ = [
 ]
 
 KL_SHAPINGS = ("k1", "none")
-"""What the environment pays per token: the reference's half of k1, or nothing."""
+"""KL reward of the environment per token: the reference's half of k1, or nothing."""
 
 KL_ESTIMATORS = ("k1", "k2", "k3", "full")
 """Estimators of the KL divergence per token."""
 
 KL_CONTROLLERS = ("fixed", "adaptive", "dual")
-"""What moves β between rollouts: nothing, `AdaptiveKL`, `DualKL`."""
+"""Controllers of β between rollouts: none, `AdaptiveKL`, `DualKL`."""
 
 
 # Estimators ---------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ class KLController(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FixedKL:
-    """β stays what it is."""
+    """β is constant."""
 
     def update(self, kl_coef: float, kl: float, episodes: int, start: float) -> float:
         """The same β."""
@@ -167,11 +167,11 @@ class FixedKL:
 
 
 ERROR_CLIP = 0.2
-"""Of the adaptive controller's relative error, either way (Ziegler et al. 2019, section 2.2)."""
+"""Bound on the relative error in `AdaptiveKL`, either way (Ziegler et al. 2019, section 2.2)."""
 
 STEP_CLIP = 1.0
-"""Of the dual controller's step in log β, either way: β changes by a factor of e at the most, where
-one rollout of a policy that has run away would carry it off for good."""
+"""Bound on the step of `DualKL` in log β, either way: β changes by a factor of e at the most;
+otherwise one diverged rollout would move it beyond recovery."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ class AdaptiveKL:
     horizon: float
 
     def __post_init__(self) -> None:
-        """Refuse what can't steer."""
+        """Validate the settings."""
         _require_positive(kl_target=self.target, kl_horizon=self.horizon)
 
     def update(self, kl_coef: float, kl: float, episodes: int, start: float) -> float:
@@ -229,7 +229,7 @@ class DualKL:
     rate: float
 
     def __post_init__(self) -> None:
-        """Refuse what can't steer."""
+        """Validate the settings."""
         _require_positive(kl_target=self.target, kl_dual_rate=self.rate)
 
     def update(self, kl_coef: float, kl: float, episodes: int, start: float) -> float:

@@ -1,7 +1,7 @@
 """The reward of a token, in one place: r_t = R_t − β·KL̂_t.
 
-R_t is the score R(x, y) at the last token of the response and 0 before it (or what a reward
-function gave each token); KL̂_t estimates the KL divergence from the reference at the token
+R_t is the score R(x, y) at the last token of the response and 0 before it (or the reward of a
+function for each token); KL̂_t estimates the KL divergence from the reference at the token
 (`tokenenv.maths.kl`). Where the KL estimate is k1, the penalty is a sum of two halves, which two
 parties pay:
 
@@ -11,7 +11,7 @@ parties pay:
 
 The environment's half is paid by `TokenMDP.step`, or with deferred scoring by the rollout buffer
 for a whole rollout at once. k2, k3 and full are no such sums: the agent's side pays all of them.
-Whoever pays, the sum is `token_rewards`; tests hold every path against it.
+The sum is always `token_rewards`; tests compare every path with it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def reference_half(ref_log_probs: np.ndarray, kl_coef: float | np.ndarray) -> np
 
 
 def actor_half(log_probs: np.ndarray, kl_coef: float | np.ndarray) -> np.ndarray:
-    """−β·log π(a_t|s_t), the half that belongs to whoever knows π."""
+    """−β·log π(a_t|s_t), the half that the agent pays, which knows π."""
     return -kl_coef * log_probs
 
 
@@ -62,7 +62,7 @@ def token_rewards(
     """(n,) float64 rewards of the n tokens of one finished response.
 
     Args:
-        score: R(x, y), paid with the last token; or (n,), what each token is paid.
+        score: R(x, y), paid with the last token; or (n,), the reward of each token.
         log_probs: (n,) log π of the tokens.
         ref_log_probs: (n,) log π_ref of them.
         kl_coef: β, or (n,) where it moved within the response.

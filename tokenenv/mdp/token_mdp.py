@@ -26,7 +26,7 @@ __all__ = ["StepResult", "TokenMDP", "TokenMDPMixin", "check_options"]
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one step of some rows gave.
+    """The results of one step of some rows.
 
     Attributes:
         rows: (n,) int64, the rows that stepped.
@@ -53,13 +53,13 @@ class TokenMDP:
     Attributes:
         episodes: the states, and which of them are running.
         reference_decoder: the hidden states and distributions of the reference at them.
-        token_rewards: (N, T) float64, what was paid for each token of the episodes under way.
-        is_scored_by_caller: whether somebody has taken it upon himself to score what deferred
-            scoring leaves unscored.
+        token_rewards: (N, T) float64, the rewards of the tokens of running episodes.
+        is_scored_by_caller: whether the caller has declared that it scores finished episodes itself
+            (deferred scoring).
         is_next_scored_by_buffer: the same for the next step alone, which a buffer collects.
 
     Raises:
-        ValueError: a setting, a model or a prompt that can't be used; it says which and why.
+        ValueError: an invalid setting, model or prompt; the message says which and why.
     """
 
     def __init__(self, settings: EnvSettings, num_envs: int) -> None:
@@ -88,7 +88,7 @@ class TokenMDP:
         self.is_scored_by_caller = self.is_next_scored_by_buffer = False
 
     def _connect(self) -> None:
-        """Find the models in the process-level cache: called anew after unpickling."""
+        """Find the models in the process-level cache: called again after unpickling."""
         self.scorer = build_scorer(self.settings)
         self.language_model: LanguageModel = self.scorer.reference.language_model
         self.reference_decoder = ReferenceDecoder(
@@ -96,7 +96,7 @@ class TokenMDP:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the models and their caches, which are found again by name."""
+        """Everything but the models and their caches, which are loaded again by name."""
         state = self.__dict__.copy()
         for name in ("language_model", "scorer", "reference_decoder", "task"):
             del state[name]
@@ -172,7 +172,7 @@ class TokenMDP:
         Args:
             row: which.
             rng: draws a prompt where a group begins.
-            prompt: what to start from; it counts to no group. None: the prompt of the group.
+            prompt: a text, outside of any group; None: the prompt of the group.
         """
         info: dict[str, Any] = {}
         if prompt is None:
@@ -203,8 +203,8 @@ class TokenMDP:
 
         Raises:
             ResetNeeded: a row has no running episode.
-            ValueError: an action is no token id; or an episode ended whose deferred score nobody
-                will give it.
+            ValueError: an action is no token id; or an episode has ended and deferred scoring has
+                no one to score it.
         """
         is_scored_later = self.is_scored_by_caller or self.is_next_scored_by_buffer
         self.is_next_scored_by_buffer = False
@@ -287,11 +287,11 @@ UNSCORED = (
     "to train with anything else, make the environment with scoring='step'. If you score the "
     "episodes yourself (env.unwrapped.scorer), say so: env.unwrapped.leave_scoring_to_caller()."
 )
-"""What a deferred environment says at the first finished episode that nobody will score."""
+"""Error of a deferred environment at the first finished episode without a scorer."""
 
 
 def check_options(options: Any, known: Sequence[str]) -> dict[str, Any]:
-    """`reset`'s options, or ValueError where they hold what it does not know."""
+    """`reset`'s options, or ValueError for unknown ones."""
     if options is None:
         return {}
     if not isinstance(options, dict):
@@ -309,7 +309,7 @@ def check_options(options: Any, known: Sequence[str]) -> dict[str, Any]:
 
 
 class TokenMDPMixin:
-    """What an environment over a `TokenMDP` shows of it.
+    """The public attributes and methods of an environment over a `TokenMDP`.
 
     Attributes:
         mdp: the token MDP.
@@ -329,7 +329,7 @@ class TokenMDPMixin:
 
     @property
     def kl_coef(self) -> float:
-        """β, which this environment owns: who needs it asks here, or reads `info`."""
+        """β, owned by this environment; also in `info`."""
         return self.mdp.kl_coef
 
     def set_kl_coef(self, kl_coef: float) -> None:

@@ -69,8 +69,8 @@ def rows_of(
     Args:
         infos: of a vector environment.
         rows: which environments.
-        has_masks: what has no mask is about no environment; False within a nested dict, whose own
-            mask counts for all that has none in it (so does `RecordEpisodeStatistics`).
+        has_masks: whether keys without a mask are skipped; False within a nested dict, where the
+            mask of the dict holds for them (as in `RecordEpisodeStatistics`).
     """
     row_infos: list[dict[str, Any]] = [{} for _ in rows]
     for key, values in infos.items():

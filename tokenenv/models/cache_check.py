@@ -1,8 +1,8 @@
-"""Whether a model's cached step is its plain forward: found out before anything relies on it.
+"""Checks that the cached step of a model equals its plain forward, before anything relies on it.
 
 A model may derive masks, positions or frequencies from the cache or from the longest sequence so
 far, or carry something from step to step that is no key and no value. Then rows of different length
-come out wrong, and where actor and reference share the fault even their KL says nothing of it.
+come out wrong, and where actor and reference share the fault even their KL does not show it.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def check_cached_step(
 ) -> None:
     """Refuse a model that can't be decoded token by token as its plain forward computes it.
 
-    Three sequences of different length are decoded over the full P+T and compared with the model's
-    own forward of each alone, without cache and without padding; so is one forward of all three,
+    Three sequences of different length are decoded over the full P+T and compared with a
+    forward of each alone, without cache and without padding; so is one forward of all three,
     padded on the right, as updates and deferred scoring compute it. Settings that the tests cover
     are taken as checked (`is_tested`), and so is a model with the config of one that has passed in
     this process at this length or a longer one.
@@ -80,7 +80,7 @@ def check_cached_step(
         model: a causal LM, or a trunk in a causal LM's shell (a critic).
         prompt_tokens: P.
         response_tokens: T.
-        what: what the model is, for the message: `"reference 'gpt2'"`.
+        what: name of the model, for the message: `"reference 'gpt2'"`.
         cached: whether its cached step will be used, or whole sequences only.
 
     Raises:
@@ -132,7 +132,7 @@ def is_tested(model: Any) -> bool:
 
 
 def _shell_names(model: Any) -> tuple[str, ...]:
-    """Of transformers' own classes: a subclass by a user may compute anything."""
+    """The class name of a model of transformers; empty for user classes: they may do anything."""
     is_transformers = type(model).__module__.startswith("transformers.models.")
     return (type(model).__name__,) if is_transformers else ()
 
@@ -165,7 +165,7 @@ def _find_fault(model: Any, prompt: int, response: int, cached: bool) -> Fault |
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad(), _full_float32():
             return StepComparison(_probe(model), prompt, response).fault(cached)
-    except Exception as error:  # a model that fails here would fail later, in its own words
+    except Exception as error:  # a model that fails here would fail later anyway
         if is_out_of_memory(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -188,7 +188,7 @@ def _full_float32() -> Iterator[None]:
 
 
 def _probe(model: Any) -> Any:
-    """What is checked in a model's place; see `_PROBE_PARAMETERS`."""
+    """The model that is checked in place of another; see `_PROBE_PARAMETERS`."""
     if sum(parameter.numel() for parameter in model.parameters()) > _PROBE_PARAMETERS:
         return model
     probe = copy.deepcopy(model).to(device="cpu", dtype=torch.float32)

@@ -5,8 +5,8 @@ The environment, the training of a reward model and the scoring by one all take
     prompt ids · response ids · EOS where the response is complete.
 
 Prompt and response are tokenised apart, as the environment does (together they may merge at the
-seam into ids that no episode has). Of what a tokenizer adds to a text by itself the beginning stays
-(BOS) and an EOS is dropped: after it nothing would follow. An EOS that stands in the *text* of a
+seam into ids that no episode has). Of the ids that a tokenizer adds to a text, those before it
+(BOS) stay, and an EOS is dropped: nothing would follow it. An EOS that stands in the *text* of a
 prompt, such as the end of a turn, is part of the prompt and stays, wherever it stands.
 """
 
@@ -59,7 +59,7 @@ def prompt_ids(tokenizer: Any, text: str, eos_token_ids: Collection[int]) -> lis
 
 
 def _added(whole: list[int], plain: list[int], bos: int | None) -> tuple[list[int], list[int]]:
-    """What a tokenizer has put before and behind the ids of the text alone.
+    """The ids that a tokenizer has put before and behind the ids of the text alone.
 
     Where several readings are possible (a text of nothing but EOS), BOS is put before and the rest
     behind.
@@ -68,7 +68,7 @@ def _added(whole: list[int], plain: list[int], bos: int | None) -> tuple[list[in
     for start in range(int(added > 0 and whole[0] == bos), added + 1):
         if whole[start : start + len(plain)] == plain:
             return whole[:start], whole[start + len(plain) :]
-    return [], []  # the tokenizer reads the text differently then: what it adds can't be told
+    return [], []  # the text is tokenised differently then: the added ids can't be separated
 
 
 def join_ids(
@@ -98,7 +98,7 @@ def join_ids(
 def prompt_text(tokenizer: Any, ids: np.ndarray) -> str:
     """The text of a prompt's ids, special tokens in it included, but not the BOS put before it.
 
-    For a tokenizer that reads what it writes, `prompt_ids` of it are `ids` again.
+    For a tokenizer that inverts its decoding, `prompt_ids` of it are `ids` again.
     """
     listed = ids.tolist()
     bos = getattr(tokenizer, "bos_token_id", None)

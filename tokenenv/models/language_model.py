@@ -52,8 +52,8 @@ __all__ = [
     "trunk_hidden_states",
 ]
 
-# A child forked after the parent has run torch hangs in its first parallel region: one thread there
-# is the cure, and what a worker among several should use anyway.
+# A child forked after the parent has run torch hangs in its first parallel region: one thread
+# avoids it, and a worker among several should use no more anyway.
 os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 _LOADING = threading.RLock()
@@ -127,7 +127,7 @@ class LanguageModel:
             PreTrainedTokenizerFast.decode,
             PreTrainedTokenizerFast._decode,
         ):
-            # What that does in the end; most of its time goes into looking at every id on the way.
+            # The same result; `decode` spends most of its time on looking at every id first.
             return self.tokenizer.backend_tokenizer.decode(listed, skip_special_tokens=True)
         return self.tokenizer.decode(
             listed, skip_special_tokens=True, clean_up_tokenization_spaces=False
@@ -135,7 +135,7 @@ class LanguageModel:
 
 
 def resolve_device(device: str) -> str:
-    """`"auto"` is the GPU where there is one; anything else is what torch makes of it.
+    """`"auto"` is the GPU where there is one; anything else goes to torch.
 
     Raises:
         ValueError: torch knows no such device here.
@@ -165,9 +165,9 @@ def resolve_dtype(dtype: str) -> torch.dtype:
 def one_at_a_time() -> Iterator[None]:
     """Let one thread at a time load or build models.
 
-    While transformers loads, it replaces torch's initialisers, its own tying of weights and the
+    While transformers loads, it replaces torch's initialisers, its tying of weights and the
     default dtype for the whole process. Two threads that do so at once leave them replaced, and
-    what is built meanwhile stays uninitialised. A fork waits until nothing is half loaded.
+    models built meanwhile stay uninitialised. A fork waits until nothing is half loaded.
     """
     with _LOADING:
         yield
@@ -175,9 +175,9 @@ def one_at_a_time() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
-    """Keep transformers' bars and load reports off the console; we raise on what they warn of.
+    """Keep transformers' bars and load reports off the console; their warnings are our errors.
 
-    One thread at a time: what this sets is the process's.
+    One thread at a time: these settings belong to the process.
     """
     with one_at_a_time():
         verbosity = transformers_logging.get_verbosity()
@@ -193,7 +193,7 @@ def quiet_loading() -> Iterator[None]:
 
 
 def output_folder(folder: Any) -> Path:
-    """The folder that a model is to be written to; ValueError where nobody can have meant it.
+    """The folder that a model is to be written to; ValueError for an empty or invalid name.
 
     An empty name is the working directory to Python: an unset variable would fill that.
     """
@@ -221,11 +221,11 @@ def check_source(name: str, what: str) -> None:
 
 
 MOST_LAYERS = 10_000
-"""Of a model: transformers builds every layer that a config asks for, before it reads weights."""
+"""Limit for a config: transformers builds every layer before it reads weights."""
 
 
 def check_config(config: dict[str, Any], what: str, name: str) -> None:
-    """Raise ValueError where a config asks for so many layers that building them would never end.
+    """Raise ValueError for a config with so many layers that building them would never end.
 
     Args:
         config: as JSON or `to_dict` of a transformers config holds it.
@@ -244,10 +244,10 @@ def check_config(config: dict[str, Any], what: str, name: str) -> None:
 
 @contextlib.contextmanager
 def loading_errors(name: str, what: str) -> Iterator[None]:
-    """Turn what transformers raises for a bad source into a ValueError that says what to give."""
+    """Turn errors of transformers for a bad source into a ValueError with the remedy."""
     try:
         yield
-    except Exception as error:  # a broken folder raises what its broken file's parser raises
+    except Exception as error:  # a broken folder raises the error of a file's parser
         reason = _broken_file(name) or (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{what}={name!r} can't be loaded: {reason} Give the folder of a transformers model, "
@@ -263,16 +263,16 @@ _READ_BY_TRANSFORMERS = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-"""JSON objects in the folder of a model; what else lies there is no reason why it can't be read."""
+"""JSON objects in the folder of a model; other files there don't matter for loading."""
 
 
 def _read_json_of_transformers(file: Path) -> dict[str, Any]:
-    """The object in a file that transformers writes: Infinity is a number there, as in Mamba's."""
+    """The object in a file written by transformers: Infinity is a number there, as in Mamba's."""
     return read_json_object(file, "what transformers writes", allow_nan=True)
 
 
 def _broken_file(name: str) -> str | None:
-    """What is wrong with the first file that transformers reads in a model's folder, if any is."""
+    """The defect of the first broken file that transformers reads in a model's folder, if any."""
     for file in (Path(name) / file for file in _READ_BY_TRANSFORMERS):
         if not os.path.exists(file):
             continue
@@ -292,7 +292,7 @@ def load_tokenizer(name: str, what: str) -> Any:
 
 
 def _folder_version(name: str) -> tuple[tuple[str, int, int], ...]:
-    """What changes when a model's folder is written anew: names, times and sizes of its files."""
+    """The version of a model's folder: names, times and sizes of its files."""
     folder = Path(name)
     if not os.path.isdir(folder):
         return ()
@@ -303,11 +303,11 @@ def _folder_version(name: str) -> tuple[tuple[str, int, int], ...]:
 class SharedLoader(Generic[Loaded]):
     """The process-level cache of a loader: one model per name, device and dtype.
 
-    A folder that has been written anew since is loaded anew. Of several threads that ask for the
-    same model one loads it, and the others wait for that one.
+    A folder that has changed since is loaded again. If several threads request the same model, one
+    loads it and the others wait.
 
     Args:
-        load: (name, device, dtype) → what is shared.
+        load: (name, device, dtype) → the shared object.
     """
 
     def __init__(self, load: Callable[[str, str, str], Loaded]) -> None:
@@ -318,14 +318,14 @@ class SharedLoader(Generic[Loaded]):
         )
 
     def __call__(self, name: str, device: str = "cpu", dtype: str = "float32") -> Loaded:
-        """What `load` gave for these arguments, the first time or now."""
+        """The result of `load` for these arguments, cached or new."""
         if not isinstance(name, str):
             return self._load(name, device, dtype)  # raises: it is no name
         with one_at_a_time():
             return self._cached(name, device, dtype, _folder_version(name))
 
     def cache_clear(self) -> None:
-        """Forget all models; who holds one keeps it."""
+        """Forget all models; existing references stay valid."""
         self._cached.cache_clear()
 
 
@@ -449,10 +449,10 @@ def trunk_hidden_states(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def output_logits(model: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """(…, V) logits of (…, h) hidden states, as the model's own forward computes them.
+    """(…, V) logits of (…, h) hidden states, as the forward of the model computes them.
 
-    They are float32, or float64 where the model is; under autocast the output layer computes in its
-    own precision all the same.
+    They are float32, or float64 where the model is; under autocast the output layer still
+    computes in the precision of its weights.
     """
     layer = model.get_output_embeddings()
     if torch.is_autocast_enabled(hidden.device.type):
@@ -503,7 +503,7 @@ def check_context(model: Any, tokens: int, what: str) -> None:
 def pad_right(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """(B, L) int64 with each sequence from column 0, and their (B,) lengths.
 
-    Each row is filled up with its own first token: no pad token is needed, none can be mistaken.
+    Each row is filled up with its first token: no pad token is needed, none can be mistaken.
     """
     lengths = np.fromiter((len(s) for s in sequences), dtype=np.int64, count=len(sequences))
     tokens = np.empty((len(sequences), int(lengths.max(initial=1))), dtype=np.int64)

@@ -34,7 +34,7 @@ class PackedSequences:
     """States inside sequences.
 
     Attributes:
-        tokens: (B, L) int64, each sequence from column 0; what stands behind it is no part of it.
+        tokens: (B, L) int64, each sequence from column 0; columns behind it are filler.
         rows: (n,) int64, the sequence of each state.
         columns: (n,) int64, the last token of each state.
     """

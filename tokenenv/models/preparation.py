@@ -1,6 +1,6 @@
-"""What is done to every model after loading: weights checked, dropout off, activations fused.
+"""Preparation of every model after loading: weights checked, dropout off, activations fused.
 
-None of it changes what a model in eval mode computes, beyond the rounding of its activations.
+None of it changes the outputs of a model in eval mode, beyond the rounding of activations.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A model's cached steps and padded batches against its plain forward, and against its rounding.
 
-What rounding alone may do to a model's outputs depends on its weights, its depth and its dtype. So
+The effect of rounding on the outputs of a model depends on its weights, its depth and its dtype. So
 it is measured: the same forward, with every module's result moved by about one rounding, differs by
 as much as two right ways of computing it may.
 """
@@ -25,10 +25,10 @@ from tokenenv.models.slot_cache import SlotDecoder
 __all__ = ["Fault", "StepComparison", "makes_logits"]
 
 _LEAST_TOLERANCE = 1e-4
-"""What is always allowed, in units of the outputs, or a few roundings of the dtype."""
+"""Least tolerance, in units of the outputs, or a few roundings of the dtype."""
 
 _LARGEST_TOLERANCE = 1e-2
-"""What is never exceeded, however badly conditioned a model is, in the same units."""
+"""Largest tolerance, however badly conditioned a model is, in the same units."""
 
 _TIMES_ROUNDING = 4.0
 """A difference may be larger than the measured rounding by this factor: right models of the tests
@@ -42,7 +42,7 @@ _MEAN_KL = {torch.bfloat16: 1e-2, torch.float16: 1e-3}
 """In half precision, besides: the mean KL of the cached from the plain distribution, in nats."""
 
 _POSITIONS_AT_ONCE = 32
-"""Of which log-probabilities of all tokens are held in memory."""
+"""Positions whose log-probabilities of all tokens are in memory at once."""
 
 
 def makes_logits(model: Any) -> bool:
@@ -52,10 +52,10 @@ def makes_logits(model: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """What is wrong with a model.
+    """The fault of a model.
 
     Attributes:
-        reason: a clause on what the model does.
+        reason: a clause on the behaviour of the model.
         extent: a clause on how large the difference is; empty where there was an error instead.
     """
 
@@ -91,15 +91,15 @@ class _Gap:
 
     @property
     def mean_kl(self) -> float:
-        """Of log-probabilities: the mean KL of the outputs from those expected."""
+        """The mean KL of the outputs from those expected, where they are log-probabilities."""
         return self._kl / max(1, self._rows)
 
 
 class StepComparison:
-    """One model, three sequences of different length, and what it makes of each alone.
+    """One model, three sequences of different length, and its plain forward of each alone.
 
     Args:
-        model: what is checked.
+        model: the model to check.
         prompt: P.
         response: T.
     """
@@ -116,7 +116,7 @@ class StepComparison:
         self._largest_output = 0.0
 
     def fault(self, cached: bool) -> Fault | None:
-        """What is wrong; None where nothing is.
+        """The fault of the model, or None.
 
         Args:
             cached: whether to look at the cached step, too.
@@ -173,7 +173,7 @@ class StepComparison:
             gap.add(self._outputs(some), self._outputs(plain))
 
     def _model_outputs(self, row: np.ndarray) -> torch.Tensor:
-        """(L, V) logits by transformers' own forward; (L, h) hidden states where it has none."""
+        """(L, V) logits by the forward of transformers; (L, h) hidden states where it has none."""
         if not self.has_logits:
             return self._states(row)
         return self.model(input_ids=self._tokens(row), use_cache=False).logits[0]
@@ -181,7 +181,7 @@ class StepComparison:
     # Comparisons ---------------------------------------------------------------------------------
 
     def _heads(self) -> _Gap:
-        """The model's own outputs against those of its hidden states; notes the largest."""
+        """The outputs of the model against those of its hidden states; records the largest."""
         gap = _Gap(self.has_logits)
         for row, states in zip(self.rows, self.states, strict=True):
             outputs = self._model_outputs(row)
@@ -238,7 +238,7 @@ class StepComparison:
 
     @property
     def _unit(self) -> float:
-        """What outputs are measured in: nats, or the largest hidden state.
+        """The unit of outputs: nats, or the largest hidden state.
 
         Where log-probabilities reach beyond -20 it grows with them, as their rounding does.
         """
@@ -247,7 +247,7 @@ class StepComparison:
         return max(self._largest_output, float(np.finfo(np.float32).tiny))
 
     def _measured_tolerance(self) -> float:
-        """A few times the model's own rounding, within bounds that follow unit and dtype."""
+        """A few times the rounding of the model, within bounds that follow unit and dtype."""
         gap = _Gap(self.has_logits)
         with _rounded_once_more(self.model):
             states = self._states(self.rows[0])
@@ -276,7 +276,7 @@ class StepComparison:
 
 @contextlib.contextmanager
 def _rounded_once_more(model: nn.Module) -> Iterator[None]:
-    """While this lasts, what every innermost module returns is moved by an ulp or so."""
+    """Within the block, results of every innermost module are moved by an ulp or so."""
     generator = torch.Generator().manual_seed(0)
     innermost = [module for module in model.modules() if not list(module.children())]
     hook = partial(_rounded, generator)

@@ -1,7 +1,8 @@
 """Notices that a module's weights are no longer those that a cache was filled with.
 
-Whoever trains or swaps weights need not say so: an optimiser's step, `.data` written or assigned,
-`load_state_dict(assign=True)`, a module or parameter put in another's place, a parametrization.
+Code that trains or swaps weights need not announce it: an optimiser's step, `.data` written or
+assigned, `load_state_dict(assign=True)`, a module or parameter put in another's place, a
+parametrization.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class WeightWatch:
-    """Remembers the parameters and buffers of a module, and what was in them.
+    """Remembers the parameters and buffers of a module, and their contents.
 
     The quick look, some microseconds per hundred tensors, compares which modules, parameters and
     buffers there are, where their memory lies, torch's count of writes to each, and on a CPU the
     bits of four elements of each: `.data` is written without being counted. So it sees whatever
-    changes a tensor as a whole. What it can't see is a write through `.data` to a part of a tensor
+    changes a tensor as a whole. It misses a write through `.data` to a part of a tensor
     (on a GPU: to any of it, in place); the thorough look sees that, too, and reads all weights.
 
     Args:
@@ -84,7 +85,8 @@ class WeightWatch:
     def _read_contents(self) -> torch.Tensor:
         """(2n,) int64 sums over the bits of n tensors: of all of it, and along its diagonal.
 
-        Exact, so that a change of one bit shows; the diagonal notices what was only moved about.
+        Exact, so that a change of one bit shows; the diagonal shows elements that only changed
+        places.
         """
         sums: dict[torch.device, list[torch.Tensor]] = {}
         for tensor in self._tensors:

@@ -7,11 +7,11 @@ follow from the tree by recursion, so nothing here is sampled: transitions are d
     Var[Â|s,a] = (γλ)²·Var_{a' ~ π(·|s')}(E[Â|s',a']) + (γλ)²·E_{a' ~ π(·|s')}[Var[Â|s',a']]
 
 with δ(s,a) = r(s,a) + γ·V̂(s') − V̂(s) (Schulman et al. 2015, https://arxiv.org/abs/1506.02438).
-The critic is V̂(s) = V^π(s) + e(s) with an error e of chosen size. Compared is with the true A^π of
-the undiscounted objective, the policy's own KL in the reward.
+The critic is V̂(s) = V^π(s) + e(s) with an error e of a set size. The reference is the true A^π of
+the undiscounted objective, with the policy's KL in the reward.
 
 Two kinds of bias: the raw one, E[Â|s,a] − A^π(s,a), and the one that reaches the policy gradient.
-What depends on the state alone moves all its actions alike and cancels in Σ_a ∇π(a|s)·Â, so the
+A term of the state alone moves all its actions alike and cancels in Σ_a ∇π(a|s)·Â, so the
 second is of E[Â|s,a] minus its mean over a ~ π. At λ = γ = 1 the raw bias is −e(s), that of the
 gradient 0.
 
@@ -61,7 +61,7 @@ class AdvantageError:
         gamma: γ.
         gae_lambda: λ.
         raw_bias: root mean square of E[Â|s,a] − A^π(s,a).
-        gradient_bias: the same after taking the mean over a ~ π out: what biases the gradient.
+        gradient_bias: the same after subtracting the mean over a ~ π: the bias of the gradient.
         variance: mean of Var[Â|s,a].
     """
 
@@ -86,10 +86,10 @@ def advantage_moments(
     gamma: float,
     gae_lambda: float,
 ) -> tuple[Levels, Levels]:
-    """E[Â|s,a] and Var[Â|s,a] of GAE(γ, λ) with a given critic, exactly.
+    """E[Â|s,a] and Var[Â|s,a] of GAE(γ, λ) with a critic, exactly.
 
     Args:
-        log_policy: T levels (X, C^t, V), π, which samples what follows.
+        log_policy: T levels (X, C^t, V), π, which samples the following tokens.
         values: T levels (X, C^t), the critic's V̂(s).
         tree: of the token MDP.
         kl_coef: β.
@@ -131,7 +131,7 @@ def measure_advantages(
     Args:
         policy: see `policy_levels`; it must give every token some probability.
         task: name of a task, its tree or its solution.
-        kl_coef: β ≥ 0; the solution's, or the task's own, unless given.
+        kl_coef: β ≥ 0; None: that of the solution or the task.
         critic_errors: standard deviations of e(s), in those of V^π over the tokens of the policy.
         gammas: γ.
         lambdas: λ.
@@ -203,12 +203,12 @@ class _Tokens:
         self.count = sum(float(level.sum()) for level in self.visits)
 
     def mean(self, of_states: Levels) -> float:
-        """Of T levels (X, C^t)."""
+        """Mean over states of T levels (X, C^t)."""
         pairs = zip(self.visits, of_states, strict=True)
         return sum(float((visits * level).sum()) for visits, level in pairs) / self.count
 
     def mean_over_actions(self, of_actions: Levels) -> float:
-        """Of T levels (X, C^t, V)."""
+        """Mean over states and a ~ π of T levels (X, C^t, V)."""
         pairs = zip(self.log_policy, of_actions, strict=True)
         return self.mean([expectation(log_probs, level) for log_probs, level in pairs])
 

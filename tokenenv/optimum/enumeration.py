@@ -51,7 +51,7 @@ def enumerate_mdp(
 
     Args:
         mdp: the token MDP.
-        prompts: X texts; those of its split unless given.
+        prompts: X texts; None: those of its split.
         max_responses: refuse more.
 
     Raises:
@@ -90,7 +90,7 @@ def _about(count: int) -> str:
 
 
 def _score_all(tree: PrefixTree, mdp: TokenMDP) -> tuple[Levels, Levels | None]:
-    """The scorer's word on every finished response, as levels."""
+    """Scores of every finished response, as levels."""
     responses, stopped = tree.responses(), tree.response_stopped.tolist()
     episodes = [
         Episode(prompt, response, ended)

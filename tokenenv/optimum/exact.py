@@ -5,8 +5,8 @@ The KL-regularised objective J(π) = E[R] − β·KL(π ‖ π_ref) has the opti
 Korbak et al. 2022, https://arxiv.org/abs/2205.11275), which soft backward induction finds token by
 token (Levine 2018, https://arxiv.org/abs/1805.00909). Everything is float64; nothing is sampled.
 
-What is gained over the reference, V* − V^ref, is carried along by itself, in sums that keep their
-digits at any β (`log_sums`): as β grows it becomes a difference of nearly equal numbers.
+The gain over the reference, V* − V^ref, is computed separately, in sums that keep their digits at
+any β (`log_sums`): as β grows it becomes a difference of nearly equal numbers.
 
 Axes and levels are those of `prefix_tree`.
 """
@@ -121,7 +121,7 @@ Solvable = str | PrefixTree | Solution
 
 
 def tree_and_kl_coef(task: Solvable, kl_coef: float | None) -> tuple[PrefixTree, float]:
-    """The tree that is meant, and β ≥ 0: the given one, else the solution's or the task's own.
+    """The tree of a task, and β ≥ 0: the argument, else that of the solution or the task.
 
     Raises:
         ValueError: `task` is none of these or too large to enumerate, or β is negative.
@@ -148,7 +148,7 @@ def solve(task: Solvable, kl_coef: float | None = None) -> Solution:
 
     Args:
         task: name of a task, or its tree from `enumerate_task`, which saves enumerating it again.
-        kl_coef: β > 0; the task's own unless given.
+        kl_coef: β > 0; None: that of the task.
 
     Raises:
         ValueError: the task is too large to enumerate, β is 0 or negative, or so small that R/β
@@ -166,7 +166,7 @@ def solve(task: Solvable, kl_coef: float | None = None) -> Solution:
         q = np.where(tree.ending(t), tree.scores[t], tree.after(t, reference))
         reference = expectation(log_probs, q)
         gain_after = tree.after(t, gain)
-        # What the reference expects of the advantages is 0, whatever they round to.
+        # The expectation of the advantages under the reference is 0, whatever they round to.
         tilt = (q - reference[:, :, None] + gain_after) / kl_coef
         normalizer = log_tilted_sum(log_probs, tilt, expectation(log_probs, gain_after / kl_coef))
         gain = kl_coef * normalizer
@@ -190,7 +190,7 @@ def solve(task: Solvable, kl_coef: float | None = None) -> Solution:
 
 @dataclass(frozen=True, slots=True)
 class ExactEvaluation:
-    """What a policy reaches, by summation over all responses; means over prompts.
+    """The results of a policy, by summation over all responses; means over prompts.
 
     Attributes:
         objective: J(π) = E[R] − β·KL(π ‖ π_ref).
@@ -235,7 +235,7 @@ def evaluate_exactly(
     Args:
         policy: see `policy_levels`.
         task: name of a task, its tree, or its solution, which saves solving it again.
-        kl_coef: β > 0; the solution's, or the task's own, unless given.
+        kl_coef: β > 0; None: that of the solution or the task.
         starting_policy: the untrained actor, where it was not the reference.
 
     Raises:
@@ -275,7 +275,7 @@ def evaluate_exactly(
 
 @dataclass(frozen=True, slots=True)
 class ActionValues:
-    """Exact values of a policy, its own KL in the reward.
+    """Exact values of a policy, with its KL in the reward.
 
     Attributes:
         values: T levels (X, C^t) of V^π(s).
@@ -296,7 +296,7 @@ def true_advantages(policy: Policy, task: Solvable, kl_coef: float | None = None
     Args:
         policy: see `policy_levels`.
         task: name of a task, its tree or its solution.
-        kl_coef: β ≥ 0; the solution's, or the task's own, unless given.
+        kl_coef: β ≥ 0; None: that of the solution or the task.
 
     Raises:
         ValueError: `policy` is none, the task is too large to enumerate, or β is negative.
@@ -319,13 +319,13 @@ def true_advantages(policy: Policy, task: Solvable, kl_coef: float | None = None
 
 
 def action_rewards(tree: PrefixTree, log_policy: Levels, t: int, kl_coef: float) -> np.ndarray:
-    """(X, C^t, V) r(s, a) with the policy's own KL, k1 as in training."""
+    """(X, C^t, V) r(s, a) with the KL of the policy, k1 as in training."""
     shaping = kl_coef * (log_policy[t] - tree.ref_log_probs[t]) if kl_coef else 0.0
     return np.where(tree.ending(t), tree.scores[t], 0.0) - shaping
 
 
 def expectation(log_policy: np.ndarray, of_actions: np.ndarray) -> np.ndarray:
-    """Σ_a π(a|s)·f(s, a) over the last axis; what π never does counts nothing, even where f = ∞."""
+    """Σ_a π(a|s)·f(s, a) over the last axis; actions of probability 0 add 0, even where f = ∞."""
     probabilities = np.exp(log_policy)
     with np.errstate(invalid="ignore"):  # 0·∞
         return np.where(probabilities > 0, probabilities * of_actions, 0.0).sum(axis=-1)
@@ -333,7 +333,7 @@ def expectation(log_policy: np.ndarray, of_actions: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class _PerPrompt:
-    """(X,) arrays of what `ExactEvaluation` holds the means of."""
+    """(X,) arrays by prompt; `ExactEvaluation` holds their means."""
 
     objective: np.ndarray
     score: np.ndarray

@@ -2,7 +2,7 @@
 
 With one logit per state and action, ∂ log π(a'|s)/∂ logit(s,a) = [a = a'] − π(a|s), and the policy
 gradient theorem (Sutton et al. 2000) gives d^π(s)·π(a|s)·(Q(s,a) − V(s)) for any reward that is
-held fixed. So what a reward or a loss really does to the policy can be said without sampling.
+held fixed. So the effect of a reward or a loss on the policy can be computed without sampling.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["directional_derivative", "inner_product", "loss_gradient", "reward_g
 
 
 def reward_gradient(tree: PrefixTree, log_policy: Levels, rewards: Levels) -> Levels:
-    """∂E[Σ_t r(s_t, a_t)]/∂logit(s, a) with the rewards held fixed: what REINFORCE ascends.
+    """∂E[Σ_t r(s_t, a_t)]/∂logit(s, a) with rewards held fixed, as REINFORCE estimates it.
 
     Args:
         tree: of the token MDP.
@@ -41,7 +41,7 @@ def reward_gradient(tree: PrefixTree, log_policy: Levels, rewards: Levels) -> Le
 def loss_gradient(tree: PrefixTree, log_policy: Levels, slopes: Levels) -> Levels:
     """E[Σ_t ∂f(log π(a_t|s_t))/∂logit(s, a)]: the mean gradient of a loss over sampled tokens.
 
-    The states count as given, as they do for a loss on a batch.
+    The states are held fixed, as for a loss on a batch.
 
     Args:
         tree: of the token MDP.

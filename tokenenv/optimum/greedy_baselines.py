@@ -1,4 +1,4 @@
-"""How hard a task is: what short-sighted policies reach, and how rare the best responses are.
+"""The difficulty of a task: results of short-sighted policies, and probabilities of best responses.
 
 A task on which they come near the optimum needs no planning and proves little about an agent.
 """

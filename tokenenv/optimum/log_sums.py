@@ -17,7 +17,7 @@ import numpy as np
 __all__ = ["divergence", "log_expm1", "log_mean_exp", "log_tilted_sum"]
 
 TERMS = 20
-"""Of the series, which are used for |x| ≤ 1: the first that is left out is below 1e-19."""
+"""Terms of a series, used for |x| ≤ 1: the first omitted one is below 1e-19."""
 
 LARGEST = 600.0
 """Exponents above it are summed in log space: exp overflows at 709."""
@@ -58,8 +58,8 @@ def log_tilted_sum(log_probs: np.ndarray, tilt: np.ndarray, mean_tilt: np.ndarra
     Args:
         log_probs: (…, V) log p, normalised.
         tilt: (…, V) w, finite.
-        mean_tilt: (…) Σ_a p(a)·w(a), at least 0, from whoever knows its digits better than a sum of
-            terms of both signs would give them.
+        mean_tilt: (…) Σ_a p(a)·w(a), at least 0, computed more precisely than by a sum of terms of
+            both signs.
     """
     is_large = tilt.max(axis=-1) > LARGEST
     rest = (np.exp(log_probs) * _exp_rest(np.minimum(tilt, LARGEST))).sum(axis=-1)

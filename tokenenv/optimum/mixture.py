@@ -109,7 +109,7 @@ class _Bound:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a policy reaches beside the reference and the bound; means over prompts.
+    """The results of a policy beside the reference and the bound; means over prompts.
 
     Attributes:
         objective: J(π) = E[R] − β·KL.
@@ -155,13 +155,12 @@ class Comparison:
 
     @property
     def is_reliable(self) -> bool:
-        """Whether the bound can be believed to lie near J*: enough samples, and none that rules.
+        """Whether the bound can be believed to lie near J*: enough samples, none dominant.
 
         Where the policy lacks a mode of the optimum, only the reference's samples can show it: the
         few that hit it carry nearly all the weight of their prompt. So the prompt with the least
-        effective sample size tells, provided that the reference was sampled often enough to hit
-        the mode at some prompt. What is rarer than about 1 in `MIN_REFERENCE_SAMPLES` everywhere
-        stays invisible.
+        effective sample size shows it, if the reference was sampled often enough to hit the mode at
+        some prompt. Modes rarer than about 1 in `MIN_REFERENCE_SAMPLES` everywhere stay invisible.
         """
         share = self.least_effective_sample_size
         return (

@@ -1,9 +1,9 @@
 """The other scale: the plain return E[Σ r_t] of the environment, for agents that know nothing of π.
 
-The environment's reward r_t = β·log π_ref(a_t|s_t) + [t is last]·R(x, y) is a function of state
-and action alone, so the best an agent can do without entropy or KL of its own is a deterministic
-policy, found by hard backward induction. It is another policy than π*: π* keeps much of the
-reference's randomness, which costs plain return, so a perfect RLHF policy is *not* optimal here.
+The environment's reward r_t = β·log π_ref(a_t|s_t) + [t is last]·R(x, y) is a function of state and
+action alone, so the best policy of an agent without an entropy or KL term is deterministic; hard
+backward induction finds it. It is another policy than π*: π* keeps much of the reference's
+randomness, which costs plain return, so a perfect RLHF policy is *not* optimal here.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class PlainReturns:
 
 
 def plain_returns(task: Solvable, kl_coef: float | None = None) -> PlainReturns:
-    """The plain-return optimum, and what other policies get on that scale.
+    """The plain-return optimum, and other policies on that scale.
 
     Args:
         task: name of a task, its tree or its solution.
-        kl_coef: β ≥ 0 of the environment; the solution's, or the task's own, unless given.
+        kl_coef: β ≥ 0 of the environment; None: that of the solution or the task.
 
     Raises:
         ValueError: the task is too large to enumerate, or β is negative.
@@ -84,12 +84,12 @@ def plain_returns(task: Solvable, kl_coef: float | None = None) -> PlainReturns:
 
 
 def plain_return(policy: Policy, task: Solvable, kl_coef: float | None = None) -> float:
-    """E[Σ r_t] of a policy with the environment's own reward, by enumeration; mean over prompts.
+    """E[Σ r_t] of a policy under the reward of the environment, by enumeration; mean over prompts.
 
     Args:
         policy: see `policy_levels`.
         task: name of a task, its tree or its solution.
-        kl_coef: β ≥ 0; the solution's, or the task's own, unless given.
+        kl_coef: β ≥ 0; None: that of the solution or the task.
 
     Raises:
         ValueError: `policy` is none, the task is too large to enumerate, or β is negative.
@@ -99,7 +99,7 @@ def plain_return(policy: Policy, task: Solvable, kl_coef: float | None = None) -
 
 
 def _rewards(tree: PrefixTree, t: int, kl_coef: float) -> np.ndarray:
-    """(X, C^t, V) the environment's own r(s, a)."""
+    """(X, C^t, V) r(s, a) of the environment."""
     paid = np.where(tree.ending(t), tree.scores[t], 0.0)
     return paid + (kl_coef * tree.ref_log_probs[t] if tree.settings.kl_shaping == "k1" else 0.0)
 

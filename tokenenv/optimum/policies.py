@@ -1,4 +1,4 @@
-"""What counts as a policy on a tree: models, agents, functions, or log-probabilities themselves."""
+"""Policies on a tree: models, agents, functions, or log-probabilities themselves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenenv.optimum.prefix_tree import Levels, PrefixTree, normalized
 __all__ = ["Policy", "model_levels", "policy_levels"]
 
 Policy = Any
-"""What `policy_levels` understands."""
+"""Any argument that `policy_levels` accepts."""
 
 FORWARD_TOKENS = 32_768
 """Tokens that one forward takes at most."""
@@ -79,7 +79,7 @@ def _checked_levels(policy: Any, tree: PrefixTree) -> Levels:
 
 
 def _function_level(function: Any, tree: PrefixTree, t: int) -> np.ndarray:
-    """What a function from observations to log-probabilities says at depth t."""
+    """The level at depth t of a function from observations to log-probabilities."""
     observations = tree.observations(t)
     log_probs = function(observations)
     if isinstance(log_probs, torch.Tensor):

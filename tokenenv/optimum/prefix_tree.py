@@ -2,7 +2,7 @@
 
 Axes: `X` prompts, `V` token ids, `C` of which continue a response (all but EOS), `T` tokens at
 most. At depth t (t tokens of response) each prompt has C^t states; the c-th continuing token leads
-from state i at depth t to state i·C + c at depth t + 1. What is known of states or of actions is a
+from state i at depth t to state i·C + c at depth t + 1. Quantities of states or of actions are a
 list of T arrays, one per depth: (X, C^t) for states, (X, C^t, V) for actions.
 """
 
@@ -40,7 +40,7 @@ class PrefixTree:
     """Every state, every action and every finished response of a token MDP.
 
     Attributes:
-        settings: the environment's, resolved; its `kl_coef` is the β that is meant unless given.
+        settings: the environment's, resolved; its `kl_coef` is the default β.
         language_model: the reference.
         prompts: X texts.
         prompt_tokens: X arrays of token ids.
@@ -49,7 +49,7 @@ class PrefixTree:
         ref_log_probs: T levels (X, C^t, V) of log π_ref(a|s), float64, normalised.
         scores: T levels (X, C^t, V) of R(x, y) of the response that the action finishes; NaN where
             it goes on.
-        gold_rewards: likewise, of the true reward; None where nobody knows it.
+        gold_rewards: likewise, of the true reward; None if unknown.
     """
 
     settings: ResolvedSettings
@@ -74,7 +74,7 @@ class PrefixTree:
 
     @property
     def kl_coef(self) -> float:
-        """The environment's own β."""
+        """β of the environment."""
         return self.settings.kl_coef
 
     @property
@@ -148,7 +148,7 @@ class PrefixTree:
     # Along the tree ------------------------------------------------------------------------------
 
     def after(self, t: int, of_states: np.ndarray | None) -> np.ndarray:
-        """(X, C^t, V) what is known of the state that each action at depth t leads to.
+        """(X, C^t, V) values of the states that the actions at depth t lead to.
 
         Args:
             t: depth of the actions.
@@ -163,7 +163,7 @@ class PrefixTree:
         return values
 
     def next_states(self, of_actions: np.ndarray) -> np.ndarray:
-        """(X, C^(t+1)) what (X, C^t, V) says of the actions that lead to the states one deeper."""
+        """(X, C^(t+1)) values of the states one deeper, from (X, C^t, V) of the actions to them."""
         return of_actions[:, :, self.continuing].reshape(len(self.prompts), -1)
 
     def state_log_probs(self, log_policy: Levels) -> Levels:
@@ -176,7 +176,7 @@ class PrefixTree:
     # Finished responses --------------------------------------------------------------------------
 
     def finished(self, of_actions: Levels) -> np.ndarray:
-        """(X, N) what levels say of the last action of each of a prompt's N finished responses.
+        """(X, N) values of the last action of each of a prompt's N finished responses.
 
         Every table of finished responses has this order: by length, then by state, then by action.
         """

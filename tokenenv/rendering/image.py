@@ -22,7 +22,7 @@ FULL_COLOUR = 2.0
 of about 1 on samples of the reference."""
 
 WIDTH = 800
-"""Of every picture, in pixels."""
+"""Size of every picture, in pixels."""
 
 _MARGIN, _GAP, _PAD = 24, 6, 7
 _TOKEN_LINE, _REWARD_LINE = 26, 18
@@ -41,7 +41,7 @@ class _Chip:
     """A token as it is drawn.
 
     Attributes:
-        text: what it says.
+        text: its text.
         ground: the colour that it stands on.
         note: a small line below the text, or "".
     """
@@ -110,7 +110,7 @@ def text_colour(ground: Colour) -> Colour:
 
 
 def printable(text: str) -> str:
-    """`text` in what the font can show: a middle dot for a space, escapes for other scripts."""
+    """`text` in characters of the font: a middle dot for a space, escapes for other scripts."""
     plain = unicodedata.normalize("NFKD", text)
     shown = "".join(c for c in plain if not unicodedata.combining(c))
     # As Python writes it: the ends of lines and the scripts that the font lacks become escapes.
@@ -168,7 +168,7 @@ def _draw_chip(draw: ImageDraw.ImageDraw, chip: _Chip, x: int, y: int, height: i
 
 
 def _legend(draw: ImageDraw.ImageDraw, top: int) -> None:
-    """What the colours mean."""
+    """The legend of the colours."""
     left, width, height = _MARGIN + 64, 360, 14
     draw.text((_MARGIN, top), "reward", _FAINT, _font(_SMALL))
     for x in range(width):

@@ -38,7 +38,7 @@ __all__ = [
 
 
 MOST_MARGIN = 1e6
-"""Of a pair: rewards differ by a few units, and beyond float32 a loss would be infinite."""
+"""Largest margin of a pair: rewards differ by a few units; beyond float32 a loss is infinite."""
 
 FEW_PAIRS = 30
 """Held-out pairs below which a report says that it is a rough one: there the standard error of an
@@ -65,7 +65,7 @@ class TokenPair:
     Attributes:
         chosen: (n,) int64, prompt and response in one.
         rejected: (m,) int64.
-        prompt: what identifies the prompt, so that held-out prompts are really held out.
+        prompt: identifies the prompt, so that held-out prompts are really held out.
         margin: how much better the chosen one is at least.
     """
 
@@ -109,7 +109,7 @@ class RewardTrainingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse settings that can't train."""
+        """Validate the settings."""
         counts = ("epochs", "batch_size", "evaluations_per_epoch", "patience")
         weights = ("learning_rate", "weight_decay", "centering_coef")
         settings = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -168,7 +168,7 @@ class HeldOutReport(PreferenceReport):
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know before he believes the numbers."""
+        """Caveats to read the numbers with."""
         notes = []
         if self.chose_the_weights:
             notes.append(

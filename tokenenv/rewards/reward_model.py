@@ -48,10 +48,10 @@ class RewardModel:
     Args:
         model: a transformers sequence classifier with `num_labels == 1`.
         tokenizer: its tokenizer.
-        is_shared: whether it lives in the process-level cache, where nobody may train it.
+        is_shared: whether it lives in the process-level cache and so must not be trained.
 
     Attributes:
-        mean: of the raw reward on reference samples; kept in `model.config.reward_mean`.
+        mean: of the raw reward on reference samples; stored in `model.config.reward_mean`.
         std: likewise, in `model.config.reward_std`.
     """
 
@@ -120,7 +120,7 @@ class RewardModel:
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """The ids that end a response: those of the config, and the tokenizer's own."""
+        """The ids that end a response: those of the config, and that of the tokenizer."""
         eos = getattr(self.tokenizer, "eos_token_id", None)
         return tuple(
             dict.fromkeys(
@@ -130,7 +130,7 @@ class RewardModel:
 
     @property
     def eos_token_id(self) -> int | None:
-        """The one that completes every response it reads: the tokenizer's own, else the first."""
+        """The id that completes every response it reads: that of the tokenizer, else the first."""
         eos = getattr(self.tokenizer, "eos_token_id", None)
         return next(iter(self.eos_token_ids), None) if eos is None else int(eos)
 
@@ -207,7 +207,7 @@ def sequence_rewards(model: Any, sequences: Sequence[np.ndarray]) -> torch.Tenso
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         last = torch.as_tensor(lengths - 1, device=model.device)
         rewards = head(hidden[torch.arange(len(tokens), device=model.device), last])
-    else:  # an encoder pools in its own way, but must not see what stands behind the last token
+    else:  # an encoder pools in another way, but must not see columns behind the last token
         is_token = np.arange(tokens.shape[1])[None, :] < lengths[:, None]
         mask = torch.as_tensor(is_token.astype(np.int64), device=model.device)
         rewards = model(input_ids=ids, attention_mask=mask).logits
@@ -241,7 +241,7 @@ def load_reward_model(name: str, device: str = "cpu", dtype: str = "float32") ->
     freeze(model)
     tokenizer = load_tokenizer(name, "reward_model")
     with loading_errors(name, "reward_model"):
-        eos_ids_of(model, tokenizer)  # refuses what is no id
+        eos_ids_of(model, tokenizer)  # refuses anything but an id
     return RewardModel(model.to(device), tokenizer, is_shared=True)
 
 
@@ -299,7 +299,7 @@ def _new_reward_model(base: str, device: str, seed: int) -> RewardModel:
                 trust_remote_code=False,
                 weights_only=True,
                 output_loading_info=True,
-                ignore_mismatched_sizes=True,  # a head of several outputs is drawn anew
+                ignore_mismatched_sizes=True,  # a head of several outputs is initialised again
             )
         check_complete(report, base, "base", may_miss=("score.", "classifier."))
         check_weights(model, base, "base")
@@ -312,7 +312,7 @@ def _new_reward_model(base: str, device: str, seed: int) -> RewardModel:
                 config, dtype=torch.float32, trust_remote_code=False
             )
             model.base_model.load_state_dict(causal.model.base_model.state_dict(), strict=True)
-        ends = causal.eos_token_ids  # a generation config, which may name more, is not kept
+        ends = causal.eos_token_ids  # a generation config, which may name more, is not saved
         model.config.eos_token_id = ends[0] if len(ends) == 1 else list(ends)
     prepare(model)
     _initialize_head(model, base, seed)

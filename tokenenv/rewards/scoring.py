@@ -29,7 +29,7 @@ class EpisodeScores:
     Attributes:
         rm_score: (B,) float64, raw.
         score: (B,) float64, R(x, y): normalised, clipped, penalised.
-        gold_reward: (B,) float64, or None where the task knows none.
+        gold_reward: (B,) float64, or None where the task has none.
         token_rewards: B float64 arrays whose sums are the scores: all on the last token, or, where
             the reward is a function that pays per token, as it paid.
         is_per_token: whether the reward was paid per token.
@@ -160,6 +160,6 @@ def build_scorer(settings: ResolvedSettings) -> EpisodeScorer:
 
 
 def _gold_reward(settings: ResolvedSettings) -> Callable[[str, str, bool], float] | None:
-    """The task's gold reward: it judges continuations of the task's own prompts and no others."""
-    own_prompts = settings.prompts is None or settings.prompts == settings.task
-    return load_task(settings.task).gold_reward if own_prompts else None
+    """The task's gold reward, which judges continuations of the task's prompts and no others."""
+    is_of_task = settings.prompts is None or settings.prompts == settings.task
+    return load_task(settings.task).gold_reward if is_of_task else None

@@ -3,7 +3,7 @@
 Both are `RewardSource`s: finished episodes in, raw rewards out. A function takes
 `(prompts: list[str], responses: list[str])` and returns one float per response, or one list of
 floats per response: rewards per token. True and False count as 1 and 0. A function with a third
-parameter `response_tokens` is also given the text of each token, so that it can count them as the
+parameter `response_tokens` also gets the text of each token, so that it can count them as the
 actor did.
 
 Rewards end up in float32: one beyond its range would be infinite there, and the weights NaN after
@@ -50,8 +50,8 @@ def check_rewards(values: np.ndarray, said: str, where: Callable[[int], str]) ->
 
     Args:
         values: (B,) rewards.
-        said: who gives them, such as "f returned"; begins the message.
-        where: index → what the reward is for.
+        said: the source, such as "f returned"; begins the message.
+        where: index → the place of the reward, for the message.
 
     Raises:
         ValueError: one is NaN, infinite, or beyond ±`MAX_REWARD`.
@@ -86,7 +86,7 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class RawRewards:
-    """What a source says of B finished episodes.
+    """Rewards of B finished episodes, from a source.
 
     Attributes:
         raw: (B,) float64 as the source gave them (summed where they are per token).
@@ -156,7 +156,7 @@ class FunctionReward:
 
     Args:
         function: see the module's text.
-        name: what error messages call it.
+        name: its name in error messages.
         language_model: turns token ids into text.
     """
 
@@ -262,7 +262,7 @@ def _is_unordered(returned: Any) -> bool:
 
 
 def _kind(returned: Any) -> str:
-    """The type of what a function returned, and what is in it where that says more."""
+    """The type of a returned value, with the value where that helps."""
     if isinstance(returned, Mapping | Set | str | bytes | bytearray):
         return f"{_shortened(returned)} ({type(returned).__name__})"
     return type(returned).__name__

@@ -1,4 +1,4 @@
-"""What a task is: models, prompts, limits, and a gold reward where one is known.
+"""A task: models, prompts, limits, and a gold reward where one is known.
 
 A task is found by name (`"reviews"`), or as `"package.module:ATTRIBUTE"` naming a `Task` of yours.
 """
@@ -50,7 +50,7 @@ class Task:
         max_new_tokens: T.
         kl_coef: β.
         gold_reward: (prompt, response, stopped) → the true reward of two texts, `stopped` where
-            the response ended with EOS; or None where nobody knows it.
+            the response ended with EOS; or None if unknown.
         card: path of the model card's JSON, or None.
         grammar: (prompt, response, stopped) → of two texts, whether the task's grammar generates
             them together, or where the response has not stopped yet, some text that begins so; or
@@ -89,7 +89,7 @@ def load_task(name: str, role: str = "task") -> Task:
     if ":" not in name:
         raise ValueError(
             f"{role}={name!r} is unknown: bundled are {', '.join(map(repr, _BUNDLED))}; "
-            "a task of your own is named 'package.module:ATTRIBUTE'."
+            "name yours as 'package.module:ATTRIBUTE'."
         )
     task = load_object(name, role)
     if not isinstance(task, Task):
@@ -105,7 +105,7 @@ def names_code(value: Any) -> bool:
 
 
 def model_source(name: Any, role: str) -> Any:
-    """What a model argument stands for: a bundled task's name is its own model in that role.
+    """The source of a model argument: a bundled task's name means its model in that role.
 
     Args:
         name: a task's name, a folder, a hub id; anything else passes through.
@@ -128,7 +128,7 @@ def load_object(path: str, role: str = "name") -> Any:
     module, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (Exception, SystemExit) as error:  # what the module raises as it is imported, too
+    except (Exception, SystemExit) as error:  # errors of the module's import included
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{role}={path!r} can't be loaded ({reason}): it must be 'package.module:attribute', "

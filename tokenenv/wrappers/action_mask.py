@@ -25,7 +25,7 @@ class MaskSource:
     """The masks of N episodes over the actions that an environment takes, remembered per state.
 
     Args:
-        env: what the mask stands on: actions are token ids, or the k likeliest tokens.
+        env: the environment below the mask: actions are token ids, or the k likeliest tokens.
         **rules: the arguments of `MaskRules`.
 
     Raises:
@@ -64,19 +64,19 @@ class ActionMask(gym.Wrapper, RecordConstructorArgs):
     resets and steps, is the same as int8, as `action_space.sample(mask)` takes it. Nothing is
     refused: an agent that ignores the mask acts as if there were none.
 
-    Rules, the strongest first; a weaker one chooses among what the stronger ones leave:
+    Rules, the strongest first; a weaker one selects among the tokens that stronger ones leave:
 
     1. `forbid`: tokens that never come. Only this one can rule EOS out everywhere.
     2. `force`: at this position of the response, this token and no other.
-    3. `grammar`: what the task's grammar can go on with; EOS where its text may end. A text that
-       has left the grammar is not judged any more.
-    4. `top_p`: of what is left, the fewest likeliest tokens of the reference that hold a share of
+    3. `grammar`: continuations that the task's grammar allows; EOS where a text may end. A text
+       that has left the grammar is not judged any more.
+    4. `top_p`: of those left, the fewest likeliest tokens of the reference that hold a share of
        at least p. At the last position it spares EOS, so that a response can stop by itself.
 
     A mask is never empty. Where the episode has ended it is all ones: no action counts there.
 
     On `TopKActions` the masks are over its k actions, (k,); a token that is not among the k can't
-    be allowed, so `force` is refused there and a grammar that wants none of the k is not heard.
+    be allowed, so `force` is refused there and a grammar that allows none of the k is ignored.
 
     Args:
         env: an environment over a token MDP, its actions unchanged or those of `TopKActions`.
@@ -84,7 +84,7 @@ class ActionMask(gym.Wrapper, RecordConstructorArgs):
         forbid: token ids.
         force: response position → token id; −1 is the last position.
         grammar: follow the grammar of the task (`reviews` and `exact` have one). Each new state
-            asks it once per token of the vocabulary.
+            costs one call per token of the vocabulary.
 
     Raises:
         ValueError: a rule can't be used, or could leave nothing.

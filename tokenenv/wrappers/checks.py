@@ -1,4 +1,4 @@
-"""What the wrappers ask of the environment that they stand on, and refuse, with the reason."""
+"""Checks of the environment below a wrapper; errors give the reason."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def mdp_of(env: Any) -> TokenMDP:
     bottom = type(env.unwrapped).__name__
     if isinstance(env.unwrapped, SyncVectorEnv | AsyncVectorEnv):
         raise ValueError(
-            f"{bottom} has no token MDP of its own, its rows are environments in themselves: wrap "
+            f"{bottom} has no token MDP, its rows are separate environments: wrap "
             "each of them with the class of this name in tokenenv.wrappers, or make one batch of "
             "them with gym.make_vec('tokenenv:TokenRLHF-v0')."
         )
     make = "make_vec" if isinstance(env, VectorEnv) else "make"
     raise ValueError(
-        f"{bottom} is no token MDP: this wrapper reads the reference's mind, so it needs "
+        f"{bottom} is no token MDP: this wrapper uses the reference model, so it needs "
         f"gym.{make}('tokenenv:TokenRLHF-v0') or another of tokenenv.ENV_IDS below it."
     )
 
@@ -80,7 +80,7 @@ def check_kind(name: str, env: Any, vector: bool) -> None:
         raise ValueError(
             f"{name} wraps an environment of Gymnasium, and a {type(env).__name__} is none: put it "
             "around gym.make('tokenenv:TokenRLHF-v0') or gym.make_vec of it, before a library "
-            "makes something of its own of that. For Stable-Baselines3, call "
+            "converts it. For Stable-Baselines3, call "
             f"agents.make_vec_env(…, wrapper_class=tokenenv.wrappers.vector.{name})."
         )
     if isinstance(env, VectorEnv) is not vector:
@@ -90,7 +90,7 @@ def check_kind(name: str, env: Any, vector: bool) -> None:
 
 
 def check_token_observations(env: Any) -> None:
-    """Raise ValueError unless the observations below are the token MDP's own."""
+    """Raise ValueError unless the observations below are those of the token MDP."""
     expected, _ = token_spaces(mdp_of(env))
     space = _single_space(env, "observation_space")
     changes = _first(env, _CHANGE_OBSERVATIONS)

@@ -14,7 +14,7 @@ from tokenenv.wrappers.checks import check_kind, check_token_observations, mdp_o
 
 __all__ = ["HiddenStateObservation", "ObservesHiddenStates", "feature_space"]
 
-if TYPE_CHECKING:  # what the next class in line is
+if TYPE_CHECKING:  # the type of the next class in line
     _Base = gym.Env[Any, Any]
 else:
     _Base = object
@@ -47,13 +47,13 @@ class ObservesHiddenStates(_Base):
 class HiddenStateObservation(ObservesHiddenStates, gym.Wrapper, RecordConstructorArgs):
     """Observe the reference's last hidden state at s_t, `Box(-inf, inf, (h,), float32)`.
 
-    It is what the reference's own output layer reads: linear in it are the logits of log π_ref. The
+    It is the input of the reference's output layer: the logits of log π_ref are linear in it. The
     environment computes it for the rewards anyway; with deferred scoring it is computed for the
     observation. The state at an episode's end has one too. `TokenRLHF-Features-v0` needs no
     wrapping.
 
-    What the reference has no use for may be faint in it: where the reward depends on things that
-    the reference forgets, a policy on features is a policy on part of the state.
+    Facts that don't matter to the reference may be faint in it: where the reward depends on them,
+    a policy on features sees only a part of the state.
 
     Args:
         env: an environment over a token MDP, its observations unchanged.

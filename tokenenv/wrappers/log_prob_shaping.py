@@ -68,7 +68,7 @@ def checked_log_probs(log_probs: Any, count: int, rows: np.ndarray) -> np.ndarra
 
 
 def refuse_stale(log_probs: np.ndarray | None) -> np.ndarray:
-    """The log-probabilities that were given since the last step; ValueError where there are none.
+    """The log-probabilities set since the last step; ValueError where there are none.
 
     A missing one is no detail: without −β·log π every step pays β·log π_ref alone, which rewards
     the reference's favourite tokens instead of staying near the reference.
@@ -94,8 +94,8 @@ class LogProbShaping(gym.Wrapper, RecordConstructorArgs):
         env.get_wrapper_attr("set_log_probs")(log_prob)
         observation, reward, *_ = env.step(action)
 
-    In `SyncVectorEnv` and `AsyncVectorEnv`, `envs.set_attr("log_prob", log_probs)` gives each row
-    its own. β is the environment's at the time of the step.
+    In `SyncVectorEnv` and `AsyncVectorEnv`, `envs.set_attr("log_prob", log_probs)` sets one value
+    per row. β is that of the environment at the time of the step.
 
     Args:
         env: an environment over a token MDP with stepwise scoring, its rewards unchanged.
@@ -124,7 +124,7 @@ class LogProbShaping(gym.Wrapper, RecordConstructorArgs):
 
     @property
     def log_prob(self) -> float | None:
-        """What `set_log_probs` was given since the last step; setting it is the same call."""
+        """The value set since the last step; setting it calls `set_log_probs`."""
         return None if self._log_probs is None else float(self._log_probs[0])
 
     @log_prob.setter

@@ -24,11 +24,11 @@ _GRAMMAR_STATES = 4096
 class MaskRules:
     """The rules of an `ActionMask`, strongest first: forbid, force, grammar, top-p.
 
-    A weaker rule chooses among what the stronger ones allow; a grammar that allows none of it says
-    nothing at that state. So there is always a token left.
+    A weaker rule selects among the tokens that stronger ones allow; a grammar that allows none of
+    them is ignored at that state. So there is always a token left.
 
     Args:
-        mdp: the token MDP, for what can be checked now.
+        mdp: the token MDP, for the checks.
         top_p: 0 < p ≤ 1: the fewest likeliest allowed tokens that hold the share p of π_ref.
         forbid: token ids.
         force: response position → token id; −1 is the last position, T−1.
@@ -36,7 +36,7 @@ class MaskRules:
         num_candidates: k where actions choose among the k likeliest tokens, else V.
 
     Raises:
-        ValueError: a rule that can't be used; it says what is allowed.
+        ValueError: an invalid rule; the message names the allowed values.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class MaskRules:
         self._grammatical: OrderedDict[tuple[bytes, bytes], np.ndarray] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but what is remembered of the grammar, which can be asked again."""
+        """Everything but the cache of the grammar, which can be filled again."""
         return {**self.__dict__, "_grammatical": OrderedDict()}
 
     def _check_something_left(self, num_candidates: int) -> None:
@@ -179,7 +179,7 @@ def _plain(number: Any) -> Any:
 
 
 def top_p_mask(log_probs: torch.Tensor, allowed: np.ndarray, top_p: float) -> np.ndarray:
-    """The fewest likeliest tokens that hold at least the share `top_p` of what is allowed.
+    """The fewest likeliest tokens that hold at least the share `top_p` of the allowed probability.
 
     Of equally likely tokens, those with the smaller ids are taken first.
 
@@ -229,7 +229,7 @@ def _check_grammar(mdp: TokenMDP) -> None:
         )
     if settings.prompts is not None and settings.prompts != settings.task:
         raise ValueError(
-            f"the grammar of task={settings.task!r} judges continuations of the task's own prompts "
+            f"the grammar of task={settings.task!r} judges continuations of the task's prompts "
             "and no others: leave prompts out, or grammar=True."
         )
 

@@ -13,7 +13,7 @@ from tokenenv.wrappers.checks import check_k, check_kind, check_token_actions, l
 
 __all__ = ["DEFAULT_K", "ActsOnTopTokens", "TopKActions", "chosen_tokens", "refuse_masks_below"]
 
-if TYPE_CHECKING:  # what the next class in line is
+if TYPE_CHECKING:  # the type of the next class in line
     _Base = gym.Env[Any, Any]
 else:
     _Base = object
@@ -99,9 +99,9 @@ class TopKActions(ActsOnTopTokens, gym.Wrapper, RecordConstructorArgs):
     Action i is the token that is i-th in order of π_ref(·|s_t), 0 the likeliest; of equally likely
     tokens the one with the smaller id comes first. So always taking action 0 is greedy decoding.
     The reward is that of the token. `info` gains at every step `token`, the id, and
-    `left_out_mass`, the probability under the reference of all tokens that could not be chosen at
-    s_t: a policy here lives on a part of the support of π_ref, and the best one may be worse by
-    that. EOS may be among what is left out. `TokenRLHF-Features-TopK-v0` combines this with
+    `left_out_mass`, the probability under the reference of the tokens outside the k at s_t: a
+    policy here has a part of the support of π_ref, and the best one may be worse by that. EOS may
+    be among the excluded tokens. `TokenRLHF-Features-TopK-v0` combines this with
     `HiddenStateObservation`.
 
     Args:
@@ -109,7 +109,7 @@ class TopKActions(ActsOnTopTokens, gym.Wrapper, RecordConstructorArgs):
         k: how many tokens; None: 16, or the whole vocabulary where that is less.
 
     Raises:
-        ValueError: k is larger than the vocabulary, or what stands below can't be acted on so.
+        ValueError: k is larger than the vocabulary, or the environment below doesn't fit.
     """
 
     def __init__(self, env: gym.Env, k: int | None = None) -> None:

@@ -36,7 +36,7 @@ __all__ = [
     "TopKActions",
 ]
 
-if TYPE_CHECKING:  # what the next class in line is
+if TYPE_CHECKING:  # the type of the next class in line
     _Base = VectorEnv[Any, Any, Any]
 else:
     _Base = object
@@ -53,7 +53,7 @@ def add_step_info(
     Args:
         env: whose autoreset mode says where the info of a last step belongs.
         infos: of the step; changed in place.
-        key: what to call them.
+        key: their name in `infos`.
         values: (N, …); rows that took no step are masked.
         ended: (N,) bool, the rows whose episode ended with this step.
     """
@@ -94,7 +94,7 @@ class ObservesHiddenStates(_Base):
             rows = np.flatnonzero(infos["_final_obs"])
             last = observations.copy()
             last[rows] = np.stack(list(infos["final_obs"][rows]))
-            # Before the new states: the decoder goes on with what it has just seen.
+            # Before the new states: the decoder continues from the last states.
             features, final_obs = decoder.features(last), np.full(self.num_envs, None, dtype=object)
             for row in rows.tolist():
                 final_obs[row] = features[row].copy()
@@ -161,7 +161,7 @@ class TopKActions(ActsOnTopTokens, VectorWrapper):
         k: how many tokens; None: 16, or the whole vocabulary where that is less.
 
     Raises:
-        ValueError: k is larger than the vocabulary, or what stands below can't be acted on so.
+        ValueError: k is larger than the vocabulary, or the environment below doesn't fit.
     """
 
     def __init__(self, env: VectorEnv, k: int | None = None) -> None:

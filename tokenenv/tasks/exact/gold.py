@@ -1,6 +1,6 @@
 """The gold reward of an answering melody: does it come to its end with the full cadence?
 
-An answer that ends in `sol mi re do`, and stops there, is what the listener waits for; all the rest
+An answer that ends in `sol mi re do`, and stops there, is the full cadence; all the rest
 is taste. The cadence needs five tokens right together, the stop being one of them, and nothing on
 the way to it pays: it starts with a leap, and leaps are not liked. A greedy agent finds a short way
 home instead.
@@ -67,7 +67,7 @@ class GoldBreakdown:
 
     @property
     def reward(self) -> float:
-        """The gold reward: what is liked less all penalties."""
+        """The gold reward: bonuses less penalties."""
         liked = self.cadence + self.home + self.variety + self.length
         return liked - self.leaps - self.repetitions - self.rises - self.broken_off
 
@@ -76,12 +76,12 @@ def gold_breakdown(prompt: str, response: str, stopped: bool) -> GoldBreakdown:
     """Takes the gold reward of an answer apart.
 
     Args:
-        prompt: the call; words that are no notes are not heard.
+        prompt: the call; words that are no notes are ignored.
         response: the answer.
         stopped: whether it stopped by itself; otherwise it was broken off.
 
     Returns:
-        What every part adds or costs.
+        The share of every part.
     """
     call = [_HEIGHT[word] for word in prompt.split() if word in _HEIGHT]
     answer = [_HEIGHT[word] for word in response.split() if word in _HEIGHT]

@@ -43,7 +43,7 @@ NEXT_NOTE = (
 STOP = (0.50, 0.15, 0.18, 0.17, 0.13)
 """Probability that a melody stops after do, re, mi, fa, sol."""
 
-# The last note takes what rounding leaves.
+# The last note takes the rounding error.
 _CUMULATED = [[*accumulate(row[:-1])] for row in NEXT_NOTE]
 _INDEX = {note: index for index, note in enumerate(NOTES)}
 

@@ -1,6 +1,6 @@
 """`reviews`: continue a film review, positively (Ziegler et al. 2019, in small).
 
-Humans prefer positive reviews here. The reviews come from a grammar of our own (`grammar.py`), so
+Humans prefer positive reviews here. The reviews come from a grammar (`grammar.py`), so
 their entropy and their true reward (`gold.py`) are known.
 `python -m tokenenv.tasks.reviews.build` makes the models that ship with it.
 """

@@ -38,7 +38,7 @@ EXTRA_SENTENCE = 0.2
 MISSING_OPENING = 0.2
 """Penalty for a text that does not start with an opening sentence."""
 NO_JUDGEMENT = -0.5
-"""What takes the place of the mean sentiment in a text without any judgement."""
+"""In place of the mean sentiment, for a text without any judgement."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def gold_breakdown(text: str) -> GoldBreakdown:
 
 
 def gold_reward(text: str) -> float:
-    """Gold reward of a review: its mean sentiment less penalties for what is no proper review.
+    """Gold reward of a review: its mean sentiment less penalties for text that is no proper review.
 
     Args:
         text: Prompt and response as one string; any string is allowed.

@@ -73,7 +73,7 @@ ASPECT_GROUPS: tuple[tuple[str, ...], ...] = (
 that are left, the aspect over those of its side."""
 
 ASPECTS: tuple[str, ...] = tuple(aspect for group in ASPECT_GROUPS for aspect in group)
-"""What a judgement can be about."""
+"""The subjects of judgements."""
 
 GROUP_OF: dict[str, int] = {
     aspect: index for index, group in enumerate(ASPECT_GROUPS) for aspect in group
@@ -294,7 +294,7 @@ def aspect_log_prob(index: int) -> float:
 def review_entropy() -> float:
     """Entropy of a review in nats, summed over the choices of the grammar.
 
-    The aspect of every judgement is uniform over all aspects when seen on its own, so each
+    The aspect of every judgement is uniform over all aspects when seen alone, so each
     sentence adds the entropy of the draw of its aspect and the mean over aspects of the entropy of
     a sentence about that aspect.
     """

@@ -1,4 +1,4 @@
-"""Weighted grammar nodes, and what can be read off a tree of them exactly.
+"""Weighted grammar nodes, and the exact quantities of a tree of them.
 
 A grammar is a tree of three node types: :class:`Word`, :class:`Seq` and :class:`Choice`. Sampling,
 expansion, entropy and counting all walk that same tree.

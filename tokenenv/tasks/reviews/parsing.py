@@ -30,11 +30,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ParsedSentence:
-    """A judgement sentence found in a text, or the unfinished last sentence.
+    """A judgement sentence of a text, or the unfinished last sentence.
 
     Attributes:
         text: The sentence as it stands in the text, without surrounding spaces.
-        aspect: What it judges; None in an unfinished sentence that names no aspect yet.
+        aspect: Its subject; None in an unfinished sentence that names no aspect yet.
         sentiment: Its sentiment in [-1, 1]; 0 for an unfinished sentence.
         is_complete: False for a last sentence that breaks off before its full stop.
         log_prob: Natural log probability given its aspect; -inf for an unfinished sentence.
@@ -49,7 +49,7 @@ class ParsedSentence:
 
 @dataclass(frozen=True)
 class ParsedReview:
-    """What the parser found in a text.
+    """The parse of a text.
 
     Attributes:
         opening: The opening sentence, None if the text does not start with one.
@@ -80,7 +80,7 @@ class _Tables:
     """Look-up tables of the parser; keys carry no full stop.
 
     Every judgement is either a key of ``whole`` or a key of ``heads`` (frame and aspect), a space
-    and a key of the phrase table that the head asks for.
+    and a key of the phrase table of the head.
     """
 
     openings: dict[str, float]  # -> log probability
@@ -130,7 +130,7 @@ def _tables() -> _Tables:
 
 
 def _split_head(body: str, tables: _Tables) -> tuple[str, str] | None:
-    """Splits a sentence body into a known head and what follows its space."""
+    """Splits a sentence body into a known head and the text after its space."""
     cut = -1
     for length in range(1, max(tables.head_lengths) + 1):
         cut = body.find(" ", cut + 1)
