@@ -10,7 +10,7 @@ from conftest import save_classifier, save_language_model, small_model, word_tok
 import tokenenv  # noqa: F401  (registers the ids)
 from tokenenv.models.encoding import join_ids, prompt_ids, prompt_text
 from tokenenv.models.language_model import LanguageModel, load_frozen
-from tokenenv.rewards.preferences import PreferencePair, as_token_pair
+from tokenenv.rewards.pairs import PreferencePair, as_token_pair
 from tokenenv.rewards.reward_model import load_reward_model, new_reward_model
 from tokenenv.rewards.sources import Episode, LearnedReward
 

@@ -18,7 +18,8 @@ from agents.evaluation.held_out import HeldOut
 from agents.runs.folder import RunFolder
 from tokenenv import wrappers
 from tokenenv.env import TokenEnv
-from tokenenv.rewards.preferences import PreferencePair, RewardTrainingSettings, read_pairs
+from tokenenv.rewards.pairs import PreferencePair, read_pairs
+from tokenenv.rewards.preferences import RewardTrainingSettings
 from tokenenv.settings import EnvSettings
 from tokenenv.tasks import load_task, read_prompts
 from tokenenv.wrappers import vector

@@ -28,7 +28,7 @@ from agents.policy.policy import LMActorCriticPolicy
 from agents.runs.curves import read_metrics
 from agents.runs.folder import RunFolder
 from tokenenv.env import TokenEnv
-from tokenenv.rewards.preferences import read_pairs
+from tokenenv.rewards.pairs import read_pairs
 from tokenenv.tasks import read_prompts
 
 VALUES = [

@@ -13,13 +13,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from tokenenv.models.language_model import load_frozen
+from tokenenv.rewards.pairs import PreferencePair, TokenPair, read_pairs
 from tokenenv.rewards.preferences import (
-    PreferencePair,
     RewardTrainingSettings,
-    TokenPair,
     evaluate_preferences,
     preference_loss,
-    read_pairs,
     train_reward_model,
 )
 from tokenenv.rewards.reward_model import load_reward_model, new_reward_model

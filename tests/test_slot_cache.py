@@ -8,7 +8,8 @@ import torch
 from conftest import ARCHITECTURES, small_model
 
 from tokenenv.episodes import EpisodeBatch
-from tokenenv.models.language_model import build_language_model, trunk_hidden_states
+from tokenenv.models.forward import trunk_hidden_states
+from tokenenv.models.language_model import build_language_model
 from tokenenv.models.slot_cache import SlotDecoder
 
 N, P, T, V = 5, 9, 14, 40

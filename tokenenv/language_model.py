@@ -1,3 +1,3 @@
-"""The older path of `tokenenv.models.language_model`."""
+"""The older path of what is in `tokenenv.models`."""
 
-from tokenenv.models.language_model import *  # noqa: F403
+from tokenenv.models import *  # noqa: F403

@@ -1,3 +1,3 @@
-"""The older path of `tokenenv.rewards.preferences`."""
+"""The older path of what is in `tokenenv.rewards`."""
 
-from tokenenv.rewards.preferences import *  # noqa: F403
+from tokenenv.rewards import *  # noqa: F403

@@ -1,6 +1,7 @@
 """Causal language models: loading, the cached step, log-probabilities, sampling.
 
-* `language_model`: loading and building; `preparation`: fused weights; `encoding`: text and ids.
+* `loading`: what a name may be, one load at a time; `language_model`: loading and building;
+  `forward`: trunk and head; `preparation`: fused weights; `encoding`: text and ids.
 * `slot_cache`, `decode_step`: one token for many sequences of different age; `cache_check`,
   `step_comparison`: the cached step is the plain forward, or the model is refused;
   `weight_watch`: notices weights that were written.
@@ -11,27 +12,27 @@
 from tokenenv.models.cache_check import check_cached_step
 from tokenenv.models.decode_step import graph_capture, no_capture
 from tokenenv.models.encoding import decode_all, eos_ids_of, join_ids, prompt_ids, prompt_text
+from tokenenv.models.forward import output_logits, trunk_hidden_states
 from tokenenv.models.language_model import (
     LanguageModel,
-    SharedLoader,
     build_language_model,
     check_complete,
-    check_config,
     check_context,
-    check_source,
     freeze,
     load_frozen,
-    load_tokenizer,
     load_trainable,
+)
+from tokenenv.models.loading import (
+    SharedLoader,
+    check_config,
+    check_source,
+    load_tokenizer,
     loading_errors,
     one_at_a_time,
     output_folder,
-    output_logits,
-    pad_right,
     quiet_loading,
     resolve_device,
     resolve_dtype,
-    trunk_hidden_states,
 )
 from tokenenv.models.log_probs import (
     GPU_FACTOR,
@@ -50,6 +51,7 @@ from tokenenv.models.packing import (
     minibatch_indices,
     pack,
     pack_observations,
+    pad_right,
     token_batches,
 )
 from tokenenv.models.preparation import check_weights, prepare

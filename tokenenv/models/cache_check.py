@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from tokenenv.memory import is_out_of_memory
-from tokenenv.models.language_model import one_at_a_time
+from tokenenv.models.loading import one_at_a_time
 from tokenenv.models.step_comparison import Fault, StepComparison, makes_logits
 
 __all__ = ["TESTED_FAMILIES", "UnfaithfulModelError", "check_cached_step", "is_tested"]

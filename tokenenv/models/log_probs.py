@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenenv.models.language_model import output_logits
+from tokenenv.models.forward import output_logits
 from tokenenv.models.packing import MICRO_BATCH_TOKENS, hidden_states, pack, token_batches
 
 __all__ = [

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from tokenenv.episodes import NO_TOKEN
-from tokenenv.models.language_model import pad_right, trunk_hidden_states
+from tokenenv.models.forward import trunk_hidden_states
 
 __all__ = [
     "MICRO_BATCH_TOKENS",
@@ -22,11 +22,25 @@ __all__ = [
     "minibatch_indices",
     "pack",
     "pack_observations",
+    "pad_right",
     "token_batches",
 ]
 
 MICRO_BATCH_TOKENS = 8192
 """Tokens, padding included, that one no-gradient forward takes at most."""
+
+
+def pad_right(sequences: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """(B, L) int64 with each sequence from column 0, and their (B,) lengths.
+
+    Each row is filled up with its first token: no pad token is needed, none can be mistaken.
+    """
+    lengths = np.fromiter((len(s) for s in sequences), dtype=np.int64, count=len(sequences))
+    tokens = np.empty((len(sequences), int(lengths.max(initial=1))), dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        tokens[row] = sequence[0]
+        tokens[row, : len(sequence)] = sequence
+    return tokens, lengths
 
 
 @dataclass(frozen=True, slots=True)

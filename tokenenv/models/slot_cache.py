@@ -34,7 +34,7 @@ from tokenenv.models.decode_step import (
     storage_addresses,
     to_device,
 )
-from tokenenv.models.language_model import pad_right
+from tokenenv.models.packing import pad_right
 from tokenenv.models.weight_watch import WeightWatch
 
 __all__ = ["SlotCache", "SlotDecoder", "cache_argument"]

@@ -19,7 +19,8 @@ from torch import nn
 
 from tokenenv.episodes import NO_TOKEN
 from tokenenv.models.decode_step import no_capture
-from tokenenv.models.language_model import output_logits, pad_right, trunk_hidden_states
+from tokenenv.models.forward import output_logits, trunk_hidden_states
+from tokenenv.models.packing import pad_right
 from tokenenv.models.slot_cache import SlotDecoder
 
 __all__ = ["Fault", "StepComparison", "makes_logits"]

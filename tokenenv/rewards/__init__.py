@@ -1,15 +1,14 @@
 """Rewards: models learned from preferences, functions, and the scoring of episodes.
 
-* `reward_model`: the classifier and its normalisation; `preferences`: training it on pairs.
+* `reward_model`: the classifier and its normalisation; `pairs`: preferences and their
+  files; `preferences`: training on them.
 * `sources`: whatever `reward_model=` may be; `scoring`: `EpisodeScorer`, scores and log π_ref.
 """
 
+from tokenenv.rewards.pairs import PreferencePair, TokenPair, read_pairs
 from tokenenv.rewards.preferences import (
-    PreferencePair,
     RewardTrainingSettings,
-    TokenPair,
     evaluate_preferences,
-    read_pairs,
     train_reward_model,
 )
 from tokenenv.rewards.reward_model import RewardModel, load_reward_model, new_reward_model
