@@ -18,9 +18,9 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from agents import make_vec_env
 from tokenenv.building.exact import BuildSettings, build, enumerate_folder
-from tokenenv.building.exact_card import render_card
-from tokenenv.building.exact_measuring import measure_optimum, reference_moments
-from tokenenv.building.exact_melodies import explored_answer, sample_answer_pairs
+from tokenenv.building.exact.card import render_card
+from tokenenv.building.exact.measuring import measure_optimum, reference_moments
+from tokenenv.building.exact.melodies import explored_answer, sample_answer_pairs
 from tokenenv.models.language_model import load_frozen
 from tokenenv.optimum import PrefixTree, Solution, enumerate_task, evaluate_exactly, solve
 from tokenenv.optimum.greedy_baselines import (

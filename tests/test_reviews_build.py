@@ -13,8 +13,8 @@ import pytest
 from safetensors import safe_open
 
 from tokenenv.building.reviews import BuildSettings, build
-from tokenenv.building.reviews_card import render_card
-from tokenenv.building.reviews_measuring import (
+from tokenenv.building.reviews.card import render_card
+from tokenenv.building.reviews.measuring import (
     load_scorer,
     measure_cross_entropy,
     measure_reward_model,

@@ -47,6 +47,20 @@ class Builder:
         load_frozen.cache_clear()  # an earlier build into the same folder may be in there
         load_reward_model.cache_clear()
 
+    def run(self) -> dict[str, Any]:
+        """All steps of the build, in order; returns the card."""
+        for step in self.steps():
+            step()
+        return self.finish(self.render_card(self.card))
+
+    def steps(self) -> list[Callable[[], None]]:
+        """The steps of this task's build."""
+        raise NotImplementedError
+
+    def render_card(self, card: dict[str, Any]) -> str:
+        """The card as a page, in Markdown."""
+        raise NotImplementedError
+
     def say(self, text: str) -> None:
         """Show progress."""
         self.console.print(f"[dim]{time.perf_counter() - self.start:6.1f} s[/dim]  {text}")

@@ -7,6 +7,7 @@ seeded; a minute or two on one core.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import torch
 from rich.console import Console
 
 from tokenenv.building.builder import Builder, run_command
-from tokenenv.building.exact_card import render_card
-from tokenenv.building.exact_measuring import measure_optimum, measure_reference, reference_moments
-from tokenenv.building.exact_melodies import grammar_sequence, sample_answer_pairs
+from tokenenv.building.exact.card import render_card
+from tokenenv.building.exact.measuring import measure_optimum, measure_reference, reference_moments
+from tokenenv.building.exact.melodies import grammar_sequence, sample_answer_pairs
 from tokenenv.building.measuring import measure_reward_model
 from tokenenv.building.parts import train_language_model, word_tokenizer
 from tokenenv.mdp import TokenMDP
@@ -108,6 +109,12 @@ class _Builder(Builder):
         super().__init__(TASK.name, folder, settings.seed, console)
         self.settings = settings
 
+    def steps(self) -> list[Callable[[], None]]:
+        return [self.build_reference, self.build_reward_model, self.measure]
+
+    def render_card(self, card: dict[str, Any]) -> str:
+        return render_card(card)
+
     def build_reference(self) -> None:
         settings = self.settings
         tokenizer = word_tokenizer(NOTES)
@@ -192,11 +199,7 @@ def build(
     Returns:
         The card.
     """
-    builder = _Builder(folder, settings or BuildSettings(), console)
-    builder.build_reference()
-    builder.build_reward_model()
-    builder.measure()
-    return builder.finish(render_card(builder.card))
+    return _Builder(folder, settings or BuildSettings(), console).run()
 
 
 def main() -> None:
@@ -207,7 +210,3 @@ def main() -> None:
         FOLDER,
         BuildSettings().seed,
     )
-
-
-if __name__ == "__main__":
-    main()

@@ -28,8 +28,8 @@ from tokenenv.building.parts import (
     train_language_model,
     train_tokenizer,
 )
-from tokenenv.building.reviews_card import render_card
-from tokenenv.building.reviews_measuring import (
+from tokenenv.building.reviews.card import render_card
+from tokenenv.building.reviews.measuring import (
     load_scorer,
     measure_cross_entropy,
     measure_optimum,
@@ -159,6 +159,17 @@ class _Builder(Builder):
         super().__init__(TASK.name, folder, settings.seed, console)
         self.settings, self.pool = settings, pool
 
+    def steps(self) -> list[Callable[[], None]]:
+        return [
+            self.build_reference,
+            self.build_reward_model,
+            self.measure_reward_model,
+            self.bound_optimum,
+        ]
+
+    def render_card(self, card: dict[str, Any]) -> str:
+        return render_card(card)
+
     def run_all(
         self, function: Callable[..., Result], jobs: Iterable[tuple[Any, ...]]
     ) -> list[Result]:
@@ -269,15 +280,10 @@ def build(
             initargs=(1,),
         )
     try:
-        builder = _Builder(folder, settings, console, pool)
-        builder.build_reference()
-        builder.build_reward_model()
-        builder.measure_reward_model()
-        builder.bound_optimum()
+        return _Builder(folder, settings, console, pool).run()
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
-    return builder.finish(render_card(builder.card))
 
 
 def main() -> None:
@@ -288,7 +294,3 @@ def main() -> None:
         FOLDER,
         BuildSettings().seed,
     )
-
-
-if __name__ == "__main__":
-    main()

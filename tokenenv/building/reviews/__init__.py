@@ -1,0 +1,8 @@
+"""The build of the task `reviews`: reference, reward model, a bound on the optimum.
+
+* `steps`: the build, step by step; `measuring`: what the card reports; `card`: the card as a page.
+"""
+
+from tokenenv.building.reviews.steps import BuildSettings, build, main
+
+__all__ = ["BuildSettings", "build", "main"]
