@@ -220,9 +220,9 @@ class TrainConfig:
 
     def rollout_buffer(self) -> dict[str, Any]:
         """The keyword arguments of the rollout buffer."""
-        own = "carry" if self.advantage_estimator in CRITIC_FREE else "bootstrap"
+        default_cut = "carry" if self.advantage_estimator in CRITIC_FREE else "bootstrap"
         names = ("advantage_estimator", "group_size", "whiten_rewards")
-        return {"cut": self.cut or own, **{name: getattr(self, name) for name in names}}
+        return {"cut": self.cut or default_cut, **{name: getattr(self, name) for name in names}}
 
     def environment(self, split: str = "train") -> dict[str, Any]:
         """The keyword arguments of the environment."""
@@ -240,24 +240,24 @@ class TrainConfig:
             *("device", "dtype"),
         )
         kl_shaping = KLPenalty(self.kl_estimator, self.use_kl_loss).kl_shaping
-        own = {name: getattr(self, name) for name in names}
-        return {"split": split, "kl_shaping": kl_shaping, **own}
+        settings = {name: getattr(self, name) for name in names}
+        return {"split": split, "kl_shaping": kl_shaping, **settings}
 
     def as_json(self) -> dict[str, Any]:
         """For `config.json`."""
-        found = dataclasses.asdict(self)
-        found["out"] = None if self.out is None else str(self.out)
-        return found
+        content = dataclasses.asdict(self)
+        content["out"] = None if self.out is None else str(self.out)
+        return content
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> TrainConfig:
+    def from_json(cls, content: dict[str, Any]) -> TrainConfig:
         """From what `as_json` gave.
 
         Raises:
             ValueError: a setting is missing (none is filled in), unknown, of another type or out of
                 its range; it is named.
         """
-        return settings_from_json(cls, found)
+        return settings_from_json(cls, content)
 
     def names_of_code(self) -> dict[str, str]:
         """The settings that name code, as `"module:attribute"`: using them imports the module."""

@@ -72,7 +72,7 @@ class TokenVecEnv(VecEnv):
                 f"set_options() got {len(self._options)} dicts for {self.num_envs} environments: "
                 "give one for each, or one for all."
             )
-        prompts = [check_options(own, ("prompt",)).get("prompt") for own in self._options]
+        prompts = [check_options(options, ("prompt",)).get("prompt") for options in self._options]
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
         self.inner.mdp.begin_group()  # the episodes under way are lost, and so is their group
         observations, infos = self.env.reset(seed=seeds, options={"prompt": prompts})
@@ -115,8 +115,8 @@ class TokenVecEnv(VecEnv):
         rows: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         if "ref_logprob" in infos:
             kl_coef = self.inner.kl_coef
-            for row, found in zip(rows, infos["ref_logprob"].tolist(), strict=True):
-                row["ref_logprob"], row["kl_coef"] = found, kl_coef
+            for row, ref_log_prob in zip(rows, infos["ref_logprob"].tolist(), strict=True):
+                row["ref_logprob"], row["kl_coef"] = ref_log_prob, kl_coef
         if dones.any():
             self._add_endings(rows, infos, np.flatnonzero(dones))
         self._add_others(rows, infos, dones)
@@ -125,8 +125,8 @@ class TokenVecEnv(VecEnv):
     def _add_endings(
         self, rows: list[dict[str, Any]], infos: dict[str, Any], ended: np.ndarray
     ) -> None:
-        of_next = {key: infos[key] for key in _OF_THE_NEXT if key in infos}
-        finals, starts = rows_of(infos["final_info"], ended), rows_of(of_next, ended, False)
+        next_infos = {key: infos[key] for key in _OF_THE_NEXT if key in infos}
+        finals, starts = rows_of(infos["final_info"], ended), rows_of(next_infos, ended, False)
         for row, final, start in zip(ended.tolist(), finals, starts, strict=True):
             rows[row].update(final)
             rows[row]["terminal_observation"] = infos["final_obs"][row]
@@ -140,13 +140,13 @@ class TokenVecEnv(VecEnv):
         Only what `RecordEpisodeStatistics` says is about the episode that ended.
         """
         others = {key: infos[key] for key in infos.keys() - _OWN_INFOS}
-        for row, found in enumerate(rows_of(others, range(self.num_envs)) if others else []):
+        for row, info in enumerate(rows_of(others, range(self.num_envs)) if others else []):
             if dones[row]:
-                if "episode" in found:
-                    rows[row]["episode"] = found.pop("episode")
-                self.reset_infos[row].update(found)
+                if "episode" in info:
+                    rows[row]["episode"] = info.pop("episode")
+                self.reset_infos[row].update(info)
             else:
-                rows[row].update(found)
+                rows[row].update(info)
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """Every environment's picture, (height, width, 3) uint8, for `render` and video recorders.
@@ -200,8 +200,8 @@ class TokenVecEnv(VecEnv):
                 "wrapper_class=tokenenv.wrappers.vector.ActionMask)."
             )
         if method_name in _OF_A_ROW:
-            found = self._find(method_name)(*method_args, **method_kwargs)
-            return [found[row] for row in self._indices(indices)]
+            values = self._find(method_name)(*method_args, **method_kwargs)
+            return [values[row] for row in self._indices(indices)]
         self._require_all(indices, f"env_method({method_name!r})")
         return [self._find(method_name)(*method_args, **method_kwargs)] * self.num_envs
 
@@ -209,8 +209,8 @@ class TokenVecEnv(VecEnv):
         self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
     ) -> list[bool]:
         """Whether a vector wrapper of this class stands around all rows."""
-        found = any(isinstance(layer, wrapper_class) for layer in layers(self.env))
-        return [found for _ in self._indices(indices)]
+        is_wrapped = any(isinstance(layer, wrapper_class) for layer in layers(self.env))
+        return [is_wrapped for _ in self._indices(indices)]
 
     def _find(self, name: str) -> Any:
         """The attribute of the outermost layer that has it."""
@@ -218,21 +218,21 @@ class TokenVecEnv(VecEnv):
         return getattr(owner, name)
 
     def _indices(self, indices: VecEnvIndices) -> Iterable[int]:
-        chosen = [indices] if isinstance(indices, int | np.integer) else indices
-        found = list(self._get_indices(chosen))
-        outside = [index for index in found if not -self.num_envs <= index < self.num_envs]
+        requested = [indices] if isinstance(indices, int | np.integer) else indices
+        rows = list(self._get_indices(requested))
+        outside = [index for index in rows if not -self.num_envs <= index < self.num_envs]
         if outside:
             raise ValueError(
                 f"indices={indices!r}: there is no environment {outside[0]}, allowed are 0 … "
                 f"{self.num_envs - 1}."
             )
-        return found
+        return rows
 
     def _require_all(self, indices: VecEnvIndices, what: str) -> None:
-        chosen = list(self._indices(indices))
-        if len(chosen) != self.num_envs:
+        rows = list(self._indices(indices))
+        if len(rows) != self.num_envs:
             raise ValueError(
-                f"{what} was asked for environments {chosen} only, but all {self.num_envs} share "
+                f"{what} was asked for environments {rows} only, but all {self.num_envs} share "
                 "one set of settings: call it for all."
             )
 

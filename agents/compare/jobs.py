@@ -49,8 +49,8 @@ class Job:
         """Training and judging one agent."""
         names = ("steps", "evaluations", "episodes" if kind == CLASSIC else "prompts")
         settings = {name: getattr(config, name) for name in names}
-        own = learner_settings(agent, env, kind)
-        return cls("run", env, kind, {"agent": agent, "seed": seed, **settings, "learner": own})
+        learner = learner_settings(agent, env, kind)
+        return cls("run", env, kind, {"agent": agent, "seed": seed, **settings, "learner": learner})
 
     @classmethod
     def scale(cls, config: CompareConfig, env: str, kind: str) -> Job:
@@ -93,16 +93,16 @@ def read_result(job: Job, root: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        kept = read_json_object(path, "a result of a comparison")
-        was, result = kept.get("settings"), kept.get("result")
-        if not (isinstance(was, dict) and isinstance(result, dict)):
+        content = read_json_object(path, "a result of a comparison")
+        earlier, result = content.get("settings"), content.get("result")
+        if not (isinstance(earlier, dict) and isinstance(result, dict)):
             raise ValueError("it holds two objects, 'settings' and 'result'")
     except ValueError as error:
         raise _no_result(path, error) from error
     changed = [
-        f"{name} was {was.get(name)!r}, now {job.settings.get(name)!r}"
-        for name in dict.fromkeys([*was, *job.settings])
-        if was.get(name) != job.settings.get(name)
+        f"{name} was {earlier.get(name)!r}, now {job.settings.get(name)!r}"
+        for name in dict.fromkeys([*earlier, *job.settings])
+        if earlier.get(name) != job.settings.get(name)
     ]
     if changed:
         raise ValueError(

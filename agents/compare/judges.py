@@ -75,8 +75,8 @@ class ObjectiveJudge:
     measure = "J"
 
     def __init__(self, env_id: str, prompts: int) -> None:
-        own = gym.spec(env_id.rpartition(":")[2]).kwargs
-        self.held_out = HeldOut.of({**own, "device": "cpu"}, prompts)
+        env_kwargs = gym.spec(env_id.rpartition(":")[2]).kwargs
+        self.held_out = HeldOut.of({**env_kwargs, "device": "cpu"}, prompts)
         self.metrics = RLHFCallback()
 
     def now(self, model: Any) -> float | None:
@@ -87,16 +87,16 @@ class ObjectiveJudge:
 
     def final(self, model: Any) -> dict[str, Any]:
         """J beside J of the reference and J*, or a lower bound on it."""
-        found: Any = evaluate(model.policy.actor, self.held_out, J_RESPONSES, EVALUATION_SEED)
+        evaluation: Any = evaluate(model.policy.actor, self.held_out, J_RESPONSES, EVALUATION_SEED)
         is_exact = self.held_out.solution is not None
         return {
             "measure": self.measure,
-            "value": found.objective,
-            "baseline": found.objective_reference,
-            "top": found.optimum if is_exact else found.optimum_lower_bound,
+            "value": evaluation.objective,
+            "baseline": evaluation.objective_reference,
+            "top": evaluation.optimum if is_exact else evaluation.optimum_lower_bound,
             "is_lower_bound": not is_exact,
             "episodes": len(self.held_out.texts),
-            "kl": found.kl,
+            "kl": evaluation.kl,
         }
 
 

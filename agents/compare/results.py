@@ -35,12 +35,12 @@ def scored(run: dict[str, Any], scale: dict[str, Any]) -> dict[str, Any]:
         run: a run's record, with env, agent and seed.
         scale: of its environment, for the plain return; J brings its own.
     """
-    own = run if run["measure"] == "J" else scale
-    worst, span = own["baseline"], own["top"] - own["baseline"]
+    ends = run if run["measure"] == "J" else scale
+    worst, span = ends["baseline"], ends["top"] - ends["baseline"]
     return {
         **run,
         "score": (run["value"] - worst) / span,
-        "is_at_most": bool(own["is_lower_bound"]),
+        "is_at_most": bool(ends["is_lower_bound"]),
         "score_curve": [[steps, (value - worst) / span] for steps, value in run["curve"]],
     }
 
@@ -97,14 +97,14 @@ def aggregate(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     Args:
         runs: as `scored` gives them.
     """
-    found: dict[str, dict[str, Any]] = {}
+    pooled: dict[str, dict[str, Any]] = {}
     for group in GROUPS:
         pools: dict[str, dict[str, list[float]]] = {}
         for run in runs:
             if group_of(run["kind"]) == group:
                 pools.setdefault(run["agent"], {}).setdefault(run["env"], []).append(run["score"])
-        found[group] = {agent: _pooled(pool) for agent, pool in pools.items()}
-    return found
+        pooled[group] = {agent: _pooled(pool) for agent, pool in pools.items()}
+    return pooled
 
 
 def _pooled(by_env: dict[str, list[float]]) -> dict[str, Any]:

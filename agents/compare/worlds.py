@@ -44,8 +44,8 @@ def make_env(env_id: str, split: str = "train") -> gym.Env:
         ValueError: the id is unknown, or what it needs is not installed.
     """
     try:
-        own: dict[str, Any] = {"split": split} if is_text(env_id) else {}
-        return gym.make(env_id, **own)
+        kwargs: dict[str, Any] = {"split": split} if is_text(env_id) else {}
+        return gym.make(env_id, **kwargs)
     except gym.error.DependencyNotInstalled as error:
         raise ValueError(
             f"{env_id!r} needs what is not installed ({error}): install it, or leave {env_id!r} "

@@ -56,8 +56,8 @@ class HeldOut:
         """
         check_ranges({"count": count}, {"count": COUNT})
         # What is measured depends neither on training's groups nor on who pays the KL there.
-        own = {**environment, "split": "eval", "group_size": 1, "kl_shaping": "k1"}
-        mdp = TokenMDP(EnvSettings(**own), num_envs=1)
+        env_kwargs = {**environment, "split": "eval", "group_size": 1, "kl_shaping": "k1"}
+        mdp = TokenMDP(EnvSettings(**env_kwargs), num_envs=1)
         texts = mdp.prompts[:count]
         return cls(
             mdp.settings,
@@ -76,7 +76,7 @@ def _card_optimum(settings: ResolvedSettings, prompts: int) -> float | None:
     task = load_task(settings.task)
     if task.card is None or not task.card.is_file():
         return None
-    own = EnvSettings(
+    card_settings = EnvSettings(
         task=settings.task,
         split=settings.split,
         scoring=settings.scoring,
@@ -84,17 +84,17 @@ def _card_optimum(settings: ResolvedSettings, prompts: int) -> float | None:
         dtype=settings.dtype,
         render_mode=settings.render_mode,
     ).resolved(task)
-    if own != settings:
+    if card_settings != settings:
         return None
     card = read_json_object(task.card, "a task's card").get("optimum")
     names = ("kl_coef", "prompts", "optimum_lower_bound")
-    found = [card.get(name) if isinstance(card, dict) else None for name in names]
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in found):
+    values = [card.get(name) if isinstance(card, dict) else None for name in names]
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         raise ValueError(
             f"{str(task.card)!r}: a task's card holds an object 'optimum' with the numbers "
             f"{', '.join(names)}; restore the file, or give the task card=None."
         )
-    kl_coef, count, bound = map(float, found)  # type: ignore[arg-type]
+    kl_coef, count, bound = map(float, values)  # type: ignore[arg-type]
     return bound if (kl_coef, count) == (settings.kl_coef, prompts) else None
 
 

@@ -64,9 +64,9 @@ def evaluate(
         on_progress,
     )
     kl_coef = held_out.settings.kl_coef
-    found = compare(samples, kl_coef, held_out.known_optimum, seed=seed)
+    comparison = compare(samples, kl_coef, held_out.known_optimum, seed=seed)
     if starting_actor is None:
-        return found
+        return comparison
     before = sample_mixture(
         starting_actor,
         held_out.scorer,
@@ -76,7 +76,7 @@ def evaluate(
         seed,
     )
     # Its own bound counts too: both mixtures are proposals for the same optimum.
-    return rescaled(found, compare(before, kl_coef, seed=seed))
+    return rescaled(comparison, compare(before, kl_coef, seed=seed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,10 +171,10 @@ class EvaluationCallback(BaseCallback):
         self._rollouts += 1
         if self._rollouts % self.every:
             return
-        found = self._measure()
-        for name, value in found.items():
+        metrics = self._measure()
+        for name, value in metrics.items():
             self.logger.record(f"eval/{name}", value)
-        objective = found["objective"]
+        objective = metrics["objective"]
         if objective > self.best_objective:
             self.best_objective = objective
             policy: Any = self.model.policy
@@ -202,6 +202,6 @@ class EvaluationCallback(BaseCallback):
             float(np.mean([getattr(r, name) for r in reports])) for name in ("score", "kl")
         )
         kl_coef = held_out.settings.kl_coef
-        found = {"objective": score - kl_coef * kl, "score": score, "kl": kl}
+        metrics = {"objective": score - kl_coef * kl, "score": score, "kl": kl}
         gold = [r.gold_reward for r in reports if r.gold_reward is not None]
-        return {**found, "gold_reward": float(np.mean(gold))} if gold else found
+        return {**metrics, "gold_reward": float(np.mean(gold))} if gold else metrics

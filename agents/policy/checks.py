@@ -20,12 +20,13 @@ def check_vocabulary(model: Any, vocabulary_size: int, name: str) -> None:
         vocabulary_size: V of the environment.
         name: where the actor came from.
     """
-    found = int(model.get_output_embeddings().weight.shape[0])
-    if found != vocabulary_size:
+    actor_size = int(model.get_output_embeddings().weight.shape[0])
+    if actor_size != vocabulary_size:
         raise ValueError(
-            f"the actor {name!r} has a vocabulary of {found} tokens, the environment's reference "
-            f"one of {vocabulary_size}: actor and reference must share it. Pass the reference's "
-            "own model as policy_kwargs={'actor': …}, or the actor as the environment's reference."
+            f"the actor {name!r} has a vocabulary of {actor_size} tokens, the environment's "
+            f"reference one of {vocabulary_size}: actor and reference must share it. Pass the "
+            "reference's model as policy_kwargs={'actor': …}, or the actor as the environment's "
+            "reference."
         )
 
 

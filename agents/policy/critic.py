@@ -80,10 +80,10 @@ def build_critic(
     _drop_output_layer(model)
     model.requires_grad_(True)
     rows = model.get_input_embeddings().weight.shape[0]
-    needed = actor.get_output_embeddings().weight.shape[0]
-    if rows < needed:
+    actor_rows = actor.get_output_embeddings().weight.shape[0]
+    if rows < actor_rows:
         raise ValueError(
-            f"the critic {source!r} reads {rows} token ids, the actor has {needed}: they must "
+            f"the critic {source!r} reads {rows} token ids, the actor has {actor_rows}: they must "
             "share a vocabulary. Take a critic with the actor's tokenizer, or critic='actor'."
         )
     head = new_value_head(_hidden_size(model), dtype)
@@ -99,8 +99,8 @@ def _is_classifier(source: str) -> bool:
     return any("SequenceClassification" in a for a in (config.architectures or []))
 
 
-def _check_tokenizer(source: str, wanted: Any, found: Any) -> None:
-    if wanted is not None and wanted.get_vocab() != found.get_vocab():
+def _check_tokenizer(source: str, actor_tokenizer: Any, critic_tokenizer: Any) -> None:
+    if actor_tokenizer is not None and actor_tokenizer.get_vocab() != critic_tokenizer.get_vocab():
         raise ValueError(
             f"the critic {source!r} and the actor have different tokenizers: the same token ids "
             "would mean different texts. Take a critic with the actor's tokenizer, or "
@@ -120,10 +120,10 @@ def _from_reward_model(
 
 
 def _shell_config(config: Any) -> dict[str, Any]:
-    found = config.to_dict()
+    values = config.to_dict()
     for key in ("dtype", "architectures", "reward_mean", "reward_std", "id2label", "label2id"):
-        found.pop(key, None)
-    return found
+        values.pop(key, None)
+    return values
 
 
 def _drop_output_layer(model: Any) -> None:

@@ -13,9 +13,9 @@ def fused_where_possible(
     kind: type[torch.optim.Optimizer], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """`kwargs` of an optimiser; torch's Adam in one kernel unless they choose an implementation."""
-    chosen = {"fused", "foreach", "capturable", "differentiable"} & set(kwargs)
+    implementations = {"fused", "foreach", "capturable", "differentiable"} & set(kwargs)
     is_adam = kind in (torch.optim.Adam, torch.optim.AdamW)
-    return {**kwargs, "fused": True} if is_adam and not chosen else kwargs
+    return {**kwargs, "fused": True} if is_adam and not implementations else kwargs
 
 
 def in_one_transfer(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -25,6 +25,6 @@ def in_one_transfer(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """
     fetched = torch.stack([tensor.flatten().double() for tensor in tensors]).cpu()
     return tuple(
-        own.reshape(tensor.shape).to(tensor.dtype)
-        for own, tensor in zip(fetched, tensors, strict=True)
+        numbers.reshape(tensor.shape).to(tensor.dtype)
+        for numbers, tensor in zip(fetched, tensors, strict=True)
     )

@@ -66,20 +66,20 @@ def _read_arguments(folder: Path) -> dict[str, Any]:
     """The arguments that build the policy; ValueError where its file is broken."""
     file = folder / _POLICY_FILE
     try:
-        found = read_json_object(file, "the description of a policy")
-        _check_description(found)
-        _check_same_config(found["config"], folder)
+        description = read_json_object(file, "the description of a policy")
+        _check_description(description)
+        _check_same_config(description["config"], folder)
     except ValueError as error:
         raise ValueError(
             f"{str(file)!r} is broken ({str(error).rstrip('.')}): save the policy again, or "
             "restore the file."
         ) from error
-    width, vocabulary_size = found.pop("width"), found.pop("vocabulary_size")
+    width, vocabulary_size = description.pop("width"), description.pop("vocabulary_size")
     return {
         "observation_space": spaces.Box(NO_TOKEN, vocabulary_size - 1, (width,), np.int64),
         "action_space": spaces.Discrete(vocabulary_size),
         "lr_schedule": lambda _: 0.0,
-        **{**found, "actor": str(folder), "config": None},
+        **{**description, "actor": str(folder), "config": None},
     }
 
 
@@ -102,13 +102,13 @@ class _Description:
             raise ValueError("width and vocabulary_size must be at least 1")
 
 
-def _check_description(found: dict[str, Any]) -> None:
+def _check_description(description: dict[str, Any]) -> None:
     """Raise ValueError where a setting of the policy is missing, unknown or of another type."""
-    needed = ["config", *(["critic_config"] if found.get("value_head") == "separate" else [])]
-    plain = {name: value for name, value in found.items() if name not in needed}
+    needed = ["config", *(["critic_config"] if description.get("value_head") == "separate" else [])]
+    plain = {name: value for name, value in description.items() if name not in needed}
     settings_from_json(_Description, {"attention": None, **plain})
     for name in needed:
-        if not isinstance(found.get(name), dict):
+        if not isinstance(description.get(name), dict):
             raise ValueError(f"{name!r} must be an object, a transformers config")
 
 
@@ -127,14 +127,16 @@ def _check_same_config(recorded: dict[str, Any], folder: Path) -> None:
     for config in (recorded, now):
         check_config(config, "policy", str(folder))
     try:
-        was, found = (AutoConfig.for_model(**copy.deepcopy(c)).to_dict() for c in (recorded, now))
+        recorded_values, values = (
+            AutoConfig.for_model(**copy.deepcopy(c)).to_dict() for c in (recorded, now)
+        )
     except Exception as error:  # of many kinds: whatever the config class makes of it
         raise ValueError(f"no transformers config: {type(error).__name__}: {error}") from error
-    for name in (was.keys() & found.keys()) - _NOT_OF_THE_MODEL:
-        if json.dumps(was[name], default=str) != json.dumps(found[name], default=str):
+    for name in (recorded_values.keys() & values.keys()) - _NOT_OF_THE_MODEL:
+        if json.dumps(recorded_values[name], default=str) != json.dumps(values[name], default=str):
             raise ValueError(
-                f"config.json beside it says {name}={found[name]!r:.60}, the model that was saved "
-                f"had {was[name]!r:.60}"
+                f"config.json beside it says {name}={values[name]!r:.60}, the model that was saved "
+                f"had {recorded_values[name]!r:.60}"
             )
 
 

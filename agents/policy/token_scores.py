@@ -61,9 +61,15 @@ def score_tokens(
         return scores_of_logits(logits, actions, entropy_needs_gradient)
     factor = GPU_FACTOR if hidden.is_cuda else 1
     small = len(hidden) * len(layer.weight) <= KEPT_LOGITS * factor
-    keeps = small and torch.is_grad_enabled()  # off inside of the function, always
+    saves_log_probs = small and torch.is_grad_enabled()  # off inside of the function, always
     return _TokenScores.apply(
-        hidden, layer.weight, layer.bias, actions, temperature, entropy_needs_gradient, keeps
+        hidden,
+        layer.weight,
+        layer.bias,
+        actions,
+        temperature,
+        entropy_needs_gradient,
+        saves_log_probs,
     )
 
 
@@ -89,32 +95,34 @@ class _TokenScores(torch.autograd.Function):
         actions: torch.Tensor,
         temperature: float,
         entropy_needs_gradient: bool,
-        keeps: bool,
+        saves_log_probs: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         device = hidden.device.type
         ctx.narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         ctx.temperature, ctx.entropy_needs_gradient = temperature, entropy_needs_gradient
         chunk = CHUNK_LOGITS * (GPU_FACTOR if hidden.is_cuda else 1)
         ctx.rows = max(1, chunk // len(weight))
-        log_probs, entropies, kept = [], [], []
+        log_probs, entropies, saved_log_probs = [], [], []
         with torch.autocast(device, enabled=False):
             layer = _Layer(weight, bias, temperature, ctx.narrow)
-            for states, chosen in zip(hidden.split(ctx.rows), actions.split(ctx.rows), strict=True):
-                table = layer.log_softmax(states)
-                log_probs.append(table.gather(-1, chosen[:, None]).squeeze(-1))
-                entropies.append(-(table.exp() * table).sum(dim=-1))
-                if keeps:
-                    kept.append(table)
+            for states, chunk_actions in zip(
+                hidden.split(ctx.rows), actions.split(ctx.rows), strict=True
+            ):
+                chunk_log_probs = layer.log_softmax(states)
+                log_probs.append(chunk_log_probs.gather(-1, chunk_actions[:, None]).squeeze(-1))
+                entropies.append(-(chunk_log_probs.exp() * chunk_log_probs).sum(dim=-1))
+                if saves_log_probs:
+                    saved_log_probs.append(chunk_log_probs)
         entropy = torch.cat(entropies)
         if not entropy_needs_gradient:
             ctx.mark_non_differentiable(entropy)
-        ctx.save_for_backward(hidden, weight, bias, actions, entropy, *kept)
+        ctx.save_for_backward(hidden, weight, bias, actions, entropy, *saved_log_probs)
         return torch.cat(log_probs), entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, bias, actions, entropy, *kept = ctx.saved_tensors
+        hidden, weight, bias, actions, entropy, *saved_log_probs = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         wide = torch.promote_types(weight.dtype, torch.float32)  # sums over chunks
         narrow = ctx.narrow or weight.dtype
@@ -123,13 +131,15 @@ class _TokenScores(torch.autograd.Function):
         to_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         to_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
-            layer = None if kept else _Layer(weight, bias, ctx.temperature, ctx.narrow)
+            layer = None if saved_log_probs else _Layer(weight, bias, ctx.temperature, ctx.narrow)
             for index, start in enumerate(range(0, len(hidden), ctx.rows)):
                 part = slice(start, start + ctx.rows)
-                table = kept[index] if layer is None else layer.log_softmax(hidden[part])
+                chunk_log_probs = (
+                    saved_log_probs[index] if layer is None else layer.log_softmax(hidden[part])
+                )
                 of_entropy = gradients[1][part] if ctx.entropy_needs_gradient else None
                 to_logits = _to_logits(
-                    table, actions[part], entropy[part], gradients[0][part], of_entropy
+                    chunk_log_probs, actions[part], entropy[part], gradients[0][part], of_entropy
                 ).div_(ctx.temperature)
                 if to_bias is not None:
                     to_bias += to_logits.sum(dim=0)
@@ -185,17 +195,21 @@ class _Layer:
 
 
 def _to_logits(
-    table: torch.Tensor,
+    log_probs: torch.Tensor,
     actions: torch.Tensor,
     entropy: torch.Tensor,
-    of_log_probs: torch.Tensor,
-    of_entropy: torch.Tensor | None,
+    log_prob_gradient: torch.Tensor,
+    entropy_gradient: torch.Tensor | None,
 ) -> torch.Tensor:
     """(m, V) gradient of the tempered logits, from (m, V) log-probabilities and (m,) gradients."""
-    probabilities = table.exp()
-    if of_entropy is None:
-        found = probabilities.mul_(-of_log_probs[:, None])
+    probabilities = log_probs.exp()
+    if entropy_gradient is None:
+        gradient = probabilities.mul_(-log_prob_gradient[:, None])
     else:
-        pull = (table + entropy[:, None]).mul_(of_entropy[:, None]).add_(of_log_probs[:, None])
-        found = probabilities.mul_(pull.neg_())
-    return found.scatter_add_(-1, actions[:, None], of_log_probs[:, None])
+        pull = (
+            (log_probs + entropy[:, None])
+            .mul_(entropy_gradient[:, None])
+            .add_(log_prob_gradient[:, None])
+        )
+        gradient = probabilities.mul_(pull.neg_())
+    return gradient.scatter_add_(-1, actions[:, None], log_prob_gradient[:, None])

@@ -72,16 +72,16 @@ class ValueHead(nn.Linear):
         Args:
             returns: (n,), finite.
         """
-        spread = return_spread(returns)
+        std = return_spread(returns)
         before, rollouts = float(self.deviation), int(self.rollouts) + 1
         rate = max(1.0 / rollouts, LEAST_RATE)
-        mean = math.hypot(math.sqrt(1 - rate) * before, math.sqrt(rate) * spread)
+        mean = math.hypot(math.sqrt(1 - rate) * before, math.sqrt(rate) * std)
         deviation = self.deviation.new_tensor(mean)
-        if not (spread > 0 and torch.isfinite(1 / deviation)):
+        if not (std > 0 and torch.isfinite(1 / deviation)):
             return
-        kept = self.deviation / deviation
-        self.weight.mul_(kept)
-        self.bias.mul_(kept)
+        rescale = self.deviation / deviation
+        self.weight.mul_(rescale)
+        self.bias.mul_(rescale)
         self.deviation.copy_(deviation)
         self.rollouts.fill_(rollouts)
 

@@ -172,7 +172,7 @@ class TokenPPO(PPO):
         _init_setup_model: bool = True,
     ) -> None:
         estimator = (rollout_buffer_kwargs or {}).get("advantage_estimator", "gae")
-        of_sb3: dict[str, Any] = {
+        sb3_settings: dict[str, Any] = {
             "learning_rate": learning_rate,
             "n_steps": n_steps,
             "batch_size": batch_size,
@@ -196,7 +196,7 @@ class TokenPPO(PPO):
         self.kl_controller, self.kl_target = kl_controller, kl_target
         self.kl_horizon, self.kl_dual_rate = kl_horizon, kl_dual_rate
         self.critic_warmup = critic_warmup
-        check_agent({**of_sb3, **vars(self), "vf_coef": vf_coef})
+        check_agent({**sb3_settings, **vars(self), "vf_coef": vf_coef})
         self.num_updates, self.has_met_rounding = 0, False
         with warnings.catch_warnings():
             # It counts steps that do not divide into minibatches; sequences never do, exactly.
@@ -212,7 +212,7 @@ class TokenPPO(PPO):
                 seed=seed,
                 device=device,
                 _init_setup_model=_init_setup_model,
-                **of_sb3,
+                **sb3_settings,
             )
 
     def _setup_model(self) -> None:
@@ -290,11 +290,11 @@ class TokenPPO(PPO):
 
         Without a token MDP there is no KL to complete.
         """
-        given = callback if isinstance(callback, list) else [callback] if callback else []
-        if not (self.is_without_tokens or has_rlhf_callback(given)):
-            given = [RLHFCallback(), *given]
-        ready = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in given]
-        return super()._init_callback(ready, progress_bar)
+        callbacks = callback if isinstance(callback, list) else [callback] if callback else []
+        if not (self.is_without_tokens or has_rlhf_callback(callbacks)):
+            callbacks = [RLHFCallback(), *callbacks]
+        converted = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in callbacks]
+        return super()._init_callback(converted, progress_bar)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
         """SB3's, whose policy reads the observations where they are: on the host."""
@@ -304,11 +304,11 @@ class TokenPPO(PPO):
             return super().collect_rollouts(*args, **kwargs)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        found = super()._setup_learn(*args, **kwargs)
+        setup = super()._setup_learn(*args, **kwargs)
         if self.precision == "auto" and not self.has_measured_precision:
             self.update_precision = measured_precision(self)
             self.has_measured_precision = True
-        return found
+        return setup
 
     # The update ----------------------------------------------------------------------------------
 

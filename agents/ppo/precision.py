@@ -66,8 +66,8 @@ class _WideAttention(TorchFunctionMode):
         if function is not scaled_dot_product_attention:
             return function(*args, **kwargs)
         with torch.autocast("cpu", enabled=False):
-            found = function(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})
-            return found.to(args[0].dtype)
+            attended = function(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})
+            return attended.to(args[0].dtype)
 
 
 def _widened(value: Any) -> Any:
@@ -146,10 +146,10 @@ def settle_old_log_probs(model: Any) -> bool:
     batch = buffer.all_tokens()
     old_log_probs = torch.empty_like(batch.old_log_prob)
     for part, index in split_minibatch(batch, MICRO_BATCH_TOKENS):
-        chosen = slice(None) if index is None else index
+        positions = slice(None) if index is None else index
         states: Any = part.observations
         with torch.no_grad():
-            old_log_probs[chosen] = compute(states, part.actions)
+            old_log_probs[positions] = compute(states, part.actions)
     buffer.old_log_probs = old_log_probs.cpu().numpy()
     return False
 
@@ -178,13 +178,13 @@ def measured_precision(model: Any) -> str:
         return log_probs.mean() + values.mean()
 
     seconds = seconds_by_precision(step, list(policy.parameters()))
-    chosen = min(seconds, key=lambda precision: seconds[precision])
+    fastest = min(seconds, key=lambda precision: seconds[precision])
     ratio = seconds["float32"] / seconds["bfloat16"]
     model.logger.info(
-        f"precision='auto': updates compute in {chosen}; a forward and backward pass took "
+        f"precision='auto': updates compute in {fastest}; a forward and backward pass took "
         f"{ratio:.2f} times as long in float32 as in bfloat16."
     )
-    return chosen
+    return fastest
 
 
 def seconds_by_precision(
@@ -199,15 +199,15 @@ def seconds_by_precision(
     device = parameters[0].device
     seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     for _ in range(1 + TURNS):
-        for precision, found in seconds.items():
+        for precision, durations in seconds.items():
             start = _now(device)
             with computing_in(precision, device):
                 loss = step()
             loss.backward()
-            found.append(_now(device) - start)
+            durations.append(_now(device) - start)
             for parameter in parameters:
                 parameter.grad = None
-    return {precision: statistics.median(found[1:]) for precision, found in seconds.items()}
+    return {precision: statistics.median(durations[1:]) for precision, durations in seconds.items()}
 
 
 def _now(device: torch.device) -> float:

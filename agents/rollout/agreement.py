@@ -161,8 +161,8 @@ class Agreement:
     def _remembered(self) -> np.ndarray | None:
         """The states that the agent's last observation shows; None where that is not known."""
         known = _STATES_OF.get(self._env.unwrapped, [])
-        found = [states for obs, states in known if obs is self._model._last_obs]
-        return found[0] if found else None
+        states_shown = [states for obs, states in known if obs is self._model._last_obs]
+        return states_shown[0] if states_shown else None
 
     def _remember(self, observations: Any) -> None:
         base = self._env.unwrapped
@@ -239,7 +239,7 @@ class Agreement:
         if not self.reads_tokens:
             self._remember(observations)
             return
-        acted_on, chosen = np.asarray(self._model._last_obs), np.asarray(actions).reshape(-1)
+        acted_on, flat_actions = np.asarray(self._model._last_obs), np.asarray(actions).reshape(-1)
         following = observations
         ended = np.flatnonzero(dones)
         if len(ended):
@@ -255,18 +255,18 @@ class Agreement:
             and (columns >= self._prompt_columns).all()
             and (before[places] == NO_TOKEN).all()
             and ((columns == self._prompt_columns) | (before[places - 1] != NO_TOKEN)).all()
-            and (not self._picks_tokens or np.array_equal(new, chosen))
+            and (not self._picks_tokens or np.array_equal(new, flat_actions))
         ):
             return
-        self._refuse(acted_on, chosen, following)
+        self._refuse(acted_on, flat_actions, following)
 
-    def _refuse(self, acted_on: np.ndarray, chosen: np.ndarray, following: np.ndarray) -> None:
+    def _refuse(self, acted_on: np.ndarray, actions: np.ndarray, following: np.ndarray) -> None:
         """Raise ValueError about the first row that is not where its action leads."""
         expected = acted_on.copy()
         lengths = (acted_on[:, self._prompt_columns :] != NO_TOKEN).sum(axis=1)
         columns = np.minimum(self._prompt_columns + lengths, acted_on.shape[1] - 1)
-        every = np.arange(len(acted_on))
-        expected[every, columns] = chosen if self._picks_tokens else following[every, columns]
+        rows = np.arange(len(acted_on))
+        expected[rows, columns] = actions if self._picks_tokens else following[rows, columns]
         wrong = np.flatnonzero((expected != following).any(axis=1))
         row = int(wrong[0]) if len(wrong) else 0
         column, token = int(columns[row]), int(following[row, columns[row]])
@@ -276,7 +276,7 @@ class Agreement:
         else:
             what = f"the observation that followed holds {token} in its place"
         raise ValueError(
-            f"the agent chose {int(chosen[row])} in environment {row}, but {what}: a wrapper "
+            f"the agent chose {int(actions[row])} in environment {row}, but {what}: a wrapper "
             "changes what is acted or seen (StickyAction, a repeated, delayed or mapped action, an "
             "observation transform?), or a callback moved the environment before the policy was "
             "asked. The log-probabilities would be those of other tokens than were written, so the "
@@ -299,8 +299,8 @@ class _BeforeActing:
 
 def _per_environment(base: VecEnv, name: str) -> list[np.ndarray]:
     """An attribute of each environment; the rows of a `TokenVecEnv` are in one."""
-    found = base.get_attr(name)
-    return found[:1] if isinstance(base, TokenVecEnv) else found
+    values = base.get_attr(name)
+    return values[:1] if isinstance(base, TokenVecEnv) else values
 
 
 def _restarts_rows(env: VecEnv) -> bool:
@@ -340,11 +340,11 @@ def _restart_rows(env: VecEnv, rows: list[int]) -> Any:
     """Begin an episode in each of these rows; their first observations."""
     base: Any = env.unwrapped
     if isinstance(base, TokenVecEnv):
-        found = _of_rows(base.restart(rows), rows)
+        observations = _of_rows(base.restart(rows), rows)
     else:
         base.env_method("begin_group", indices=rows)
         begun = base.env_method("reset", indices=rows)
-        found = _stacked([observation for observation, _ in begun])
+        observations = _stacked([observation for observation, _ in begun])
         for row, (_, info) in zip(rows, begun, strict=True):
             base.reset_infos[row] = info
     layer: Any = env
@@ -352,4 +352,4 @@ def _restart_rows(env: VecEnv, rows: list[int]) -> Any:
         if isinstance(layer, VecMonitor):
             layer.episode_returns[rows], layer.episode_lengths[rows] = 0.0, 0
         layer = layer.venv
-    return found
+    return observations

@@ -171,9 +171,11 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         """
         if self._log.pos:
             self._open = [None] * self.n_envs
-        found = self.binding
+        binding = self.binding
         # Deferred scoring finds them at the rollout's end, for all tokens at once.
-        keeps_ref = found is not None and found.penalty.keeps_ref_log_probs and not found.scorer
+        keeps_ref = (
+            binding is not None and binding.penalty.keeps_ref_log_probs and not binding.scorer
+        )
         self._log = StepLog(self.buffer_size, self.n_envs, keeps_ref)
         self._keep([])
         self.kl_coef = 0.0
@@ -309,11 +311,11 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         compute: Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None,
     ) -> None:
         """Keep the log-probabilities of the new steps as the update computes them."""
-        old: Sequence[np.ndarray | None] = [None] * len(segments)
+        per_segment: Sequence[np.ndarray | None] = [None] * len(segments)
         if compute is not None:
-            old = per_new_step(segments, self.device, compute)
-        for segment, of_new_steps in zip(segments, old, strict=True):
-            segment.note_old_log_probs(of_new_steps)
+            per_segment = per_new_step(segments, self.device, compute)
+        for segment, new_log_probs in zip(segments, per_segment, strict=True):
+            segment.note_old_log_probs(new_log_probs)
 
     def _keep(self, segments: Sequence[Segment]) -> None:
         """Store the segments of the update, one array per quantity instead of many small ones."""
@@ -391,33 +393,33 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         if not self.num_tokens:
             raise RuntimeError(NO_GROUP.format(self.group_size))
         rng = np.random.default_rng(np.random.randint(2**31))  # SB3 seeds numpy's global generator
-        for chosen in minibatch_indices(self.lengths, batch_size, rng):
-            yield self._minibatch(chosen)
+        for segments in minibatch_indices(self.lengths, batch_size, rng):
+            yield self._minibatch(segments)
 
     def all_tokens(self) -> RolloutBufferSamples:
         """All tokens of the update in one minibatch, in the buffer's own order."""
         return self._minibatch(np.arange(len(self.lengths)))
 
-    def _minibatch(self, chosen: np.ndarray) -> RolloutBufferSamples:
-        picked = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in chosen])
-        actions = self.actions[picked].astype(np.int64)
+    def _minibatch(self, segments: np.ndarray) -> RolloutBufferSamples:
+        tokens = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in segments])
+        actions = self.actions[tokens].astype(np.int64)
         bounds = self._prefix_offsets
         packed = pack(
-            [self._prefixes[bounds[i] : bounds[i + 1]].astype(np.int64) for i in chosen],
-            np.split(actions, np.cumsum(self.lengths[chosen])[:-1]),
+            [self._prefixes[bounds[i] : bounds[i + 1]].astype(np.int64) for i in segments],
+            np.split(actions, np.cumsum(self.lengths[segments])[:-1]),
             self.device,
         )
         samples = RolloutBufferSamples(
             observations=packed,  # type: ignore[arg-type]
             actions=self.to_torch(actions),
-            old_values=self.to_torch(self.values[picked]),
-            old_log_prob=self.to_torch(self.old_log_probs[picked]),
-            advantages=self.to_torch(self.advantages[picked]),
-            returns=self.to_torch(self.returns[picked]),
+            old_values=self.to_torch(self.values[tokens]),
+            old_log_prob=self.to_torch(self.old_log_probs[tokens]),
+            advantages=self.to_torch(self.advantages[tokens]),
+            returns=self.to_torch(self.returns[tokens]),
         )
         if not len(self.ref_log_probs):
             return samples
-        return ReferencedSamples(*samples, self.to_torch(self.ref_log_probs[picked]))  # type: ignore
+        return ReferencedSamples(*samples, self.to_torch(self.ref_log_probs[tokens]))  # type: ignore
 
 
 def _following_value(segment: Segment, last_values: np.ndarray) -> float:

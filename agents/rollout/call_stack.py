@@ -38,12 +38,12 @@ def entropy_weight(model: Any) -> Callable[[], float] | None:
     """
     if type(model).train.__module__.split(".")[0] not in ("stable_baselines3", "agents"):
         return None
-    asked = weakref.ref(model)  # the policy would keep a model alive that is gone
+    model_ref = weakref.ref(model)  # the policy would keep a model alive that is gone
 
     def weight() -> float:
-        found = asked()
-        if found is None or not is_running(found, "train"):
+        live_model = model_ref()
+        if live_model is None or not is_running(live_model, "train"):
             return 1.0
-        return float(getattr(found, "ent_coef", 1.0))
+        return float(getattr(live_model, "ent_coef", 1.0))
 
     return weight

@@ -212,8 +212,8 @@ class RLHFCallback(BaseCallback):
 
     def _reset_groups(self, rows: Iterable[int]) -> dict[int, int | None]:
         """Row → the group of the episode that its last reset began; None: of none."""
-        found = self.training_env.unwrapped.reset_infos
-        return {row: found[row].get("group") for row in rows}
+        reset_infos = self.training_env.unwrapped.reset_infos
+        return {row: reset_infos[row].get("group") for row in rows}
 
     def _kl_coef(self) -> float:
         """β, from its owner."""
@@ -282,8 +282,8 @@ class RLHFCallback(BaseCallback):
         """Subtract β·k2 or β·k3 whole, or keep log π_ref for the loss that takes their place."""
         if self.penalty.pays_log_ratio:
             kl_coefs, rewards = self._step_kl_coefs(infos), self.locals["rewards"]
-            owed = kl_penalties(self.penalty.estimator, log_probs, ref_log_probs, kl_coefs)
-            rewards -= owed.astype(rewards.dtype)
+            penalties = kl_penalties(self.penalty.estimator, log_probs, ref_log_probs, kl_coefs)
+            rewards -= penalties.astype(rewards.dtype)
         if self.penalty.keeps_ref_log_probs:
             self.model.rollout_buffer.note_ref_log_probs(ref_log_probs)  # type: ignore[attr-defined]
 

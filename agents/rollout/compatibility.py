@@ -41,22 +41,22 @@ def env_settings(env: VecEnv) -> ResolvedSettings:
     Raises:
         ValueError: there is no token MDP behind it.
     """
-    found = find_env_settings(env)
-    if found is None:
+    settings = find_env_settings(env)
+    if settings is None:
         raise ValueError(
             "RLHFCallback found no token MDP behind the environment: make it with "
             "agents.make_vec_env, or from gym.make('tokenenv:TokenRLHF-v0')."
         )
-    return found
+    return settings
 
 
 def find_env_settings(env: VecEnv | None) -> ResolvedSettings | None:
     """The settings of the token MDP behind an SB3 environment; None where there is none."""
     try:
-        found = None if env is None else env.get_attr("settings")[0]
+        settings = None if env is None else env.get_attr("settings")[0]
     except AttributeError:
         return None
-    return found if isinstance(found, ResolvedSettings) else None
+    return settings if isinstance(settings, ResolvedSettings) else None
 
 
 def check_plain_environment(agent: Mapping[str, Any]) -> None:
@@ -70,8 +70,8 @@ def check_plain_environment(agent: Mapping[str, Any]) -> None:
             "EpisodeRolloutBuffer packs the token sequences of a token MDP, and this environment "
             "is none: pass rollout_buffer_class=RolloutBuffer (stable_baselines3.common.buffers)."
         )
-    meant = {"kl_estimator": "k1", "use_kl_loss": False, "kl_controller": "fixed"}
-    for name, default in meant.items():
+    defaults = {"kl_estimator": "k1", "use_kl_loss": False, "kl_controller": "fixed"}
+    for name, default in defaults.items():
         if agent[name] != default:
             raise ValueError(
                 f"{name}={agent[name]!r} is about the KL to a reference, and this environment has "
@@ -98,21 +98,21 @@ def refuse_normalizers(env: VecEnv) -> None:
 def refuse_recorders(env: VecEnv) -> None:
     """Raise ValueError where a wrapper would record the returns of a deferred environment."""
     layer: Any = env
-    found = None
+    recorder = None
     while isinstance(layer, VecEnvWrapper):
         if isinstance(layer, VecMonitor) and layer.results_writer is not None:
-            found = "VecMonitor"
+            recorder = "VecMonitor"
         layer = layer.venv
     for monitor in _monitors(layer):
         if monitor.results_writer is not None:
-            found = "Monitor"
+            recorder = "Monitor"
     statistics: Any = (RecordEpisodeStatistics, RecordStatisticsOfRows)
     if any(any(layer.env_is_wrapped(kind)) for kind in statistics):
-        found = "RecordEpisodeStatistics"
-    if found is not None:
+        recorder = "RecordEpisodeStatistics"
+    if recorder is not None:
         raise ValueError(
-            f"{found} would record returns of 0: with scoring='deferred' rewards are known at the "
-            "end of a rollout, long after it saw the episode. RLHFCallback logs the true ones: "
+            f"{recorder} would record returns of 0: with scoring='deferred' rewards are known at "
+            "the end of a rollout, long after it saw the episode. RLHFCallback logs the true ones: "
             "take it off (a monitor without a file may stay), or use scoring='step'."
         )
 
@@ -145,10 +145,10 @@ def check_policy(policy: LMActorCriticPolicy, settings: ResolvedSettings) -> Non
         )
     if policy.actor_source != settings.reference:
         try:
-            own = load_tokenizer(policy.actor_source, "actor").get_vocab()
+            actor_vocabulary = load_tokenizer(policy.actor_source, "actor").get_vocab()
         except ValueError:  # a loaded model whose first checkpoint is gone
             return
-        if own != load_tokenizer(settings.reference, "reference").get_vocab():
+        if actor_vocabulary != load_tokenizer(settings.reference, "reference").get_vocab():
             raise ValueError(
                 f"the actor {policy.actor_source!r} and the reference {settings.reference!r} have "
                 "different tokenizers, so that the same token ids would mean different texts. "
@@ -188,11 +188,11 @@ def refuse_fused_attention(model: Any) -> None:
         hasattr(model, "hessian_vector_product") and isinstance(model.policy, LMActorCriticPolicy)
     ):
         return
-    found = model.policy.actor.config._attn_implementation
-    if found != "eager":
+    attention = model.policy.actor.config._attn_implementation
+    if attention != "eager":
         raise ValueError(
-            f"{type(model).__name__} differentiates the KL twice, and {found!r} attention has only "
-            "a first derivative: pass policy_kwargs={'attention': 'eager', …}."
+            f"{type(model).__name__} differentiates the KL twice, and {attention!r} attention has "
+            "only a first derivative: pass policy_kwargs={'attention': 'eager', …}."
         )
 
 

@@ -55,7 +55,7 @@ class GroupQueue:
         Returns:
             Group after group, k episodes each, in the order in which they finished.
         """
-        found: list[Segment] = []
+        completed: list[Segment] = []
         for segment in sorted(finished, key=lambda s: (s.end, s.env)):
             if segment.group is None:
                 continue
@@ -63,9 +63,9 @@ class GroupQueue:
             group = self._waiting.setdefault(key, [])
             group.append(segment)
             if len(group) == self.group_size:
-                found += self._waiting.pop(key)
+                completed += self._waiting.pop(key)
         self._drop_incomplete(finished, [s for s in under_way if s.group is not None])
-        return found
+        return completed
 
     def _key(self, segment: Segment) -> tuple[int, int]:
         """Who numbers the groups (the rows together, or this one), and the group's number."""

@@ -133,18 +133,18 @@ def score_segments(
         )
         for segment in segments
     ]
-    for segment, found in zip(segments, scorer.ref_log_probs(episodes), strict=True):
-        own = found[len(segment.earlier) :]
+    for segment, of_response in zip(segments, scorer.ref_log_probs(episodes), strict=True):
+        ref_log_probs = of_response[len(segment.earlier) :]  # (n,) of the segment's actions
         if kl_shaping == "k1":
-            segment.rewards += reference_half(own, segment.kl_coefs)
+            segment.rewards += reference_half(ref_log_probs, segment.kl_coefs)
         if penalty is not None and penalty.pays_log_ratio:
             segment.rewards -= kl_penalties(
-                penalty.estimator, segment.log_probs, own, segment.kl_coefs
+                penalty.estimator, segment.log_probs, ref_log_probs, segment.kl_coefs
             )
         if penalty is not None and penalty.keeps_ref_log_probs:
-            segment.ref_log_probs = own.astype(np.float32)
-        segment.kl_before += float((segment.log_probs - own).sum())
-        segment.ref_log_prob_before += float(own.sum())
+            segment.ref_log_probs = ref_log_probs.astype(np.float32)
+        segment.kl_before += float((segment.log_probs - ref_log_probs).sum())
+        segment.ref_log_prob_before += float(ref_log_probs.sum())
     ended = [i for i, segment in enumerate(segments) if segment.ended]
     if not ended:
         return []
@@ -239,15 +239,17 @@ def per_new_step(
     actions = [s.actions[-n:].astype(np.int64) for s, n in zip(segments, counts, strict=True)]
     lengths = np.array([len(c) + n for c, n in zip(contexts, counts, strict=True)])
     results = [np.zeros(0, dtype=np.float32)] * len(segments)
-    for chosen in token_batches(lengths, MICRO_BATCH_TOKENS):
+    for indices in token_batches(lengths, MICRO_BATCH_TOKENS):
         packed = pack(
-            [contexts[i].astype(np.int64) for i in chosen], [actions[i] for i in chosen], device
+            [contexts[i].astype(np.int64) for i in indices], [actions[i] for i in indices], device
         )
-        taken = torch.as_tensor(np.concatenate([actions[i] for i in chosen]), device=device)  # (n,)
+        taken = torch.as_tensor(
+            np.concatenate([actions[i] for i in indices]), device=device
+        )  # (n,)
         with torch.no_grad():
             numbers_of_batch = compute(packed, taken)  # (n,)
-        bounds = np.cumsum([counts[i] for i in chosen])[:-1]
+        bounds = np.cumsum([counts[i] for i in indices])[:-1]
         parts = np.split(numbers_of_batch.float().cpu().numpy(), bounds)
-        for i, numbers in zip(chosen, parts, strict=True):
+        for i, numbers in zip(indices, parts, strict=True):
             results[i] = numbers
     return results

@@ -63,27 +63,27 @@ class SamplingCheck:
         (Ends would not do: an episode that is lost to a restart has none.)
         """
         rows = self._rows
-        chosen = np.asarray(actions).reshape(-1)[rows]
-        self._steps.append((observations[rows], chosen, log_probs[rows], starts[rows]))
+        row_actions = np.asarray(actions).reshape(-1)[rows]
+        self._steps.append((observations[rows], row_actions, log_probs[rows], starts[rows]))
 
     def end(self, policy: LMActorCriticPolicy) -> None:
         """Evaluate what was kept by a full forward; warn, once, where it differs."""
         if not self._steps:
             return
         observations, actions, log_probs, starts = map(np.stack, zip(*self._steps, strict=True))
-        prefixes, chosen, sampled = [], [], []
+        prefixes, responses, old_log_probs = [], [], []
         for env in range(len(self._rows)):
             bounds = [0, *(np.flatnonzero(starts[1:, env]) + 1).tolist(), len(starts)]
             for start, end in itertools.pairwise(bounds):
                 first = observations[start, env]
                 prefixes.append(first[first != NO_TOKEN])
-                chosen.append(actions[start:end, env].astype(np.int64))
-                sampled.append(log_probs[start:end, env])
-        packed = pack(prefixes, chosen, policy.device)
-        taken = torch.as_tensor(np.concatenate(chosen), device=policy.device)
+                responses.append(actions[start:end, env].astype(np.int64))
+                old_log_probs.append(log_probs[start:end, env])
+        packed = pack(prefixes, responses, policy.device)
+        taken = torch.as_tensor(np.concatenate(responses), device=policy.device)
         with torch.no_grad():
             scored = policy.evaluate_actions(packed, taken)[1].double().cpu().numpy()
-        log_ratio = scored - np.concatenate(sampled)
+        log_ratio = scored - np.concatenate(old_log_probs)
         self.approx_kl = float(np.mean(np.expm1(log_ratio) - log_ratio))
         self._steps = []
         self._warn(policy)

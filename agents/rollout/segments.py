@@ -83,9 +83,9 @@ class Segment:
         if new is None and not len(self.old_log_probs):
             return
         before = len(self.log_probs) - self.new_steps
-        kept = self.old_log_probs if len(self.old_log_probs) else self.log_probs[:before]
+        stored = self.old_log_probs if len(self.old_log_probs) else self.log_probs[:before]
         new = self.log_probs[before:] if new is None else new
-        self.old_log_probs = np.concatenate([kept, new])
+        self.old_log_probs = np.concatenate([stored, new])
 
     def is_at(self, prompt: np.ndarray, response: np.ndarray) -> bool:
         """Whether `prompt` and `response` are the state after the last of the steps."""
@@ -114,8 +114,8 @@ class StepLog:
 
     def __init__(self, num_steps: int, num_envs: int, keeps_ref_log_probs: bool = False) -> None:
         shape = (num_steps, num_envs)
-        kept = shape if keeps_ref_log_probs else (0, num_envs)
-        self.ref_log_probs = np.zeros(kept, dtype=np.float32)
+        ref_shape = shape if keeps_ref_log_probs else (0, num_envs)
+        self.ref_log_probs = np.zeros(ref_shape, dtype=np.float32)
         self.actions = np.zeros(shape, dtype=np.int32)
         self.rewards, self.values, self.log_probs = (
             np.zeros(shape, dtype=np.float32) for _ in range(3)
@@ -132,7 +132,7 @@ class StepLog:
     def nbytes(self) -> int:
         """Bytes of the arrays."""
         arrays = [self.actions, self.rewards, self.values, self.log_probs, self.ref_log_probs]
-        tokens = [a for own in self._starts for _, _, *both in own for a in both]
+        tokens = [a for starts in self._starts for _, _, *both in starts for a in both]
         return sum(array.nbytes for array in arrays + tokens)
 
     def add(
@@ -193,21 +193,21 @@ class StepLog:
         segments: list[Segment] = []
         for env, starts in enumerate(self._starts):
             bounds = [row for row, *_ in starts] + [self.pos]
-            own = []
+            env_segments = []
             if bounds[0] > 0:
                 before = open_segments[env]
                 assert before is not None
-                own.append(self._continued(before, bounds[0], joins, kl_coef))
+                env_segments.append(self._continued(before, bounds[0], joins, kl_coef))
             for index, (row, group, prompt, earlier) in enumerate(starts):
                 segment = self._steps(env, row, bounds[index + 1], prompt, earlier, kl_coef)
                 segment.group = group
                 segment.kl_before = float("nan") if len(earlier) else 0.0
-                own.append(segment)
-            for segment in own[:-1]:
+                env_segments.append(segment)
+            for segment in env_segments[:-1]:
                 segment.bootstrap = self._lost.get((segment.end, env))
                 segment.ended = segment.bootstrap is None
-            own[-1].ended = bool(dones[env])
-            segments += own
+            env_segments[-1].ended = bool(dones[env])
+            segments += env_segments
         return segments
 
     def _steps(

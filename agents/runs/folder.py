@@ -88,9 +88,9 @@ class RunFolder:
         Raises:
             ValueError: the file is broken, or names code and `trust_code` is off.
         """
-        found = read_json_object(self.config, "the configuration of a run")
+        content = read_json_object(self.config, "the configuration of a run")
         try:
-            config = TrainConfig.from_json(found)
+            config = TrainConfig.from_json(content)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{str(self.config)!r} is no configuration of a run ({str(error).rstrip('.')}): "
@@ -217,8 +217,8 @@ def _lies_in(source: str, root: Path) -> bool:
         return False
     places = {Path(os.path.abspath(path)), path.resolve()}
     return any(
-        own in [place, *place.parents]
-        for own in (Path(os.path.abspath(root)), root.resolve())
+        folder in [place, *place.parents]
+        for folder in (Path(os.path.abspath(root)), root.resolve())
         for place in places
     )
 

@@ -73,8 +73,8 @@ class OutputFolder:
 
     def entries(self) -> list[str]:
         """Names in the folder, without those of this module."""
-        own = {_LOCK, _MOVING, _ASIDE, _REMOVING}
-        return sorted(path.name for path in self.root.iterdir() if path.name not in own)
+        internal = {_LOCK, _MOVING, _ASIDE, _REMOVING}
+        return sorted(path.name for path in self.root.iterdir() if path.name not in internal)
 
     def set_aside(self, names: Iterable[str]) -> None:
         """Move what is there under `names` out of the way; links themselves, not their targets."""
@@ -173,10 +173,10 @@ class OutputFolder:
             if not folder.is_dir() or (folder.is_symlink() and folder != self.root):
                 continue
             for path in list(folder.iterdir()):
-                found = TEMPORARY.fullmatch(path.name)
-                if found is None or (folder == self.root and found["name"] not in self.contents):
+                leftover = TEMPORARY.fullmatch(path.name)
+                if leftover is None or (folder == self.root and leftover["name"] not in self.contents):
                     continue
-                put_back_folder(folder / found["name"])
+                put_back_folder(folder / leftover["name"])
                 remove(path)
 
 

@@ -99,14 +99,14 @@ class TrainingRun:
                 self.console.print(Text.assemble("training in ", literal(self.run.root, "bold")))
                 self._learn()
             except KeyboardInterrupt as stop:
-                kept = self._keep("interrupted", stop, start)
+                message = self._keep("interrupted", stop, start)
                 raise Interrupted(
-                    f"stopped after {self.model.num_timesteps:,} tokens. {kept}", stop
+                    f"stopped after {self.model.num_timesteps:,} tokens. {message}", stop
                 ) from None
             except BaseException as error:  # a full disk, a reward function: nothing more is lost
-                kept = self._keep("failed", error, start)
+                message = self._keep("failed", error, start)
                 with contextlib.suppress(OSError):
-                    self.console.print(literal(kept))
+                    self.console.print(literal(message))
                 raise
             seconds = time.perf_counter() - start
             try:
@@ -114,9 +114,9 @@ class TrainingRun:
             except KeyboardInterrupt as stop:
                 raise Interrupted(self._keep_the_trained(stop, start), stop) from None
             except Exception as error:
-                kept = self._keep_the_trained(error, start)
+                message = self._keep_the_trained(error, start)
                 with contextlib.suppress(OSError):
-                    self.console.print(literal(kept))
+                    self.console.print(literal(message))
                 raise
 
     def _learn(self) -> None:
@@ -168,25 +168,25 @@ class TrainingRun:
             if output.is_replacing and not self.model._n_updates:
                 output.put_back()
                 return f"Nothing was learned yet: the run that was in {root} is back there."
-            kept, lost = list(self._saved), []
+            saved, lost = list(self._saved), []
             for part, save in {
                 **self._saves(name),
                 "summary.json": lambda: self._summarize_unfinished(reason, start),
             }.items():
-                if part in kept:  # as it is now, just before
+                if part in saved:  # as it is now, just before
                     continue
                 try:
                     save()
-                    kept.append(part)
+                    saved.append(part)
                 except OSError as error:
                     lost.append(f"{part} ({error.strerror})")
         logs = [path.name for path in (self.run.metrics, self.run.samples) if path.is_file()]
-        said = f"Kept in {root}: {', '.join([*kept, *logs])}."
-        if any(part.startswith("checkpoints/") for part in kept):
-            said += (
+        message = f"Kept in {root}: {', '.join([*saved, *logs])}."
+        if any(part.startswith("checkpoints/") for part in saved):
+            message += (
                 " TokenPPO.load reads the checkpoint, and unpickles it: only those that you trust."
             )
-        return said + (f" Not kept: {', '.join(lost)}." if lost else "")
+        return message + (f" Not kept: {', '.join(lost)}." if lost else "")
 
     def _keep_the_trained(self, reason: BaseException, start: float) -> str:
         """Note that the evaluation is missing; everything else has been saved."""
@@ -200,12 +200,12 @@ class TrainingRun:
 
     def _summarize_unfinished(self, reason: BaseException, start: float) -> None:
         """`summary.json` of a run that was not evaluated."""
-        said = " ".join(str(reason).split())
+        message = " ".join(str(reason).split())
         write_json(
             self.run.summary,
             {
                 "finished": False,
-                "ended_by": type(reason).__name__ + (f": {said}" if said else ""),
+                "ended_by": type(reason).__name__ + (f": {message}" if message else ""),
                 "task": self.config.task,
                 "seed": self.config.seed,
                 "tokens": self.model.num_timesteps,
@@ -254,19 +254,19 @@ class TrainingRun:
 
 
 def summarize(
-    config: TrainConfig, held_out: HeldOut, found: Comparison | ExactEvaluation
+    config: TrainConfig, held_out: HeldOut, evaluation: Comparison | ExactEvaluation
 ) -> dict[str, Any]:
     """What `summary.json` holds of an evaluation."""
-    known: dict[str, Any] = asdict(found)
-    if isinstance(found, Comparison):
-        known["is_reliable"] = found.is_reliable
+    numbers: dict[str, Any] = asdict(evaluation)
+    if isinstance(evaluation, Comparison):
+        numbers["is_reliable"] = evaluation.is_reliable
     return {
         "task": config.task,
         "seed": config.seed,
         "kl_coef": held_out.settings.kl_coef,
         "prompts": len(held_out.texts),
         "prompts_asked_for": held_out.asked_for,
-        **known,
+        **numbers,
     }
 
 

@@ -88,27 +88,27 @@ class KLPenalty:
         """The environment's `kl_shaping` that goes with it."""
         return "k1" if self.estimator == "k1" else "none"
 
-    def check_kl_shaping(self, found: str, kl_coef: float = 0.0) -> None:
+    def check_kl_shaping(self, env_kl_shaping: str, kl_coef: float = 0.0) -> None:
         """Raise ValueError where the penalty would be paid twice, or k1 not at all.
 
         Args:
-            found: the environment's `kl_shaping`.
+            env_kl_shaping: the environment's `kl_shaping`.
             kl_coef: β.
         """
-        if self.kl_shaping == "k1" and found == "none" and kl_coef > 0:
+        if self.kl_shaping == "k1" and env_kl_shaping == "none" and kl_coef > 0:
             raise ValueError(
                 f"kl_estimator='k1' with kl_shaping='none' in the environment pays no KL at all, "
                 f"and kl_coef={kl_coef:g} would be without effect: make the environment with "
                 "kl_shaping='k1', or with kl_coef=0 if nothing is to be paid, or choose another "
                 "estimator, which the agent pays whole."
             )
-        if found == "none" or self.kl_shaping == found:
+        if env_kl_shaping == "none" or self.kl_shaping == env_kl_shaping:
             return
         where = "in the loss" if self.as_loss else "whole by the agent"
         raise ValueError(
             f"kl_estimator={self.estimator!r} is paid {where}, but the environment has "
-            f"kl_shaping={found!r} and pays its half of k1 as well: the penalty would be counted "
-            "twice. Make the environment with kl_shaping='none'."
+            f"kl_shaping={env_kl_shaping!r} and pays its half of k1 as well: the penalty would be "
+            "counted twice. Make the environment with kl_shaping='none'."
         )
 
 
@@ -221,17 +221,19 @@ def resolve_kl(
         penalty = KLPenalty("k1" if estimator is None else estimator)
     elif estimator not in (None, penalty.estimator):
         raise _contradiction(model, "kl_estimator", estimator, penalty.estimator)
-    given = kl_controller("fixed" if controller is None else controller, target, horizon, dual_rate)
+    callback_control = kl_controller(
+        "fixed" if controller is None else controller, target, horizon, dual_rate
+    )
     if control is None:
-        control = given
-    elif controller is not None and given != control:
-        raise _contradiction(model, "kl_controller", given, control)
+        control = callback_control
+    elif controller is not None and callback_control != control:
+        raise _contradiction(model, "kl_controller", callback_control, control)
     return penalty, control
 
 
-def _contradiction(model: Any, name: str, given: Any, own: Any) -> ValueError:
+def _contradiction(model: Any, name: str, callback_value: Any, model_value: Any) -> ValueError:
     agent = type(model).__name__
     return ValueError(
-        f"RLHFCallback has {name}={given!r}, {agent} {own!r}: give it to {agent} alone, "
-        "which RLHFCallback() follows."
+        f"RLHFCallback has {name}={callback_value!r}, {agent} {model_value!r}: give it to {agent} "
+        "alone, which RLHFCallback() follows."
     )

@@ -119,13 +119,13 @@ class ExactCurve(BaseCallback):
     def measure(self) -> ExactEvaluation:
         """Evaluate now."""
         start = time.perf_counter()
-        found = evaluate_exactly(self.model.policy, self.solution)
+        evaluation = evaluate_exactly(self.model.policy, self.solution)
         self.seconds += time.perf_counter() - start
-        assert found.objective_fraction is not None
+        assert evaluation.objective_fraction is not None
         self.points.append(
-            CurvePoint(self.num_timesteps, found.objective_fraction, found.kl_to_optimum)
+            CurvePoint(self.num_timesteps, evaluation.objective_fraction, evaluation.kl_to_optimum)
         )
-        return found
+        return evaluation
 
     def tokens_to(self, objective_fraction: float) -> int | None:
         """Tokens after which the curve first reached that fraction; None where it never did."""
@@ -155,8 +155,8 @@ class TopFive:
         tree = solution.tree
         optimal = tree.response_log_probs(solution.log_policy)
         best = np.argsort(-optimal, axis=1, kind="stable")[:, :5]
-        found = tree.response_log_probs(policy_levels(policy, tree))
-        return cls(np.take_along_axis(optimal, best, 1), np.take_along_axis(found, best, 1))
+        log_probs = tree.response_log_probs(policy_levels(policy, tree))
+        return cls(np.take_along_axis(optimal, best, 1), np.take_along_axis(log_probs, best, 1))
 
     @property
     def largest_factor(self) -> float:
@@ -182,13 +182,13 @@ def learning_checks(solution: Solution, seed: int = 0) -> list[Check]:
     for name, goal in (("TokenPPO", 0.995), ("PPO", 0.99)):
         model = exact_agent(name, seed)
         model.learn(TOKENS, callback=RLHFCallback())
-        found = evaluate_exactly(model.policy, solution)
-        assert found.objective_fraction is not None
+        evaluation = evaluate_exactly(model.policy, solution)
+        assert evaluation.objective_fraction is not None
         title = "stock SB3 PPO" if name == "PPO" else name
         five = TopFive.of(model.policy, solution)
         checks += [
-            at_least(f"{title}: objective_fraction, exact", found.objective_fraction, goal),
-            at_most(f"{title}: KL(π ‖ π*), nats", found.kl_to_optimum, LARGEST_KL),
+            at_least(f"{title}: objective_fraction, exact", evaluation.objective_fraction, goal),
+            at_most(f"{title}: KL(π ‖ π*), nats", evaluation.kl_to_optimum, LARGEST_KL),
             at_most(
                 f"{title}: π* of two of its likeliest five over one another, where π ranks them "
                 "the other way",
