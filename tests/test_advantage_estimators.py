@@ -68,7 +68,7 @@ class GroupWorld(World):
             # `World` has not begun the next episodes yet, so these are the groups of the step.
             own = [self.groups[env] for env in range(self.n_envs)]
             self.group_of.update(zip(step[-1].tolist(), own, strict=True))
-            buffer.note_groups(own)
+            buffer.store_groups(own)
             add(*step)
 
         buffer.add = with_groups
@@ -780,11 +780,12 @@ def test_a_group_size_that_is_no_count_is_refused(value):
 
 
 def test_held_out_prompts_know_no_groups(tiny_task_kwargs):
-    plain = HeldOut.of(tiny_task_kwargs, 4)
-    grouped = HeldOut.of({**tiny_task_kwargs, "group_size": K}, 4)
+    plain = HeldOut.from_env_kwargs(tiny_task_kwargs, 4)
+    grouped = HeldOut.from_env_kwargs({**tiny_task_kwargs, "group_size": K}, 4)
     assert grouped.settings == plain.settings and grouped.texts == plain.texts
     ungrouped, bundled = (
-        HeldOut.of({"task": "reviews", "device": "cpu", "group_size": k}, 64) for k in (1, 4)
+        HeldOut.from_env_kwargs({"task": "reviews", "device": "cpu", "group_size": k}, 64)
+        for k in (1, 4)
     )
     assert bundled.known_optimum == ungrouped.known_optimum is not None
 

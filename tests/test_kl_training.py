@@ -749,7 +749,9 @@ def test_the_penalty_changes_nothing_of_how_a_run_is_judged():
     from agents.evaluation.held_out import HeldOut
 
     known = {
-        estimator: HeldOut.of(TrainConfig(kl_estimator=estimator).environment(), 64).known_optimum
+        estimator: HeldOut.from_env_kwargs(
+            TrainConfig(kl_estimator=estimator).environment(), 64
+        ).known_optimum
         for estimator in ("k1", "k3")
     }
     assert known["k3"] == known["k1"] is not None

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from agents.atomic_files import write_json
 from agents.compare.config import CompareConfig
+from agents.compare.environments import kind_of, make_env, require_comparable
 from agents.compare.figures import draw_report
 from agents.compare.jobs import Job, read_result
 from agents.compare.learners import why_not
@@ -21,7 +22,6 @@ from agents.compare.page import write_page
 from agents.compare.results import aggregate, scored, summarize_runs
 from agents.compare.terminal import print_report
 from agents.compare.workers import do_jobs
-from agents.compare.worlds import kind_of, make_env, require_comparable
 from agents.console import literal
 from agents.runs.output_folder import OutputFolder
 from tokenenv.stop_signals import hold_signals, stop_signals

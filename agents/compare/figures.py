@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from agents.atomic_files import whole_file
+from agents.compare.environments import CLASSIC
 from agents.compare.results import THRESHOLDS
-from agents.compare.worlds import CLASSIC
 
 __all__ = ["FINGERPRINT_AXES", "draw_report", "embedded_figures"]
 

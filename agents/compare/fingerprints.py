@@ -16,9 +16,9 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import set_random_seed
 
+from agents.compare.environments import RAW_TOKENS, kind_of, token_mdp
 from agents.compare.policy_gradient import GradientNoise, measure_gradients
 from agents.compare.rollouts import Rollout, Start, play, replay, resume, starts
-from agents.compare.worlds import RAW_TOKENS, kind_of, token_mdp
 from agents.policy import LMActorCriticPolicy
 
 __all__ = [

@@ -17,12 +17,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.atomic_files import write_json
 from agents.compare.config import CompareConfig
+from agents.compare.environments import CLASSIC, make_env
+from agents.compare.evaluators import LearningCurve, ObjectiveEvaluator, ReturnEvaluator
 from agents.compare.fingerprints import measure_fingerprint
-from agents.compare.judges import LearningCurve, ObjectiveJudge, ReturnJudge
 from agents.compare.kept_results import check_result
 from agents.compare.learners import build_learner, is_judged_by_objective, learner_settings
 from agents.compare.scales import measure_scale
-from agents.compare.worlds import CLASSIC, make_env
 from tokenenv.json_files import read_json_object
 
 __all__ = ["Job", "read_result", "run_job"]
@@ -161,22 +161,22 @@ def _run(job: Job, on_steps: Callable[[int], None]) -> dict[str, Any]:
     model = build_learner(agent, job.env, job.kind, seed)
     is_classic = job.kind == CLASSIC
     count = settings["episodes" if is_classic else "prompts"]
-    judge: ReturnJudge | ObjectiveJudge
+    evaluator: ReturnEvaluator | ObjectiveEvaluator
     if is_judged_by_objective(agent, job.kind):
-        judge = ObjectiveJudge(job.env, count)
+        evaluator = ObjectiveEvaluator(job.env, count)
     else:
-        judge = ReturnJudge(job.env, count, few=max(1, count // (5 if is_classic else 4)))
-    curve = LearningCurve(judge, steps, settings["evaluations"], on_steps)
+        evaluator = ReturnEvaluator(job.env, count, few=max(1, count // (5 if is_classic else 4)))
+    curve = LearningCurve(evaluator, steps, settings["evaluations"], on_steps)
     callbacks: list[BaseCallback] = [curve]
-    if isinstance(curve.judge, ObjectiveJudge):
-        callbacks.insert(0, curve.judge.metrics)
+    if isinstance(curve.evaluator, ObjectiveEvaluator):
+        callbacks.insert(0, curve.evaluator.metrics)
     start = time.perf_counter()
     model.learn(steps, callback=callbacks)
     seconds = time.perf_counter() - start - curve.seconds
     explained = model.logger.name_to_value.get("train/explained_variance")
     assert model.env is not None
     model.env.close()
-    final = curve.judge.final(model)
+    final = curve.evaluator.final(model)
     return {
         **final,
         "curve": [*curve.points, [model.num_timesteps, final["value"]]],

@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from agents.compare.environments import CLASSIC
 from agents.compare.statistics import (
     bootstrap_interval,
     interquartile_mean,
     performance_profile,
     steps_to_reach,
 )
-from agents.compare.worlds import CLASSIC
 
 __all__ = ["GROUPS", "THRESHOLDS", "aggregate", "summarize_runs"]
 
 GROUPS = (CLASSIC, "text")
-"""What scores are pooled over: two worlds with scales of their own."""
+"""What scores are pooled over: two kinds with separate scales."""
 
 THRESHOLDS = np.linspace(-1.0, 1.2, 111)
 """τ of the performance profiles."""

@@ -44,7 +44,7 @@ class HeldOut:
     solution: Solution | None
 
     @classmethod
-    def of(cls, environment: dict[str, Any], count: int) -> HeldOut:
+    def from_env_kwargs(cls, environment: dict[str, Any], count: int) -> HeldOut:
         """The first `count` prompts of the `eval` split of an environment.
 
         Args:

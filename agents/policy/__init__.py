@@ -9,11 +9,11 @@
 """
 
 from agents.policy.policy import VALUE_HEADS, LMActorCriticPolicy
-from agents.policy.value_head import ValueHead, return_spread
+from agents.policy.value_head import ValueHead, return_std
 
 __all__ = [
     "VALUE_HEADS",
     "LMActorCriticPolicy",
     "ValueHead",
-    "return_spread",
+    "return_std",
 ]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["LEAST_RATE", "MEAN_SHARE", "ValueHead", "return_spread"]
+__all__ = ["LEAST_RATE", "MEAN_SHARE", "ValueHead", "return_std"]
 
 LEAST_RATE = 0.1
 """Share of the newest rollout in the running variance: a plain mean over the first 10 rollouts, an
@@ -27,7 +27,7 @@ MEAN_SHARE = 0.1
 far from 0 beside their spread must get there first, and constant ones have no spread."""
 
 
-def return_spread(returns: np.ndarray) -> float:
+def return_std(returns: np.ndarray) -> float:
     """The deviation of a rollout's returns, at least `MEAN_SHARE` of their root mean square.
 
     Args:
@@ -72,7 +72,7 @@ class ValueHead(nn.Linear):
         Args:
             returns: (n,), finite.
         """
-        std = return_spread(returns)
+        std = return_std(returns)
         before, rollouts = float(self.deviation), int(self.rollouts) + 1
         rate = max(1.0 / rollouts, LEAST_RATE)
         mean = math.hypot(math.sqrt(1 - rate) * before, math.sqrt(rate) * std)

@@ -231,7 +231,7 @@ class TokenPPO(PPO):
                 "LMActorCriticPolicy, or leave normalize_returns out."
             )
         settings = find_env_settings(self.env)
-        if self.is_without_tokens:
+        if self.is_plain_ppo:
             check_plain_environment(vars(self))
         if settings is not None and issubclass(self.policy_class, LMActorCriticPolicy):
             self.policy_kwargs = {"actor": settings.reference, **self.policy_kwargs}
@@ -245,7 +245,7 @@ class TokenPPO(PPO):
             self.policy_kwargs = {**self.policy_kwargs, **self.policy.rebuild_kwargs()}
 
     @property
-    def is_without_tokens(self) -> bool:
+    def is_plain_ppo(self) -> bool:
         """Whether this is plain PPO: no language model, and an environment that is no token MDP."""
         is_plain = not issubclass(self.policy_class, LMActorCriticPolicy)
         return is_plain and self.env is not None and find_env_settings(self.env) is None
@@ -281,7 +281,7 @@ class TokenPPO(PPO):
         return self.num_updates < self.critic_warmup
 
     @property
-    def actor_has_rested(self) -> bool:
+    def actor_is_unchanged(self) -> bool:
         """Whether the last rollout came from an actor that a warm-up has held since the start."""
         return bool(self.critic_warmup) and self.num_updates <= self.critic_warmup
 
@@ -291,7 +291,7 @@ class TokenPPO(PPO):
         Without a token MDP there is no KL to complete.
         """
         callbacks = callback if isinstance(callback, list) else [callback] if callback else []
-        if not (self.is_without_tokens or has_rlhf_callback(callbacks)):
+        if not (self.is_plain_ppo or has_rlhf_callback(callbacks)):
             callbacks = [RLHFCallback(), *callbacks]
         converted = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in callbacks]
         return super()._init_callback(converted, progress_bar)
@@ -356,6 +356,6 @@ class TokenPPO(PPO):
         """β of the last rollout; 0 where there is no KL."""
         if isinstance(self.rollout_buffer, EpisodeRolloutBuffer):
             return self.rollout_buffer.kl_coef
-        if self.is_without_tokens or self.env is None:
+        if self.is_plain_ppo or self.env is None:
             return 0.0
         return float(self.env.get_attr("kl_coef")[0])

@@ -17,7 +17,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.rollout.groups import NO_GROUP, GroupQueue, check_groups
+from agents.rollout.groups import NO_COMPLETE_GROUP_MESSAGE, GroupQueue, check_groups
 from agents.rollout.metrics import EpisodeRecord
 from agents.rollout.numbers import refuse_non_finite_rollout
 from agents.rollout.rewards import (
@@ -27,7 +27,7 @@ from agents.rollout.rewards import (
     per_new_step,
     score_segments,
 )
-from agents.rollout.segments import Segment, StepLog, joined, offsets
+from agents.rollout.segments import RolloutStorage, Segment, concatenate, offsets
 from agents.settings import check_estimator, check_rollout_length
 from tokenenv.episodes import split_observation
 from tokenenv.maths import GROUPED, token_advantages, whiten_rewards
@@ -108,7 +108,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self.binding: RewardBinding | None = None
         self._bound_env: weakref.ref[VecEnv] | None = None
         self._open: list[Segment | None] = [None] * n_envs
-        self._log = StepLog(0, n_envs)
+        self._storage = RolloutStorage(0, n_envs)
         super().__init__(
             buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs
         )
@@ -169,14 +169,14 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         Not where the rollout before was never closed (`learn` was interrupted): its steps are lost,
         so nothing goes on from where the one before it ended.
         """
-        if self._log.pos:
+        if self._storage.pos:
             self._open = [None] * self.n_envs
         binding = self.binding
         # Deferred scoring finds them at the rollout's end, for all tokens at once.
         keeps_ref = (
             binding is not None and binding.penalty.keeps_ref_log_probs and not binding.scorer
         )
-        self._log = StepLog(self.buffer_size, self.n_envs, keeps_ref)
+        self._storage = RolloutStorage(self.buffer_size, self.n_envs, keeps_ref)
         self._keep([])
         self.kl_coef = 0.0
         self.records: list[EpisodeRecord] = []
@@ -204,21 +204,21 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         Raises:
             RuntimeError: the buffer is not bound.
         """
-        log, started = self._log, np.asarray(episode_start, dtype=bool)
+        storage, started = self._storage, np.asarray(episode_start, dtype=bool)
         prompt_columns = self._bound().max_prompt_tokens
-        log.add(obs, started, prompt_columns, self._open, self._next_groups)
-        log.actions[log.pos] = np.asarray(action).reshape(self.n_envs)
-        log.rewards[log.pos] = reward
-        log.values[log.pos] = value.detach().cpu().numpy().reshape(self.n_envs)
-        log.log_probs[log.pos] = log_prob.detach().cpu().numpy()
-        log.pos += 1
-        self.pos, self.full = log.pos, log.pos == self.buffer_size
+        storage.add(obs, started, prompt_columns, self._open, self._next_groups)
+        storage.actions[storage.pos] = np.asarray(action).reshape(self.n_envs)
+        storage.rewards[storage.pos] = reward
+        storage.values[storage.pos] = value.detach().cpu().numpy().reshape(self.n_envs)
+        storage.log_probs[storage.pos] = log_prob.detach().cpu().numpy()
+        storage.pos += 1
+        self.pos, self.full = storage.pos, storage.pos == self.buffer_size
 
-    def note_ref_log_probs(self, ref_log_probs: np.ndarray) -> None:
+    def store_ref_log_probs(self, ref_log_probs: np.ndarray) -> None:
         """Keep (N,) log π_ref of the step that `add` adds next; `RLHFCallback` knows them first."""
-        self._log.ref_log_probs[self._log.pos] = ref_log_probs
+        self._storage.ref_log_probs[self._storage.pos] = ref_log_probs
 
-    def note_groups(self, groups: Sequence[int | None]) -> None:
+    def store_groups(self, groups: Sequence[int | None]) -> None:
         """Keep the groups of the N episodes that the step which `add` adds next belongs to."""
         self._next_groups = groups
 
@@ -234,8 +234,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             values: V of those states, one for each; unused between rollouts.
         """
         for env, value in zip(envs, values, strict=True):
-            if self._log.pos:
-                self._log.cut_episode(env, float(value))
+            if self._storage.pos:
+                self._storage.cut_episode(env, float(value))
             else:
                 self._open[env] = None
 
@@ -253,7 +253,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             (N,) bool; all false inside of a rollout, whose own steps are all there.
         """
         lacking = np.zeros(self.n_envs, dtype=bool)
-        if self.cut == "carry" and not self._log.pos:
+        if self.cut == "carry" and not self._storage.pos:
             for env in np.flatnonzero(~np.asarray(episode_starts, dtype=bool)).tolist():
                 state = split_observation(observations[env], self._bound().max_prompt_tokens)
                 left = self._open[env]
@@ -286,7 +286,9 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         binding, carries = self._bound(), self.cut == "carry"
         self._last_dones = dones
         self.kl_coef = float(binding.kl_coef())
-        segments = self._log.cut(np.asarray(dones, dtype=bool), self._open, carries, self.kl_coef)
+        segments = self._storage.cut(
+            np.asarray(dones, dtype=bool), self._open, carries, self.kl_coef
+        )
         if binding.penalty.pays_full and segments:
             assert binding.reference is not None
             pay_full_kl(segments, binding.actor, binding.reference)
@@ -296,16 +298,16 @@ class EpisodeRolloutBuffer(RolloutBuffer):
                 used, binding.scorer, binding.kl_shaping, carries, binding.penalty
             )
         if carries:  # by the next update other weights may have sampled the rest
-            self._note_old_log_probs(segments, binding.update_log_probs())
+            self._store_old_log_probs(segments, binding.update_log_probs())
         for segment in segments:
             self._open[segment.env] = None if segment.ended else segment
         if self._groups is not None:
             used = self._groups.complete(used, [s for s in self._open if s is not None])
-        self._log = StepLog(0, self.n_envs)  # the update needs the memory
+        self._storage = RolloutStorage(0, self.n_envs)  # the update needs the memory
         self._keep(used)
         self._compute_advantages(used, last_values.detach().cpu().numpy().reshape(self.n_envs))
 
-    def _note_old_log_probs(
+    def _store_old_log_probs(
         self,
         segments: Sequence[Segment],
         compute: Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None,
@@ -315,24 +317,24 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         if compute is not None:
             per_segment = per_new_step(segments, self.device, compute)
         for segment, new_log_probs in zip(segments, per_segment, strict=True):
-            segment.note_old_log_probs(new_log_probs)
+            segment.store_old_log_probs(new_log_probs)
 
     def _keep(self, segments: Sequence[Segment]) -> None:
         """Store the segments of the update, one array per quantity instead of many small ones."""
         self.lengths = np.array([len(s.actions) for s in segments], dtype=np.int32)
         self.offsets = offsets(self.lengths)
-        self.actions = joined([s.actions for s in segments], np.int32)
-        self.rewards = joined([s.rewards for s in segments], np.float32)
-        self.values = joined([s.values for s in segments], np.float32)
-        self.log_probs = joined([s.log_probs for s in segments], np.float32)
-        self.ref_log_probs = joined([s.ref_log_probs for s in segments], np.float32)
+        self.actions = concatenate([s.actions for s in segments], np.int32)
+        self.rewards = concatenate([s.rewards for s in segments], np.float32)
+        self.values = concatenate([s.values for s in segments], np.float32)
+        self.log_probs = concatenate([s.log_probs for s in segments], np.float32)
+        self.ref_log_probs = concatenate([s.ref_log_probs for s in segments], np.float32)
         self.old_log_probs = self.log_probs
         if any(len(s.old_log_probs) for s in segments):
             old = [s.old_log_probs if len(s.old_log_probs) else s.log_probs for s in segments]
-            self.old_log_probs = joined(old, np.float32)
+            self.old_log_probs = concatenate(old, np.float32)
         self.advantages = self.returns = np.zeros(0, dtype=np.float32)
         prefixes = [s.prefix for s in segments]
-        self._prefixes = joined(prefixes, np.int32)
+        self._prefixes = concatenate(prefixes, np.int32)
         self._prefix_offsets = offsets([len(prefix) for prefix in prefixes])
 
     def _compute_advantages(self, segments: Sequence[Segment], last_values: np.ndarray) -> None:
@@ -372,7 +374,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         )
         still_open = sum(segment.nbytes for segment in self._open if segment is not None)
         waiting = 0 if self._groups is None else self._groups.nbytes
-        return sum(array.nbytes for array in arrays) + self._log.nbytes + still_open + waiting
+        return sum(array.nbytes for array in arrays) + self._storage.nbytes + still_open + waiting
 
     # Minibatches ---------------------------------------------------------------------------------
 
@@ -391,7 +393,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         """
         assert self.full, "the rollout is not complete"
         if not self.num_tokens:
-            raise RuntimeError(NO_GROUP.format(self.group_size))
+            raise RuntimeError(NO_COMPLETE_GROUP_MESSAGE.format(self.group_size))
         rng = np.random.default_rng(np.random.randint(2**31))  # SB3 seeds numpy's global generator
         for segments in minibatch_indices(self.lengths, batch_size, rng):
             yield self._minibatch(segments)

@@ -266,14 +266,14 @@ class RLHFCallback(BaseCallback):
         ended = np.flatnonzero(dones).tolist()
         for env in ended:
             self._end_episode(env, infos[env])
-        self._note_groups(ended)
+        self._store_groups(ended)
         return True
 
-    def _note_groups(self, ended: list[int]) -> None:
+    def _store_groups(self, ended: list[int]) -> None:
         """Tell the buffer the groups of this step; the environment is at the next already."""
         buffer = getattr(self.model, "rollout_buffer", None)
         if self.settings.group_size > 1 and isinstance(buffer, EpisodeRolloutBuffer):
-            buffer.note_groups(list(self._groups.values()))
+            buffer.store_groups(list(self._groups.values()))
             self._groups.update(self._reset_groups(ended))
 
     def _pay_token_penalties(
@@ -285,7 +285,7 @@ class RLHFCallback(BaseCallback):
             penalties = kl_penalties(self.penalty.estimator, log_probs, ref_log_probs, kl_coefs)
             rewards -= penalties.astype(rewards.dtype)
         if self.penalty.keeps_ref_log_probs:
-            self.model.rollout_buffer.note_ref_log_probs(ref_log_probs)  # type: ignore[attr-defined]
+            self.model.rollout_buffer.store_ref_log_probs(ref_log_probs)  # type: ignore[attr-defined]
 
     def _step_kl_coefs(self, infos: list[dict[str, Any]]) -> float | np.ndarray:
         """β of this step, as the environment paid it; where it pays later, of this rollout."""
@@ -343,7 +343,7 @@ class RLHFCallback(BaseCallback):
     def _move_kl_coef(self) -> None:
         """Let the controller set β for the next rollout; this one's rewards are final by now."""
         # Of an actor that has not moved yet, the KL says nothing of β.
-        if self.records and not getattr(self.model, "actor_has_rested", False):
+        if self.records and not getattr(self.model, "actor_is_unchanged", False):
             before = self._kl_coef()
             kl, start = self.metrics["kl"], self.model.kl_coef_start  # type: ignore[attr-defined]
             kl_coef = self.controller.update(before, kl, len(self.records), start)

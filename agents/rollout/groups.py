@@ -11,9 +11,9 @@ from agents.rollout.segments import Segment
 from agents.vec_env import TokenVecEnv
 from tokenenv.settings import ResolvedSettings
 
-__all__ = ["NO_GROUP", "GroupQueue", "check_groups"]
+__all__ = ["NO_COMPLETE_GROUP_MESSAGE", "GroupQueue", "check_groups"]
 
-NO_GROUP = (
+NO_COMPLETE_GROUP_MESSAGE = (
     "this rollout completed no group of {} responses to the same prompt, as can happen after an "
     "interruption, or after a reset of separate environments; its episodes wait for the next one. "
     "TokenPPO skips such an update, SB3's own algorithms can't: use TokenPPO, or raise n_envs."

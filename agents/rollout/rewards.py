@@ -134,7 +134,7 @@ def score_segments(
         for segment in segments
     ]
     for segment, of_response in zip(segments, scorer.ref_log_probs(episodes), strict=True):
-        ref_log_probs = of_response[len(segment.earlier) :]  # (n,) of the segment's actions
+        ref_log_probs = of_response[len(segment.context) :]  # (n,) of the segment's actions
         if kl_shaping == "k1":
             segment.rewards += reference_half(ref_log_probs, segment.kl_coefs)
         if penalty is not None and penalty.pays_log_ratio:
@@ -158,7 +158,7 @@ def score_segments(
     records = []
     for row, i in enumerate(ended):
         segment = segments[i]
-        segment.rewards += scores.token_rewards[row][len(segment.earlier) :]
+        segment.rewards += scores.token_rewards[row][len(segment.context) :]
         if not math.isnan(segment.kl_before):
             records.append(_record(segment, scores, row, episodes[i].stopped))
     return records
@@ -172,7 +172,7 @@ def _record(segment: Segment, scores: EpisodeScores, row: int, stopped: bool) ->
         rm_score=float(scores.rm_score[row]),
         score=float(scores.score[row]),
         gold_reward=gold,
-        length=len(segment.earlier) + len(segment.actions),
+        length=len(segment.context) + len(segment.actions),
         stopped=stopped,
     )
 

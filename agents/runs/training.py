@@ -65,7 +65,7 @@ class TrainingRun:
     def __init__(self, config: TrainConfig, console: Console) -> None:
         self.config, self.console = config, console
         self.env = make_vec_env(n_envs=config.n_envs, seed=config.seed, **config.environment())
-        self.held_out = HeldOut.of(config.environment(), config.eval_prompts)
+        self.held_out = HeldOut.from_env_kwargs(config.environment(), config.eval_prompts)
         self.model = build_agent(config, self.env)
         _choose_threads(config, self.model)
         # The reference, unless training starts from another model: then a copy of that.

@@ -10,12 +10,12 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
+from agents.compare.environments import make_env
 from agents.compare.rollouts import plain_returns_of
-from agents.compare.worlds import make_env
 from agents.evaluation import HeldOut, evaluate
 from agents.rollout import RLHFCallback
 
-__all__ = ["LearningCurve", "ObjectiveJudge", "ReturnJudge"]
+__all__ = ["LearningCurve", "ObjectiveEvaluator", "ReturnEvaluator"]
 
 EVALUATION_SEED = 20_000
 """Of the episodes that agents are judged on; training starts from small ones."""
@@ -24,7 +24,7 @@ J_RESPONSES = 128
 """Responses per held-out prompt for J where it has to be sampled: half the policy's own."""
 
 
-class ReturnJudge:
+class ReturnEvaluator:
     """Judges by the plain return of the greedy policy, on episodes of its own.
 
     Args:
@@ -61,7 +61,7 @@ class ReturnJudge:
         return plain_returns_of(self.env, choose, count, EVALUATION_SEED)
 
 
-class ObjectiveJudge:
+class ObjectiveEvaluator:
     """Judges by J = E[R] − β·KL on held-out prompts: exactly where that is possible.
 
     Args:
@@ -76,7 +76,7 @@ class ObjectiveJudge:
 
     def __init__(self, env_id: str, prompts: int) -> None:
         env_kwargs = gym.spec(env_id.rpartition(":")[2]).kwargs
-        self.held_out = HeldOut.of({**env_kwargs, "device": "cpu"}, prompts)
+        self.held_out = HeldOut.from_env_kwargs({**env_kwargs, "device": "cpu"}, prompts)
         self.metrics = RLHFCallback()
 
     def now(self, model: Any) -> float | None:
@@ -104,7 +104,7 @@ class LearningCurve(BaseCallback):
     """Judges at equal intervals, the untrained agent first, and counts the time it takes.
 
     Args:
-        judge: by what.
+        evaluator: by what.
         steps: of the run.
         evaluations: how often.
         on_steps: called with the number of steps since the last call.
@@ -116,13 +116,13 @@ class LearningCurve(BaseCallback):
 
     def __init__(
         self,
-        judge: ReturnJudge | ObjectiveJudge,
+        evaluator: ReturnEvaluator | ObjectiveEvaluator,
         steps: int,
         evaluations: int,
         on_steps: Callable[[int], None],
     ) -> None:
         super().__init__()
-        self.judge, self.on_steps = judge, on_steps
+        self.evaluator, self.on_steps = evaluator, on_steps
         self.points: list[list[float]] = []
         self.seconds = 0.0
         self._interval = steps / evaluations
@@ -133,7 +133,7 @@ class LearningCurve(BaseCallback):
         if self.num_timesteps >= self._next:
             self._next = (self.num_timesteps // self._interval + 1) * self._interval
             start = time.perf_counter()
-            value = self.judge.now(self.model)
+            value = self.evaluator.now(self.model)
             if value is not None:
                 self.points.append([self.num_timesteps, value])
             self.seconds += time.perf_counter() - start
