@@ -79,7 +79,7 @@ def build_critic(
         model = loaded.model
     _drop_output_layer(model)
     model.requires_grad_(True)
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = model.get_input_embeddings().weight.shape[0]  # of (V', h)
     actor_rows = actor.get_output_embeddings().weight.shape[0]
     if rows < actor_rows:
         raise ValueError(
@@ -114,8 +114,8 @@ def _from_reward_model(
     """The trunk in a causal LM's shell, and a head so that V is the normalised reward."""
     shell = build_language_model(_shell_config(reward_model.model.config), dtype)
     shell.base_model.load_state_dict(reward_model.model.base_model.state_dict())
-    weight = reward_model.model.score.weight.detach().clone() / reward_model.std
-    bias = torch.full((1,), -reward_model.mean / reward_model.std, dtype=weight.dtype)
+    weight = reward_model.model.score.weight.detach().clone() / reward_model.std  # (1, h)
+    bias = torch.full((1,), -reward_model.mean / reward_model.std, dtype=weight.dtype)  # (1,)
     return shell, {"weight": weight, "bias": bias}
 
 

@@ -26,7 +26,7 @@ CHUNK_LOGITS = 2**22
 """Logits of one chunk: 16 MiB of float32; on a GPU `GPU_FACTOR` times as many."""
 
 KEPT_LOGITS = 2**24
-"""At most so many log-probabilities (64 MiB) are kept for the backward pass, else none; on a GPU
+"""At most so many log-probabilities (64 MiB) are saved for the backward pass, else none; on a GPU
 `GPU_FACTOR` times as many."""
 
 _MULTIPLIES_INTO_FLOAT32 = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
@@ -77,15 +77,21 @@ def scores_of_logits(
     logits: torch.Tensor, actions: torch.Tensor, entropy_needs_gradient: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `score_tokens`, from (n, V) logits that were divided by the temperature, by autograd."""
-    log_normalizer = torch.logsumexp(logits, dim=-1)
-    log_probs = logits.gather(-1, actions[:, None]).squeeze(-1) - log_normalizer
+    log_normalizer = torch.logsumexp(logits, dim=-1)  # (n,)
+    log_probs = logits.gather(-1, actions[:, None]).squeeze(-1) - log_normalizer  # (n,)
     with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_needs_gradient):
-        probabilities = torch.exp(logits - log_normalizer[:, None])
-        entropies = log_normalizer - (probabilities * logits).sum(dim=-1)
+        probabilities = torch.exp(logits - log_normalizer[:, None])  # (n, V)
+        entropies = log_normalizer - (probabilities * logits).sum(dim=-1)  # (n,)
     return log_probs, entropies
 
 
 class _TokenScores(torch.autograd.Function):
+    """(n,) log-probabilities and (n,) entropies from (n, h) hidden states, m states at a time.
+
+    The last argument says whether the (m, V) log-probabilities of every chunk are saved for the
+    backward pass, or computed again in it. Gradients go to hidden states, weight and bias.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -108,16 +114,17 @@ class _TokenScores(torch.autograd.Function):
             for states, chunk_actions in zip(
                 hidden.split(ctx.rows), actions.split(ctx.rows), strict=True
             ):
-                chunk_log_probs = layer.log_softmax(states)
-                log_probs.append(chunk_log_probs.gather(-1, chunk_actions[:, None]).squeeze(-1))
-                entropies.append(-(chunk_log_probs.exp() * chunk_log_probs).sum(dim=-1))
+                chunk_log_probs = layer.log_softmax(states)  # (m, h) → (m, V)
+                chosen_log_probs = chunk_log_probs.gather(-1, chunk_actions[:, None])  # (m, 1)
+                log_probs.append(chosen_log_probs.squeeze(-1))  # (m,)
+                entropies.append(-(chunk_log_probs.exp() * chunk_log_probs).sum(dim=-1))  # (m,)
                 if saves_log_probs:
                     saved_log_probs.append(chunk_log_probs)
-        entropy = torch.cat(entropies)
+        entropy = torch.cat(entropies)  # (n,)
         if not entropy_needs_gradient:
             ctx.mark_non_differentiable(entropy)
         ctx.save_for_backward(hidden, weight, bias, actions, entropy, *saved_log_probs)
-        return torch.cat(log_probs), entropy
+        return torch.cat(log_probs), entropy  # (n,), (n,)
 
     @staticmethod
     @once_differentiable
@@ -127,6 +134,7 @@ class _TokenScores(torch.autograd.Function):
         wide = torch.promote_types(weight.dtype, torch.float32)  # sums over chunks
         narrow = ctx.narrow or weight.dtype
         narrow_weight = weight.to(narrow)
+        # Gradients of the loss by the hidden states (n, h), the weight (V, h) and the bias (V,).
         to_hidden = torch.empty_like(hidden) if needs_hidden else None
         to_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         to_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs_bias else None
@@ -137,17 +145,21 @@ class _TokenScores(torch.autograd.Function):
                 chunk_log_probs = (
                     saved_log_probs[index] if layer is None else layer.log_softmax(hidden[part])
                 )
-                of_entropy = gradients[1][part] if ctx.entropy_needs_gradient else None
+                entropy_gradient = gradients[1][part] if ctx.entropy_needs_gradient else None
                 to_logits = _to_logits(
-                    chunk_log_probs, actions[part], entropy[part], gradients[0][part], of_entropy
-                ).div_(ctx.temperature)
+                    chunk_log_probs,
+                    actions[part],
+                    entropy[part],
+                    gradients[0][part],
+                    entropy_gradient,
+                ).div_(ctx.temperature)  # (m, V)
                 if to_bias is not None:
-                    to_bias += to_logits.sum(dim=0)
+                    to_bias += to_logits.sum(dim=0)  # (V,)
                 to_logits = to_logits.to(narrow)
                 if to_hidden is not None:
-                    to_hidden[part] = to_logits @ narrow_weight
+                    to_hidden[part] = to_logits @ narrow_weight  # (m, V) @ (V, h) → (m, h)
                 if to_weight is not None:
-                    to_weight += to_logits.T @ hidden[part].to(narrow)
+                    to_weight += to_logits.T @ hidden[part].to(narrow)  # (V, m) @ (m, h) → (V, h)
         return (
             to_hidden,
             None if to_weight is None else to_weight.to(weight.dtype),
@@ -164,7 +176,7 @@ class _Layer:
         bias: (V,) or None.
         temperature: divides the logits.
         narrow: autocast's dtype, or None. GPUs then multiply in it and add up in float32; CPUs
-            multiply in the weights' own.
+            multiply in the dtype of the weights.
     """
 
     def __init__(
@@ -181,11 +193,11 @@ class _Layer:
 
     def log_softmax(self, states: torch.Tensor) -> torch.Tensor:
         """(m, V) log-probabilities, float32 at least, at (m, h) hidden states."""
-        states, transposed = states.to(self.weight.dtype), self.weight.T
+        states, transposed = states.to(self.weight.dtype), self.weight.T  # (m, h), (h, V)
         if self.adds_up_wide:
             logits = torch.mm(states, transposed, out_dtype=torch.float32)
         else:
-            logits = states @ transposed
+            logits = states @ transposed  # (m, V)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.bias is not None:
             logits = logits + self.bias
@@ -202,7 +214,7 @@ def _to_logits(
     entropy_gradient: torch.Tensor | None,
 ) -> torch.Tensor:
     """(m, V) gradient of the tempered logits, from (m, V) log-probabilities and (m,) gradients."""
-    probabilities = log_probs.exp()
+    probabilities = log_probs.exp()  # (m, V)
     if entropy_gradient is None:
         gradient = probabilities.mul_(-log_prob_gradient[:, None])
     else:

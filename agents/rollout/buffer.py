@@ -207,19 +207,20 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         storage, started = self._storage, np.asarray(episode_start, dtype=bool)
         prompt_columns = self._bound().max_prompt_tokens
         storage.add(obs, started, prompt_columns, self._open, self._next_groups)
-        storage.actions[storage.pos] = np.asarray(action).reshape(self.n_envs)
+        storage.actions[storage.pos] = np.asarray(action).reshape(self.n_envs)  # (N, 1) → (N,)
         storage.rewards[storage.pos] = reward
-        storage.values[storage.pos] = value.detach().cpu().numpy().reshape(self.n_envs)
+        values = value.detach().cpu().numpy()
+        storage.values[storage.pos] = values.reshape(self.n_envs)  # (N, 1) → (N,)
         storage.log_probs[storage.pos] = log_prob.detach().cpu().numpy()
         storage.pos += 1
         self.pos, self.full = storage.pos, storage.pos == self.buffer_size
 
     def store_ref_log_probs(self, ref_log_probs: np.ndarray) -> None:
-        """Keep (N,) log π_ref of the step that `add` adds next; `RLHFCallback` knows them first."""
+        """Store (N,) log π_ref of the step that `add` adds next; `RLHFCallback` has them first."""
         self._storage.ref_log_probs[self._storage.pos] = ref_log_probs
 
     def store_groups(self, groups: Sequence[int | None]) -> None:
-        """Keep the groups of the N episodes that the step which `add` adds next belongs to."""
+        """Store the groups of the N episodes of the step that `add` adds next."""
         self._next_groups = groups
 
     def cut_episodes(self, envs: Sequence[int], values: np.ndarray) -> None:
@@ -305,14 +306,15 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             used = self._groups.complete(used, [s for s in self._open if s is not None])
         self._storage = RolloutStorage(0, self.n_envs)  # the update needs the memory
         self._keep(used)
-        self._compute_advantages(used, last_values.detach().cpu().numpy().reshape(self.n_envs))
+        values = last_values.detach().cpu().numpy().reshape(self.n_envs)  # (N, 1) → (N,)
+        self._compute_advantages(used, values)
 
     def _store_old_log_probs(
         self,
         segments: Sequence[Segment],
         compute: Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None,
     ) -> None:
-        """Keep the log-probabilities of the new steps as the update computes them."""
+        """Store the log-probabilities of the new steps as the update computes them."""
         per_segment: Sequence[np.ndarray | None] = [None] * len(segments)
         if compute is not None:
             per_segment = per_new_step(segments, self.device, compute)
@@ -321,9 +323,9 @@ class EpisodeRolloutBuffer(RolloutBuffer):
 
     def _keep(self, segments: Sequence[Segment]) -> None:
         """Store the segments of the update, one array per quantity instead of many small ones."""
-        self.lengths = np.array([len(s.actions) for s in segments], dtype=np.int32)
-        self.offsets = offsets(self.lengths)
-        self.actions = concatenate([s.actions for s in segments], np.int32)
+        self.lengths = np.array([len(s.actions) for s in segments], dtype=np.int32)  # (S,)
+        self.offsets = offsets(self.lengths)  # (S + 1,)
+        self.actions = concatenate([s.actions for s in segments], np.int32)  # (n,), as the next are
         self.rewards = concatenate([s.rewards for s in segments], np.float32)
         self.values = concatenate([s.values for s in segments], np.float32)
         self.log_probs = concatenate([s.log_probs for s in segments], np.float32)
@@ -334,8 +336,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             self.old_log_probs = concatenate(old, np.float32)
         self.advantages = self.returns = np.zeros(0, dtype=np.float32)
         prefixes = [s.prefix for s in segments]
-        self._prefixes = concatenate(prefixes, np.int32)
-        self._prefix_offsets = offsets([len(prefix) for prefix in prefixes])
+        self._prefixes = concatenate(prefixes, np.int32)  # (tokens before all segments,)
+        self._prefix_offsets = offsets([len(prefix) for prefix in prefixes])  # (S + 1,)
 
     def _compute_advantages(self, segments: Sequence[Segment], last_values: np.ndarray) -> None:
         self.advantages, self.returns = token_advantages(
@@ -343,7 +345,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             whiten_rewards(self.rewards) if self.whiten_rewards else self.rewards,
             self.values,
             self.lengths,
-            np.array([_following_value(s, last_values) for s in segments]),
+            np.array([_following_value(s, last_values) for s in segments]),  # (S,)
             self.gamma,
             self.gae_lambda,
             self.group_size,
@@ -357,7 +359,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything stored, what waits for a later update included."""
+        """Bytes of all that is stored, including what waits for a later update."""
         arrays = (
             self.lengths,
             self.offsets,
@@ -403,12 +405,21 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         return self._minibatch(np.arange(len(self.lengths)))
 
     def _minibatch(self, segments: np.ndarray) -> RolloutBufferSamples:
-        tokens = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in segments])
-        actions = self.actions[tokens].astype(np.int64)
+        """The minibatch of some segments: m tokens of s sequences.
+
+        Args:
+            segments: (s,) indices of segments, in the order in which their tokens come.
+
+        Returns:
+            `ReferencedSamples` where the update needs log π_ref, else SB3's samples.
+        """
+        spans = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in segments]
+        tokens = np.concatenate(spans)  # (m,) indices of the buffer's n tokens
+        actions = self.actions[tokens].astype(np.int64)  # (m,)
         bounds = self._prefix_offsets
         packed = pack(
             [self._prefixes[bounds[i] : bounds[i + 1]].astype(np.int64) for i in segments],
-            np.split(actions, np.cumsum(self.lengths[segments])[:-1]),
+            np.split(actions, np.cumsum(self.lengths[segments])[:-1]),  # s arrays of m in all
             self.device,
         )
         samples = RolloutBufferSamples(

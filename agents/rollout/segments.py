@@ -113,7 +113,7 @@ class RolloutStorage:
     """
 
     def __init__(self, num_steps: int, num_envs: int, keeps_ref_log_probs: bool = False) -> None:
-        shape = (num_steps, num_envs)
+        shape = (num_steps, num_envs)  # rows as they come in; segments are cut from the columns
         ref_shape = shape if keeps_ref_log_probs else (0, num_envs)
         self.ref_log_probs = np.zeros(ref_shape, dtype=np.float32)
         self.actions = np.zeros(shape, dtype=np.int32)
