@@ -8,6 +8,7 @@
 * `fast_paths`: the optimiser's and the host's faster ways.
 """
 
+from agents.policy.files import store_rebuild_kwargs
 from agents.policy.policy import VALUE_HEADS, LMActorCriticPolicy
 from agents.policy.value_head import ValueHead, return_std
 
@@ -16,4 +17,5 @@ __all__ = [
     "LMActorCriticPolicy",
     "ValueHead",
     "return_std",
+    "store_rebuild_kwargs",
 ]

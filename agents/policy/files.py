@@ -21,7 +21,7 @@ from tokenenv.episodes import NO_TOKEN
 from tokenenv.json_files import read_json_object
 from tokenenv.models import check_config, load_tokenizer, quiet_loading
 
-__all__ = ["json_config", "load_policy", "save_policy"]
+__all__ = ["json_config", "load_policy", "save_policy", "store_rebuild_kwargs"]
 
 _POLICY_FILE = "policy.json"
 _CRITIC_FILE = "critic.pt"
@@ -42,6 +42,16 @@ def save_policy(policy: Any, folder: Path, tokenizer: Any) -> None:
     kwargs["width"] = int(policy.observation_space.shape[0])
     kwargs["vocabulary_size"] = int(policy.action_space.n)
     write_json(folder / _POLICY_FILE, kwargs)
+
+
+def store_rebuild_kwargs(model: Any) -> None:
+    """Let an algorithm's archive build its policy without the first checkpoint.
+
+    Args:
+        model: an SB3 algorithm with an `LMActorCriticPolicy`. It gets a new dictionary of
+            `policy_kwargs`: the old one may be the caller's, who may build another policy of it.
+    """
+    model.policy_kwargs = {**(model.policy_kwargs or {}), **model.policy.rebuild_kwargs()}
 
 
 def load_policy(policy_class: type[Any], folder: Path) -> Any:

@@ -25,7 +25,7 @@ from stable_baselines3.common.type_aliases import (
 )
 from stable_baselines3.common.utils import LinearSchedule, update_learning_rate
 
-from agents.policy import LMActorCriticPolicy, ValueHead
+from agents.policy import LMActorCriticPolicy, ValueHead, store_rebuild_kwargs
 from agents.ppo.precision import (
     check_update_precision,
     measured_precision,
@@ -241,8 +241,7 @@ class TokenPPO(PPO):
         self.has_measured_precision = False
         check_update_precision(self)
         if isinstance(self.policy, LMActorCriticPolicy):
-            # So that a model which was never trained loads without its first checkpoint, too.
-            self.policy_kwargs = {**self.policy_kwargs, **self.policy.rebuild_kwargs()}
+            store_rebuild_kwargs(self)  # the archive of an untrained model needs them, too
 
     @property
     def is_plain_ppo(self) -> bool:

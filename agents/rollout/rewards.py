@@ -27,19 +27,16 @@ from tokenenv.models import (
     PackedSequences,
     Reference,
     hidden_states,
-    load_frozen,
     log_softmax,
     pack,
     rows_at_once,
     token_batches,
 )
-from tokenenv.rewards import Episode, EpisodeScorer, EpisodeScores
-from tokenenv.settings import ResolvedSettings
+from tokenenv.rewards import Episode, EpisodeScorer
 
 __all__ = [
     "ReferencedSamples",
     "RewardBinding",
-    "load_reference",
     "pay_full_kl",
     "per_new_step",
     "score_segments",
@@ -89,12 +86,6 @@ class ReferencedSamples(NamedTuple):
     advantages: torch.Tensor
     returns: torch.Tensor
     ref_log_prob: torch.Tensor
-
-
-def load_reference(settings: ResolvedSettings) -> Reference:
-    """The reference of an environment, from its resolved settings and the cached models."""
-    language_model = load_frozen(settings.reference, settings.device, settings.dtype)
-    return Reference(language_model, settings.temperature)
 
 
 # The environment's half ---------------------------------------------------------------------------
@@ -160,21 +151,9 @@ def score_segments(
         segment = segments[i]
         segment.rewards += scores.token_rewards[row][len(segment.context) :]
         if not math.isnan(segment.kl_before):
-            records.append(_record(segment, scores, row, episodes[i].stopped))
+            kl, ref_log_prob = segment.kl_before, segment.ref_log_prob_before
+            records.append(EpisodeRecord.from_scores(kl, ref_log_prob, scores, row, episodes[i]))
     return records
-
-
-def _record(segment: Segment, scores: EpisodeScores, row: int, stopped: bool) -> EpisodeRecord:
-    gold = None if scores.gold_reward is None else float(scores.gold_reward[row])
-    return EpisodeRecord(
-        kl=segment.kl_before,
-        ref_log_prob=segment.ref_log_prob_before,
-        rm_score=float(scores.rm_score[row]),
-        score=float(scores.score[row]),
-        gold_reward=gold,
-        length=len(segment.context) + len(segment.actions),
-        stopped=stopped,
-    )
 
 
 # The KL penalty -----------------------------------------------------------------------------------
