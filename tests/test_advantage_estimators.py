@@ -630,7 +630,7 @@ def test_separate_environments_need_longer_rollouts_and_are_told_of_a_better_way
 
 
 def test_a_value_loss_without_a_use_is_refused(tiny_task_kwargs):
-    with pytest.raises(ValueError, match=r"vf_coef=0\.1 trains a critic.*'rloo' asks none"):
+    with pytest.raises(ValueError, match=r"vf_coef=0\.1 trains a critic.*'rloo' needs none"):
         make_agent(tiny_task_kwargs, vf_coef=0.1, rollout_buffer_kwargs=WITHOUT_CRITIC["rloo"])
     with pytest.raises(ValueError, match="vf_coef=-1 must be 0 or a positive"):
         make_agent(tiny_task_kwargs, vf_coef=-1)

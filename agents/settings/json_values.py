@@ -1,4 +1,4 @@
-"""Frozen dataclasses of settings from the JSON that they were written as: nothing is filled in."""
+"""Settings read back from JSON into their frozen dataclass, without filling in defaults."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def settings_from_json(kind: type[Settings], content: Any) -> Settings:
     Args:
         kind: a dataclass whose fields are strings, paths, numbers, truth values, literals, or
             optional ones of these.
-        content: what JSON gave.
+        content: the parsed JSON.
 
     Raises:
         ValueError: it is no object, or a setting is unknown, missing, of another type or refused by
@@ -56,7 +56,7 @@ def settings_from_json(kind: type[Settings], content: Any) -> Settings:
 
 
 def _defaults(fields: list[dataclasses.Field[Any]]) -> str:
-    """What they would be today, in JSON, where they have defaults."""
+    """Their present defaults, as JSON, where they have some."""
     known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
     return f" (today's defaults: {json.dumps(known, default=str)[1:-1]})" if known else ""
 

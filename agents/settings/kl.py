@@ -1,6 +1,6 @@
-"""What an agent does about the KL divergence: which estimator, where it is paid, what moves β.
+"""The KL settings of an agent: the estimator, where the penalty is paid, and what moves β.
 
-No torch here: the command line checks its settings with it.
+Imports no torch: the command line checks its settings with it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ __all__ = [
 ]
 
 DEFAULT_HORIZON: float = 10_000
-"""Of the adaptive controller, in episodes."""
+"""Horizon of the adaptive controller, in episodes."""
 
 DEFAULT_DUAL_RATE = 0.1
-"""Of the dual controller: step in log β per rollout whose KL is twice the target."""
+"""Rate of the dual controller: step in log β after a rollout whose KL is twice the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class KLPenalty:
     as_loss: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what would hold no policy."""
+        """Refuse penalties without effect."""
         if self.estimator not in KL_ESTIMATORS:
             raise ValueError(
                 f"kl_estimator={self.estimator!r} is unknown: choose one of "
@@ -158,35 +158,35 @@ def kl_controller(
 
 
 def check_controller(controller: KLController, kl_coef: float | None) -> None:
-    """Raise ValueError where moving β could not steer anything.
+    """Raise ValueError where the controller could not change β.
 
     Args:
-        controller: what moves β.
-        kl_coef: β that it starts from; None where that is not known yet.
+        controller: the controller of β.
+        kl_coef: the initial β; None where it is not known yet.
     """
     if not isinstance(controller, FixedKL) and kl_coef == 0:
         name = "adaptive" if isinstance(controller, AdaptiveKL) else "dual"
         raise ValueError(
-            f"kl_controller={name!r} multiplies β, and from kl_coef=0 it would stay 0 for ever: "
+            f"kl_controller={name!r} multiplies β, and from kl_coef=0 it would stay 0 forever: "
             "start from a positive kl_coef."
         )
 
 
 def warn_of_bound(kl_coef: float, start: float, kl: float, controller: KLController) -> None:
-    """Warn where a controller has just come to the end of its range, which it can't leave.
+    """Warn where a controller has just reached a bound of its range, which it can't leave.
 
     Args:
-        kl_coef: β, as it was moved to.
-        start: β that training started with.
-        kl: per response, that moved it.
-        controller: what moved it.
+        kl_coef: the new β.
+        start: β at the start of training.
+        kl: the KL per response that β was moved for.
+        controller: the controller that moved it.
     """
     low, high = (bounded_kl_coef(value, start) for value in (0.0, float("inf")))
     if low < kl_coef < high:
         return
-    way, remedy = ("low", "smaller") if kl_coef == low else ("high", "greater")
+    way, remedy = ("lower", "smaller") if kl_coef == low else ("upper", "greater")
     warnings.warn(
-        f"β has come to {kl_coef:.3g}, as {way} as the controller goes: a factor of "
+        f"β has reached {kl_coef:.3g}, the {way} bound of the controller: a factor of "
         f"{KL_COEF_RANGE:g} from the {start:.3g} it started with. The KL is {kl:.3g} nats per "
         f"response, {controller} asks for {getattr(controller, 'target', kl):.3g}: if that can be "
         f"reached at all, start from a {remedy} kl_coef.",
@@ -205,9 +205,9 @@ def resolve_kl(
     """The penalty and the controller of a training.
 
     Args:
-        model: the algorithm; a `TokenPPO` has a penalty and a controller of its own.
-        estimator: the callback's; None: the model's own, or k1.
-        controller: the callback's; None: the model's own, or fixed.
+        model: the algorithm; a `TokenPPO` has a penalty and a controller.
+        estimator: the callback's; None: the model's, or k1.
+        controller: the callback's; None: the model's, or fixed.
         target: the callback's.
         horizon: the callback's.
         dual_rate: the callback's.
