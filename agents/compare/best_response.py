@@ -1,7 +1,7 @@
 """The plain-return optimum on text: exactly where all responses can be listed, else from below.
 
-The environment is deterministic, so the best an agent without a KL of its own can do is to give to
-each prompt the one response y with the greatest β·log π_ref(y|x) + R(x, y).
+The environment is deterministic, so the best that an agent without its half of the KL can do is to
+give to each prompt the one response y with the greatest β·log π_ref(y|x) + R(x, y).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WIDTH = 24
 ROUNDS = 24
 
 TEMPERATURES = (1.0, 0.5, 2.0)
-"""Of the rounds in turn: the reference's own, towards its favourites, and away from them."""
+"""Temperatures of the rounds in turn: the reference's, towards its likeliest, and away from it."""
 
 
 def restricted_optimum(tree: PrefixTree, top_k: int | None) -> float:
@@ -111,8 +111,8 @@ def search_best_responses(
 
     The first rounds sample from the reference. Every later one changes the best responses so far,
     in turn: it cuts them and lets the reference finish them anew (at temperatures 1, ½ and 2), puts
-    another token in the place of one, or tries what is best for other prompts. What was found is
-    never lost, so the bound only rises with `rounds`.
+    another token in the place of one, or tries the best responses to other prompts. The best ones
+    are kept, so the bound only rises with `rounds`.
 
     Args:
         mdp: the token MDP.
@@ -143,7 +143,7 @@ def search_best_responses(
 
 
 class _Search:
-    """What the rounds of a search share; the arguments are those of `search_best_responses`."""
+    """The state of a search; the arguments are those of `search_best_responses`."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Judging an agent while it learns and when it is done: by the plain return, or by J."""
+"""Evaluation of an agent during training and after it: by the plain return, or by J."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from agents.rollout import RLHFCallback
 __all__ = ["LearningCurve", "ObjectiveEvaluator", "ReturnEvaluator"]
 
 EVALUATION_SEED = 20_000
-"""Of the episodes that agents are judged on; training starts from small ones."""
+"""Seed of the episodes that agents are evaluated on; training uses small seeds."""
 
 J_RESPONSES = 128
-"""Responses per held-out prompt for J where it has to be sampled: half the policy's own."""
+"""Responses per held-out prompt for a sampled J: half of them are the policy's."""
 
 
 class ReturnEvaluator:
-    """Judges by the plain return of the greedy policy, on episodes of its own.
+    """Evaluates by the plain return of the greedy policy, on separate episodes.
 
     Args:
         env_id: of the environment.
@@ -62,7 +62,7 @@ class ReturnEvaluator:
 
 
 class ObjectiveEvaluator:
-    """Judges by J = E[R] − β·KL on held-out prompts: exactly where that is possible.
+    """Evaluates by J = E[R] − β·KL on held-out prompts: exactly where that is possible.
 
     Args:
         env_id: of the environment, with raw token ids.
@@ -101,10 +101,10 @@ class ObjectiveEvaluator:
 
 
 class LearningCurve(BaseCallback):
-    """Judges at equal intervals, the untrained agent first, and counts the time it takes.
+    """Evaluates at equal intervals, the untrained agent first, and measures the time it takes.
 
     Args:
-        evaluator: by what.
+        evaluator: what evaluates.
         steps: of the run.
         evaluations: how often.
         on_steps: called with the number of steps since the last call.
@@ -126,7 +126,7 @@ class LearningCurve(BaseCallback):
         self.points: list[list[float]] = []
         self.seconds = 0.0
         self._interval = steps / evaluations
-        self._next, self._told = 0.0, 0
+        self._next, self._reported = 0.0, 0
 
     def _on_rollout_start(self) -> None:
         """After an update; off-policy algorithms have many short rollouts."""
@@ -139,10 +139,10 @@ class LearningCurve(BaseCallback):
             self.seconds += time.perf_counter() - start
 
     def _on_step(self) -> bool:
-        if self.num_timesteps - self._told >= self._interval / 10:
-            self.on_steps(self.num_timesteps - self._told)
-            self._told = self.num_timesteps
+        if self.num_timesteps - self._reported >= self._interval / 10:
+            self.on_steps(self.num_timesteps - self._reported)
+            self._reported = self.num_timesteps
         return True
 
     def _on_training_end(self) -> None:
-        self.on_steps(self.num_timesteps - self._told)
+        self.on_steps(self.num_timesteps - self._reported)

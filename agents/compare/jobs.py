@@ -1,4 +1,4 @@
-"""The work of a comparison in pieces, each of which leaves a file of its own.
+"""The work of a comparison in pieces, each of which writes a separate file.
 
 `runs/ENV--AGENT--SEED.json`, `scales/ENV.json`, `fingerprints/ENV.json`: written in one step when
 the piece is finished, with everything that its result depends on.
@@ -70,13 +70,13 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What a person is shown."""
+        """The name that is displayed."""
         if self.what == "run":
             return f"{self.settings['agent']} on {self.env}, seed {self.settings['seed']}"
         return f"{self.what} of {self.env}"
 
     def path(self, root: Path) -> Path:
-        """Where its result is kept in the folder of a comparison."""
+        """The file of its result in the folder of a comparison."""
         env = self.env.replace("/", "-").replace(":", "-")
         if self.what == "run":
             env = f"{env}--{self.settings['agent']}--{self.settings['seed']}"
@@ -84,7 +84,7 @@ class Job:
 
 
 def read_result(job: Job, root: Path) -> dict[str, Any] | None:
-    """What was found earlier; None where the job has not been done.
+    """The result of an earlier run; None where the job has not been done.
 
     Raises:
         ValueError: it was done with other settings, or its file is broken.

@@ -47,8 +47,8 @@ class GradientNoise:
 def measure_gradients(policy: ActorCriticPolicy, rollouts: Sequence[Rollout]) -> GradientNoise:
     """Signal-to-noise of the policy gradient at `policy`, which has played `rollouts`.
 
-    The critic is the one that the policy's own features allow: a ridge regression of G_t on what
-    its value head sees, fitted on the other half of the episodes.
+    The critic is one on the policy's features: a ridge regression of G_t on the inputs of its value
+    head, fitted on the other half of the episodes.
 
     Args:
         policy: of SB3, with a value head `value_net`.

@@ -1,4 +1,4 @@
-"""From the kept pieces to `compare.json`: scores, aggregates, sample efficiency, fingerprints."""
+"""From stored results to `compare.json`: scores, aggregates, sample efficiency, fingerprints."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def scored(run: dict[str, Any], scale: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         run: a run's record, with env, agent and seed.
-        scale: of its environment, for the plain return; J brings its own.
+        scale: of its environment, for the plain return; a run with J contains its scale.
     """
     ends = run if run["measure"] == "J" else scale
     worst, span = ends["baseline"], ends["top"] - ends["baseline"]
@@ -91,8 +91,8 @@ def aggregate(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Group → agent → interquartile mean over all environments and seeds, and profile.
 
     Agents are pooled only over the environments that they ran in; `envs` names them. Runs judged by
-    J and by the plain return are never pooled: `token-ppo` on text is a group member of its own
-    measure.
+    J and by the plain return are never pooled: `token-ppo` on text is a group member with a
+    separate measure.
 
     Args:
         runs: as `scored` gives them.

@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 RESAMPLES = 2000
-"""Bootstrap resamples; the paper's own figures use 2,000 to 50,000."""
+"""Bootstrap resamples; the figures of the paper use 2,000 to 50,000."""
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ _COLUMNS = {
     "snr_with_critic": "gradient SNR",
     "explained_variance_reached": "explained variance",
 }
-"""What a terminal has room for; `compare.html` has all rows."""
+"""The rows that a terminal has room for; `compare.html` has all."""
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:

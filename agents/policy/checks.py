@@ -1,4 +1,4 @@
-"""What `LMActorCriticPolicy` refuses to read, with the reason."""
+"""Checks of the spaces, observations and vocabularies of `LMActorCriticPolicy`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_vocabulary(model: Any, vocabulary_size: int, name: str) -> None:
     Args:
         model: the actor.
         vocabulary_size: V of the environment.
-        name: where the actor came from.
+        name: source of the actor.
     """
     actor_size = int(model.get_output_embeddings().weight.shape[0])
     if actor_size != vocabulary_size:
@@ -54,7 +54,7 @@ def as_token_ids(obs: Any) -> np.ndarray:
     if obs.dtype.is_floating_point:
         raise ValueError(
             f"LMActorCriticPolicy got {obs.dtype} observations: an observation normaliser "
-            "(VecNormalize) stands before the policy. Take it off: scaled token ids are no ids."
+            "(VecNormalize) scales them. Take it off: scaled token ids are no ids."
         )
     return obs.cpu().numpy()
 

@@ -1,4 +1,4 @@
-"""A critic with a trunk of its own: started from the actor, a causal LM, or the reward model."""
+"""A critic with a separate trunk: initialised from the actor, a causal LM, or a reward model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SeparateCritic(nn.Module):
 
 
 def new_value_head(hidden_size: int, dtype: str) -> ValueHead:
-    """A value head that is zero, in float32 at least: half precision loses too much of a value."""
+    """A value head of zeros, in float32 at least: half precision rounds values too coarsely."""
     wide = torch.float64 if resolve_dtype(dtype) == torch.float64 else torch.float32
     head = ValueHead(hidden_size, wide)
     nn.init.zeros_(head.weight)
@@ -52,11 +52,10 @@ def build_critic(
     """The critic that `source` names.
 
     Args:
-        source: `"actor"`, or the folder or hub id of a reward model or of a causal LM. From a
-            reward model the head comes as well, normalised: V starts as the score of the text so
-            far.
+        source: `"actor"`, or the folder or hub id of a reward model or of a causal LM. A reward
+            model's head is used as well, normalised: V starts as the score of the text so far.
         actor: the actor, copied for `"actor"`.
-        tokenizer: the actor's; None where it is not known (a saved model, filled by a state dict).
+        tokenizer: the actor's; None where it is unknown (a saved model, filled by a state dict).
         config: build the trunk from this instead, to be filled by a state dict.
         dtype: of the weights.
 
@@ -127,7 +126,7 @@ def _shell_config(config: Any) -> dict[str, Any]:
 
 
 def _drop_output_layer(model: Any) -> None:
-    """A critic has no use for logits: leave one weight set to save, train and clip."""
+    """Remove the layer of logits, which a critic does not use: nothing to save, train or clip."""
     if not getattr(model.config, "tie_word_embeddings", False):
         model.set_output_embeddings(nn.Identity())
 

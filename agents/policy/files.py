@@ -1,4 +1,4 @@
-"""The folder of a trained policy: the actor as `transformers` writes it, the critic beside it."""
+"""The folder of a trained policy: the actor in `transformers`' format, and the critic."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _read_arguments(folder: Path) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Description:
-    """What `policy.json` holds beside the configs: nothing of it is filled in."""
+    """The content of `policy.json` without the configs; no defaults are filled in."""
 
     actor: str
     value_head: Literal["shared", "separate"]
@@ -107,7 +107,7 @@ class _Description:
     attention: str | None
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no space has."""
+        """Validate the sizes."""
         if self.width < 1 or self.vocabulary_size < 1:
             raise ValueError("width and vocabulary_size must be at least 1")
 
@@ -129,7 +129,7 @@ _NOT_OF_THE_MODEL = {
 
 
 def _check_same_config(recorded: dict[str, Any], folder: Path) -> None:
-    """Raise ValueError where `config.json` is not of the model that was saved.
+    """Raise ValueError where `config.json` is not that of the saved model.
 
     Most of its numbers (of heads, of the rotary embedding) fit the weights with any value.
     """
@@ -140,7 +140,7 @@ def _check_same_config(recorded: dict[str, Any], folder: Path) -> None:
         recorded_values, values = (
             AutoConfig.for_model(**copy.deepcopy(c)).to_dict() for c in (recorded, now)
         )
-    except Exception as error:  # of many kinds: whatever the config class makes of it
+    except Exception as error:  # config classes raise errors of many kinds
         raise ValueError(f"no transformers config: {type(error).__name__}: {error}") from error
     for name in (recorded_values.keys() & values.keys()) - _NOT_OF_THE_MODEL:
         if json.dumps(recorded_values[name], default=str) != json.dumps(values[name], default=str):
@@ -177,7 +177,7 @@ def json_config(model: Any) -> dict[str, Any]:
     """A model's transformers config as JSON holds it."""
     config = copy.deepcopy(model.config.to_dict())
     config.pop("dtype", None)
-    # Where it lists more ends than the config, a model built from the config must know them, too.
+    # It may list more end tokens than the config; a model built from the config needs them, too.
     eos_token_id = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if eos_token_id is not None:
         config["eos_token_id"] = eos_token_id

@@ -1,9 +1,9 @@
-"""Log-probabilities and entropies straight from hidden states: logits live a chunk at a time.
+"""Log-probabilities and entropies from hidden states, with the logits of one chunk at a time.
 
-By autograd, the (n, V) logits, their softmax and the gradients of both would be held whole, several
-times over. Here one function does the output layer, the softmax and the gather together, chunk by
-chunk, and its backward pass needs one (n, V) tensor where that is small, and none where it is not:
-then the logits of a chunk are computed again. The gradients are exact either way:
+Autograd would store the (n, V) logits, their softmax and the gradients of both. Here one function
+computes the output layer, the softmax and the gather together, chunk by chunk. Its backward pass
+needs one (n, V) tensor where that is small, and none where it is large: then it computes the logits
+of each chunk again. The gradients are exact in both cases:
 
     ∂ log p_a / ∂z = 1_a − p          ∂H / ∂z = −p · (log p + H)
 

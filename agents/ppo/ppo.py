@@ -71,22 +71,22 @@ class TokenPPO(PPO):
             attribute before `_setup_lr_schedule()`); a schedule is taken as it is. No schedule is
             asked for progress below 0, which SB3 reaches where the last rollout overshoots.
         n_steps: steps per environment and rollout.
-        batch_size: tokens per minibatch, about: sequences are kept whole.
+        batch_size: tokens per minibatch, approximately: sequences are not split.
         n_epochs: passes over a rollout.
         gamma: γ; 1: a token late in the response is worth as much as an early one.
         gae_lambda: λ of the estimator `"gae"`; the others have none to choose.
         clip_range: of the ratio.
         clip_range_vf: of the value's change, in deviations of the returns where they are
-            normalised; None for none.
+            normalised; None: no clipping.
         normalize_returns: let the critic learn returns divided by their running deviation, which
-            is kept with the policy; V is in units of the reward everywhere else. None: wherever
-            `LMActorCriticPolicy` has a critic that learns; SB3's own policies have no place for it.
+            is stored in the policy; V is in units of the reward everywhere else. None: where
+            `LMActorCriticPolicy` has a critic that learns; SB3's policies can't store it.
         normalize_advantage: per minibatch, as SB3 does it; but where a minibatch's differ by
             rounding only, they are 0.
         whiten_advantages: once over the whole rollout, instead.
         ent_coef: weight of the entropy bonus, beside advantages of the scale that they have then.
         vf_coef: weight of the value loss; None for 0.1, or 0 where the buffer's
-            `advantage_estimator` asks no critic.
+            `advantage_estimator` needs no critic.
         max_grad_norm: gradients are clipped to this norm.
         target_kl: stop the epochs of an update where the approximate KL exceeds 1.5 times this.
         micro_batch_tokens: tokens, padding included, per forward and backward; the gradients of a
@@ -101,7 +101,7 @@ class TokenPPO(PPO):
         use_kl_loss: add β times the estimator's mean over the tokens to the loss, instead of
             subtracting it from the rewards; β is the environment's in that rollout. Where
             advantages are divided by their standard deviation, over the rollout or per minibatch,
-            so is β here: whitening changes nothing of the trade-off between score and KL. (The
+            so is β here: whitening does not change the trade-off between score and KL. (The
             estimator `"group"` divides by the deviation in every group, and β is relative to that.)
             Not for k1.
         kl_controller: what moves β between rollouts: `"fixed"` (nothing), `"adaptive"`
@@ -220,15 +220,15 @@ class TokenPPO(PPO):
         check_agent(vars(self))
         if self.critic_warmup and not issubclass(self.policy_class, LMActorCriticPolicy):
             raise ValueError(
-                f"critic_warmup={self.critic_warmup} holds the actor's weights, and of "
-                f"{self.policy_class.__name__} it is not known which they are: use "
-                "LMActorCriticPolicy, or critic_warmup=0."
+                f"critic_warmup={self.critic_warmup} freezes the actor's weights, and which they "
+                f"are is unknown for {self.policy_class.__name__}: use LMActorCriticPolicy, or "
+                "critic_warmup=0."
             )
         if self.normalize_returns and not issubclass(self.policy_class, LMActorCriticPolicy):
             raise ValueError(
-                f"normalize_returns=True keeps the deviation of returns in the critic's head, and "
-                f"that of {self.policy_class.__name__} has no place for it: use "
-                "LMActorCriticPolicy, or leave normalize_returns out."
+                f"normalize_returns=True stores the deviation of returns in the critic's head, and "
+                f"{self.policy_class.__name__} has no place for it: use LMActorCriticPolicy, or "
+                "leave normalize_returns out."
             )
         settings = find_env_settings(self.env)
         if self.is_plain_ppo:
@@ -236,7 +236,7 @@ class TokenPPO(PPO):
         if settings is not None and issubclass(self.policy_class, LMActorCriticPolicy):
             self.policy_kwargs = {"actor": settings.reference, **self.policy_kwargs}
         super()._setup_model()
-        # Here and not in the constructor: a loaded model may be told another precision.
+        # Not in the constructor: a loaded model may be given another precision.
         self.update_precision = "float32" if self.precision == "auto" else self.precision
         self.has_measured_precision = False
         check_update_precision(self)
@@ -256,7 +256,7 @@ class TokenPPO(PPO):
 
     @property
     def kl_control(self) -> KLController:
-        """What moves β between rollouts."""
+        """The controller that moves β between rollouts."""
         return kl_controller(self.kl_controller, self.kl_target, self.kl_horizon, self.kl_dual_rate)
 
     @property
@@ -271,21 +271,21 @@ class TokenPPO(PPO):
     def update_log_probs(
         self,
     ) -> Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None:
-        """What computes log π of actions as the update will; None where that is as in sampling."""
+        """A function for log π of actions as the update computes it; None: as sampling does."""
         return update_log_probs(self)
 
     @property
     def is_warming_up(self) -> bool:
-        """Whether the next update teaches the critic alone."""
+        """Whether the next update trains the critic alone."""
         return self.num_updates < self.critic_warmup
 
     @property
     def actor_is_unchanged(self) -> bool:
-        """Whether the last rollout came from an actor that a warm-up has held since the start."""
+        """Whether a warm-up has frozen the actor of the last rollout since the start."""
         return bool(self.critic_warmup) and self.num_updates <= self.critic_warmup
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        """Put `RLHFCallback` in front, unless there is one: others need complete rewards.
+        """Insert `RLHFCallback` as the first, unless there is one: others need complete rewards.
 
         Without a token MDP there is no KL to complete.
         """
@@ -327,7 +327,7 @@ class TokenPPO(PPO):
     def _update_learning_rate(
         self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
     ) -> None:
-        """SB3's, but a decay of our own counts from the rollout's start: the last update learns.
+        """SB3's, but our decay counts from the rollout's start, so that the last update learns.
 
         SB3 reads a schedule at the rollout's end, where a linear decay has reached 0 in the last
         (or only) update of a run.

@@ -1,6 +1,6 @@
 """`EpisodeRolloutBuffer`: each token stored once, whole sequences yielded, rewards scored together.
 
-Stable-Baselines3's own buffer keeps an observation per time step and shuffles single steps, so that
+Stable-Baselines3's buffer stores an observation per time step and shuffles single steps, so that
 one forward of a sequence serves one action. This one yields `PackedSequences`: one forward of a
 sequence serves all of its actions, and every per-token tensor is 1-D without padding.
 """
@@ -60,11 +60,11 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             `"group"` and `"reinforce"` use no critic: all tokens of a response share the sum of its
             rewards, score and KL together, less a baseline. They need `cut="carry"` and γ = 1.
         group_size: responses to the same prompt that `"rloo"` and `"group"` compare; the others
-            ignore it. Finished episodes wait, as carried ones do, for the others of the group that
-            the environment started them in, with the same `group_size`.
+            ignore it. Finished episodes wait, as carried ones do, until the other episodes of the
+            environment's group are finished; its `group_size` must be the same.
         whiten_rewards: scale the rewards of all tokens of the update to standard deviation 1 about
-            their mean before anything is computed from them; see `tokenenv.maths.whiten_rewards`
-            for what that does to long responses. Not for `"rloo"`, `"group"` and `"reinforce"`.
+            their mean before advantages are computed; see `tokenenv.maths.whiten_rewards` for the
+            effect on long responses. Not for `"rloo"`, `"group"` and `"reinforce"`.
 
     Attributes:
         records: the episodes that finished in the last rollout (deferred scoring only).
@@ -119,15 +119,15 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         episode_starts: np.ndarray | None = None,
         env: VecEnv | None = None,
     ) -> None:
-        """Tell the buffer where rewards come from.
+        """Set the environment that rewards come from.
 
-        What an environment that was reset since, or another one, had left open or waiting, is
-        dropped: it was paid for by other rules, and nothing will finish it.
+        Open and waiting episodes of another environment, or of one that was reset since, are
+        dropped: they were paid by other rules, and nothing will finish them.
 
         Args:
             binding: of the environment that training is about to use.
-            episode_starts: (N,) bool, SB3's for the first step: the very array that closed the last
-                rollout where training goes on, a new one, all true, after a reset.
+            episode_starts: (N,) bool, SB3's for the first step: the same array object that closed
+                the last rollout where training goes on, a new one, all true, after a reset.
             env: the environment itself.
         """
         known, self.binding = self.binding, binding
@@ -146,7 +146,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             self._groups = GroupQueue(self.group_size, binding.shares_groups)
 
     def check_environment(self, env: VecEnv, settings: ResolvedSettings) -> None:
-        """Refuse an environment whose rollouts would not bring the episodes that an update needs.
+        """Check that the environment's rollouts provide the episodes that an update needs.
 
         Args:
             env: that training is about to use.
@@ -166,8 +166,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     def reset(self) -> None:
         """Make room for a rollout; episodes that are still open stay.
 
-        Not where the rollout before was never closed (`learn` was interrupted): its steps are lost,
-        so nothing goes on from where the one before it ended.
+        They are dropped where the last rollout was never closed (`learn` was interrupted): its
+        steps are lost, so nothing continues the rollout before it.
         """
         if self._storage.pos:
             self._open = [None] * self.n_envs
@@ -194,7 +194,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         """Add one step of all environments.
 
         Args:
-            obs: (N, P+T) token ids; read where an episode starts and nowhere else.
+            obs: (N, P+T) token ids; used only where an episode starts.
             action: (N, 1) token ids.
             reward: (N,) as `RLHFCallback` left it.
             episode_start: (N,) whether the episode starts with this step.
@@ -241,17 +241,17 @@ class EpisodeRolloutBuffer(RolloutBuffer):
                 self._open[env] = None
 
     def lacks_steps(self, observations: np.ndarray, episode_starts: np.ndarray) -> np.ndarray:
-        """Where an episode under way can't be used, as steps of it are lost.
+        """Which episodes under way can't be used, as steps of them are lost.
 
-        With `cut="carry"` an update gets whole episodes; with `cut="bootstrap"` the tokens of lost
-        steps serve as context, and nothing else of them is needed.
+        With `cut="carry"` an update gets whole episodes; with `cut="bootstrap"` lost steps are
+        needed as context only, which the observation provides.
 
         Args:
             observations: (N, P+T) token ids that the next step is sampled in.
             episode_starts: (N,) whether an episode starts with it.
 
         Returns:
-            (N,) bool; all false inside of a rollout, whose own steps are all there.
+            (N,) bool; all false inside of a rollout, all steps of which are stored.
         """
         lacking = np.zeros(self.n_envs, dtype=bool)
         if self.cut == "carry" and not self._storage.pos:
@@ -401,7 +401,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             yield self._minibatch(segments)
 
     def all_tokens(self) -> RolloutBufferSamples:
-        """All tokens of the update in one minibatch, in the buffer's own order."""
+        """All tokens of the update in one minibatch, in the order of the buffer."""
         return self._minibatch(np.arange(len(self.lengths)))
 
     def _minibatch(self, segments: np.ndarray) -> RolloutBufferSamples:

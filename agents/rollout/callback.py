@@ -2,7 +2,7 @@
 
 SB3 calls `on_step` after `env.step` and before the buffer's `add`, with `rewards`, `log_probs` and
 `infos` in its locals; so this is the one place where `−β·log π(a_t|s_t)` enters the reward, for
-PPO and A2C, with SB3's own buffers and with ours.
+PPO and A2C, with SB3's buffers and with ours.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class RLHFCallback(BaseCallback):
 
     Args:
         verbose: SB3's.
-        kl_estimator: one of `KL_ESTIMATORS`, of the penalty in the reward; None: the model's own
+        kl_estimator: one of `KL_ESTIMATORS`, of the penalty in the reward; None: the model's
             where it is a `TokenPPO`, else k1. All but k1 need an environment with
             `kl_shaping="none"`; full needs an `EpisodeRolloutBuffer`.
-        kl_controller: one of `KL_CONTROLLERS`; None: the model's own, else fixed.
+        kl_controller: one of `KL_CONTROLLERS`; None: the model's, else fixed.
         kl_target: KL per response, in nats, that the controller steers to.
         kl_horizon: of the adaptive controller: episodes in which β changes by a fifth at the most.
         kl_dual_rate: of the dual controller: step in log β at a KL of twice the target.
@@ -120,7 +120,7 @@ class RLHFCallback(BaseCallback):
         policy = self.model.policy
         buffer = getattr(self.model, "rollout_buffer", None)
         if isinstance(policy, LMActorCriticPolicy) or isinstance(buffer, EpisodeRolloutBuffer):
-            refuse_other_widths(env, self.settings)  # an MLP reads whatever it is given
+            refuse_other_widths(env, self.settings)  # an MLP accepts any width
         if isinstance(policy, LMActorCriticPolicy):
             check_policy(policy, self.settings)
             policy.entropy_weight = entropy_weight(self.model)
@@ -144,7 +144,7 @@ class RLHFCallback(BaseCallback):
         self._rollout_ended = time.perf_counter()
 
     def _restarted(self, rows: list[int]) -> None:
-        """Forget what was kept of the episodes that were under way in these rows."""
+        """Reset the sums of the episodes that were under way in these rows."""
         self._kl[rows] = self._ref_log_prob[rows] = 0.0
         self._groups.update(self._reset_groups(rows))
 

@@ -1,4 +1,4 @@
-"""What `RLHFCallback` refuses: parts that do not fit each other, and what wrappers did."""
+"""Checks of `RLHFCallback`: parts that do not fit each other, and wrappers that change rewards."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def find_env_settings(env: VecEnv | None) -> ResolvedSettings | None:
 
 
 def check_plain_environment(agent: Mapping[str, Any]) -> None:
-    """Raise ValueError where an agent on another environment was given what is for tokens only.
+    """Raise ValueError where an agent on another environment has settings for tokens only.
 
     Args:
         agent: name → value of `TokenPPO`'s attributes.
@@ -132,7 +132,7 @@ def refuse_other_widths(env: VecEnv, settings: ResolvedSettings) -> None:
             f"({width},), and EpisodeRolloutBuffer and LMActorCriticPolicy read token ids: a "
             "wrapper (frame stacking? HiddenStateObservation?) or an id with 'Features' in its "
             "name changed them. Make 'TokenRLHF-v0' or 'TokenRLHF-Exact-v0' without it, or train "
-            "an MlpPolicy with SB3's own buffer."
+            "an MlpPolicy with SB3's buffer."
         )
 
 
@@ -157,7 +157,7 @@ def check_policy(policy: LMActorCriticPolicy, settings: ResolvedSettings) -> Non
 
 
 def check_buffer_and_policy(penalty: KLPenalty, model: Any) -> None:
-    """Raise ValueError where buffer or policy can't do what penalty or algorithm need."""
+    """Raise ValueError where buffer or policy lack what penalty or algorithm need."""
     buffer, policy = getattr(model, "rollout_buffer", None), model.policy
     refuse_fused_attention(model)
     needs_buffer = penalty.as_loss or penalty.pays_full
@@ -199,8 +199,8 @@ def refuse_fused_attention(model: Any) -> None:
 def refuse_negative_schedules(model: Any) -> None:
     """Raise ValueError where a schedule would be below 0 in the last update of a training.
 
-    SB3 collects whole rollouts. The last may go beyond `total_timesteps`, and schedules are asked
-    for a progress below 0 then: a linear one gives a negative learning rate, which undoes.
+    SB3 collects whole rollouts. The last may go beyond `total_timesteps`, and schedules are called
+    with a progress below 0 then: a linear one gives a negative learning rate, which undoes updates.
 
     Args:
         model: an SB3 on-policy algorithm whose training begins.
@@ -245,7 +245,7 @@ def refuse_time_limits(
     for env in np.flatnonzero(dones).tolist():
         if infos[env].get("TimeLimit.truncated", False):
             raise ValueError(
-                "a TimeLimit cut an episode before its own limit of max_new_tokens="
+                "a TimeLimit cut an episode before its limit of max_new_tokens="
                 f"{settings.max_new_tokens}: it has no score, and SB3 would put the "
                 "critic's value in its place. Lower max_new_tokens instead of "
                 "max_episode_steps."
@@ -253,7 +253,7 @@ def refuse_time_limits(
 
 
 def refuse_changed_rewards(paid: np.ndarray, expected: np.ndarray) -> None:
-    """Raise ValueError where not what the environment said that it paid has arrived.
+    """Raise ValueError where the rewards that arrived are not those of the infos.
 
     Args:
         paid: (N,) as they arrived.

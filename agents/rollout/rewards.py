@@ -1,4 +1,4 @@
-"""The agent's side of the reward: what of a token's reward the environment's `step` did not pay.
+"""The agent's side of the reward: the parts of a token's reward that `step` did not pay.
 
 * Deferred scoring: the environment's half for all segments of a rollout at once.
 * The KL penalty where it is no sum of two halves: k2, k3, and full over whole distributions.
@@ -45,21 +45,21 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class RewardBinding:
-    """What the buffer must know of the environment and the KL penalty; `RLHFCallback` makes it.
+    """The environment and the KL penalty, as the buffer needs them; `RLHFCallback` makes it.
 
     Attributes:
         scorer: scores whole rollouts where scoring is deferred; None where `step` pays.
         kl_shaping: the environment's.
-        kl_coef: a function that gives β, which the environment owns.
+        kl_coef: a function that returns β of the environment.
         max_prompt_tokens: P.
         max_new_tokens: T.
         penalty: what the agent's side pays for the KL.
         actor: the causal LM that samples; only where whole distributions are compared.
         reference: what it is compared with; likewise.
         shares_groups: whether the rows of the environment fill groups of responses together.
-        update_log_probs: a function that gives, asked at the end of every rollout, (states, (n,)
-            actions) → (n,) log π as the update will compute it; None where it computes as sampling
-            does.
+        update_log_probs: called at the end of every rollout; returns a function (states, (n,)
+            actions) → (n,) log π as the update will compute it, or None where it computes as
+            sampling does.
     """
 
     scorer: EpisodeScorer | None

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on: a bar with an ETA, or plain lines instead."""
+"""Progress of a run on the console: a bar with an ETA, or plain lines instead."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class CheckpointCallback(BaseCallback):
         self._rollouts += 1
 
     def save(self, name: str) -> Path:
-        """Write `NAME.zip` for `TokenPPO.load`, which unpickles: load none from strangers."""
+        """Write `NAME.zip` for `TokenPPO.load`, which unpickles: load only those you trust."""
         path, temporary = self.folder / f"{name}.zip", self.folder / f".{name}.tmp.zip"
         try:
             with hold_signals(), writing(path):
@@ -152,7 +152,7 @@ class CheckpointCallback(BaseCallback):
 
 
 class SamplesCallback(BaseCallback):
-    """Keeps what the policy says to a few held-out prompts as it learns.
+    """Stores the policy's responses to a few held-out prompts as it learns.
 
     Args:
         run: its `samples.jsonl`.

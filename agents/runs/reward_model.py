@@ -24,7 +24,7 @@ from tokenenv.tasks import model_source
 __all__ = ["train_from_file"]
 
 _STAGE = "model"
-"""Where a reward model is written before it takes its place."""
+"""Folder that a reward model is written to before it is moved to its place."""
 
 
 def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, An
     Raises:
         ValueError: the pairs, the base or the folder can't be used.
     """
-    with stop_signals(), contextlib.closing(_own_folder(config)) as output:
+    with stop_signals(), contextlib.closing(_locked_folder(config)) as output:
         return _train(config, output, console)
 
 
@@ -90,8 +90,8 @@ def _train(config: RewardModelConfig, output: OutputFolder, console: Console) ->
     return content
 
 
-def _own_folder(config: RewardModelConfig) -> OutputFolder:
-    """The folder, this process's alone; ValueError where writing there would replace something."""
+def _locked_folder(config: RewardModelConfig) -> OutputFolder:
+    """The folder, locked; ValueError where writing there would replace something."""
     output = OutputFolder(config.out, [_STAGE])
     if output.entries() and not config.overwrite:
         output.close()

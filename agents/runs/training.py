@@ -151,7 +151,7 @@ class TrainingRun:
         return progress, callbacks
 
     def _saves(self, name: str) -> dict[str, Callable[[], Any]]:
-        """What is saved → how, the most valuable first: the disk may be full."""
+        """Part → function that saves it, the most valuable first: the disk may be full."""
         saves: dict[str, Callable[[], Any]] = {
             "policy/": self._save_policy,
             f"checkpoints/{name}.zip": lambda: self.checkpoints.save(name),
@@ -161,7 +161,7 @@ class TrainingRun:
         return saves
 
     def _keep(self, name: str, reason: BaseException, start: float) -> str:
-        """Save what there is of an unfinished run, whatever of it can be; say what and where."""
+        """Save as much of an unfinished run as possible; returns a message about it."""
         root, output = self.run.root, self.run.output
         assert output is not None
         with hold_signals():
@@ -256,7 +256,7 @@ class TrainingRun:
 def summarize(
     config: TrainConfig, held_out: HeldOut, evaluation: Comparison | ExactEvaluation
 ) -> dict[str, Any]:
-    """What `summary.json` holds of an evaluation."""
+    """The part of `summary.json` that an evaluation determines."""
     numbers: dict[str, Any] = asdict(evaluation)
     if isinstance(evaluation, Comparison):
         numbers["is_reliable"] = evaluation.is_reliable
@@ -271,7 +271,7 @@ def summarize(
 
 
 SMALL_MODEL = 2_000_000
-"""Parameters below which a second CPU thread waits more than it works."""
+"""Number of parameters below which a second CPU thread does not help."""
 
 
 def _choose_threads(config: TrainConfig, model: TokenPPO) -> None:

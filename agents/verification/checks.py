@@ -13,9 +13,9 @@ class Check:
 
     Attributes:
         name: what is checked.
-        expected: what must be, in words or numbers.
-        found: what is.
-        passed: whether it is so.
+        expected: the expected result, in words or numbers.
+        found: the actual result.
+        passed: whether they agree.
     """
 
     name: str
@@ -45,5 +45,5 @@ def at_least(name: str, value: float, limit: float) -> Check:
 
 
 def states(name: str, expected: str, value: object, passed: bool) -> Check:
-    """Something that is no single number."""
+    """A check of something other than a single number."""
     return Check(name, expected, str(value), bool(passed))

@@ -1,4 +1,4 @@
-"""Checks of the sampled bound on J*, for policies whose true place is known."""
+"""Checks of the sampled bound on J*, for policies whose true fraction is known."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tokenenv.optimum import (
 __all__ = ["collapsed", "estimate_checks", "restricted"]
 
 RESPONSES = 64 * 256
-"""Of all prompts together, as many as `tokenrlhf evaluate` takes."""
+"""Responses to all prompts together, as many as `tokenrlhf evaluate` samples."""
 
 
 def collapsed(solution: Solution) -> Levels:
@@ -36,7 +36,7 @@ def collapsed(solution: Solution) -> Levels:
 
 
 def restricted(solution: Solution, token: int) -> Levels:
-    """π* given its first token."""
+    """π* conditioned on its first token."""
     first = np.full_like(solution.log_policy[0], -np.inf)
     first[..., token] = 0.0
     return [first, *solution.log_policy[1:]]

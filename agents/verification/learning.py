@@ -1,4 +1,4 @@
-"""Agents on the exact task, judged by enumeration: what each reaches, and after how many tokens."""
+"""Agents on the exact task, evaluated by enumeration: what they reach, after how many tokens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LARGEST_KL = 0.015
 """KL(π ‖ π*) in nats after a run; twice the worst over seeds and kernels of docs/exact.md."""
 
 LARGEST_MISORDERED_FACTOR = 2.0
-"""By which two of π*'s five likeliest may differ and still come out the other way (`TopFive`)."""
+"""Largest factor between two of π*'s five likeliest that may be ranked wrongly (`TopFive`)."""
 
 AGENTS = ("TokenPPO", "PPO", "rloo", "group", "reinforce")
 """TokenPPO with GAE, stock Stable-Baselines3 PPO, and TokenPPO without a critic."""
@@ -135,11 +135,11 @@ class ExactCurve(BaseCallback):
 
 @dataclass(frozen=True, slots=True)
 class TopFive:
-    """The five likeliest responses of π* to each prompt: what a policy makes of them.
+    """The five likeliest responses of π* to each prompt, and a policy's probabilities of them.
 
-    An objective within 0.2 % of the optimum says little of a response that π* gives once in a
-    hundred answers: by how much its probability is off, and which of two such responses comes
-    first, is up to the seed and to the processor's rounding. So order is judged with distance.
+    An objective within 0.2 % of the optimum says little about a response that π* gives once in a
+    hundred answers: the error of its probability, and which of two such responses is likelier,
+    depend on the seed and on the processor's rounding. So their order is judged with tolerance.
 
     Attributes:
         log_optimal: (X, 5) log π*(y|x), likeliest first.
@@ -151,7 +151,7 @@ class TopFive:
 
     @classmethod
     def of(cls, policy: Any, solution: Solution) -> TopFive:
-        """Those of a policy as `tokenenv.optimum.policy_levels` takes it."""
+        """The five of a policy as `tokenenv.optimum.policy_levels` takes it."""
         tree = solution.tree
         optimal = tree.response_log_probs(solution.log_policy)
         best = np.argsort(-optimal, axis=1, kind="stable")[:, :5]
