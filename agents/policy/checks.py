@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from tokenenv.episodes import NO_TOKEN
 
-__all__ = ["NoQValues", "as_token_ids", "check_spaces", "check_vocabulary"]
+__all__ = ["as_token_ids", "check_spaces", "check_vocabulary"]
 
 
 def check_vocabulary(model: Any, vocabulary_size: int, name: str) -> None:
@@ -57,20 +57,3 @@ def as_token_ids(obs: Any) -> np.ndarray:
             "(VecNormalize) scales them. Take it off: scaled token ids are no ids."
         )
     return obs.cpu().numpy()
-
-
-class NoQValues:
-    """Says to DQN and QR-DQN, which ask a policy for a Q-network, that there is none."""
-
-    @property
-    def q_net(self) -> Any:
-        """What DQN asks for; always raises ValueError."""
-        raise ValueError(
-            "LMActorCriticPolicy has no Q-values, so DQN can't train it: use PPO, A2C or TRPO, or "
-            "DQN with 'MlpPolicy' on 'TokenRLHF-Features-TopK-v0'."
-        )
-
-    @property
-    def quantile_net(self) -> Any:
-        """What QR-DQN asks for; always raises ValueError."""
-        return self.q_net
