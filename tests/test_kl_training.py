@@ -579,7 +579,7 @@ def test_in_the_warm_up_only_the_critic_learns(tiny_task_kwargs, tmp_path, value
 def test_a_warm_up_that_can_not_be_is_refused(tiny_task_kwargs):
     with pytest.raises(ValueError, match=r"critic_warmup=-1 must be a whole number"):
         make_agent(tiny_task_kwargs, critic_warmup=-1)
-    with pytest.raises(ValueError, match=r"critic_warmup=1 .*of ActorCriticPolicy it is not known"):
+    with pytest.raises(ValueError, match=r"critic_warmup=1 .*are is unknown for ActorCriticPolicy"):
         TokenPPO("MlpPolicy", make_vec_env(**tiny_task_kwargs), critic_warmup=1)
     with pytest.raises(ValueError, match="'reinforce', which needs no critic"):
         make_agent(
