@@ -1,6 +1,6 @@
-"""Writing so that a reader, or a kill in the middle, meets the old content or the whole new one.
+"""Atomic writes: readers see the old file or the new one, never half, even after a kill.
 
-What goes wrong on the way is an `OSError` that names the path, and leaves no temporary file behind.
+Failures are raised as an `OSError` that names the path, and leave no temporary file behind.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ __all__ = [
 ]
 
 TEMPORARY = re.compile(r"\.(?P<name>.+?)(\.\d+)?\.(tmp|old)(\.zip)?")
-"""Names of what a killed process leaves behind."""
+"""Names of the files that a killed process leaves behind."""
 
 
 _OF_TORCHS_WRITER = re.compile(r"PytorchStreamWriter|inline_container|iostream")
-"""In the RuntimeErrors that torch.save raises where it can't write; they hold no error number."""
+"""In the RuntimeErrors that torch.save raises where it can't write; they have no error number."""
 
 
 def json_text(content: Any, indent: int | None = None) -> str:
@@ -49,7 +49,7 @@ def json_text(content: Any, indent: int | None = None) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """`value` with Python's own types, and None for numbers that are not finite."""
+    """`value` with Python's types, and None for numbers that are not finite."""
     if isinstance(value, dict):
         return {name: _finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -61,7 +61,7 @@ def _finite(value: Any) -> Any:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Let every failure to write in the block be an `OSError` that names `path`."""
+    """Raise every failure to write in the block as an `OSError` that names `path`."""
     try:
         yield
     except OSError as error:
@@ -81,7 +81,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give the path of a temporary file, and put that in the place of `path` once it is complete.
+    """Yield the path of a temporary file, which replaces `path` once it is complete.
 
     A link is followed: the file that it leads to is replaced, and the link stays.
     """
@@ -96,7 +96,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON in one step; through `path` where that is a device, a pipe or our own output."""
+    """Write JSON atomically; through `path` where that is a device, a pipe or our output."""
     text = json_text(content, indent=2) + "\n"
     for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
         if _is_open_as(path, descriptor):
@@ -147,9 +147,9 @@ def remove(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove what was being written, and give its room back at once.
+    """Remove what was being written, and free its disk space at once.
 
-    A writer that failed may have it open still (its exception holds it): a full disk would stay
+    A writer that failed may still have it open (its exception holds it): a full disk would stay
     full, and nothing else could be saved.
     """
     files = [path] if path.is_file() else [inner for inner in path.rglob("*") if inner.is_file()]
@@ -165,7 +165,7 @@ def _temporary_and_old(path: Path) -> tuple[Path, Path]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder to write into, and put it in the place of `path` once it is complete."""
+    """Yield an empty folder to write into, which replaces `path` once it is complete."""
     temporary, old = _temporary_and_old(path)
     put_back_folder(path)
     with hold_signals(), writing(path):

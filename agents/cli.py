@@ -194,7 +194,7 @@ def _evaluate(config: EvaluateConfig, console: Console) -> None:
     prompts, responses = config.eval_prompts, config.eval_responses
     prompts = trained.eval_prompts if prompts is None else prompts
     responses = trained.eval_responses if responses is None else responses
-    held_out = HeldOut.of(trained.environment(), prompts)
+    held_out = HeldOut.from_env_kwargs(trained.environment(), prompts)
     policy = LMActorCriticPolicy.from_pretrained(run.policy, held_out.settings.device)
     with evaluation_progress(console, held_out) as on_progress:
         comparison = evaluate(

@@ -43,7 +43,7 @@ from tokenenv.tasks import names_code
 __all__ = ["EvaluateConfig", "RewardModelConfig", "SampleConfig", "TrainConfig", "VerifyConfig"]
 
 MOST_ENVS = 65_536
-"""Episodes side by side: each has a cache of its own."""
+"""Limit of `n_envs`: every environment needs a cache."""
 
 _TRAIN_RANGES: dict[str, Range] = {
     **PPO_RANGES,
@@ -88,10 +88,11 @@ class TrainConfig:
     kl_coef: float | None = None
     """β, the weight of the KL penalty."""
     kl_estimator: Literal["k1", "k2", "k3", "full"] = "k1"
-    """Of the KL per token: from the sampled token alone (k1, k2, k3), or over the vocabulary."""
+    """Estimator of the KL per token: from the sampled token alone (k1, k2, k3), or the exact sum
+    over the vocabulary (full)."""
     use_kl_loss: bool = False
-    """Put the KL into the loss, differentiated itself, instead of into the reward; not k1. Where
-    advantages are whitened, it is divided by their standard deviation too."""
+    """Add the KL to the loss and differentiate it, instead of subtracting it from the reward; not
+    for k1. Where advantages are whitened, it is divided by their standard deviation as well."""
     kl_controller: Literal["fixed", "adaptive", "dual"] = "fixed"
     """What moves β after every rollout: nothing, Ziegler et al.'s controller, dual ascent in log β.
     The last two start from a positive β."""
@@ -102,7 +103,7 @@ class TrainConfig:
     kl_dual_rate: float = DEFAULT_DUAL_RATE
     """Step of the dual controller in log β per rollout whose KL is twice the target."""
     temperature: float = 1.0
-    """Sampling temperature; of the reference's log-probabilities too."""
+    """Temperature of sampling, and of the reference's log-probabilities."""
     score_clip: float | None = None
     """Clip normalised scores to ± this."""
     missing_eos_penalty: float = 0.0
@@ -115,15 +116,15 @@ class TrainConfig:
     n_steps: int = 32
     """Steps per environment and rollout."""
     batch_size: int = 512
-    """Tokens per minibatch, about: sequences are kept whole."""
+    """Tokens per minibatch, approximately: sequences are not split."""
     micro_batch_tokens: int | None = None
     """Tokens per forward and backward; less memory, same result."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of the update's forward and backward passes; 'auto' measures once which is faster here."""
+    """Precision of the update's forward and backward passes; 'auto' measures which is faster."""
     n_epochs: int = 4
     """Passes over every rollout."""
     learning_rate: float = 3e-4
-    """Adam's, decaying linearly to 0."""
+    """Learning rate of Adam; it decays linearly to 0."""
     gamma: float = 1.0
     """Discount factor γ."""
     advantage_estimator: Literal["gae", "monte-carlo", "td", "rloo", "group", "reinforce"] = "gae"
@@ -133,39 +134,40 @@ class TrainConfig:
     group_size: int = 1
     """Responses to every prompt; 'rloo' and 'group' compare them and need 2 or more."""
     whiten_rewards: bool = False
-    """Scale the rewards of an update to standard deviation 1 about their mean, as TRL does. Besides
-    its share every token is then paid mean·(1 - 1/deviation), which changes how long responses
-    should be. Not for estimators without a critic."""
+    """Scale the rewards of an update to standard deviation 1 about their mean, as TRL does. This
+    adds mean·(1 - 1/deviation) to the reward of every token, which changes the optimal length of
+    responses. Not for estimators without a critic."""
     gae_lambda: float = DEFAULT_LAMBDA
-    """λ of generalised advantage estimation; for 'gae' alone."""
+    """λ of generalised advantage estimation; only for 'gae'."""
     clip_range: float = 0.2
     """Clip range of the probability ratio."""
     clip_range_vf: float | None = 0.2
-    """Clip range of the value's change, in deviations of the returns where they are normalised;
-    None for none."""
+    """Clip range of the change of a value, in standard deviations of the returns where they are
+    normalised; None: no clipping."""
     normalize_returns: bool | None = None
-    """Let the critic learn returns divided by their running deviation; None: if there is a critic.
-    Without it the critic's speed, and what its clip does, depend on the scale of scores."""
+    """Divide the returns that the critic learns by their running standard deviation; None: if there
+    is a critic. Without it, the critic's learning speed and the effect of its clip depend on the
+    scale of the scores."""
     whiten_advantages: bool = True
     """Whiten advantages over the whole rollout."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
     vf_coef: float | None = None
-    """Weight of the value loss; 0.1 unless given, or 0 where the estimator asks no critic."""
+    """Weight of the value loss; default: 0.1, or 0 where the estimator needs no critic."""
     max_grad_norm: float = 1.0
     """Clip gradients to this norm."""
     target_kl: float | None = None
     """Stop an update early where its approximate KL exceeds 1.5 times this."""
     value_head: Literal["shared", "separate"] = "shared"
-    """A linear head on the actor's trunk, or a critic with a trunk of its own."""
+    """The critic: a linear head on the actor's trunk, or a model with a separate trunk."""
     critic: str = "actor"
-    """Where a separate critic starts from: 'actor', 'reward_model', or a folder."""
+    """Initial weights of a separate critic: 'actor', 'reward_model', or a folder."""
     critic_warmup: int = 0
-    """Updates at the start in which only the critic learns."""
+    """Number of updates at the start in which only the critic learns."""
     cut: Literal["bootstrap", "carry"] | None = None
-    """Episodes that a rollout's end cuts: 'bootstrap' uses them at once with the critic's value,
-    'carry' lets them wait. Unless given, 'carry' for estimators without a critic, else
-    'bootstrap'."""
+    """What happens to episodes that the end of a rollout cuts: 'bootstrap' uses them at once with
+    the critic's value, 'carry' keeps them for the update after their end. Default: 'carry' for
+    estimators without a critic, else 'bootstrap'."""
 
     eval_prompts: int = 64
     """Held-out prompts that J, J_ref and the bound on J* are measured on."""
@@ -174,17 +176,17 @@ class TrainConfig:
     eval_every: int = 8
     """Updates between two quick evaluations of J during training; 0 for none."""
     checkpoint_every: int = 16
-    """Updates between two checkpoints; 0 for none but the last. TokenPPO.load, which reads them,
-    unpickles: give others policy/ instead, and load only checkpoints that you trust."""
+    """Updates between two checkpoints; 0: only the last. TokenPPO.load unpickles them, which can
+    run code: share policy/ instead, and load only checkpoints that you trust."""
     device: str = "auto"
     """Torch device."""
     num_threads: int | None = None
-    """CPU threads; unless given, one for models of under 2 million parameters, else torch's own."""
+    """CPU threads; default: one for models under 2 million parameters, else torch's default."""
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"
-    """Of the frozen models; the actor's too."""
+    """Data type of the weights of the frozen models and of the actor."""
 
     def __post_init__(self) -> None:
-        """Refuse what no run could use; the rest is refused where it is used."""
+        """Validate the settings; those that need an environment are checked when it is made."""
         check_ranges(vars(self), _TRAIN_RANGES)
         for name in ("task", "actor", "reference", "reward_model", "prompts", "critic"):
             value = getattr(self, name)
@@ -194,8 +196,8 @@ class TrainConfig:
                 )
         if self.value_head == "shared" and self.critic != "actor":
             raise ValueError(
-                f"critic={self.critic!r} is for a critic with a trunk of its own, but "
-                "value_head is 'shared': pass --value-head separate, or leave --critic out."
+                f"critic={self.critic!r} is for a critic with a separate trunk, but value_head is "
+                "'shared': pass --value-head separate, or leave --critic out."
             )
         buffer = self.rollout_buffer()
         check_estimator(
@@ -220,9 +222,9 @@ class TrainConfig:
 
     def rollout_buffer(self) -> dict[str, Any]:
         """The keyword arguments of the rollout buffer."""
-        own = "carry" if self.advantage_estimator in CRITIC_FREE else "bootstrap"
+        default_cut = "carry" if self.advantage_estimator in CRITIC_FREE else "bootstrap"
         names = ("advantage_estimator", "group_size", "whiten_rewards")
-        return {"cut": self.cut or own, **{name: getattr(self, name) for name in names}}
+        return {"cut": self.cut or default_cut, **{name: getattr(self, name) for name in names}}
 
     def environment(self, split: str = "train") -> dict[str, Any]:
         """The keyword arguments of the environment."""
@@ -240,24 +242,24 @@ class TrainConfig:
             *("device", "dtype"),
         )
         kl_shaping = KLPenalty(self.kl_estimator, self.use_kl_loss).kl_shaping
-        own = {name: getattr(self, name) for name in names}
-        return {"split": split, "kl_shaping": kl_shaping, **own}
+        settings = {name: getattr(self, name) for name in names}
+        return {"split": split, "kl_shaping": kl_shaping, **settings}
 
     def as_json(self) -> dict[str, Any]:
-        """For `config.json`."""
-        found = dataclasses.asdict(self)
-        found["out"] = None if self.out is None else str(self.out)
-        return found
+        """The content of `config.json`."""
+        content = dataclasses.asdict(self)
+        content["out"] = None if self.out is None else str(self.out)
+        return content
 
     @classmethod
-    def from_json(cls, found: dict[str, Any]) -> TrainConfig:
-        """From what `as_json` gave.
+    def from_json(cls, content: dict[str, Any]) -> TrainConfig:
+        """The settings that `as_json` wrote.
 
         Raises:
             ValueError: a setting is missing (none is filled in), unknown, of another type or out of
                 its range; it is named.
         """
-        return settings_from_json(cls, found)
+        return settings_from_json(cls, content)
 
     def names_of_code(self) -> dict[str, str]:
         """The settings that name code, as `"module:attribute"`: using them imports the module."""
@@ -280,17 +282,17 @@ class EvaluateConfig:
     """Responses for each; as in the run unless given."""
     trust_code: bool = False
     """Import the code that the run's files name (reward_model, task or prompts as
-    'module:attribute'). Without it such a run is refused: a foreign folder could run anything."""
+    'module:attribute'). Without it such a run is refused: it could run any code."""
 
     def __post_init__(self) -> None:
-        """Refuse what can't be measured with."""
+        """Validate the settings."""
         ranges = {"eval_prompts": OPTIONAL_COUNT, "eval_responses": OPTIONAL_RESPONSES}
         check_ranges(vars(self), {"seed": SEED, **ranges})
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """Let a run's policy answer a prompt, beside the reference."""
+    """Sample responses to a prompt from a run's policy, and from the reference."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a run."""
@@ -304,10 +306,10 @@ class SampleConfig:
     """Seed of the sampling."""
     trust_code: bool = False
     """Import the code that the run's files name (reward_model, task or prompts as
-    'module:attribute'). Without it such a run is refused: a foreign folder could run anything."""
+    'module:attribute'). Without it such a run is refused: it could run any code."""
 
     def __post_init__(self) -> None:
-        """Refuse what can't be sampled."""
+        """Validate the settings."""
         check_ranges(vars(self), {"n": COUNT, "seed": SEED})
 
 
@@ -330,20 +332,20 @@ class RewardModelConfig:
     learning_rate: float = 3e-4
     """AdamW's peak, with warm-up and linear decay."""
     centering_coef: float = 0.0
-    """Weight of the term that holds rewards near 0."""
+    """Weight of the loss term that keeps rewards near 0."""
     eval_fraction: float = 0.1
     """Share of the prompts held out to choose the weights by."""
     report_fraction: float = 0.1
     """Share of the prompts held out for the report alone; 0: it is made on those of the choice."""
     max_tokens: int | None = None
-    """Drop pairs with a side longer than this many tokens; the model's own limit unless given."""
+    """Drop pairs with a side longer than this many tokens; default: the limit of the model."""
     device: str = "auto"
     """Torch device."""
     seed: int = 0
     """Seed of head, split and order."""
 
     def __post_init__(self) -> None:
-        """Refuse what can't train; the rest is refused by `RewardTrainingSettings`."""
+        """Validate the settings that `RewardTrainingSettings` does not."""
         ranges = {"max_tokens": OPTIONAL_COUNT, "centering_coef": WEIGHT, "seed": SEED}
         check_ranges(vars(self), ranges)
 
@@ -360,8 +362,8 @@ class VerifyConfig:
     seed: int = 0
     """Seed of the agents."""
     json: Path | None = None
-    """Write the table here too."""
+    """File to write the table to, as JSON."""
 
     def __post_init__(self) -> None:
-        """Refuse what can't seed."""
+        """Validate the settings."""
         check_ranges(vars(self), {"seed": SEED})

@@ -1,4 +1,4 @@
-"""Printing what people and models wrote: literally, with no character or markup that acts."""
+"""Printing text of people and models literally: no control characters, no markup."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["literal", "new_console"]
 
 
 def new_console(stderr: bool = False) -> Console:
-    """A console that takes nothing in a text for an emoji's name (`:smile:`)."""
+    """A console that does not replace emoji names (`:smile:`)."""
     return Console(stderr=stderr, emoji=False)
 
 

@@ -72,7 +72,7 @@ class TokenVecEnv(VecEnv):
                 f"set_options() got {len(self._options)} dicts for {self.num_envs} environments: "
                 "give one for each, or one for all."
             )
-        prompts = [check_options(own, ("prompt",)).get("prompt") for own in self._options]
+        prompts = [check_options(options, ("prompt",)).get("prompt") for options in self._options]
         seeds = self._seeds if any(seed is not None for seed in self._seeds) else None
         self.inner.mdp.begin_group()  # the episodes under way are lost, and so is their group
         observations, infos = self.env.reset(seed=seeds, options={"prompt": prompts})
@@ -92,7 +92,7 @@ class TokenVecEnv(VecEnv):
         return observations
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Keep the actions for `step_wait`."""
+        """Store the actions for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -115,8 +115,8 @@ class TokenVecEnv(VecEnv):
         rows: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
         if "ref_logprob" in infos:
             kl_coef = self.inner.kl_coef
-            for row, found in zip(rows, infos["ref_logprob"].tolist(), strict=True):
-                row["ref_logprob"], row["kl_coef"] = found, kl_coef
+            for row, ref_log_prob in zip(rows, infos["ref_logprob"].tolist(), strict=True):
+                row["ref_logprob"], row["kl_coef"] = ref_log_prob, kl_coef
         if dones.any():
             self._add_endings(rows, infos, np.flatnonzero(dones))
         self._add_others(rows, infos, dones)
@@ -125,8 +125,9 @@ class TokenVecEnv(VecEnv):
     def _add_endings(
         self, rows: list[dict[str, Any]], infos: dict[str, Any], ended: np.ndarray
     ) -> None:
-        of_next = {key: infos[key] for key in _OF_THE_NEXT if key in infos}
-        finals, starts = rows_of(infos["final_info"], ended), rows_of(of_next, ended, False)
+        """Add the last infos and observations of the episodes that ended, (n,) rows of them."""
+        next_infos = {key: infos[key] for key in _NEXT_EPISODE_KEYS if key in infos}
+        finals, starts = rows_of(infos["final_info"], ended), rows_of(next_infos, ended, False)
         for row, final, start in zip(ended.tolist(), finals, starts, strict=True):
             rows[row].update(final)
             rows[row]["terminal_observation"] = infos["final_obs"][row]
@@ -135,18 +136,18 @@ class TokenVecEnv(VecEnv):
     def _add_others(
         self, rows: list[dict[str, Any]], infos: dict[str, Any], dones: np.ndarray
     ) -> None:
-        """What wrappers say of a step; where an episode ended, of the next one's first state.
+        """Add the infos of wrappers, where an episode ended those of the next one's start.
 
-        Only what `RecordEpisodeStatistics` says is about the episode that ended.
+        Only those of `RecordEpisodeStatistics` are about the episode that ended.
         """
-        others = {key: infos[key] for key in infos.keys() - _OWN_INFOS}
-        for row, found in enumerate(rows_of(others, range(self.num_envs)) if others else []):
+        others = {key: infos[key] for key in infos.keys() - _ENV_INFOS}
+        for row, info in enumerate(rows_of(others, range(self.num_envs)) if others else []):
             if dones[row]:
-                if "episode" in found:
-                    rows[row]["episode"] = found.pop("episode")
-                self.reset_infos[row].update(found)
+                if "episode" in info:
+                    rows[row]["episode"] = info.pop("episode")
+                self.reset_infos[row].update(info)
             else:
-                rows[row].update(found)
+                rows[row].update(info)
 
     def get_images(self) -> Sequence[np.ndarray | None]:
         """Every environment's picture, (height, width, 3) uint8, for `render` and video recorders.
@@ -177,7 +178,7 @@ class TokenVecEnv(VecEnv):
             ValueError: `indices` names some rows only.
         """
         self._require_all(indices, f"set_attr({attr_name!r})")
-        owners = (layer for layer in layers(self.env) if _is_own(layer, attr_name))
+        owners = (layer for layer in layers(self.env) if _defines(layer, attr_name))
         setattr(next(owners, self.inner), attr_name, value)
 
     def env_method(
@@ -189,28 +190,28 @@ class TokenVecEnv(VecEnv):
     ) -> list[Any]:
         """Call a method of the outermost layer that has it, once.
 
-        `action_masks` and `action_tokens` give each row its own, as `DummyVecEnv` does.
+        `action_masks` and `action_tokens` return one array per row, as `DummyVecEnv` does.
 
         Raises:
-            ValueError: `indices` names some rows only, and the method is about all.
+            ValueError: `indices` names some rows only, and the method concerns all.
         """
         if method_name == "action_masks" and not self.has_attr(method_name):
             raise ValueError(
                 "this environment has no action masks: make it with agents.make_vec_env(…, "
                 "wrapper_class=tokenenv.wrappers.vector.ActionMask)."
             )
-        if method_name in _OF_A_ROW:
-            found = self._find(method_name)(*method_args, **method_kwargs)
-            return [found[row] for row in self._indices(indices)]
+        if method_name in _PER_ROW_METHODS:
+            values = self._find(method_name)(*method_args, **method_kwargs)
+            return [values[row] for row in self._indices(indices)]
         self._require_all(indices, f"env_method({method_name!r})")
         return [self._find(method_name)(*method_args, **method_kwargs)] * self.num_envs
 
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """Whether a vector wrapper of this class stands around all rows."""
-        found = any(isinstance(layer, wrapper_class) for layer in layers(self.env))
-        return [found for _ in self._indices(indices)]
+        """Whether the environment is in a vector wrapper of this class, once per index."""
+        is_wrapped = any(isinstance(layer, wrapper_class) for layer in layers(self.env))
+        return [is_wrapped for _ in self._indices(indices)]
 
     def _find(self, name: str) -> Any:
         """The attribute of the outermost layer that has it."""
@@ -218,39 +219,40 @@ class TokenVecEnv(VecEnv):
         return getattr(owner, name)
 
     def _indices(self, indices: VecEnvIndices) -> Iterable[int]:
-        chosen = [indices] if isinstance(indices, int | np.integer) else indices
-        found = list(self._get_indices(chosen))
-        outside = [index for index in found if not -self.num_envs <= index < self.num_envs]
+        requested = [indices] if isinstance(indices, int | np.integer) else indices
+        rows = list(self._get_indices(requested))
+        outside = [index for index in rows if not -self.num_envs <= index < self.num_envs]
         if outside:
             raise ValueError(
                 f"indices={indices!r}: there is no environment {outside[0]}, allowed are 0 … "
                 f"{self.num_envs - 1}."
             )
-        return found
+        return rows
 
     def _require_all(self, indices: VecEnvIndices, what: str) -> None:
-        chosen = list(self._indices(indices))
-        if len(chosen) != self.num_envs:
+        rows = list(self._indices(indices))
+        if len(rows) != self.num_envs:
             raise ValueError(
-                f"{what} was asked for environments {chosen} only, but all {self.num_envs} share "
+                f"{what} was asked for environments {rows} only, but all {self.num_envs} share "
                 "one set of settings: call it for all."
             )
 
 
-_OF_THE_NEXT = ("prompt", "group")
-_OWN_INFOS = {
+_NEXT_EPISODE_KEYS = ("prompt", "group")
+_ENV_INFOS = {
     key if is_value else f"_{key}"
-    for key in ("ref_logprob", "kl_coef", "final_obs", "final_info", *_OF_THE_NEXT)
+    for key in ("ref_logprob", "kl_coef", "final_obs", "final_info", *_NEXT_EPISODE_KEYS)
     for is_value in (True, False)
 }
-"""Keys of infos that `step_wait` hands on by itself, and their masks; others come from wrappers."""
+"""Keys of the environment's infos, and their masks; `step_wait` adds them. Others come from
+wrappers."""
 
-_OF_A_ROW = {"action_masks", "action_tokens"}
+_PER_ROW_METHODS = {"action_masks", "action_tokens"}
 """Methods that give an array with a row per environment."""
 
 
-def _is_own(layer: Any, name: str) -> bool:
-    """Whether the attribute is this layer's, and nothing that every vector wrapper has."""
+def _defines(layer: Any, name: str) -> bool:
+    """Whether the layer defines the attribute, and it is not one of every vector wrapper."""
     return name in vars(layer) or (hasattr(type(layer), name) and not hasattr(VectorWrapper, name))
 
 
@@ -262,7 +264,7 @@ def _wrap(env: TokenVectorEnv, wrapper_class: Callable[..., VectorEnv], kwargs: 
             raise
         raise ValueError(
             f"wrapper_class={wrapper_class!r} can't stand where an environment resets in the same "
-            f"step, as SB3's do ({error}): use SB3's own (VecNormalize, VecFrameStack, …) instead."
+            f"step, as SB3's do ({error}): use SB3's (VecNormalize, VecFrameStack, …) instead."
         ) from None
     if not isinstance(wrapped, VectorEnv):
         raise ValueError(

@@ -19,7 +19,9 @@ for name, folder in (("before", load_task("reviews").reference), ("after", "my-p
     for said in speaker.generate(**tokens, do_sample=True, top_k=0, max_new_tokens=24):
         print(f"{name + ':':7}", tokenizer.decode(said, skip_special_tokens=True))
 
-found = evaluate(model.policy.actor, HeldOut.of({}, 16), responses_per_prompt=32, seed=1)
+found = evaluate(
+    model.policy.actor, HeldOut.from_env_kwargs({}, 16), responses_per_prompt=32, seed=1
+)
 print(
     f"J = E[score] − β·KL of the reference {found.objective_reference:.2f}, of the trained model "
     f"{found.objective:.2f}: score {found.score:.2f}, KL {found.kl:.2f} nats per response"

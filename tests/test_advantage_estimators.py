@@ -68,7 +68,7 @@ class GroupWorld(World):
             # `World` has not begun the next episodes yet, so these are the groups of the step.
             own = [self.groups[env] for env in range(self.n_envs)]
             self.group_of.update(zip(step[-1].tolist(), own, strict=True))
-            buffer.note_groups(own)
+            buffer.store_groups(own)
             add(*step)
 
         buffer.add = with_groups
@@ -630,7 +630,7 @@ def test_separate_environments_need_longer_rollouts_and_are_told_of_a_better_way
 
 
 def test_a_value_loss_without_a_use_is_refused(tiny_task_kwargs):
-    with pytest.raises(ValueError, match=r"vf_coef=0\.1 trains a critic.*'rloo' asks none"):
+    with pytest.raises(ValueError, match=r"vf_coef=0\.1 trains a critic.*'rloo' needs none"):
         make_agent(tiny_task_kwargs, vf_coef=0.1, rollout_buffer_kwargs=WITHOUT_CRITIC["rloo"])
     with pytest.raises(ValueError, match="vf_coef=-1 must be 0 or a positive"):
         make_agent(tiny_task_kwargs, vf_coef=-1)
@@ -780,11 +780,12 @@ def test_a_group_size_that_is_no_count_is_refused(value):
 
 
 def test_held_out_prompts_know_no_groups(tiny_task_kwargs):
-    plain = HeldOut.of(tiny_task_kwargs, 4)
-    grouped = HeldOut.of({**tiny_task_kwargs, "group_size": K}, 4)
+    plain = HeldOut.from_env_kwargs(tiny_task_kwargs, 4)
+    grouped = HeldOut.from_env_kwargs({**tiny_task_kwargs, "group_size": K}, 4)
     assert grouped.settings == plain.settings and grouped.texts == plain.texts
     ungrouped, bundled = (
-        HeldOut.of({"task": "reviews", "device": "cpu", "group_size": k}, 64) for k in (1, 4)
+        HeldOut.from_env_kwargs({"task": "reviews", "device": "cpu", "group_size": k}, 64)
+        for k in (1, 4)
     )
     assert bundled.known_optimum == ungrouped.known_optimum is not None
 

@@ -70,9 +70,7 @@ def test_stacked_frames_of_stable_baselines3_are_refused_by_their_width(tiny_tas
 @pytest.mark.parametrize("env_id", [FEATURES, TOP_K])
 def test_an_mlp_on_features_is_told_to_take_the_buffer_of_time_steps(env_id):
     model = TokenPPO("MlpPolicy", for_sb3(env_id), **SMALL)
-    message = (
-        r"EpisodeRolloutBuffer and .* read token ids.*train an MlpPolicy with SB3's own buffer"
-    )
+    message = r"EpisodeRolloutBuffer and .* read token ids.*train an MlpPolicy with SB3's buffer"
     with pytest.raises(ValueError, match=message):
         model.learn(16)
     TokenPPO("MlpPolicy", for_sb3(env_id), rollout_buffer_class=RolloutBuffer, **SMALL).learn(16)

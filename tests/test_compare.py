@@ -16,12 +16,19 @@ from agents.cli import main
 from agents.compare import workers
 from agents.compare.command import compare, plan
 from agents.compare.config import CompareConfig
+from agents.compare.environments import (
+    CLASSIC,
+    RAW_TOKENS,
+    WRAPPED_TOKENS,
+    kind_of,
+    make_env,
+    top_k,
+)
+from agents.compare.evaluators import ObjectiveEvaluator
 from agents.compare.figures import FINGERPRINT_AXES
 from agents.compare.jobs import Job, read_result
-from agents.compare.judges import ObjectiveJudge
 from agents.compare.learners import build_learner
 from agents.compare.rollouts import plain_returns_of
-from agents.compare.worlds import CLASSIC, RAW_TOKENS, WRAPPED_TOKENS, kind_of, make_env, top_k
 
 
 def config(out: Path, **changed: Any) -> CompareConfig:
@@ -180,9 +187,9 @@ def test_standard_agents_learn_on_text_unmodified(agent, env_id):
 
 @pytest.mark.slow
 def test_token_ppo_is_judged_by_j_between_reference_and_optimum(exact_solution):
-    judge = ObjectiveJudge("TokenRLHF-Exact-v0", prompts=64)
+    evaluator = ObjectiveEvaluator("TokenRLHF-Exact-v0", prompts=64)
     model = build_learner("token-ppo", "TokenRLHF-Exact-v0", RAW_TOKENS, seed=0)
-    found = judge.final(model)
+    found = evaluator.final(model)
     # Untrained it is the reference: J = J_ref, and the optimum is the enumerated one.
     assert found["measure"] == "J" and not found["is_lower_bound"]
     assert found["value"] == pytest.approx(found["baseline"], abs=1e-6)

@@ -11,10 +11,10 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 
+from agents.compare.environments import make_env
 from agents.compare.fingerprints import measure_fingerprint, untrained_policy
 from agents.compare.policy_gradient import critic_predictions, explained_variance, signal_to_noise
 from agents.compare.rollouts import Start, play, replay
-from agents.compare.worlds import make_env
 from agents.policy.policy import LMActorCriticPolicy
 
 

@@ -13,9 +13,9 @@ from agents.compare.best_response import (
     restricted_optimum,
     search_best_responses,
 )
+from agents.compare.environments import make_env, require_comparable, token_mdp
 from agents.compare.rollouts import Start, play
 from agents.compare.scales import measure_scale
-from agents.compare.worlds import make_env, require_comparable, token_mdp
 from tokenenv.models.sampling import sample_responses
 from tokenenv.optimum import plain_return, plain_returns
 from tokenenv.rewards.sources import Episode

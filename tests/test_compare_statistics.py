@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from agents.compare.environments import CLASSIC, RAW_TOKENS
 from agents.compare.results import aggregate, scored, summarize_runs
 from agents.compare.statistics import (
     bootstrap_interval,
@@ -12,7 +13,6 @@ from agents.compare.statistics import (
     performance_profile,
     steps_to_reach,
 )
-from agents.compare.worlds import CLASSIC, RAW_TOKENS
 
 
 def test_interquartile_mean_is_the_mean_of_the_middle_half():

@@ -71,13 +71,15 @@ def test_another_starting_actor_is_the_0_of_the_fraction(run, tmp_path, exact_so
 
 @pytest.mark.slow
 def test_only_small_tasks_with_a_learned_reward_are_enumerated():
-    assert HeldOut.of({"task": "exact"}, 64).solution is not None
-    assert HeldOut.of({"task": "exact"}, 2).solution.tree.prompts == ["do", "re"]
-    assert HeldOut.of({"task": "reviews"}, 4).solution is None
-    assert HeldOut.of({"task": "exact", "kl_coef": 0.0}, 64).solution is None
+    assert HeldOut.from_env_kwargs({"task": "exact"}, 64).solution is not None
+    assert HeldOut.from_env_kwargs({"task": "exact"}, 2).solution.tree.prompts == ["do", "re"]
+    assert HeldOut.from_env_kwargs({"task": "reviews"}, 4).solution is None
+    assert HeldOut.from_env_kwargs({"task": "exact", "kl_coef": 0.0}, 64).solution is None
     # 236,681 responses of larger models: possible, and no small work
-    assert HeldOut.of({"task": "reviews", "max_new_tokens": 2}, 1).solution is None
-    own = HeldOut.of({"task": "exact", "reward_model": lambda prompts, responses: [0.0] * 1}, 64)
+    assert HeldOut.from_env_kwargs({"task": "reviews", "max_new_tokens": 2}, 1).solution is None
+    own = HeldOut.from_env_kwargs(
+        {"task": "exact", "reward_model": lambda prompts, responses: [0.0] * 1}, 64
+    )
     assert own.solution is None
 
 
@@ -86,11 +88,11 @@ def test_fewer_prompts_than_asked_for_get_more_responses():
     """64 prompts were asked for and 5 are there: 13 times as many of each."""
     from agents.evaluation.measuring import evaluate
 
-    held_out = dataclasses.replace(HeldOut.of({"task": "exact"}, 64), solution=None)
+    held_out = dataclasses.replace(HeldOut.from_env_kwargs({"task": "exact"}, 64), solution=None)
     actor = held_out.scorer.reference.language_model.model
     found = evaluate(actor, held_out, 4, seed=0)
     assert found.prompts == 5 and found.responses_per_prompt == 4 * 13
-    held_out = dataclasses.replace(HeldOut.of({"task": "exact"}, 3), solution=None)
+    held_out = dataclasses.replace(HeldOut.from_env_kwargs({"task": "exact"}, 3), solution=None)
     assert evaluate(actor, held_out, 4, seed=0).responses_per_prompt == 4
 
 

@@ -251,8 +251,8 @@ def making_calls() -> list[Call]:
     vector_make = functools.partial(gym.make_vec, ID, vectorization_mode="vector_entry_point")
     calls += each("gym.make_vec", vector_make, "autoreset_mode", ["x", 1, [], THING, True], "")
     calls += each("gym.make_vec", vector_make, "max_episode_steps", [-1, 0, 1, "x", 1.5], "")
-    held_out = functools.partial(HeldOut.of, {"task": "exact"})
-    calls += each("HeldOut.of", held_out, "count", NO_COUNTS, "count")
+    held_out = functools.partial(HeldOut.from_env_kwargs, {"task": "exact"})
+    calls += each("HeldOut.from_env_kwargs", held_out, "count", NO_COUNTS, "count")
     tasks = [v for v in NO_NAMES if v not in (True, 1)]
     return calls + each("load_task", load_task, "name", tasks, "")
 

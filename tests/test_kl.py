@@ -292,7 +292,7 @@ def test_the_right_controller_is_made():
     for control in (AdaptiveKL(6.0, 1.0), DualKL(6.0, 1.0)):
         check_controller(control, 0.1)
         check_controller(control, None)
-        with pytest.raises(ValueError, match="kl_coef=0 it would stay 0 for ever"):
+        with pytest.raises(ValueError, match="kl_coef=0 it would stay 0 forever"):
             check_controller(control, 0.0)
     check_controller(FixedKL(), 0.0)
 

@@ -486,11 +486,11 @@ def test_the_range_of_beta_is_that_of_its_first_start_and_its_end_warns(tiny_tas
     loaded = TokenPPO.load(tmp_path / "model", env=env, device="cpu")
     assert loaded.kl_coef_start == 0.1
     message = (
-        r"β has come to 1e\+03, as high as the controller goes: a factor of 10000 from the 0.1"
+        r"β has reached 1e\+03, the upper bound of the controller: a factor of 10000 from the 0.1"
     )
     with pytest.warns(UserWarning, match=message) as caught:
         loaded.learn(8 * 120)
-    assert sum("β has come" in str(one.message) for one in caught) == 1
+    assert sum("β has reached" in str(one.message) for one in caught) == 1
     assert env.get_attr("kl_coef")[0] == 1e3
     env.env_method("set_kl_coef", 0.7)  # by the user: training starts there now
     loaded.learn(120)
@@ -579,9 +579,9 @@ def test_in_the_warm_up_only_the_critic_learns(tiny_task_kwargs, tmp_path, value
 def test_a_warm_up_that_can_not_be_is_refused(tiny_task_kwargs):
     with pytest.raises(ValueError, match=r"critic_warmup=-1 must be a whole number"):
         make_agent(tiny_task_kwargs, critic_warmup=-1)
-    with pytest.raises(ValueError, match=r"critic_warmup=1 .*of ActorCriticPolicy it is not known"):
+    with pytest.raises(ValueError, match=r"critic_warmup=1 .*are is unknown for ActorCriticPolicy"):
         TokenPPO("MlpPolicy", make_vec_env(**tiny_task_kwargs), critic_warmup=1)
-    with pytest.raises(ValueError, match="'reinforce', which asks no critic"):
+    with pytest.raises(ValueError, match="'reinforce', which needs no critic"):
         make_agent(
             tiny_task_kwargs,
             critic_warmup=1,
@@ -656,7 +656,7 @@ def test_a_callback_that_contradicts_its_token_ppo_is_refused(tiny_task_kwargs):
 def test_controllers_that_would_move_nothing_are_refused(tiny_task_kwargs):
     for controls in CONTROLS.values():
         model = make_agent({**tiny_task_kwargs, "kl_coef": 0.0}, **controls)
-        with pytest.raises(ValueError, match="from kl_coef=0 it would stay 0 for ever"):
+        with pytest.raises(ValueError, match="from kl_coef=0 it would stay 0 forever"):
             model.learn(1)
     for given in ({"kl_horizon": 500.0}, {"kl_dual_rate": 0.3}):
         with pytest.raises(ValueError, match="without effect with 'fixed'"):
@@ -734,9 +734,9 @@ def test_the_command_line_passes_them_on(tiny_task_kwargs):
     ):
         assert TrainConfig(**changes).environment()["kl_shaping"] == kl_shaping
     for changes, message in (
-        ({"kl_controller": "adaptive", "kl_target": 3.0, "kl_coef": 0.0}, "stay 0 for ever"),
+        ({"kl_controller": "adaptive", "kl_target": 3.0, "kl_coef": 0.0}, "stay 0 forever"),
         ({"critic_warmup": 1, "vf_coef": 0.0}, "critic_warmup=1 with vf_coef=0"),
-        ({"critic_warmup": 1, "advantage_estimator": "reinforce"}, "asks no critic"),
+        ({"critic_warmup": 1, "advantage_estimator": "reinforce"}, "needs no critic"),
         ({"kl_controller": "dual", "kl_target": 3.0, "kl_horizon": 300.0}, "kl_horizon=300.0 is"),
         ({"advantage_estimator": "td", "gae_lambda": 0.5}, "gae_lambda=0.5 is without effect"),
     ):
@@ -749,7 +749,9 @@ def test_the_penalty_changes_nothing_of_how_a_run_is_judged():
     from agents.evaluation.held_out import HeldOut
 
     known = {
-        estimator: HeldOut.of(TrainConfig(kl_estimator=estimator).environment(), 64).known_optimum
+        estimator: HeldOut.from_env_kwargs(
+            TrainConfig(kl_estimator=estimator).environment(), 64
+        ).known_optimum
         for estimator in ("k1", "k3")
     }
     assert known["k3"] == known["k1"] is not None

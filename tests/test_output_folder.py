@@ -71,8 +71,8 @@ def test_it_is_removed_when_there_is_and_links_are_not_followed(old):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from agents import output_folder
-from agents.output_folder import OutputFolder
+from agents.runs import output_folder
+from agents.runs.output_folder import OutputFolder
 root, at = Path(sys.argv[1]), int(sys.argv[2])
 count = [0]
 def counting(name):

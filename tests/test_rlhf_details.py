@@ -133,7 +133,7 @@ def test_one_temperature_holds_in_sampling_reference_and_evaluation(tiny_task_kw
     environment = {**config.environment(), "prompts": PROMPTS}
     env = make_vec_env(n_envs=6, seed=0, **environment)
     model = build_agent(config, env)
-    held_out = HeldOut.of(environment, 2)
+    held_out = HeldOut.from_env_kwargs(environment, 2)
     assert model.policy.temperature == env.env.settings.temperature == 0.6
     assert held_out.scorer.reference.temperature == held_out.settings.temperature == 0.6
     callback = begin(model)

@@ -19,7 +19,7 @@ from tiny_task import begin, collect, largest_difference, make_agent, weights
 
 from agents import LMActorCriticPolicy, TokenPPO, make_vec_env
 from agents.config import TrainConfig
-from agents.policy.value_head import ValueHead, return_spread
+from agents.policy.value_head import ValueHead, return_std
 from agents.ppo.losses import ppo_losses
 from agents.runs.training import build_agent
 from tokenenv.tasks import model_source
@@ -67,11 +67,11 @@ def test_the_deviation_follows_the_returns_and_the_values_stay():
 
 
 def test_returns_far_from_0_count_their_size_and_returns_of_0_count_nothing():
-    assert return_spread(np.array([1.0, -1.0])) == 1.0
+    assert return_std(np.array([1.0, -1.0])) == 1.0
     # 100 ± 1: a tenth of the root mean square, or the critic would never get there.
-    assert return_spread(np.array([99.0, 101.0])) == pytest.approx(0.1 * math.sqrt(10_001))
-    assert return_spread(np.full(9, np.float32(0.1))) == pytest.approx(0.01, rel=1e-6)
-    assert return_spread(np.zeros(5)) == return_spread(np.zeros(0)) == 0.0
+    assert return_std(np.array([99.0, 101.0])) == pytest.approx(0.1 * math.sqrt(10_001))
+    assert return_std(np.full(9, np.float32(0.1))) == pytest.approx(0.01, rel=1e-6)
+    assert return_std(np.zeros(5)) == return_std(np.zeros(0)) == 0.0
     head = ValueHead(3, torch.float32)
     head.follow(np.zeros(5))
     assert float(head.deviation) == 1.0 and int(head.rollouts) == 0

@@ -1,7 +1,7 @@
 """The plain-return optimum on text: exactly where all responses can be listed, else from below.
 
-The environment is deterministic, so the best an agent without a KL of its own can do is to give to
-each prompt the one response y with the greatest β·log π_ref(y|x) + R(x, y).
+The environment is deterministic, so the best that an agent without its half of the KL can do is to
+give to each prompt the one response y with the greatest β·log π_ref(y|x) + R(x, y).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WIDTH = 24
 ROUNDS = 24
 
 TEMPERATURES = (1.0, 0.5, 2.0)
-"""Of the rounds in turn: the reference's own, towards its favourites, and away from them."""
+"""Temperatures of the rounds in turn: the reference's, towards its likeliest, and away from it."""
 
 
 def restricted_optimum(tree: PrefixTree, top_k: int | None) -> float:
@@ -55,8 +55,8 @@ def restricted_optimum(tree: PrefixTree, top_k: int | None) -> float:
 
 def episode_returns(mdp: TokenMDP, episodes: Sequence[Episode]) -> np.ndarray:
     """(n,) what the environment pays for finished episodes, Σ r_t."""
-    own = mdp.scorer  # without its gold reward, which takes longest and pays nothing
-    scorer = EpisodeScorer(own.reference, own.reward, own.score_clip, own.missing_eos_penalty)
+    full = mdp.scorer  # without its gold reward, which takes longest and pays nothing
+    scorer = EpisodeScorer(full.reference, full.reward, full.score_clip, full.missing_eos_penalty)
     paid = scorer.score(episodes).score.astype(np.float64)
     if mdp.settings.kl_shaping == "k1":
         paid = paid + mdp.kl_coef * np.array([p.sum() for p in mdp.scorer.ref_log_probs(episodes)])
@@ -66,7 +66,7 @@ def episode_returns(mdp: TokenMDP, episodes: Sequence[Episode]) -> np.ndarray:
 @torch.no_grad()
 def reference_ranks(mdp: TokenMDP, episodes: Sequence[Episode]) -> list[np.ndarray]:
     """The rank of every response token among the reference's at its state; 0 is the likeliest."""
-    model, found = mdp.language_model.model, []
+    model, all_ranks = mdp.language_model.model, []
     for start in range(0, len(episodes), 256):
         part = episodes[start : start + 256]
         tokens, _ = pad_right([np.concatenate([e.prompt, e.response[:-1]]) for e in part])
@@ -74,10 +74,10 @@ def reference_ranks(mdp: TokenMDP, episodes: Sequence[Episode]) -> list[np.ndarr
         for row, episode in enumerate(part):
             first, count = len(episode.prompt) - 1, len(episode.response)
             logits = output_logits(model, hidden[row, first : first + count])
-            chosen = torch.as_tensor(episode.response, device=model.device)[:, None]
-            above = logits > logits.gather(-1, chosen)
-            found.append(above.sum(dim=-1).cpu().numpy())
-    return found
+            response_tokens = torch.as_tensor(episode.response, device=model.device)[:, None]
+            above = logits > logits.gather(-1, response_tokens)
+            all_ranks.append(above.sum(dim=-1).cpu().numpy())
+    return all_ranks
 
 
 @dataclass
@@ -111,8 +111,8 @@ def search_best_responses(
 
     The first rounds sample from the reference. Every later one changes the best responses so far,
     in turn: it cuts them and lets the reference finish them anew (at temperatures 1, ½ and 2), puts
-    another token in the place of one, or tries what is best for other prompts. What was found is
-    never lost, so the bound only rises with `rounds`.
+    another token in the place of one, or tries the best responses to other prompts. The best ones
+    are kept, so the bound only rises with `rounds`.
 
     Args:
         mdp: the token MDP.
@@ -131,17 +131,19 @@ def search_best_responses(
     search = _Search(mdp, prompts, top_k, width, np.random.default_rng(seed))
     for number in range(rounds):
         search.round(number)
-    lacking = [prompt for prompt, own in zip(prompts, search.best, strict=True) if not own.returns]
+    lacking = [
+        prompt for prompt, best in zip(prompts, search.best, strict=True) if not best.returns
+    ]
     if lacking:
         raise ValueError(
             f"no response of the {top_k} likeliest tokens was found for {lacking[0]!r}: raise k, "
             "or search with a greater width."
         )
-    return np.array([own.returns[0] for own in search.best])
+    return np.array([best.returns[0] for best in search.best])
 
 
 class _Search:
-    """What the rounds of a search share; the arguments are those of `search_best_responses`."""
+    """The state of a search; the arguments are those of `search_best_responses`."""
 
     def __init__(
         self,
@@ -161,7 +163,7 @@ class _Search:
     def round(self, number: int) -> None:
         """Make new responses of the best ones, and keep those that are better."""
         rows = np.repeat(np.arange(len(self.encoded)), self.width).tolist()
-        is_first = not all(own.episodes for own in self.best)
+        is_first = not all(best.episodes for best in self.best)
         if is_first:
             made = self._finish([(row, np.zeros(0, dtype=np.int64)) for row in rows], 1.0)
         elif number % 4 in (0, 2):
@@ -184,7 +186,7 @@ class _Search:
         allowed = [True] * len(new)
         if self.top_k is not None:
             ranks = reference_ranks(self.mdp, episodes)
-            allowed = [bool((own < self.top_k).all()) for own in ranks]
+            allowed = [bool((response_ranks < self.top_k).all()) for response_ranks in ranks]
         returns = episode_returns(self.mdp, episodes)
         for (row, episode), value, is_allowed in zip(new, returns, allowed, strict=True):
             if is_allowed:
@@ -192,8 +194,8 @@ class _Search:
 
     def _parent(self, row: int) -> Episode:
         """One of the best responses to a prompt, the better the more often."""
-        own = self.best[row].episodes
-        return own[int(len(own) * self.rng.random() ** 2)]
+        episodes = self.best[row].episodes
+        return episodes[int(len(episodes) * self.rng.random() ** 2)]
 
     def _prefixes(self, rows: list[int]) -> list[tuple[int, np.ndarray]]:
         """The first tokens of best responses, cut at one place, so that one batch finishes them."""
@@ -220,7 +222,7 @@ class _Search:
     def _finish(self, begun: Sequence[tuple[int, np.ndarray]], temperature: float) -> list[Episode]:
         """Let the reference finish responses; those of one length together."""
         model = self.mdp.language_model
-        found: list[Episode | None] = [None] * len(begun)
+        episodes: list[Episode | None] = [None] * len(begun)
         lengths = np.array([len(prefix) for _, prefix in begun])
         for length in np.unique(lengths).tolist():
             members = np.flatnonzero(lengths == length).tolist()
@@ -235,5 +237,5 @@ class _Search:
             for i, rest in zip(members, sampled, strict=True):
                 row, prefix = begun[i]
                 response = np.concatenate([prefix, rest.tokens])
-                found[i] = Episode(self.encoded[row], response, rest.stopped)
-        return [episode for episode in found if episode is not None]
+                episodes[i] = Episode(self.encoded[row], response, rest.stopped)
+        return [episode for episode in episodes if episode is not None]

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from agents.atomic_files import write_json
 from agents.compare.config import CompareConfig
+from agents.compare.environments import kind_of, make_env, require_comparable
 from agents.compare.figures import draw_report
 from agents.compare.jobs import Job, read_result
 from agents.compare.learners import why_not
@@ -21,7 +22,6 @@ from agents.compare.page import write_page
 from agents.compare.results import aggregate, scored, summarize_runs
 from agents.compare.terminal import print_report
 from agents.compare.workers import do_jobs
-from agents.compare.worlds import kind_of, make_env, require_comparable
 from agents.console import literal
 from agents.runs.output_folder import OutputFolder
 from tokenenv.stop_signals import hold_signals, stop_signals
@@ -102,27 +102,27 @@ def _stop(
     """Report what is finished; where nothing is, what was to be replaced comes back."""
     if output.is_replacing:
         output.put_back()
-        said = "stopped: nothing was finished, and the comparison that was there is back."
+        message = "stopped: nothing was finished, and the comparison that was there is back."
     else:
         write_report(make_report(config, jobs, left_out), config.out)
         missing = sum(read_result(job, config.out) is None for job in jobs)
-        said = (
+        message = (
             f"stopped: {len(jobs) - missing} of {len(jobs)} pieces of work are kept, those under "
             "way begin anew. The same command goes on."
         )
     with contextlib.suppress(OSError):  # of a terminal that is gone
-        console.print(said)
+        console.print(message)
 
 
 def _kinds(config: CompareConfig) -> dict[str, str]:
     """Environment → kind; refuses all that can be refused before the work."""
-    found = {}
+    kinds = {}
     for env_id in config.envs:
         env = make_env(env_id)
         require_comparable(env_id, env)
-        found[env_id] = kind_of(env)
+        kinds[env_id] = kind_of(env)
         env.close()
-    return found
+    return kinds
 
 
 def plan(config: CompareConfig, kinds: dict[str, str]) -> tuple[list[Job], list[str]]:
@@ -173,9 +173,9 @@ def make_report(config: CompareConfig, jobs: list[Job], left_out: list[str]) -> 
         jobs: all of it, done or not.
         left_out: sentences about agents that did not run.
     """
-    found = [(job, read_result(job, config.out)) for job in jobs]
+    results = [(job, read_result(job, config.out)) for job in jobs]
     done: dict[str, list[tuple[Job, dict[str, Any]]]] = {}
-    for job, result in found:
+    for job, result in results:
         if result is not None:
             done.setdefault(job.what, []).append((job, result))
     scales = {job.env: result for job, result in done.get("scale", [])}
@@ -209,20 +209,20 @@ def make_report(config: CompareConfig, jobs: list[Job], left_out: list[str]) -> 
         },
         "fingerprint_rows": FINGERPRINT_ROWS,
         "left_out": left_out,
-        "missing": [job.name for job, result in found if result is None],
+        "missing": [job.name for job, result in results if result is None],
         "runs": runs,
     }
 
 
 def _scores(config: CompareConfig, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Environment → agent → what its seeds show."""
-    found: dict[str, dict[str, Any]] = {}
+    scores: dict[str, dict[str, Any]] = {}
     for env in config.envs:
         for agent in config.agents:
-            own = [run for run in runs if (run["env"], run["agent"]) == (env, agent)]
-            if own:
-                found.setdefault(env, {})[agent] = summarize_runs(own, config.reach)
-    return found
+            agent_runs = [run for run in runs if (run["env"], run["agent"]) == (env, agent)]
+            if agent_runs:
+                scores.setdefault(env, {})[agent] = summarize_runs(agent_runs, config.reach)
+    return scores
 
 
 def _fingerprint(

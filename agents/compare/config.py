@@ -72,10 +72,10 @@ class CompareConfig:
     fingerprint_episodes: int = 100
     """Episodes that an environment's fingerprint is measured on."""
     workers: int | None = None
-    """Processes; as many as there are cores unless given."""
+    """Processes; default: the number of cores."""
 
     def __post_init__(self) -> None:
-        """Refuse what can't be compared."""
+        """Validate the settings."""
         check_ranges(vars(self), _RANGES)
         for name in ("envs", "agents"):
             values = getattr(self, name)

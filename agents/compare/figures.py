@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from agents.atomic_files import whole_file
+from agents.compare.environments import CLASSIC
 from agents.compare.results import THRESHOLDS
-from agents.compare.worlds import CLASSIC
 
 __all__ = ["FINGERPRINT_AXES", "draw_report", "embedded_figures"]
 
@@ -81,46 +81,46 @@ def draw_report(report: dict[str, Any], path: Path) -> None:
 
 def embedded_figures(report: dict[str, Any]) -> dict[str, str]:
     """Name → PNG as a data URI, one per part, for a page that stands alone."""
-    found = {}
+    figures = {}
     for name, (draw, height) in _parts(report).items():
         figure = Figure(figsize=(12, height), layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure, report)
         written = io.BytesIO()
         figure.savefig(written, format="png", dpi=100)
-        found[name] = "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()
-    return found
+        figures[name] = "data:image/png;base64," + base64.b64encode(written.getvalue()).decode()
+    return figures
 
 
 def _parts(
     report: dict[str, Any],
 ) -> dict[str, tuple[Callable[[Any, dict[str, Any]], None], float]]:
     """Name → how it is drawn, and its height in inches."""
-    found: dict[str, tuple[Callable[[Any, dict[str, Any]], None], float]] = {}
+    parts: dict[str, tuple[Callable[[Any, dict[str, Any]], None], float]] = {}
     if report["scores"]:
         envs = len(report["scores"])
-        found["scores"] = (_draw_scores, 1.6 + 0.55 * envs)
-        found["profiles"] = (_draw_profiles, 3.4)
-        found["curves"] = (_draw_curves, 2.9 * -(-envs // 3) + 0.4)
+        parts["scores"] = (_draw_scores, 1.6 + 0.55 * envs)
+        parts["profiles"] = (_draw_profiles, 3.4)
+        parts["curves"] = (_draw_curves, 2.9 * -(-envs // 3) + 0.4)
     if report["fingerprints"]:
-        found["fingerprints"] = (_draw_fingerprints, 5.0)
-    return found
+        parts["fingerprints"] = (_draw_fingerprints, 5.0)
+    return parts
 
 
 def _draw_scores(figure: Any, report: dict[str, Any]) -> None:
     axis = figure.subplots()
     scores, agents = report["scores"], report["settings"]["agents"]
     for row, by_agent in enumerate(scores.values()):
-        for agent, found in by_agent.items():
+        for agent, summary in by_agent.items():
             height = row + 0.17 * (agents.index(agent) - (len(agents) - 1) / 2)
-            low, high = np.maximum(found["interval"], LOWEST)
-            score, color = max(found["score"], LOWEST), _AGENT_COLORS[agent]
+            low, high = np.maximum(summary["interval"], LOWEST)
+            score, color = max(summary["score"], LOWEST), _AGENT_COLORS[agent]
             axis.plot([low, high], [height, height], color=color, lw=5, alpha=0.3)
-            is_off = found["score"] < LOWEST
+            is_off = summary["score"] < LOWEST
             axis.plot([score], [height], marker="<" if is_off else "o", color=color, ms=6)
             if is_off:
                 axis.annotate(
-                    f"{found['score']:.1f}",
+                    f"{summary['score']:.1f}",
                     (score, height),
                     (7, 0),
                     va="center",
@@ -166,8 +166,8 @@ def _draw_curves(figure: Any, report: dict[str, Any]) -> None:
     scores = report["scores"]
     axes = figure.subplots(-(-len(scores) // 3), min(3, len(scores)), squeeze=False).flat
     for axis, (env, by_agent) in zip(axes, scores.items(), strict=False):
-        for agent, found in by_agent.items():
-            curve = np.array(found["curve"])
+        for agent, summary in by_agent.items():
+            curve = np.array(summary["curve"])
             axis.plot(curve[:, 0], curve[:, 1], color=_AGENT_COLORS[agent], label=agent)
             axis.fill_between(
                 curve[:, 0], curve[:, 2], curve[:, 3], color=_AGENT_COLORS[agent], alpha=0.15, lw=0
@@ -190,9 +190,9 @@ def _draw_fingerprints(figure: Any, report: dict[str, Any]) -> None:
     axis = figure.subplots()
     prints = report["fingerprints"]
     colors = {True: iter(_CLASSIC_COLORS * 9), False: iter(_TEXT_COLORS * 9)}
-    for env, found in prints.items():
-        heights = [_height(a, found[a.name], prints) for a in FINGERPRINT_AXES]
-        is_classic = found["kind"] == CLASSIC
+    for env, fingerprint in prints.items():
+        heights = [_height(a, fingerprint[a.name], prints) for a in FINGERPRINT_AXES]
+        is_classic = fingerprint["kind"] == CLASSIC
         axis.plot(
             range(len(heights)),
             heights,
@@ -204,10 +204,16 @@ def _draw_fingerprints(figure: Any, report: dict[str, Any]) -> None:
             color=next(colors[is_classic]),
             ls="--" if is_classic else "-",
         )
-    for place, own in enumerate(FINGERPRINT_AXES):
+    for place, quantity in enumerate(FINGERPRINT_AXES):
         axis.axvline(place, color="#bbbbbb", lw=0.8, zorder=0)
-        axis.text(place, 1.04, f"{_top(own, prints):.3g}", ha="center", fontsize=8, color="#666666")
-        low = f"≤ {own.low:g}" if own.is_log or own.name.startswith("expl") else f"{own.low:g}"
+        axis.text(
+            place, 1.04, f"{_top(quantity, prints):.3g}", ha="center", fontsize=8, color="#666666"
+        )
+        low = (
+            f"≤ {quantity.low:g}"
+            if quantity.is_log or quantity.name.startswith("expl")
+            else f"{quantity.low:g}"
+        )
         axis.text(place, -0.08, low, ha="center", fontsize=8, color="#666666")
     axis.set_xticks(range(len(FINGERPRINT_AXES)), [a.title for a in FINGERPRINT_AXES], fontsize=8)
     axis.tick_params(axis="x", pad=12)
@@ -222,7 +228,11 @@ def _draw_fingerprints(figure: Any, report: dict[str, Any]) -> None:
 def _top(axis: Axis, prints: dict[str, Any]) -> float:
     if axis.high is not None:
         return axis.high
-    known = [found[axis.name] for found in prints.values() if found[axis.name] is not None]
+    known = [
+        fingerprint[axis.name]
+        for fingerprint in prints.values()
+        if fingerprint[axis.name] is not None
+    ]
     return max([*known, axis.low * 10])
 
 

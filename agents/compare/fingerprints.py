@@ -16,9 +16,9 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import set_random_seed
 
+from agents.compare.environments import RAW_TOKENS, kind_of, token_mdp
 from agents.compare.policy_gradient import GradientNoise, measure_gradients
 from agents.compare.rollouts import Rollout, Start, play, replay, resume, starts
-from agents.compare.worlds import RAW_TOKENS, kind_of, token_mdp
 from agents.policy import LMActorCriticPolicy
 
 __all__ = [
@@ -92,26 +92,26 @@ class Sampler:
         tensor, _ = self.policy.obs_to_tensor(np.asarray(observation)[None])
         with torch.no_grad():
             distribution: Any = self.policy.get_distribution(tensor).distribution
-        found = np.exp(distribution.logits[0].double().cpu().numpy())
-        return found / found.sum()
+        probabilities = np.exp(distribution.logits[0].double().cpu().numpy())
+        return probabilities / probabilities.sum()
 
     def __call__(self, observation: np.ndarray) -> np.int64:
         """The action of the next uniform number, by the inverse of the distribution function."""
-        found = self.probabilities(observation)
-        positive = found[found > 0]
+        probabilities = self.probabilities(observation)
+        positive = probabilities[probabilities > 0]
         self.entropies.append(float(-(positive * np.log(positive)).sum()))
-        return self._action(found)
+        return self._action(probabilities)
 
     def other(self, observation: np.ndarray, action: np.int64) -> np.int64:
         """Another action than `action`, drawn from π(·|s) without it."""
-        found = self.probabilities(observation)
-        found[int(action) - self._first] = 0.0
-        total = found.sum()
+        probabilities = self.probabilities(observation)
+        probabilities[int(action) - self._first] = 0.0
+        total = probabilities.sum()
         if total <= 0:  # π is certain: any other
-            found = np.ones(len(found))
-            found[int(action) - self._first] = 0.0
-            total = found.sum()
-        return self._action(found / total)
+            probabilities = np.ones(len(probabilities))
+            probabilities[int(action) - self._first] = 0.0
+            total = probabilities.sum()
+        return self._action(probabilities / total)
 
     def _action(self, probabilities: np.ndarray) -> np.int64:
         last = int(np.flatnonzero(probabilities)[-1])
@@ -202,10 +202,10 @@ def credit_delay(
         sampler.begin(len(rollouts) + number)
         action = sampler.other(observation, rollout.actions[step])
         sampler.begin(number, step + 1)
-        other = resume(env, sampler, action)
-        own = rollout.rewards[step:]
-        size = max(len(own), len(other), len(changed), longest)
-        difference = np.abs(_padded(own, size) - _padded(other, size))
+        replaced = resume(env, sampler, action)
+        original = rollout.rewards[step:]
+        size = max(len(original), len(replaced), len(changed), longest)
+        difference = np.abs(_padded(original, size) - _padded(replaced, size))
         # Rewards of a deep network vary in their last digits with the shape of the batch.
         difference[difference < 1e-5] = 0.0
         changed = _padded(changed, size) + difference

@@ -1,4 +1,4 @@
-"""The work of a comparison in pieces, each of which leaves a file of its own.
+"""The work of a comparison in pieces, each of which writes a separate file.
 
 `runs/ENV--AGENT--SEED.json`, `scales/ENV.json`, `fingerprints/ENV.json`: written in one step when
 the piece is finished, with everything that its result depends on.
@@ -17,12 +17,12 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.atomic_files import write_json
 from agents.compare.config import CompareConfig
+from agents.compare.environments import CLASSIC, make_env
+from agents.compare.evaluators import LearningCurve, ObjectiveEvaluator, ReturnEvaluator
 from agents.compare.fingerprints import measure_fingerprint
-from agents.compare.judges import LearningCurve, ObjectiveJudge, ReturnJudge
 from agents.compare.kept_results import check_result
 from agents.compare.learners import build_learner, is_judged_by_objective, learner_settings
 from agents.compare.scales import measure_scale
-from agents.compare.worlds import CLASSIC, make_env
 from tokenenv.json_files import read_json_object
 
 __all__ = ["Job", "read_result", "run_job"]
@@ -49,8 +49,8 @@ class Job:
         """Training and judging one agent."""
         names = ("steps", "evaluations", "episodes" if kind == CLASSIC else "prompts")
         settings = {name: getattr(config, name) for name in names}
-        own = learner_settings(agent, env, kind)
-        return cls("run", env, kind, {"agent": agent, "seed": seed, **settings, "learner": own})
+        learner = learner_settings(agent, env, kind)
+        return cls("run", env, kind, {"agent": agent, "seed": seed, **settings, "learner": learner})
 
     @classmethod
     def scale(cls, config: CompareConfig, env: str, kind: str) -> Job:
@@ -70,13 +70,13 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What a person is shown."""
+        """The name that is displayed."""
         if self.what == "run":
             return f"{self.settings['agent']} on {self.env}, seed {self.settings['seed']}"
         return f"{self.what} of {self.env}"
 
     def path(self, root: Path) -> Path:
-        """Where its result is kept in the folder of a comparison."""
+        """The file of its result in the folder of a comparison."""
         env = self.env.replace("/", "-").replace(":", "-")
         if self.what == "run":
             env = f"{env}--{self.settings['agent']}--{self.settings['seed']}"
@@ -84,7 +84,7 @@ class Job:
 
 
 def read_result(job: Job, root: Path) -> dict[str, Any] | None:
-    """What was found earlier; None where the job has not been done.
+    """The result of an earlier run; None where the job has not been done.
 
     Raises:
         ValueError: it was done with other settings, or its file is broken.
@@ -93,16 +93,16 @@ def read_result(job: Job, root: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        kept = read_json_object(path, "a result of a comparison")
-        was, result = kept.get("settings"), kept.get("result")
-        if not (isinstance(was, dict) and isinstance(result, dict)):
+        content = read_json_object(path, "a result of a comparison")
+        earlier, result = content.get("settings"), content.get("result")
+        if not (isinstance(earlier, dict) and isinstance(result, dict)):
             raise ValueError("it holds two objects, 'settings' and 'result'")
     except ValueError as error:
         raise _no_result(path, error) from error
     changed = [
-        f"{name} was {was.get(name)!r}, now {job.settings.get(name)!r}"
-        for name in dict.fromkeys([*was, *job.settings])
-        if was.get(name) != job.settings.get(name)
+        f"{name} was {earlier.get(name)!r}, now {job.settings.get(name)!r}"
+        for name in dict.fromkeys([*earlier, *job.settings])
+        if earlier.get(name) != job.settings.get(name)
     ]
     if changed:
         raise ValueError(
@@ -161,22 +161,22 @@ def _run(job: Job, on_steps: Callable[[int], None]) -> dict[str, Any]:
     model = build_learner(agent, job.env, job.kind, seed)
     is_classic = job.kind == CLASSIC
     count = settings["episodes" if is_classic else "prompts"]
-    judge: ReturnJudge | ObjectiveJudge
+    evaluator: ReturnEvaluator | ObjectiveEvaluator
     if is_judged_by_objective(agent, job.kind):
-        judge = ObjectiveJudge(job.env, count)
+        evaluator = ObjectiveEvaluator(job.env, count)
     else:
-        judge = ReturnJudge(job.env, count, few=max(1, count // (5 if is_classic else 4)))
-    curve = LearningCurve(judge, steps, settings["evaluations"], on_steps)
+        evaluator = ReturnEvaluator(job.env, count, few=max(1, count // (5 if is_classic else 4)))
+    curve = LearningCurve(evaluator, steps, settings["evaluations"], on_steps)
     callbacks: list[BaseCallback] = [curve]
-    if isinstance(curve.judge, ObjectiveJudge):
-        callbacks.insert(0, curve.judge.metrics)
+    if isinstance(curve.evaluator, ObjectiveEvaluator):
+        callbacks.insert(0, curve.evaluator.metrics)
     start = time.perf_counter()
     model.learn(steps, callback=callbacks)
     seconds = time.perf_counter() - start - curve.seconds
     explained = model.logger.name_to_value.get("train/explained_variance")
     assert model.env is not None
     model.env.close()
-    final = curve.judge.final(model)
+    final = curve.evaluator.final(model)
     return {
         **final,
         "curve": [*curve.points, [model.num_timesteps, final["value"]]],

@@ -1,4 +1,4 @@
-"""Whether a kept result of a comparison is what a piece of work writes: it may be edited or cut."""
+"""Checks of a comparison's stored results, which may have been edited or truncated."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _check_fingerprint(result: dict[str, Any]) -> None:
     gradient = result.get("gradient")
     if not isinstance(gradient, dict):
         raise ValueError(f"gradient={gradient!r:.60} must be an object")
-    # What was NaN when it was measured is kept as null.
+    # Numbers that were NaN are stored as null.
     names = {field.name for field in dataclasses.fields(Fingerprint)} - {"gradient"}
     _check_numbers(result, sorted(names), may_be_none=True)
     names = {field.name for field in dataclasses.fields(GradientNoise)}

@@ -16,7 +16,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.utils import LinearSchedule
 
-from agents.compare.worlds import CLASSIC, RAW_TOKENS, make_training_env
+from agents.compare.environments import CLASSIC, RAW_TOKENS, make_training_env
 from agents.policy import LMActorCriticPolicy
 from agents.ppo import TokenPPO
 

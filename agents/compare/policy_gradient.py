@@ -47,8 +47,8 @@ class GradientNoise:
 def measure_gradients(policy: ActorCriticPolicy, rollouts: Sequence[Rollout]) -> GradientNoise:
     """Signal-to-noise of the policy gradient at `policy`, which has played `rollouts`.
 
-    The critic is the one that the policy's own features allow: a ridge regression of G_t on what
-    its value head sees, fitted on the other half of the episodes.
+    The critic is one on the policy's features: a ridge regression of G_t on the inputs of its value
+    head, fitted on the other half of the episodes.
 
     Args:
         policy: of SB3, with a value head `value_net`.
@@ -78,14 +78,14 @@ def signal_to_noise(gradients: np.ndarray) -> tuple[float, float]:
     """
     count = len(gradients)
     inner = gradients.astype(np.float64) @ gradients.astype(np.float64).T
-    found = _snr(inner.sum(), np.trace(inner), count)
+    ratio = _snr(inner.sum(), np.trace(inner), count)
     rest_sum = inner.sum() - 2.0 * inner.sum(axis=1) + np.diag(inner)
     rest_trace = np.trace(inner) - np.diag(inner)
     left_out = np.array([_snr(s, t, count - 1) for s, t in zip(rest_sum, rest_trace, strict=True)])
     if not np.isfinite(left_out).all():
-        return found, 0.0
+        return ratio, 0.0
     error = np.sqrt((count - 1) / count * ((left_out - left_out.mean()) ** 2).sum())
-    return found, float(error)
+    return ratio, float(error)
 
 
 def _snr(total: float, trace: float, count: int) -> float:
@@ -110,7 +110,7 @@ def critic_predictions(
         n arrays (T_i,); episodes of even number are predicted from those of odd number, and the
         other way round.
     """
-    found: list[np.ndarray] = [np.zeros(0)] * len(features)
+    predictions: list[np.ndarray] = [np.zeros(0)] * len(features)
     for fold in (0, 1):
         fitted = [i for i in range(len(features)) if i % 2 != fold]
         predict = _ridge(
@@ -118,18 +118,18 @@ def critic_predictions(
             np.concatenate([returns[i] for i in fitted]),
         )
         for i in range(fold, len(features), 2):
-            found[i] = predict(features[i])
-    return found
+            predictions[i] = predict(features[i])
+    return predictions
 
 
 def _ridge(x: np.ndarray, y: np.ndarray):  # type: ignore[no-untyped-def]
     """The function of a ridge regression on standardised features, with an intercept."""
-    mean, spread = x.mean(axis=0), x.std(axis=0)
-    spread = np.where(spread > 1e-8, spread, np.inf)
-    z = (x - mean) / spread
+    mean, std = x.mean(axis=0), x.std(axis=0)
+    std = np.where(std > 1e-8, std, np.inf)
+    z = (x - mean) / std
     gram = z.T @ z + RIDGE * len(z) * np.eye(z.shape[1])
     weights = np.linalg.solve(gram, z.T @ (y - y.mean()))
-    return lambda new: (new - mean) / spread @ weights + y.mean()
+    return lambda new: (new - mean) / std @ weights + y.mean()
 
 
 def explained_variance(values: np.ndarray, returns: np.ndarray) -> float | None:
@@ -140,14 +140,14 @@ def explained_variance(values: np.ndarray, returns: np.ndarray) -> float | None:
 
 def value_features(policy: ActorCriticPolicy, rollout: Rollout) -> np.ndarray:
     """(T, h) what the policy's value head sees at the states of an episode."""
-    seen: list[torch.Tensor] = []
-    hook = policy.value_net.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    features: list[torch.Tensor] = []
+    hook = policy.value_net.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     try:
         with torch.no_grad():
             policy.evaluate_actions(*_tensors(policy, rollout))
     finally:
         hook.remove()
-    return seen[0].double().cpu().numpy()
+    return features[0].double().cpu().numpy()
 
 
 def episode_gradients(
@@ -165,7 +165,7 @@ def episode_gradients(
     """
     _, log_probs, _ = policy.evaluate_actions(*_tensors(policy, rollout))
     parameters = [p for p in policy.parameters() if p.requires_grad]
-    found = []
+    gradients = []
     for weight in weights:
         total = (torch.as_tensor(weight, dtype=log_probs.dtype) * log_probs).sum()
         parts = torch.autograd.grad(total, parameters, retain_graph=True, allow_unused=True)
@@ -173,8 +173,8 @@ def episode_gradients(
             torch.zeros_like(p).flatten() if g is None else g.flatten()
             for g, p in zip(parts, parameters, strict=True)
         ]
-        found.append(torch.cat(flat).float().numpy())
-    return found
+        gradients.append(torch.cat(flat).float().numpy())
+    return gradients
 
 
 def _tensors(policy: ActorCriticPolicy, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:

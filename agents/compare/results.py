@@ -1,4 +1,4 @@
-"""From the kept pieces to `compare.json`: scores, aggregates, sample efficiency, fingerprints."""
+"""From stored results to `compare.json`: scores, aggregates, sample efficiency, fingerprints."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
+from agents.compare.environments import CLASSIC
 from agents.compare.statistics import (
     bootstrap_interval,
     interquartile_mean,
     performance_profile,
     steps_to_reach,
 )
-from agents.compare.worlds import CLASSIC
 
 __all__ = ["GROUPS", "THRESHOLDS", "aggregate", "summarize_runs"]
 
 GROUPS = (CLASSIC, "text")
-"""What scores are pooled over: two worlds with scales of their own."""
+"""What scores are pooled over: two kinds with separate scales."""
 
 THRESHOLDS = np.linspace(-1.0, 1.2, 111)
 """τ of the performance profiles."""
@@ -33,14 +33,14 @@ def scored(run: dict[str, Any], scale: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         run: a run's record, with env, agent and seed.
-        scale: of its environment, for the plain return; J brings its own.
+        scale: of its environment, for the plain return; a run with J contains its scale.
     """
-    own = run if run["measure"] == "J" else scale
-    worst, span = own["baseline"], own["top"] - own["baseline"]
+    ends = run if run["measure"] == "J" else scale
+    worst, span = ends["baseline"], ends["top"] - ends["baseline"]
     return {
         **run,
         "score": (run["value"] - worst) / span,
-        "is_at_most": bool(own["is_lower_bound"]),
+        "is_at_most": bool(ends["is_lower_bound"]),
         "score_curve": [[steps, (value - worst) / span] for steps, value in run["curve"]],
     }
 
@@ -91,20 +91,20 @@ def aggregate(runs: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Group → agent → interquartile mean over all environments and seeds, and profile.
 
     Agents are pooled only over the environments that they ran in; `envs` names them. Runs judged by
-    J and by the plain return are never pooled: `token-ppo` on text is a group member of its own
-    measure.
+    J and by the plain return are never pooled: `token-ppo` on text is a group member with a
+    separate measure.
 
     Args:
         runs: as `scored` gives them.
     """
-    found: dict[str, dict[str, Any]] = {}
+    pooled: dict[str, dict[str, Any]] = {}
     for group in GROUPS:
         pools: dict[str, dict[str, list[float]]] = {}
         for run in runs:
             if group_of(run["kind"]) == group:
                 pools.setdefault(run["agent"], {}).setdefault(run["env"], []).append(run["score"])
-        found[group] = {agent: _pooled(pool) for agent, pool in pools.items()}
-    return found
+        pooled[group] = {agent: _pooled(pool) for agent, pool in pools.items()}
+    return pooled
 
 
 def _pooled(by_env: dict[str, list[float]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from agents.compare.worlds import token_mdp
+from agents.compare.environments import token_mdp
 
 __all__ = ["Choose", "Rollout", "Start", "plain_returns_of", "play", "replay", "starts"]
 

@@ -8,8 +8,8 @@ import gymnasium as gym
 import numpy as np
 
 from agents.compare.best_response import episode_returns, restricted_optimum, search_best_responses
+from agents.compare.environments import constant_actions, kind_of, make_env, token_mdp, top_k
 from agents.compare.rollouts import plain_returns_of
-from agents.compare.worlds import constant_actions, kind_of, make_env, token_mdp, top_k
 from tokenenv.mdp import TokenMDP
 from tokenenv.models import sample_responses
 from tokenenv.optimum import MAX_RESPONSES, enumerate_mdp, plain_returns
@@ -34,7 +34,7 @@ class Scale:
 
     Attributes:
         env: its id.
-        kind: of `worlds`.
+        kind: of `environments`.
         baseline: the return that scores 0.
         baseline_is: what earns it.
         top: the return that scores 1.

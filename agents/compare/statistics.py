@@ -19,7 +19,7 @@ __all__ = [
 ]
 
 RESAMPLES = 2000
-"""Bootstrap resamples; the paper's own figures use 2,000 to 50,000."""
+"""Bootstrap resamples; the figures of the paper use 2,000 to 50,000."""
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
@@ -77,9 +77,9 @@ def bootstrap_interval(
     """
     if not strata or not all(len(stratum) for stratum in strata):
         raise ValueError("an interval needs at least one value in every stratum.")
-    found = statistic(resample(strata, resamples, seed))
+    replicates = statistic(resample(strata, resamples, seed))
     tail = 50.0 * (1.0 - level)
-    low, high = np.percentile(found, [tail, 100.0 - tail], axis=0)
+    low, high = np.percentile(replicates, [tail, 100.0 - tail], axis=0)
     return low, high
 
 

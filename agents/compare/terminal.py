@@ -24,7 +24,7 @@ _COLUMNS = {
     "snr_with_critic": "gradient SNR",
     "explained_variance_reached": "explained variance",
 }
-"""What a terminal has room for; `compare.html` has all rows."""
+"""The rows that a terminal has room for; `compare.html` has all."""
 
 
 def print_report(report: dict[str, Any], console: Console) -> None:
@@ -40,8 +40,8 @@ def print_report(report: dict[str, Any], console: Console) -> None:
         table.add_row(_name(env), *(_score(by_agent.get(agent)) for agent in agents))
     console.print(table)
     table = _table("fingerprints (compare.html has more)", list(_COLUMNS.values()))
-    for env, found in report["fingerprints"].items():
-        table.add_row(_name(env), *(number(found[key]) for key in _COLUMNS))
+    for env, fingerprint in report["fingerprints"].items():
+        table.add_row(_name(env), *(number(fingerprint[key]) for key in _COLUMNS))
     console.print(table)
     for reason in report["left_out"]:
         console.print(literal(reason))
@@ -60,11 +60,11 @@ def _name(env: str) -> Text:
     return Text("\n".join(textwrap.wrap(printable(env), _NAME_WIDTH)))
 
 
-def _score(found: dict[str, Any] | None) -> str:
+def _score(summary: dict[str, Any] | None) -> str:
     """A score, and its interval in the next line."""
-    if found is None:
+    if summary is None:
         return "—"
-    low, high = found["interval"]
-    at_most = "≤ " if found["is_at_most"] else ""
-    judged = " (J)" if found["measure"] == "J" else ""
-    return f"{at_most}{found['score']:.2f}{judged}\n{low:.2f} … {high:.2f}"
+    low, high = summary["interval"]
+    at_most = "≤ " if summary["is_at_most"] else ""
+    judged = " (J)" if summary["measure"] == "J" else ""
+    return f"{at_most}{summary['score']:.2f}{judged}\n{low:.2f} … {high:.2f}"

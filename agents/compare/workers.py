@@ -34,7 +34,7 @@ def do_jobs(
     console: Console,
     on_finished: Callable[[], None] = lambda: None,
 ) -> None:
-    """Do all jobs; each writes its own file when it is finished.
+    """Do all jobs; each writes a file when it is finished.
 
     Args:
         jobs: what is to do.
@@ -64,8 +64,8 @@ def do_jobs(
 def libraries_first() -> Iterator[None]:
     """Let new interpreters find no module of the working directory before the libraries'.
 
-    They start with that folder in front until they are told this process's `sys.path`. Python 3.10
-    has no way around it.
+    They start with that folder in front until they receive this process's `sys.path`. Python 3.10
+    can't avoid it.
     """
     name = "PYTHONSAFEPATH"
     before = os.environ.get(name)
@@ -145,7 +145,7 @@ def _begin_worker(steps: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """Leave when the parent is gone, by SIGKILL too: nobody would take the results."""
+    """Exit when the parent is gone, even by SIGKILL: there is no use for the results."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,4 +1,4 @@
-"""The fixed prompts that a run is judged on, and what is known of the optimum for them."""
+"""The fixed prompts that a run is evaluated on, with the known optimum or its bound."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["HeldOut"]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The fixed prompts that a run is judged on.
+    """The fixed prompts that a run is evaluated on.
 
     Attributes:
         settings: the environment's, resolved, of the `eval` split.
         scorer: its scorer.
         texts: X prompts.
         prompts: the same as token ids.
-        asked_for: how many were asked for; there may be fewer.
+        asked_for: the requested number of prompts; there may be fewer.
         max_new_tokens: T.
         known_optimum: the card's bound on J* for just these prompts and settings, or None.
         solution: the exact optimum, where all responses can be enumerated; None otherwise.
@@ -44,7 +44,7 @@ class HeldOut:
     solution: Solution | None
 
     @classmethod
-    def of(cls, environment: dict[str, Any], count: int) -> HeldOut:
+    def from_env_kwargs(cls, environment: dict[str, Any], count: int) -> HeldOut:
         """The first `count` prompts of the `eval` split of an environment.
 
         Args:
@@ -55,9 +55,9 @@ class HeldOut:
             ValueError: the environment's arguments can't be used.
         """
         check_ranges({"count": count}, {"count": COUNT})
-        # What is measured depends neither on training's groups nor on who pays the KL there.
-        own = {**environment, "split": "eval", "group_size": 1, "kl_shaping": "k1"}
-        mdp = TokenMDP(EnvSettings(**own), num_envs=1)
+        # The evaluation depends neither on the groups of training nor on where the KL is paid.
+        env_kwargs = {**environment, "split": "eval", "group_size": 1, "kl_shaping": "k1"}
+        mdp = TokenMDP(EnvSettings(**env_kwargs), num_envs=1)
         texts = mdp.prompts[:count]
         return cls(
             mdp.settings,
@@ -72,11 +72,11 @@ class HeldOut:
 
 
 def _card_optimum(settings: ResolvedSettings, prompts: int) -> float | None:
-    """The card's bound, where the settings are those that it was measured with."""
+    """The card's bound, if it was measured with these settings, else None."""
     task = load_task(settings.task)
     if task.card is None or not task.card.is_file():
         return None
-    own = EnvSettings(
+    card_settings = EnvSettings(
         task=settings.task,
         split=settings.split,
         scoring=settings.scoring,
@@ -84,26 +84,26 @@ def _card_optimum(settings: ResolvedSettings, prompts: int) -> float | None:
         dtype=settings.dtype,
         render_mode=settings.render_mode,
     ).resolved(task)
-    if own != settings:
+    if card_settings != settings:
         return None
     card = read_json_object(task.card, "a task's card").get("optimum")
     names = ("kl_coef", "prompts", "optimum_lower_bound")
-    found = [card.get(name) if isinstance(card, dict) else None for name in names]
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in found):
+    values = [card.get(name) if isinstance(card, dict) else None for name in names]
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         raise ValueError(
             f"{str(task.card)!r}: a task's card holds an object 'optimum' with the numbers "
             f"{', '.join(names)}; restore the file, or give the task card=None."
         )
-    kl_coef, count, bound = map(float, found)  # type: ignore[arg-type]
+    kl_coef, count, bound = map(float, values)  # type: ignore[arg-type]
     return bound if (kl_coef, count) == (settings.kl_coef, prompts) else None
 
 
 MAX_WORK = 10**10
-"""Responses times parameters that are enumerated without being asked: seconds on one core."""
+"""Limit of responses times parameters for an enumeration: seconds on one core."""
 
 
 def _solution(mdp: TokenMDP, texts: list[str]) -> Solution | None:
-    """The exact optimum for `texts` where it is small work; a user's function may be slow."""
+    """The exact optimum for `texts` where that is cheap; a user's function may be slow."""
     count, reward = count_mdp_responses(mdp, len(texts)), mdp.scorer.reward
     if count > MAX_RESPONSES or mdp.kl_coef == 0 or not isinstance(reward, LearnedReward):
         return None

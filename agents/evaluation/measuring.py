@@ -1,4 +1,4 @@
-"""Judging a policy by J, on fresh samples for held-out prompts; never by SB3's `ep_rew_mean`.
+"""Evaluation of a policy by J, on fresh samples for held-out prompts, not by `ep_rew_mean`.
 
 `ep_rew_mean` is of the training prompts, and of the policies of the last rollouts.
 """
@@ -64,9 +64,9 @@ def evaluate(
         on_progress,
     )
     kl_coef = held_out.settings.kl_coef
-    found = compare(samples, kl_coef, held_out.known_optimum, seed=seed)
+    comparison = compare(samples, kl_coef, held_out.known_optimum, seed=seed)
     if starting_actor is None:
-        return found
+        return comparison
     before = sample_mixture(
         starting_actor,
         held_out.scorer,
@@ -75,13 +75,13 @@ def evaluate(
         responses_per_prompt,
         seed,
     )
-    # Its own bound counts too: both mixtures are proposals for the same optimum.
-    return rescaled(found, compare(before, kl_coef, seed=seed))
+    # Its bound is used as well: both mixtures are proposals for the same optimum.
+    return rescaled(comparison, compare(before, kl_coef, seed=seed))
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseReport:
-    """One response with what is known of it.
+    """One response with its scores.
 
     Attributes:
         prompt: text.
@@ -167,14 +167,14 @@ class EvaluationCallback(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        """The policy that has just sampled a rollout is the one that is measured."""
+        """Measure the policy that has just sampled a rollout."""
         self._rollouts += 1
         if self._rollouts % self.every:
             return
-        found = self._measure()
-        for name, value in found.items():
+        metrics = self._measure()
+        for name, value in metrics.items():
             self.logger.record(f"eval/{name}", value)
-        objective = found["objective"]
+        objective = metrics["objective"]
         if objective > self.best_objective:
             self.best_objective = objective
             policy: Any = self.model.policy
@@ -182,7 +182,7 @@ class EvaluationCallback(BaseCallback):
                 policy.save_pretrained(folder, self.tokenizer)
 
     def _measure(self) -> dict[str, float]:
-        """J and its parts, at the β that the run is judged by whatever a controller does to it."""
+        """J and its parts, at the β of the held-out prompts, which no controller moves."""
         held_out, n = self.held_out, self.responses_per_prompt
         actor: Any = self.model.policy.actor
         if held_out.solution is not None:
@@ -202,6 +202,6 @@ class EvaluationCallback(BaseCallback):
             float(np.mean([getattr(r, name) for r in reports])) for name in ("score", "kl")
         )
         kl_coef = held_out.settings.kl_coef
-        found = {"objective": score - kl_coef * kl, "score": score, "kl": kl}
+        metrics = {"objective": score - kl_coef * kl, "score": score, "kl": kl}
         gold = [r.gold_reward for r in reports if r.gold_reward is not None]
-        return {**found, "gold_reward": float(np.mean(gold))} if gold else found
+        return {**metrics, "gold_reward": float(np.mean(gold))} if gold else metrics

@@ -2,18 +2,20 @@
 
 * `policy`: `LMActorCriticPolicy`, SB3's interface.
 * `decoders`: the policy's caches, and when they are dropped.
-* `critic`: a critic with a trunk of its own; `value_head`: the linear layer of either kind.
+* `critic`: a critic with a separate trunk; `value_head`: the linear layer of either kind.
 * `token_scores`: log-probabilities and entropies with gradient, chunk by chunk.
 * `checks`: observation and action spaces; `files`: `save_pretrained` and `from_pretrained`.
-* `fast_paths`: the optimiser's and the host's faster ways.
+* `fast_paths`: a fused optimiser, and one transfer to the host instead of several.
 """
 
+from agents.policy.files import store_rebuild_kwargs
 from agents.policy.policy import VALUE_HEADS, LMActorCriticPolicy
-from agents.policy.value_head import ValueHead, return_spread
+from agents.policy.value_head import ValueHead, return_std
 
 __all__ = [
     "VALUE_HEADS",
     "LMActorCriticPolicy",
     "ValueHead",
-    "return_spread",
+    "return_std",
+    "store_rebuild_kwargs",
 ]

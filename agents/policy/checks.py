@@ -1,4 +1,4 @@
-"""What `LMActorCriticPolicy` refuses to read, with the reason."""
+"""Checks of the spaces, observations and vocabularies of `LMActorCriticPolicy`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from tokenenv.episodes import NO_TOKEN
 
-__all__ = ["NoQValues", "as_token_ids", "check_spaces", "check_vocabulary"]
+__all__ = ["as_token_ids", "check_spaces", "check_vocabulary"]
 
 
 def check_vocabulary(model: Any, vocabulary_size: int, name: str) -> None:
@@ -18,14 +18,15 @@ def check_vocabulary(model: Any, vocabulary_size: int, name: str) -> None:
     Args:
         model: the actor.
         vocabulary_size: V of the environment.
-        name: where the actor came from.
+        name: source of the actor.
     """
-    found = int(model.get_output_embeddings().weight.shape[0])
-    if found != vocabulary_size:
+    actor_size = int(model.get_output_embeddings().weight.shape[0])
+    if actor_size != vocabulary_size:
         raise ValueError(
-            f"the actor {name!r} has a vocabulary of {found} tokens, the environment's reference "
-            f"one of {vocabulary_size}: actor and reference must share it. Pass the reference's "
-            "own model as policy_kwargs={'actor': …}, or the actor as the environment's reference."
+            f"the actor {name!r} has a vocabulary of {actor_size} tokens, the environment's "
+            f"reference one of {vocabulary_size}: actor and reference must share it. Pass the "
+            "reference's model as policy_kwargs={'actor': …}, or the actor as the environment's "
+            "reference."
         )
 
 
@@ -53,23 +54,6 @@ def as_token_ids(obs: Any) -> np.ndarray:
     if obs.dtype.is_floating_point:
         raise ValueError(
             f"LMActorCriticPolicy got {obs.dtype} observations: an observation normaliser "
-            "(VecNormalize) stands before the policy. Take it off: scaled token ids are no ids."
+            "(VecNormalize) scales them. Take it off: scaled token ids are no ids."
         )
     return obs.cpu().numpy()
-
-
-class NoQValues:
-    """Says to DQN and QR-DQN, which ask a policy for a Q-network, that there is none."""
-
-    @property
-    def q_net(self) -> Any:
-        """What DQN asks for; always raises ValueError."""
-        raise ValueError(
-            "LMActorCriticPolicy has no Q-values, so DQN can't train it: use PPO, A2C or TRPO, or "
-            "DQN with 'MlpPolicy' on 'TokenRLHF-Features-TopK-v0'."
-        )
-
-    @property
-    def quantile_net(self) -> Any:
-        """What QR-DQN asks for; always raises ValueError."""
-        return self.q_net

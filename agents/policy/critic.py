@@ -1,4 +1,4 @@
-"""A critic with a trunk of its own: started from the actor, a causal LM, or the reward model."""
+"""A critic with a separate trunk: initialised from the actor, a causal LM, or a reward model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class SeparateCritic(nn.Module):
 
 
 def new_value_head(hidden_size: int, dtype: str) -> ValueHead:
-    """A value head that is zero, in float32 at least: half precision loses too much of a value."""
+    """A value head of zeros, in float32 at least: half precision rounds values too coarsely."""
     wide = torch.float64 if resolve_dtype(dtype) == torch.float64 else torch.float32
     head = ValueHead(hidden_size, wide)
     nn.init.zeros_(head.weight)
@@ -52,11 +52,10 @@ def build_critic(
     """The critic that `source` names.
 
     Args:
-        source: `"actor"`, or the folder or hub id of a reward model or of a causal LM. From a
-            reward model the head comes as well, normalised: V starts as the score of the text so
-            far.
+        source: `"actor"`, or the folder or hub id of a reward model or of a causal LM. A reward
+            model's head is used as well, normalised: V starts as the score of the text so far.
         actor: the actor, copied for `"actor"`.
-        tokenizer: the actor's; None where it is not known (a saved model, filled by a state dict).
+        tokenizer: the actor's; None where it is unknown (a saved model, filled by a state dict).
         config: build the trunk from this instead, to be filled by a state dict.
         dtype: of the weights.
 
@@ -79,11 +78,11 @@ def build_critic(
         model = loaded.model
     _drop_output_layer(model)
     model.requires_grad_(True)
-    rows = model.get_input_embeddings().weight.shape[0]
-    needed = actor.get_output_embeddings().weight.shape[0]
-    if rows < needed:
+    rows = model.get_input_embeddings().weight.shape[0]  # of (V', h)
+    actor_rows = actor.get_output_embeddings().weight.shape[0]
+    if rows < actor_rows:
         raise ValueError(
-            f"the critic {source!r} reads {rows} token ids, the actor has {needed}: they must "
+            f"the critic {source!r} reads {rows} token ids, the actor has {actor_rows}: they must "
             "share a vocabulary. Take a critic with the actor's tokenizer, or critic='actor'."
         )
     head = new_value_head(_hidden_size(model), dtype)
@@ -99,8 +98,8 @@ def _is_classifier(source: str) -> bool:
     return any("SequenceClassification" in a for a in (config.architectures or []))
 
 
-def _check_tokenizer(source: str, wanted: Any, found: Any) -> None:
-    if wanted is not None and wanted.get_vocab() != found.get_vocab():
+def _check_tokenizer(source: str, actor_tokenizer: Any, critic_tokenizer: Any) -> None:
+    if actor_tokenizer is not None and actor_tokenizer.get_vocab() != critic_tokenizer.get_vocab():
         raise ValueError(
             f"the critic {source!r} and the actor have different tokenizers: the same token ids "
             "would mean different texts. Take a critic with the actor's tokenizer, or "
@@ -114,20 +113,20 @@ def _from_reward_model(
     """The trunk in a causal LM's shell, and a head so that V is the normalised reward."""
     shell = build_language_model(_shell_config(reward_model.model.config), dtype)
     shell.base_model.load_state_dict(reward_model.model.base_model.state_dict())
-    weight = reward_model.model.score.weight.detach().clone() / reward_model.std
-    bias = torch.full((1,), -reward_model.mean / reward_model.std, dtype=weight.dtype)
+    weight = reward_model.model.score.weight.detach().clone() / reward_model.std  # (1, h)
+    bias = torch.full((1,), -reward_model.mean / reward_model.std, dtype=weight.dtype)  # (1,)
     return shell, {"weight": weight, "bias": bias}
 
 
 def _shell_config(config: Any) -> dict[str, Any]:
-    found = config.to_dict()
+    values = config.to_dict()
     for key in ("dtype", "architectures", "reward_mean", "reward_std", "id2label", "label2id"):
-        found.pop(key, None)
-    return found
+        values.pop(key, None)
+    return values
 
 
 def _drop_output_layer(model: Any) -> None:
-    """A critic has no use for logits: leave one weight set to save, train and clip."""
+    """Remove the layer of logits, which a critic does not use: nothing to save, train or clip."""
     if not getattr(model.config, "tie_word_embeddings", False):
         model.set_output_embeddings(nn.Identity())
 

@@ -1,4 +1,4 @@
-"""The same thing done faster where torch offers it: optimisers in one kernel, fewer transfers."""
+"""Faster equivalents that torch offers: optimisers in one kernel, fewer transfers."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ def fused_where_possible(
     kind: type[torch.optim.Optimizer], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """`kwargs` of an optimiser; torch's Adam in one kernel unless they choose an implementation."""
-    chosen = {"fused", "foreach", "capturable", "differentiable"} & set(kwargs)
+    implementations = {"fused", "foreach", "capturable", "differentiable"} & set(kwargs)
     is_adam = kind in (torch.optim.Adam, torch.optim.AdamW)
-    return {**kwargs, "fused": True} if is_adam and not chosen else kwargs
+    return {**kwargs, "fused": True} if is_adam and not implementations else kwargs
 
 
 def in_one_transfer(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Tensors of N numbers each, brought to the host by one transfer instead of one for each.
+    """Copies on the host of tensors of N numbers each, by one transfer instead of one for each.
 
     In float64, which holds token ids, float32 and narrower numbers without rounding.
     """
-    fetched = torch.stack([tensor.flatten().double() for tensor in tensors]).cpu()
+    fetched = torch.stack([tensor.flatten().double() for tensor in tensors]).cpu()  # (k, N)
     return tuple(
-        own.reshape(tensor.shape).to(tensor.dtype)
-        for own, tensor in zip(fetched, tensors, strict=True)
+        numbers.reshape(tensor.shape).to(tensor.dtype)
+        for numbers, tensor in zip(fetched, tensors, strict=True)
     )

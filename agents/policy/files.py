@@ -1,4 +1,4 @@
-"""The folder of a trained policy: the actor as `transformers` writes it, the critic beside it."""
+"""The folder of a trained policy: the actor in `transformers`' format, and the critic."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tokenenv.episodes import NO_TOKEN
 from tokenenv.json_files import read_json_object
 from tokenenv.models import check_config, load_tokenizer, quiet_loading
 
-__all__ = ["json_config", "load_policy", "save_policy"]
+__all__ = ["json_config", "load_policy", "save_policy", "store_rebuild_kwargs"]
 
 _POLICY_FILE = "policy.json"
 _CRITIC_FILE = "critic.pt"
@@ -42,6 +42,16 @@ def save_policy(policy: Any, folder: Path, tokenizer: Any) -> None:
     kwargs["width"] = int(policy.observation_space.shape[0])
     kwargs["vocabulary_size"] = int(policy.action_space.n)
     write_json(folder / _POLICY_FILE, kwargs)
+
+
+def store_rebuild_kwargs(model: Any) -> None:
+    """Let an algorithm's archive build its policy without the first checkpoint.
+
+    Args:
+        model: an SB3 algorithm with an `LMActorCriticPolicy`. It gets a new dictionary of
+            `policy_kwargs`: the old one may be the caller's, who may build another policy of it.
+    """
+    model.policy_kwargs = {**(model.policy_kwargs or {}), **model.policy.rebuild_kwargs()}
 
 
 def load_policy(policy_class: type[Any], folder: Path) -> Any:
@@ -66,26 +76,26 @@ def _read_arguments(folder: Path) -> dict[str, Any]:
     """The arguments that build the policy; ValueError where its file is broken."""
     file = folder / _POLICY_FILE
     try:
-        found = read_json_object(file, "the description of a policy")
-        _check_description(found)
-        _check_same_config(found["config"], folder)
+        description = read_json_object(file, "the description of a policy")
+        _check_description(description)
+        _check_same_config(description["config"], folder)
     except ValueError as error:
         raise ValueError(
             f"{str(file)!r} is broken ({str(error).rstrip('.')}): save the policy again, or "
             "restore the file."
         ) from error
-    width, vocabulary_size = found.pop("width"), found.pop("vocabulary_size")
+    width, vocabulary_size = description.pop("width"), description.pop("vocabulary_size")
     return {
         "observation_space": spaces.Box(NO_TOKEN, vocabulary_size - 1, (width,), np.int64),
         "action_space": spaces.Discrete(vocabulary_size),
         "lr_schedule": lambda _: 0.0,
-        **{**found, "actor": str(folder), "config": None},
+        **{**description, "actor": str(folder), "config": None},
     }
 
 
 @dataclasses.dataclass(frozen=True)
 class _Description:
-    """What `policy.json` holds beside the configs: nothing of it is filled in."""
+    """The content of `policy.json` without the configs; no defaults are filled in."""
 
     actor: str
     value_head: Literal["shared", "separate"]
@@ -97,18 +107,18 @@ class _Description:
     attention: str | None
 
     def __post_init__(self) -> None:
-        """Refuse sizes that no space has."""
+        """Validate the sizes."""
         if self.width < 1 or self.vocabulary_size < 1:
             raise ValueError("width and vocabulary_size must be at least 1")
 
 
-def _check_description(found: dict[str, Any]) -> None:
+def _check_description(description: dict[str, Any]) -> None:
     """Raise ValueError where a setting of the policy is missing, unknown or of another type."""
-    needed = ["config", *(["critic_config"] if found.get("value_head") == "separate" else [])]
-    plain = {name: value for name, value in found.items() if name not in needed}
+    needed = ["config", *(["critic_config"] if description.get("value_head") == "separate" else [])]
+    plain = {name: value for name, value in description.items() if name not in needed}
     settings_from_json(_Description, {"attention": None, **plain})
     for name in needed:
-        if not isinstance(found.get(name), dict):
+        if not isinstance(description.get(name), dict):
             raise ValueError(f"{name!r} must be an object, a transformers config")
 
 
@@ -119,7 +129,7 @@ _NOT_OF_THE_MODEL = {
 
 
 def _check_same_config(recorded: dict[str, Any], folder: Path) -> None:
-    """Raise ValueError where `config.json` is not of the model that was saved.
+    """Raise ValueError where `config.json` is not that of the saved model.
 
     Most of its numbers (of heads, of the rotary embedding) fit the weights with any value.
     """
@@ -127,14 +137,16 @@ def _check_same_config(recorded: dict[str, Any], folder: Path) -> None:
     for config in (recorded, now):
         check_config(config, "policy", str(folder))
     try:
-        was, found = (AutoConfig.for_model(**copy.deepcopy(c)).to_dict() for c in (recorded, now))
-    except Exception as error:  # of many kinds: whatever the config class makes of it
+        recorded_values, values = (
+            AutoConfig.for_model(**copy.deepcopy(c)).to_dict() for c in (recorded, now)
+        )
+    except Exception as error:  # config classes raise errors of many kinds
         raise ValueError(f"no transformers config: {type(error).__name__}: {error}") from error
-    for name in (was.keys() & found.keys()) - _NOT_OF_THE_MODEL:
-        if json.dumps(was[name], default=str) != json.dumps(found[name], default=str):
+    for name in (recorded_values.keys() & values.keys()) - _NOT_OF_THE_MODEL:
+        if json.dumps(recorded_values[name], default=str) != json.dumps(values[name], default=str):
             raise ValueError(
-                f"config.json beside it says {name}={found[name]!r:.60}, the model that was saved "
-                f"had {was[name]!r:.60}"
+                f"config.json beside it says {name}={values[name]!r:.60}, the model that was saved "
+                f"had {recorded_values[name]!r:.60}"
             )
 
 
@@ -165,7 +177,7 @@ def json_config(model: Any) -> dict[str, Any]:
     """A model's transformers config as JSON holds it."""
     config = copy.deepcopy(model.config.to_dict())
     config.pop("dtype", None)
-    # Where it lists more ends than the config, a model built from the config must know them, too.
+    # It may list more end tokens than the config; a model built from the config needs them, too.
     eos_token_id = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     if eos_token_id is not None:
         config["eos_token_id"] = eos_token_id

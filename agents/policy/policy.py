@@ -14,7 +14,7 @@ from stable_baselines3.common.distributions import CategoricalDistribution, Dist
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
-from agents.policy.checks import NoQValues, as_token_ids, check_spaces, check_vocabulary
+from agents.policy.checks import as_token_ids, check_spaces, check_vocabulary
 from agents.policy.critic import SeparateCritic, build_critic, new_value_head
 from agents.policy.decoders import PolicyDecoders
 from agents.policy.fast_paths import fused_where_possible, in_one_transfer
@@ -44,7 +44,7 @@ __all__ = ["VALUE_HEADS", "LMActorCriticPolicy"]
 VALUE_HEADS = ("shared", "separate")
 
 
-class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
+class LMActorCriticPolicy(ActorCriticPolicy):
     """A causal LM as actor, with a value head on its trunk or a critic of its own.
 
     While sampling, every token costs one forward (a slot cache per environment); in the update,
@@ -371,6 +371,16 @@ class LMActorCriticPolicy(NoQValues, ActorCriticPolicy):
             (hidden,) = self.decoders.follow("predict", [self.actor], as_token_ids(observation))
             log_probs = log_softmax(self.actor, hidden, self.temperature)  # (N, V)
             return log_probs.argmax(dim=-1) if deterministic else sample_tokens(log_probs)[0]
+
+    @property
+    def q_net(self) -> Any:
+        """The Q-network that DQN looks for; always raises ValueError."""
+        raise ValueError(
+            "LMActorCriticPolicy has no Q-values, so DQN can't train it: use PPO, A2C or TRPO, or "
+            "DQN with 'MlpPolicy' on 'TokenRLHF-Features-TopK-v0'."
+        )
+
+    quantile_net = q_net  # the name that QR-DQN looks for
 
     # Parts ---------------------------------------------------------------------------------------
 

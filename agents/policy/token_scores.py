@@ -1,9 +1,9 @@
-"""Log-probabilities and entropies straight from hidden states: logits live a chunk at a time.
+"""Log-probabilities and entropies from hidden states, with the logits of one chunk at a time.
 
-By autograd, the (n, V) logits, their softmax and the gradients of both would be held whole, several
-times over. Here one function does the output layer, the softmax and the gather together, chunk by
-chunk, and its backward pass needs one (n, V) tensor where that is small, and none where it is not:
-then the logits of a chunk are computed again. The gradients are exact either way:
+Autograd would store the (n, V) logits, their softmax and the gradients of both. Here one function
+computes the output layer, the softmax and the gather together, chunk by chunk. Its backward pass
+needs one (n, V) tensor where that is small, and none where it is large: then it computes the logits
+of each chunk again. The gradients are exact in both cases:
 
     ∂ log p_a / ∂z = 1_a − p          ∂H / ∂z = −p · (log p + H)
 
@@ -26,7 +26,7 @@ CHUNK_LOGITS = 2**22
 """Logits of one chunk: 16 MiB of float32; on a GPU `GPU_FACTOR` times as many."""
 
 KEPT_LOGITS = 2**24
-"""At most so many log-probabilities (64 MiB) are kept for the backward pass, else none; on a GPU
+"""At most so many log-probabilities (64 MiB) are saved for the backward pass, else none; on a GPU
 `GPU_FACTOR` times as many."""
 
 _MULTIPLIES_INTO_FLOAT32 = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
@@ -61,9 +61,15 @@ def score_tokens(
         return scores_of_logits(logits, actions, entropy_needs_gradient)
     factor = GPU_FACTOR if hidden.is_cuda else 1
     small = len(hidden) * len(layer.weight) <= KEPT_LOGITS * factor
-    keeps = small and torch.is_grad_enabled()  # off inside of the function, always
+    saves_log_probs = small and torch.is_grad_enabled()  # off inside of the function, always
     return _TokenScores.apply(
-        hidden, layer.weight, layer.bias, actions, temperature, entropy_needs_gradient, keeps
+        hidden,
+        layer.weight,
+        layer.bias,
+        actions,
+        temperature,
+        entropy_needs_gradient,
+        saves_log_probs,
     )
 
 
@@ -71,15 +77,21 @@ def scores_of_logits(
     logits: torch.Tensor, actions: torch.Tensor, entropy_needs_gradient: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `score_tokens`, from (n, V) logits that were divided by the temperature, by autograd."""
-    log_normalizer = torch.logsumexp(logits, dim=-1)
-    log_probs = logits.gather(-1, actions[:, None]).squeeze(-1) - log_normalizer
+    log_normalizer = torch.logsumexp(logits, dim=-1)  # (n,)
+    log_probs = logits.gather(-1, actions[:, None]).squeeze(-1) - log_normalizer  # (n,)
     with torch.set_grad_enabled(torch.is_grad_enabled() and entropy_needs_gradient):
-        probabilities = torch.exp(logits - log_normalizer[:, None])
-        entropies = log_normalizer - (probabilities * logits).sum(dim=-1)
+        probabilities = torch.exp(logits - log_normalizer[:, None])  # (n, V)
+        entropies = log_normalizer - (probabilities * logits).sum(dim=-1)  # (n,)
     return log_probs, entropies
 
 
 class _TokenScores(torch.autograd.Function):
+    """(n,) log-probabilities and (n,) entropies from (n, h) hidden states, m states at a time.
+
+    The last argument says whether the (m, V) log-probabilities of every chunk are saved for the
+    backward pass, or computed again in it. Gradients go to hidden states, weight and bias.
+    """
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -89,55 +101,65 @@ class _TokenScores(torch.autograd.Function):
         actions: torch.Tensor,
         temperature: float,
         entropy_needs_gradient: bool,
-        keeps: bool,
+        saves_log_probs: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         device = hidden.device.type
         ctx.narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         ctx.temperature, ctx.entropy_needs_gradient = temperature, entropy_needs_gradient
         chunk = CHUNK_LOGITS * (GPU_FACTOR if hidden.is_cuda else 1)
         ctx.rows = max(1, chunk // len(weight))
-        log_probs, entropies, kept = [], [], []
+        log_probs, entropies, saved_log_probs = [], [], []
         with torch.autocast(device, enabled=False):
             layer = _Layer(weight, bias, temperature, ctx.narrow)
-            for states, chosen in zip(hidden.split(ctx.rows), actions.split(ctx.rows), strict=True):
-                table = layer.log_softmax(states)
-                log_probs.append(table.gather(-1, chosen[:, None]).squeeze(-1))
-                entropies.append(-(table.exp() * table).sum(dim=-1))
-                if keeps:
-                    kept.append(table)
-        entropy = torch.cat(entropies)
+            for states, chunk_actions in zip(
+                hidden.split(ctx.rows), actions.split(ctx.rows), strict=True
+            ):
+                chunk_log_probs = layer.log_softmax(states)  # (m, h) → (m, V)
+                chosen_log_probs = chunk_log_probs.gather(-1, chunk_actions[:, None])  # (m, 1)
+                log_probs.append(chosen_log_probs.squeeze(-1))  # (m,)
+                entropies.append(-(chunk_log_probs.exp() * chunk_log_probs).sum(dim=-1))  # (m,)
+                if saves_log_probs:
+                    saved_log_probs.append(chunk_log_probs)
+        entropy = torch.cat(entropies)  # (n,)
         if not entropy_needs_gradient:
             ctx.mark_non_differentiable(entropy)
-        ctx.save_for_backward(hidden, weight, bias, actions, entropy, *kept)
-        return torch.cat(log_probs), entropy
+        ctx.save_for_backward(hidden, weight, bias, actions, entropy, *saved_log_probs)
+        return torch.cat(log_probs), entropy  # (n,), (n,)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, bias, actions, entropy, *kept = ctx.saved_tensors
+        hidden, weight, bias, actions, entropy, *saved_log_probs = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         wide = torch.promote_types(weight.dtype, torch.float32)  # sums over chunks
         narrow = ctx.narrow or weight.dtype
         narrow_weight = weight.to(narrow)
+        # Gradients of the loss by the hidden states (n, h), the weight (V, h) and the bias (V,).
         to_hidden = torch.empty_like(hidden) if needs_hidden else None
         to_weight = torch.zeros_like(weight, dtype=wide) if needs_weight else None
         to_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
-            layer = None if kept else _Layer(weight, bias, ctx.temperature, ctx.narrow)
+            layer = None if saved_log_probs else _Layer(weight, bias, ctx.temperature, ctx.narrow)
             for index, start in enumerate(range(0, len(hidden), ctx.rows)):
                 part = slice(start, start + ctx.rows)
-                table = kept[index] if layer is None else layer.log_softmax(hidden[part])
-                of_entropy = gradients[1][part] if ctx.entropy_needs_gradient else None
+                chunk_log_probs = (
+                    saved_log_probs[index] if layer is None else layer.log_softmax(hidden[part])
+                )
+                entropy_gradient = gradients[1][part] if ctx.entropy_needs_gradient else None
                 to_logits = _to_logits(
-                    table, actions[part], entropy[part], gradients[0][part], of_entropy
-                ).div_(ctx.temperature)
+                    chunk_log_probs,
+                    actions[part],
+                    entropy[part],
+                    gradients[0][part],
+                    entropy_gradient,
+                ).div_(ctx.temperature)  # (m, V)
                 if to_bias is not None:
-                    to_bias += to_logits.sum(dim=0)
+                    to_bias += to_logits.sum(dim=0)  # (V,)
                 to_logits = to_logits.to(narrow)
                 if to_hidden is not None:
-                    to_hidden[part] = to_logits @ narrow_weight
+                    to_hidden[part] = to_logits @ narrow_weight  # (m, V) @ (V, h) → (m, h)
                 if to_weight is not None:
-                    to_weight += to_logits.T @ hidden[part].to(narrow)
+                    to_weight += to_logits.T @ hidden[part].to(narrow)  # (V, m) @ (m, h) → (V, h)
         return (
             to_hidden,
             None if to_weight is None else to_weight.to(weight.dtype),
@@ -154,7 +176,7 @@ class _Layer:
         bias: (V,) or None.
         temperature: divides the logits.
         narrow: autocast's dtype, or None. GPUs then multiply in it and add up in float32; CPUs
-            multiply in the weights' own.
+            multiply in the dtype of the weights.
     """
 
     def __init__(
@@ -171,11 +193,11 @@ class _Layer:
 
     def log_softmax(self, states: torch.Tensor) -> torch.Tensor:
         """(m, V) log-probabilities, float32 at least, at (m, h) hidden states."""
-        states, transposed = states.to(self.weight.dtype), self.weight.T
+        states, transposed = states.to(self.weight.dtype), self.weight.T  # (m, h), (h, V)
         if self.adds_up_wide:
             logits = torch.mm(states, transposed, out_dtype=torch.float32)
         else:
-            logits = states @ transposed
+            logits = states @ transposed  # (m, V)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if self.bias is not None:
             logits = logits + self.bias
@@ -185,17 +207,21 @@ class _Layer:
 
 
 def _to_logits(
-    table: torch.Tensor,
+    log_probs: torch.Tensor,
     actions: torch.Tensor,
     entropy: torch.Tensor,
-    of_log_probs: torch.Tensor,
-    of_entropy: torch.Tensor | None,
+    log_prob_gradient: torch.Tensor,
+    entropy_gradient: torch.Tensor | None,
 ) -> torch.Tensor:
     """(m, V) gradient of the tempered logits, from (m, V) log-probabilities and (m,) gradients."""
-    probabilities = table.exp()
-    if of_entropy is None:
-        found = probabilities.mul_(-of_log_probs[:, None])
+    probabilities = log_probs.exp()  # (m, V)
+    if entropy_gradient is None:
+        gradient = probabilities.mul_(-log_prob_gradient[:, None])
     else:
-        pull = (table + entropy[:, None]).mul_(of_entropy[:, None]).add_(of_log_probs[:, None])
-        found = probabilities.mul_(pull.neg_())
-    return found.scatter_add_(-1, actions[:, None], of_log_probs[:, None])
+        pull = (
+            (log_probs + entropy[:, None])
+            .mul_(entropy_gradient[:, None])
+            .add_(log_prob_gradient[:, None])
+        )
+        gradient = probabilities.mul_(pull.neg_())
+    return gradient.scatter_add_(-1, actions[:, None], log_prob_gradient[:, None])

@@ -1,9 +1,9 @@
-"""`ValueHead`: hidden state → V, learnt in units of the returns' running deviation.
+"""`ValueHead`: hidden state → V, learnt in units of the returns' running standard deviation.
 
-Squared errors of returns, steps of an optimiser, and a clip of the value's change are of a fixed
-size; returns are of any. So the linear layer learns returns divided by their deviation, and V is
-its output times that (van Hasselt et al. 2016, https://arxiv.org/abs/1602.07714, section 2, without
-the shift). V is in units of the reward wherever it is read.
+The learning rate and the clip of a value's change have fixed sizes, and returns can have any scale.
+So the linear layer learns returns divided by their standard deviation, and V is its output times
+that (van Hasselt et al. 2016, https://arxiv.org/abs/1602.07714, section 2, without the shift). V is
+in units of the reward wherever it is used.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["LEAST_RATE", "MEAN_SHARE", "ValueHead", "return_spread"]
+__all__ = ["LEAST_RATE", "MEAN_SHARE", "ValueHead", "return_std"]
 
 LEAST_RATE = 0.1
 """Share of the newest rollout in the running variance: a plain mean over the first 10 rollouts, an
-exponential one from there. So returns are never more than √10 deviations large for long, however
+exponential one from there. So returns larger than √10 deviations don't stay so for long, however
 small those before them were."""
 
 MEAN_SHARE = 0.1
-"""Of the root mean square of returns, what their deviation counts as at the least: values that are
-far from 0 beside their spread must get there first, and constant ones have no spread."""
+"""Least deviation of returns, as a share of their root mean square: values that are far from 0
+compared with their deviation must get there first, and constant ones have no deviation."""
 
 
-def return_spread(returns: np.ndarray) -> float:
-    """The deviation of a rollout's returns, at least `MEAN_SHARE` of their root mean square.
+def return_std(returns: np.ndarray) -> float:
+    """The standard deviation of a rollout's returns, at least `MEAN_SHARE` times their RMS.
 
     Args:
         returns: (n,), finite.
@@ -39,7 +39,7 @@ def return_spread(returns: np.ndarray) -> float:
 
 
 class ValueHead(nn.Linear):
-    """A linear layer whose output is multiplied by a deviation that is kept with the weights.
+    """A linear layer whose output is multiplied by a deviation that is stored with the weights.
 
     Args:
         hidden_size: size of a hidden state.
@@ -64,24 +64,24 @@ class ValueHead(nn.Linear):
 
     @torch.no_grad()
     def follow(self, returns: np.ndarray) -> None:
-        """Take a rollout's returns into the running deviation; V stays what it was, to rounding.
+        """Update the running deviation with a rollout's returns; V is unchanged, up to rounding.
 
         The running variance is v ← v + max(1/k, `LEAST_RATE`)·(v_k − v) after the k-th rollout, so
-        that the first one counts whole. Returns that are all 0 say nothing of their scale.
+        that the first one has weight 1. Returns that are all 0 have no scale and change nothing.
 
         Args:
             returns: (n,), finite.
         """
-        spread = return_spread(returns)
+        std = return_std(returns)
         before, rollouts = float(self.deviation), int(self.rollouts) + 1
         rate = max(1.0 / rollouts, LEAST_RATE)
-        mean = math.hypot(math.sqrt(1 - rate) * before, math.sqrt(rate) * spread)
+        mean = math.hypot(math.sqrt(1 - rate) * before, math.sqrt(rate) * std)
         deviation = self.deviation.new_tensor(mean)
-        if not (spread > 0 and torch.isfinite(1 / deviation)):
+        if not (std > 0 and torch.isfinite(1 / deviation)):
             return
-        kept = self.deviation / deviation
-        self.weight.mul_(kept)
-        self.bias.mul_(kept)
+        rescale = self.deviation / deviation
+        self.weight.mul_(rescale)
+        self.bias.mul_(rescale)
         self.deviation.copy_(deviation)
         self.rollouts.fill_(rollouts)
 

@@ -44,7 +44,7 @@ LOGGED_NAMES = {
     "entropy": "entropy_loss",
     "kl": "kl_loss",
 }
-"""What SB3's logger calls the parts of a loss under `train/`; the others keep their name."""
+"""SB3's names of the parts of a loss under `train/`; the others keep their name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ def ppo_losses(
         log_probs: log π of the actions.
         entropies: of the distributions.
         batch: old log-probabilities, old values and returns.
-        advantages: as the policy's loss takes them.
+        advantages: (n,) of the policy's loss.
         clip_range: of the ratio.
         clip_range_vf: of the value's change, in units of `return_deviation`; None for none.
         return_deviation: what values and returns are divided by in the value loss.
@@ -183,11 +183,11 @@ def normalized(advantages: torch.Tensor, magnitude: float) -> tuple[torch.Tensor
 
 
 def whitening_divisor(values: np.ndarray, magnitude: float = 0.0) -> float:
-    """What `whiten` divides by: the standard deviation over n − 1.
+    """The divisor of `whiten`: the standard deviation over n − 1.
 
-    A single value is divided by 1. Values without spread, which become 0, have no deviation to
-    divide by; then it is their size, so that what else is divided by it (β of a KL loss) is not
-    multiplied by the inverse of a rounding error, and goes along with the scale of the rewards.
+    A single value is divided by 1. Values that are all equal, which become 0, are divided by their
+    size, so that what else is divided by it (β of a KL loss) is not multiplied by the inverse of a
+    rounding error, and scales with the rewards.
 
     Args:
         values: any shape, n in all.
@@ -222,7 +222,7 @@ def whiten(values: np.ndarray, magnitude: float = 0.0) -> np.ndarray:
 
 
 def explained_variance(predictions: np.ndarray, targets: np.ndarray) -> float:
-    """1 − var(targets − predictions)/var(targets), in float64; NaN where targets have no spread."""
+    """1 − var(targets − predictions)/var(targets), in float64; NaN where targets are all equal."""
     deviation = sample_deviation(targets)
     if not deviation:
         return math.nan

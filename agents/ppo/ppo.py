@@ -25,7 +25,7 @@ from stable_baselines3.common.type_aliases import (
 )
 from stable_baselines3.common.utils import LinearSchedule, update_learning_rate
 
-from agents.policy import LMActorCriticPolicy, ValueHead
+from agents.policy import LMActorCriticPolicy, ValueHead, store_rebuild_kwargs
 from agents.ppo.precision import (
     check_update_precision,
     measured_precision,
@@ -71,22 +71,22 @@ class TokenPPO(PPO):
             attribute before `_setup_lr_schedule()`); a schedule is taken as it is. No schedule is
             asked for progress below 0, which SB3 reaches where the last rollout overshoots.
         n_steps: steps per environment and rollout.
-        batch_size: tokens per minibatch, about: sequences are kept whole.
+        batch_size: tokens per minibatch, approximately: sequences are not split.
         n_epochs: passes over a rollout.
         gamma: γ; 1: a token late in the response is worth as much as an early one.
         gae_lambda: λ of the estimator `"gae"`; the others have none to choose.
         clip_range: of the ratio.
         clip_range_vf: of the value's change, in deviations of the returns where they are
-            normalised; None for none.
+            normalised; None: no clipping.
         normalize_returns: let the critic learn returns divided by their running deviation, which
-            is kept with the policy; V is in units of the reward everywhere else. None: wherever
-            `LMActorCriticPolicy` has a critic that learns; SB3's own policies have no place for it.
+            is stored in the policy; V is in units of the reward everywhere else. None: where
+            `LMActorCriticPolicy` has a critic that learns; SB3's policies can't store it.
         normalize_advantage: per minibatch, as SB3 does it; but where a minibatch's differ by
             rounding only, they are 0.
         whiten_advantages: once over the whole rollout, instead.
         ent_coef: weight of the entropy bonus, beside advantages of the scale that they have then.
         vf_coef: weight of the value loss; None for 0.1, or 0 where the buffer's
-            `advantage_estimator` asks no critic.
+            `advantage_estimator` needs no critic.
         max_grad_norm: gradients are clipped to this norm.
         target_kl: stop the epochs of an update where the approximate KL exceeds 1.5 times this.
         micro_batch_tokens: tokens, padding included, per forward and backward; the gradients of a
@@ -101,7 +101,7 @@ class TokenPPO(PPO):
         use_kl_loss: add β times the estimator's mean over the tokens to the loss, instead of
             subtracting it from the rewards; β is the environment's in that rollout. Where
             advantages are divided by their standard deviation, over the rollout or per minibatch,
-            so is β here: whitening changes nothing of the trade-off between score and KL. (The
+            so is β here: whitening does not change the trade-off between score and KL. (The
             estimator `"group"` divides by the deviation in every group, and β is relative to that.)
             Not for k1.
         kl_controller: what moves β between rollouts: `"fixed"` (nothing), `"adaptive"`
@@ -172,7 +172,7 @@ class TokenPPO(PPO):
         _init_setup_model: bool = True,
     ) -> None:
         estimator = (rollout_buffer_kwargs or {}).get("advantage_estimator", "gae")
-        of_sb3: dict[str, Any] = {
+        sb3_settings: dict[str, Any] = {
             "learning_rate": learning_rate,
             "n_steps": n_steps,
             "batch_size": batch_size,
@@ -196,7 +196,7 @@ class TokenPPO(PPO):
         self.kl_controller, self.kl_target = kl_controller, kl_target
         self.kl_horizon, self.kl_dual_rate = kl_horizon, kl_dual_rate
         self.critic_warmup = critic_warmup
-        check_agent({**of_sb3, **vars(self), "vf_coef": vf_coef})
+        check_agent({**sb3_settings, **vars(self), "vf_coef": vf_coef})
         self.num_updates, self.has_met_rounding = 0, False
         with warnings.catch_warnings():
             # It counts steps that do not divide into minibatches; sequences never do, exactly.
@@ -212,7 +212,7 @@ class TokenPPO(PPO):
                 seed=seed,
                 device=device,
                 _init_setup_model=_init_setup_model,
-                **of_sb3,
+                **sb3_settings,
             )
 
     def _setup_model(self) -> None:
@@ -220,32 +220,31 @@ class TokenPPO(PPO):
         check_agent(vars(self))
         if self.critic_warmup and not issubclass(self.policy_class, LMActorCriticPolicy):
             raise ValueError(
-                f"critic_warmup={self.critic_warmup} holds the actor's weights, and of "
-                f"{self.policy_class.__name__} it is not known which they are: use "
-                "LMActorCriticPolicy, or critic_warmup=0."
+                f"critic_warmup={self.critic_warmup} freezes the actor's weights, and which they "
+                f"are is unknown for {self.policy_class.__name__}: use LMActorCriticPolicy, or "
+                "critic_warmup=0."
             )
         if self.normalize_returns and not issubclass(self.policy_class, LMActorCriticPolicy):
             raise ValueError(
-                f"normalize_returns=True keeps the deviation of returns in the critic's head, and "
-                f"that of {self.policy_class.__name__} has no place for it: use "
-                "LMActorCriticPolicy, or leave normalize_returns out."
+                f"normalize_returns=True stores the deviation of returns in the critic's head, and "
+                f"{self.policy_class.__name__} has no place for it: use LMActorCriticPolicy, or "
+                "leave normalize_returns out."
             )
         settings = find_env_settings(self.env)
-        if self.is_without_tokens:
+        if self.is_plain_ppo:
             check_plain_environment(vars(self))
         if settings is not None and issubclass(self.policy_class, LMActorCriticPolicy):
             self.policy_kwargs = {"actor": settings.reference, **self.policy_kwargs}
         super()._setup_model()
-        # Here and not in the constructor: a loaded model may be told another precision.
+        # Not in the constructor: a loaded model may be given another precision.
         self.update_precision = "float32" if self.precision == "auto" else self.precision
         self.has_measured_precision = False
         check_update_precision(self)
         if isinstance(self.policy, LMActorCriticPolicy):
-            # So that a model which was never trained loads without its first checkpoint, too.
-            self.policy_kwargs = {**self.policy_kwargs, **self.policy.rebuild_kwargs()}
+            store_rebuild_kwargs(self)  # the archive of an untrained model needs them, too
 
     @property
-    def is_without_tokens(self) -> bool:
+    def is_plain_ppo(self) -> bool:
         """Whether this is plain PPO: no language model, and an environment that is no token MDP."""
         is_plain = not issubclass(self.policy_class, LMActorCriticPolicy)
         return is_plain and self.env is not None and find_env_settings(self.env) is None
@@ -257,7 +256,7 @@ class TokenPPO(PPO):
 
     @property
     def kl_control(self) -> KLController:
-        """What moves β between rollouts."""
+        """The controller that moves β between rollouts."""
         return kl_controller(self.kl_controller, self.kl_target, self.kl_horizon, self.kl_dual_rate)
 
     @property
@@ -272,29 +271,29 @@ class TokenPPO(PPO):
     def update_log_probs(
         self,
     ) -> Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None:
-        """What computes log π of actions as the update will; None where that is as in sampling."""
+        """A function for log π of actions as the update computes it; None: as sampling does."""
         return update_log_probs(self)
 
     @property
     def is_warming_up(self) -> bool:
-        """Whether the next update teaches the critic alone."""
+        """Whether the next update trains the critic alone."""
         return self.num_updates < self.critic_warmup
 
     @property
-    def actor_has_rested(self) -> bool:
-        """Whether the last rollout came from an actor that a warm-up has held since the start."""
+    def actor_is_unchanged(self) -> bool:
+        """Whether a warm-up has frozen the actor of the last rollout since the start."""
         return bool(self.critic_warmup) and self.num_updates <= self.critic_warmup
 
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        """Put `RLHFCallback` in front, unless there is one: others need complete rewards.
+        """Insert `RLHFCallback` as the first, unless there is one: others need complete rewards.
 
         Without a token MDP there is no KL to complete.
         """
-        given = callback if isinstance(callback, list) else [callback] if callback else []
-        if not (self.is_without_tokens or has_rlhf_callback(given)):
-            given = [RLHFCallback(), *given]
-        ready = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in given]
-        return super()._init_callback(ready, progress_bar)
+        callbacks = callback if isinstance(callback, list) else [callback] if callback else []
+        if not (self.is_plain_ppo or has_rlhf_callback(callbacks)):
+            callbacks = [RLHFCallback(), *callbacks]
+        converted = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in callbacks]
+        return super()._init_callback(converted, progress_bar)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
         """SB3's, whose policy reads the observations where they are: on the host."""
@@ -304,11 +303,11 @@ class TokenPPO(PPO):
             return super().collect_rollouts(*args, **kwargs)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        found = super()._setup_learn(*args, **kwargs)
+        setup = super()._setup_learn(*args, **kwargs)
         if self.precision == "auto" and not self.has_measured_precision:
             self.update_precision = measured_precision(self)
             self.has_measured_precision = True
-        return found
+        return setup
 
     # The update ----------------------------------------------------------------------------------
 
@@ -328,7 +327,7 @@ class TokenPPO(PPO):
     def _update_learning_rate(
         self, optimizers: list[torch.optim.Optimizer] | torch.optim.Optimizer
     ) -> None:
-        """SB3's, but a decay of our own counts from the rollout's start: the last update learns.
+        """SB3's, but our decay counts from the rollout's start, so that the last update learns.
 
         SB3 reads a schedule at the rollout's end, where a linear decay has reached 0 in the last
         (or only) update of a run.
@@ -356,6 +355,6 @@ class TokenPPO(PPO):
         """β of the last rollout; 0 where there is no KL."""
         if isinstance(self.rollout_buffer, EpisodeRolloutBuffer):
             return self.rollout_buffer.kl_coef
-        if self.is_without_tokens or self.env is None:
+        if self.is_plain_ppo or self.env is None:
             return 0.0
         return float(self.env.get_attr("kl_coef")[0])

@@ -36,12 +36,12 @@ MEASURED_TOKENS = 2048
 """Tokens of the forward pass that is measured, at most."""
 
 TURNS = 3
-"""Medians are of these, after one that warms up."""
+"""Measurements that a median is taken of, after one to warm up."""
 
 
 @contextlib.contextmanager
 def computing_in(precision: str, device: torch.device | str) -> Iterator[None]:
-    """Forward passes inside compute in `precision`, `"float32"` (as ever) or `"bfloat16"`."""
+    """Let forward passes in the block compute in `precision`, `"float32"` or `"bfloat16"`."""
     if precision == "float32":
         yield
         return
@@ -66,8 +66,8 @@ class _WideAttention(TorchFunctionMode):
         if function is not scaled_dot_product_attention:
             return function(*args, **kwargs)
         with torch.autocast("cpu", enabled=False):
-            found = function(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})
-            return found.to(args[0].dtype)
+            attended = function(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})
+            return attended.to(args[0].dtype)
 
 
 def _widened(value: Any) -> Any:
@@ -76,15 +76,15 @@ def _widened(value: Any) -> Any:
 
 
 def check_update_precision(model: Any) -> None:
-    """Raise ValueError where a model's buffer can't say what its ratios divide by.
+    """Raise ValueError where a model can't provide the log-probabilities that ratios divide by.
 
     Args:
         model: a `TokenPPO`, set up.
     """
     if model.update_precision != "float32" and not _can_be_narrow(model):
         raise ValueError(
-            f"precision={model.precision!r} divides by log-probabilities of the update's own "
-            f"precision, which only LMActorCriticPolicy with EpisodeRolloutBuffer knows, not "
+            f"precision={model.precision!r} divides by log-probabilities of the update's "
+            f"precision, which only LMActorCriticPolicy with EpisodeRolloutBuffer provides, not "
             f"{type(model.policy).__name__} with {type(model.rollout_buffer).__name__}: leave "
             "precision at 'float32', or leave rollout_buffer_class out."
         )
@@ -98,7 +98,7 @@ def _can_be_narrow(model: Any) -> bool:
 def update_log_probs(
     model: Any,
 ) -> Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None:
-    """What computes (n,) log π of actions as a model's update does, with the present weights.
+    """A function for (n,) log π of actions as a model's update computes it, at present weights.
 
     Args:
         model: a `TokenPPO`.
@@ -121,18 +121,18 @@ def update_log_probs(
 
 
 def settle_old_log_probs(model: Any) -> bool:
-    """Decide what the ratios of an update divide by; before any weight changes.
+    """Set the old log-probabilities that an update's ratios divide by, before any weight changes.
 
-    The update's own log-probabilities of tokens that the present weights sampled: those of sampling
-    where both compute in float32, else those of the update's first forward pass where it sees all
-    tokens at once, else those of a pass of their own. Carried tokens were sampled by other weights:
-    the buffer computed theirs at the end of the rollout that sampled them.
+    They are the log-probabilities of the tokens in the update's precision: those of sampling where
+    both compute in float32, else those of the update's first forward pass where it sees all tokens
+    at once, else those of a separate pass. Carried tokens were sampled by other weights: the buffer
+    computed theirs at the end of the rollout that sampled them.
 
     Args:
         model: a `TokenPPO` whose rollout is complete; its buffer gets the log-probabilities.
 
     Returns:
-        Whether they are still to be set, by the first forward pass.
+        Whether the first forward pass has still to set them.
     """
     buffer = model.rollout_buffer
     if not isinstance(buffer, EpisodeRolloutBuffer) or buffer.cut == "carry":
@@ -146,10 +146,10 @@ def settle_old_log_probs(model: Any) -> bool:
     batch = buffer.all_tokens()
     old_log_probs = torch.empty_like(batch.old_log_prob)
     for part, index in split_minibatch(batch, MICRO_BATCH_TOKENS):
-        chosen = slice(None) if index is None else index
+        positions = slice(None) if index is None else index
         states: Any = part.observations
         with torch.no_grad():
-            old_log_probs[chosen] = compute(states, part.actions)
+            old_log_probs[positions] = compute(states, part.actions)
     buffer.old_log_probs = old_log_probs.cpu().numpy()
     return False
 
@@ -157,7 +157,7 @@ def settle_old_log_probs(model: Any) -> bool:
 def measured_precision(model: Any) -> str:
     """The precision in which `TokenPPO`'s update is faster on this machine; its logger says so.
 
-    Other policies and buffers than language models' have nothing to gain: float32.
+    It is float32 for other policies and buffers than those of language models.
 
     Args:
         model: a `TokenPPO`, set up; nothing of it changes.
@@ -178,13 +178,13 @@ def measured_precision(model: Any) -> str:
         return log_probs.mean() + values.mean()
 
     seconds = seconds_by_precision(step, list(policy.parameters()))
-    chosen = min(seconds, key=lambda precision: seconds[precision])
+    fastest = min(seconds, key=lambda precision: seconds[precision])
     ratio = seconds["float32"] / seconds["bfloat16"]
     model.logger.info(
-        f"precision='auto': updates compute in {chosen}; a forward and backward pass took "
+        f"precision='auto': updates compute in {fastest}; a forward and backward pass took "
         f"{ratio:.2f} times as long in float32 as in bfloat16."
     )
-    return chosen
+    return fastest
 
 
 def seconds_by_precision(
@@ -199,15 +199,15 @@ def seconds_by_precision(
     device = parameters[0].device
     seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     for _ in range(1 + TURNS):
-        for precision, found in seconds.items():
+        for precision, durations in seconds.items():
             start = _now(device)
             with computing_in(precision, device):
                 loss = step()
             loss.backward()
-            found.append(_now(device) - start)
+            durations.append(_now(device) - start)
             for parameter in parameters:
                 parameter.grad = None
-    return {precision: statistics.median(found[1:]) for precision, found in seconds.items()}
+    return {precision: statistics.median(durations[1:]) for precision, durations in seconds.items()}
 
 
 def _now(device: torch.device) -> float:

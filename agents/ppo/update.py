@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 
-from agents.policy import return_spread
+from agents.policy import return_std
 from agents.ppo.losses import (
     LOGGED_NAMES,
     explained_variance,
@@ -123,11 +123,11 @@ class Update:
         elif (
             self.model.vf_coef
             and self.clip_range_vf
-            and return_spread(returns) > FAR * self.clip_range_vf
+            and return_std(returns) > FAR * self.clip_range_vf
         ):
             warnings.warn(
                 f"clip_range_vf={self.clip_range_vf:g} lets a value move by so much in an update, "
-                f"and returns deviate by {return_spread(returns):.3g}: the critic may hardly "
+                f"and returns deviate by {return_std(returns):.3g}: the critic may hardly "
                 "learn. Use clip_range_vf=None, or normalize_returns=True with "
                 "LMActorCriticPolicy.",
                 stacklevel=2,

@@ -2,8 +2,9 @@
 
 * `buffer`: `EpisodeRolloutBuffer`, whole sequences; `segments`: one environment's steps of an
   episode in a rollout; `groups`: responses to one prompt that wait for one another.
-* `rewards`: the agent's side of the reward: deferred scores, KL penalties that are no two halves.
+* `rewards`: the agent's side of the reward: deferred scores, and KL penalties other than k1.
 * `callback`: `RLHFCallback`, which completes rewards, binds buffer and environment, and logs.
+* `kl_schedule`: `KLSchedule`, β between rollouts: controller, environment, saved model.
 * `metrics`: records of finished episodes, and the `rlhf/` metrics computed from them.
 * `compatibility`: do environment, buffer and policy fit? `agreement`: do policy and environment
   still see the same episode? `sampling_check`: do sampling and full forwards agree?

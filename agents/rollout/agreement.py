@@ -1,9 +1,9 @@
-"""Agent and environment are at the same states: looked at before every action, and after it.
+"""Checks before and after every action that agent and environment are at the same states.
 
-SB3 acts on the observation that it remembers. Whatever moves the environment in between leaves it
-behind: an evaluation or a reset of the training environment, an interrupted `learn`, another
-environment. Episodes would then hold tokens that were sampled in other contexts than they are
-trained in. So rows that differ start afresh, as after a reset of the environment.
+SB3 acts on the last observation that it stored. Anything that moves the environment in between
+makes that observation stale: an evaluation or a reset of the training environment, an interrupted
+`learn`, another environment. Episodes would then contain tokens that were sampled in other contexts
+than those they are trained in. So rows that differ are restarted, as by a reset.
 
 Axes: `N` environments, `P` prompt columns, `T` response columns.
 """
@@ -35,14 +35,14 @@ logger = logging.getLogger(__name__)
 
 _States = list[tuple[Any, np.ndarray]]
 _STATES_OF: weakref.WeakKeyDictionary[VecEnv, _States] = weakref.WeakKeyDictionary()
-"""Of environments whose observations are no token ids: the last observations that an agent got,
-with the (N, P+T) states that they show."""
+"""For environments whose observations are no token ids: the last observations of an agent, with
+the (N, P+T) states that they show."""
 
 _WARNED: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Models of which it was said that rows start afresh."""
+"""Models for which the warning about restarted rows was logged."""
 
 _HOOKS: weakref.WeakKeyDictionary[torch.nn.Module, RemovableHandle] = weakref.WeakKeyDictionary()
-"""On policies that are acting."""
+"""Hooks on policies that are acting."""
 
 
 class Agreement:
@@ -55,7 +55,7 @@ class Agreement:
         on_restart: called with the rows that started afresh.
 
     Attributes:
-        reads_tokens: whether the agent's observations are the token MDP's own.
+        reads_tokens: whether the agent's observations are those of the token MDP.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Agreement:
     # Before an action ----------------------------------------------------------------------------
 
     def begin_rollout(self) -> None:
-        """Look now, and from now on whenever SB3 is about to act."""
+        """Check now, and from now on before every action of SB3."""
         self.end_rollout()
         self._acted_on = None
         self.restore()
@@ -92,18 +92,18 @@ class Agreement:
         _HOOKS[policy] = policy.register_forward_pre_hook(before, with_kwargs=True)
 
     def end_rollout(self) -> None:
-        """Look no longer; nor let another do, whose `learn` was interrupted."""
+        """Stop checking, and remove the hook of another one whose `learn` was interrupted."""
         hook = _HOOKS.pop(self._model.policy, None)
         if hook is not None:
             hook.remove()
 
     def before_acting(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What the policy is to be called with instead, where rows started afresh; else None."""
+        """New arguments for the policy where rows were restarted, else None."""
         model = self._model
         if not is_running(model, "collect_rollouts"):
             self.end_rollout()  # an interrupted `learn` left it behind
             return None
-        if model._last_obs is self._acted_on:  # a callback's own call of the policy
+        if model._last_obs is self._acted_on:  # a callback calls the policy
             return None
         rows = self.restore()
         self._acted_on = model._last_obs
@@ -118,7 +118,7 @@ class Agreement:
         return (obs_as_tensor(model._last_obs, model.device), *args[1:]), kwargs
 
     def restore(self) -> list[int]:
-        """Start rows afresh that are not where the agent's last observation says; which ones.
+        """Restart the rows that differ from the agent's last observation; returns them.
 
         Raises:
             ValueError: a wrapper shows other token ids than the environment's.
@@ -140,8 +140,8 @@ class Agreement:
     def _differing(self) -> list[int]:
         """Rows whose state is not the one that the agent is about to act on.
 
-        So are those of an episode that the buffer can't use, as an interrupted `learn` lost some of
-        its steps.
+        Rows whose episode the buffer can't use, as an interrupted `learn` lost steps of it, are
+        included.
         """
         expected = self._model._last_obs if self.reads_tokens else self._remembered()
         if expected is None:
@@ -159,10 +159,10 @@ class Agreement:
         return np.flatnonzero(~is_there).tolist()
 
     def _remembered(self) -> np.ndarray | None:
-        """The states that the agent's last observation shows; None where that is not known."""
+        """The states that the agent's last observation shows; None where they are unknown."""
         known = _STATES_OF.get(self._env.unwrapped, [])
-        found = [states for obs, states in known if obs is self._model._last_obs]
-        return found[0] if found else None
+        states_shown = [states for obs, states in known if obs is self._model._last_obs]
+        return states_shown[0] if states_shown else None
 
     def _remember(self, observations: Any) -> None:
         base = self._env.unwrapped
@@ -192,7 +192,7 @@ class Agreement:
         _WARNED.add(self._model)
         logger.warning(
             "%d of %d environments are not where the agent left its episodes (an evaluation on the "
-            "training environment, a reset or step of your own, an interrupted learn?): they start "
+            "training environment, your call of reset or step, an interrupted learn?): they start "
             "afresh, and the episodes under way there are lost. Evaluate in another environment. "
             "This is said once; wherever it happens again to this model, it is mended in the same "
             "way.",
@@ -201,7 +201,7 @@ class Agreement:
         )
 
     def _cut_episodes(self, rows: list[int]) -> None:
-        """Let the steps that were taken in these rows count, with V of what would have followed."""
+        """Keep the steps that were taken in these rows, with V of the state that follows them."""
         model = self._model
         buffer = getattr(model, "rollout_buffer", None)
         if not isinstance(buffer, RolloutBuffer):
@@ -225,7 +225,7 @@ class Agreement:
     def check_step(
         self, actions: np.ndarray, observations: Any, dones: np.ndarray, infos: Sequence[Any]
     ) -> None:
-        """Refuse a step after which the environment is not where the actions lead.
+        """Check that a step led the environment where the actions lead.
 
         Args:
             actions: (N,) or (N, 1) as the agent chose them.
@@ -239,7 +239,7 @@ class Agreement:
         if not self.reads_tokens:
             self._remember(observations)
             return
-        acted_on, chosen = np.asarray(self._model._last_obs), np.asarray(actions).reshape(-1)
+        acted_on, flat_actions = np.asarray(self._model._last_obs), np.asarray(actions).reshape(-1)
         following = observations
         ended = np.flatnonzero(dones)
         if len(ended):
@@ -255,18 +255,18 @@ class Agreement:
             and (columns >= self._prompt_columns).all()
             and (before[places] == NO_TOKEN).all()
             and ((columns == self._prompt_columns) | (before[places - 1] != NO_TOKEN)).all()
-            and (not self._picks_tokens or np.array_equal(new, chosen))
+            and (not self._picks_tokens or np.array_equal(new, flat_actions))
         ):
             return
-        self._refuse(acted_on, chosen, following)
+        self._refuse(acted_on, flat_actions, following)
 
-    def _refuse(self, acted_on: np.ndarray, chosen: np.ndarray, following: np.ndarray) -> None:
+    def _refuse(self, acted_on: np.ndarray, actions: np.ndarray, following: np.ndarray) -> None:
         """Raise ValueError about the first row that is not where its action leads."""
         expected = acted_on.copy()
         lengths = (acted_on[:, self._prompt_columns :] != NO_TOKEN).sum(axis=1)
         columns = np.minimum(self._prompt_columns + lengths, acted_on.shape[1] - 1)
-        every = np.arange(len(acted_on))
-        expected[every, columns] = chosen if self._picks_tokens else following[every, columns]
+        rows = np.arange(len(acted_on))
+        expected[rows, columns] = actions if self._picks_tokens else following[rows, columns]
         wrong = np.flatnonzero((expected != following).any(axis=1))
         row = int(wrong[0]) if len(wrong) else 0
         column, token = int(columns[row]), int(following[row, columns[row]])
@@ -276,7 +276,7 @@ class Agreement:
         else:
             what = f"the observation that followed holds {token} in its place"
         raise ValueError(
-            f"the agent chose {int(chosen[row])} in environment {row}, but {what}: a wrapper "
+            f"the agent chose {int(actions[row])} in environment {row}, but {what}: a wrapper "
             "changes what is acted or seen (StickyAction, a repeated, delayed or mapped action, an "
             "observation transform?), or a callback moved the environment before the policy was "
             "asked. The log-probabilities would be those of other tokens than were written, so the "
@@ -299,12 +299,12 @@ class _BeforeActing:
 
 def _per_environment(base: VecEnv, name: str) -> list[np.ndarray]:
     """An attribute of each environment; the rows of a `TokenVecEnv` are in one."""
-    found = base.get_attr(name)
-    return found[:1] if isinstance(base, TokenVecEnv) else found
+    values = base.get_attr(name)
+    return values[:1] if isinstance(base, TokenVecEnv) else values
 
 
 def _restarts_rows(env: VecEnv) -> bool:
-    """Whether no wrapper remembers more of a row than a monitor does."""
+    """Whether no wrapper stores more about a row than a monitor does."""
     layer: Any = env
     while isinstance(layer, VecEnvWrapper):
         if type(layer) not in (VecMonitor, VecCheckNan):
@@ -314,7 +314,7 @@ def _restarts_rows(env: VecEnv) -> bool:
 
 
 def _of_rows(observations: Any, rows: list[int]) -> Any:
-    """Some rows of observations, which a space of parts keeps in a dict."""
+    """Some rows of observations, which are a dict in a dict space."""
     if isinstance(observations, dict):
         return {key: _of_rows(part, rows) for key, part in observations.items()}
     return np.asarray(observations)[rows]
@@ -340,11 +340,11 @@ def _restart_rows(env: VecEnv, rows: list[int]) -> Any:
     """Begin an episode in each of these rows; their first observations."""
     base: Any = env.unwrapped
     if isinstance(base, TokenVecEnv):
-        found = _of_rows(base.restart(rows), rows)
+        observations = _of_rows(base.restart(rows), rows)
     else:
         base.env_method("begin_group", indices=rows)
         begun = base.env_method("reset", indices=rows)
-        found = _stacked([observation for observation, _ in begun])
+        observations = _stacked([observation for observation, _ in begun])
         for row, (_, info) in zip(rows, begun, strict=True):
             base.reset_infos[row] = info
     layer: Any = env
@@ -352,4 +352,4 @@ def _restart_rows(env: VecEnv, rows: list[int]) -> Any:
         if isinstance(layer, VecMonitor):
             layer.episode_returns[rows], layer.episode_lengths[rows] = 0.0, 0
         layer = layer.venv
-    return found
+    return observations

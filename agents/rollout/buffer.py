@@ -1,6 +1,6 @@
 """`EpisodeRolloutBuffer`: each token stored once, whole sequences yielded, rewards scored together.
 
-Stable-Baselines3's own buffer keeps an observation per time step and shuffles single steps, so that
+Stable-Baselines3's buffer stores an observation per time step and shuffles single steps, so that
 one forward of a sequence serves one action. This one yields `PackedSequences`: one forward of a
 sequence serves all of its actions, and every per-token tensor is 1-D without padding.
 """
@@ -17,7 +17,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.rollout.groups import NO_GROUP, GroupQueue, check_groups
+from agents.rollout.groups import NO_COMPLETE_GROUP_MESSAGE, GroupQueue, check_groups
 from agents.rollout.metrics import EpisodeRecord
 from agents.rollout.numbers import refuse_non_finite_rollout
 from agents.rollout.rewards import (
@@ -27,7 +27,7 @@ from agents.rollout.rewards import (
     per_new_step,
     score_segments,
 )
-from agents.rollout.segments import Segment, StepLog, joined, offsets
+from agents.rollout.segments import RolloutStorage, Segment, concatenate, offsets
 from agents.settings import check_estimator, check_rollout_length
 from tokenenv.episodes import split_observation
 from tokenenv.maths import GROUPED, token_advantages, whiten_rewards
@@ -60,11 +60,11 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             `"group"` and `"reinforce"` use no critic: all tokens of a response share the sum of its
             rewards, score and KL together, less a baseline. They need `cut="carry"` and γ = 1.
         group_size: responses to the same prompt that `"rloo"` and `"group"` compare; the others
-            ignore it. Finished episodes wait, as carried ones do, for the others of the group that
-            the environment started them in, with the same `group_size`.
+            ignore it. Finished episodes wait, as carried ones do, until the other episodes of the
+            environment's group are finished; its `group_size` must be the same.
         whiten_rewards: scale the rewards of all tokens of the update to standard deviation 1 about
-            their mean before anything is computed from them; see `tokenenv.maths.whiten_rewards`
-            for what that does to long responses. Not for `"rloo"`, `"group"` and `"reinforce"`.
+            their mean before advantages are computed; see `tokenenv.maths.whiten_rewards` for the
+            effect on long responses. Not for `"rloo"`, `"group"` and `"reinforce"`.
 
     Attributes:
         records: the episodes that finished in the last rollout (deferred scoring only).
@@ -108,7 +108,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self.binding: RewardBinding | None = None
         self._bound_env: weakref.ref[VecEnv] | None = None
         self._open: list[Segment | None] = [None] * n_envs
-        self._log = StepLog(0, n_envs)
+        self._storage = RolloutStorage(0, n_envs)
         super().__init__(
             buffer_size, observation_space, action_space, device, gae_lambda, gamma, n_envs
         )
@@ -119,15 +119,15 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         episode_starts: np.ndarray | None = None,
         env: VecEnv | None = None,
     ) -> None:
-        """Tell the buffer where rewards come from.
+        """Set the environment that rewards come from.
 
-        What an environment that was reset since, or another one, had left open or waiting, is
-        dropped: it was paid for by other rules, and nothing will finish it.
+        Open and waiting episodes of another environment, or of one that was reset since, are
+        dropped: they were paid by other rules, and nothing will finish them.
 
         Args:
             binding: of the environment that training is about to use.
-            episode_starts: (N,) bool, SB3's for the first step: the very array that closed the last
-                rollout where training goes on, a new one, all true, after a reset.
+            episode_starts: (N,) bool, SB3's for the first step: the same array object that closed
+                the last rollout where training goes on, a new one, all true, after a reset.
             env: the environment itself.
         """
         known, self.binding = self.binding, binding
@@ -146,7 +146,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             self._groups = GroupQueue(self.group_size, binding.shares_groups)
 
     def check_environment(self, env: VecEnv, settings: ResolvedSettings) -> None:
-        """Refuse an environment whose rollouts would not bring the episodes that an update needs.
+        """Check that the environment's rollouts provide the episodes that an update needs.
 
         Args:
             env: that training is about to use.
@@ -166,15 +166,17 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     def reset(self) -> None:
         """Make room for a rollout; episodes that are still open stay.
 
-        Not where the rollout before was never closed (`learn` was interrupted): its steps are lost,
-        so nothing goes on from where the one before it ended.
+        They are dropped where the last rollout was never closed (`learn` was interrupted): its
+        steps are lost, so nothing continues the rollout before it.
         """
-        if self._log.pos:
+        if self._storage.pos:
             self._open = [None] * self.n_envs
-        found = self.binding
+        binding = self.binding
         # Deferred scoring finds them at the rollout's end, for all tokens at once.
-        keeps_ref = found is not None and found.penalty.keeps_ref_log_probs and not found.scorer
-        self._log = StepLog(self.buffer_size, self.n_envs, keeps_ref)
+        keeps_ref = (
+            binding is not None and binding.penalty.keeps_ref_log_probs and not binding.scorer
+        )
+        self._storage = RolloutStorage(self.buffer_size, self.n_envs, keeps_ref)
         self._keep([])
         self.kl_coef = 0.0
         self.records: list[EpisodeRecord] = []
@@ -192,7 +194,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         """Add one step of all environments.
 
         Args:
-            obs: (N, P+T) token ids; read where an episode starts and nowhere else.
+            obs: (N, P+T) token ids; used only where an episode starts.
             action: (N, 1) token ids.
             reward: (N,) as `RLHFCallback` left it.
             episode_start: (N,) whether the episode starts with this step.
@@ -202,22 +204,23 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         Raises:
             RuntimeError: the buffer is not bound.
         """
-        log, started = self._log, np.asarray(episode_start, dtype=bool)
+        storage, started = self._storage, np.asarray(episode_start, dtype=bool)
         prompt_columns = self._bound().max_prompt_tokens
-        log.add(obs, started, prompt_columns, self._open, self._next_groups)
-        log.actions[log.pos] = np.asarray(action).reshape(self.n_envs)
-        log.rewards[log.pos] = reward
-        log.values[log.pos] = value.detach().cpu().numpy().reshape(self.n_envs)
-        log.log_probs[log.pos] = log_prob.detach().cpu().numpy()
-        log.pos += 1
-        self.pos, self.full = log.pos, log.pos == self.buffer_size
+        storage.add(obs, started, prompt_columns, self._open, self._next_groups)
+        storage.actions[storage.pos] = np.asarray(action).reshape(self.n_envs)  # (N, 1) → (N,)
+        storage.rewards[storage.pos] = reward
+        values = value.detach().cpu().numpy()
+        storage.values[storage.pos] = values.reshape(self.n_envs)  # (N, 1) → (N,)
+        storage.log_probs[storage.pos] = log_prob.detach().cpu().numpy()
+        storage.pos += 1
+        self.pos, self.full = storage.pos, storage.pos == self.buffer_size
 
-    def note_ref_log_probs(self, ref_log_probs: np.ndarray) -> None:
-        """Keep (N,) log π_ref of the step that `add` adds next; `RLHFCallback` knows them first."""
-        self._log.ref_log_probs[self._log.pos] = ref_log_probs
+    def store_ref_log_probs(self, ref_log_probs: np.ndarray) -> None:
+        """Store (N,) log π_ref of the step that `add` adds next; `RLHFCallback` has them first."""
+        self._storage.ref_log_probs[self._storage.pos] = ref_log_probs
 
-    def note_groups(self, groups: Sequence[int | None]) -> None:
-        """Keep the groups of the N episodes that the step which `add` adds next belongs to."""
+    def store_groups(self, groups: Sequence[int | None]) -> None:
+        """Store the groups of the N episodes of the step that `add` adds next."""
         self._next_groups = groups
 
     def cut_episodes(self, envs: Sequence[int], values: np.ndarray) -> None:
@@ -232,26 +235,26 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             values: V of those states, one for each; unused between rollouts.
         """
         for env, value in zip(envs, values, strict=True):
-            if self._log.pos:
-                self._log.cut_episode(env, float(value))
+            if self._storage.pos:
+                self._storage.cut_episode(env, float(value))
             else:
                 self._open[env] = None
 
     def lacks_steps(self, observations: np.ndarray, episode_starts: np.ndarray) -> np.ndarray:
-        """Where an episode under way can't be used, as steps of it are lost.
+        """Which episodes under way can't be used, as steps of them are lost.
 
-        With `cut="carry"` an update gets whole episodes; with `cut="bootstrap"` the tokens of lost
-        steps serve as context, and nothing else of them is needed.
+        With `cut="carry"` an update gets whole episodes; with `cut="bootstrap"` lost steps are
+        needed as context only, which the observation provides.
 
         Args:
             observations: (N, P+T) token ids that the next step is sampled in.
             episode_starts: (N,) whether an episode starts with it.
 
         Returns:
-            (N,) bool; all false inside of a rollout, whose own steps are all there.
+            (N,) bool; all false inside of a rollout, all steps of which are stored.
         """
         lacking = np.zeros(self.n_envs, dtype=bool)
-        if self.cut == "carry" and not self._log.pos:
+        if self.cut == "carry" and not self._storage.pos:
             for env in np.flatnonzero(~np.asarray(episode_starts, dtype=bool)).tolist():
                 state = split_observation(observations[env], self._bound().max_prompt_tokens)
                 left = self._open[env]
@@ -284,7 +287,9 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         binding, carries = self._bound(), self.cut == "carry"
         self._last_dones = dones
         self.kl_coef = float(binding.kl_coef())
-        segments = self._log.cut(np.asarray(dones, dtype=bool), self._open, carries, self.kl_coef)
+        segments = self._storage.cut(
+            np.asarray(dones, dtype=bool), self._open, carries, self.kl_coef
+        )
         if binding.penalty.pays_full and segments:
             assert binding.reference is not None
             pay_full_kl(segments, binding.actor, binding.reference)
@@ -294,44 +299,45 @@ class EpisodeRolloutBuffer(RolloutBuffer):
                 used, binding.scorer, binding.kl_shaping, carries, binding.penalty
             )
         if carries:  # by the next update other weights may have sampled the rest
-            self._note_old_log_probs(segments, binding.update_log_probs())
+            self._store_old_log_probs(segments, binding.update_log_probs())
         for segment in segments:
             self._open[segment.env] = None if segment.ended else segment
         if self._groups is not None:
             used = self._groups.complete(used, [s for s in self._open if s is not None])
-        self._log = StepLog(0, self.n_envs)  # the update needs the memory
+        self._storage = RolloutStorage(0, self.n_envs)  # the update needs the memory
         self._keep(used)
-        self._compute_advantages(used, last_values.detach().cpu().numpy().reshape(self.n_envs))
+        values = last_values.detach().cpu().numpy().reshape(self.n_envs)  # (N, 1) → (N,)
+        self._compute_advantages(used, values)
 
-    def _note_old_log_probs(
+    def _store_old_log_probs(
         self,
         segments: Sequence[Segment],
         compute: Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None,
     ) -> None:
-        """Keep the log-probabilities of the new steps as the update computes them."""
-        old: Sequence[np.ndarray | None] = [None] * len(segments)
+        """Store the log-probabilities of the new steps as the update computes them."""
+        per_segment: Sequence[np.ndarray | None] = [None] * len(segments)
         if compute is not None:
-            old = per_new_step(segments, self.device, compute)
-        for segment, of_new_steps in zip(segments, old, strict=True):
-            segment.note_old_log_probs(of_new_steps)
+            per_segment = per_new_step(segments, self.device, compute)
+        for segment, new_log_probs in zip(segments, per_segment, strict=True):
+            segment.store_old_log_probs(new_log_probs)
 
     def _keep(self, segments: Sequence[Segment]) -> None:
         """Store the segments of the update, one array per quantity instead of many small ones."""
-        self.lengths = np.array([len(s.actions) for s in segments], dtype=np.int32)
-        self.offsets = offsets(self.lengths)
-        self.actions = joined([s.actions for s in segments], np.int32)
-        self.rewards = joined([s.rewards for s in segments], np.float32)
-        self.values = joined([s.values for s in segments], np.float32)
-        self.log_probs = joined([s.log_probs for s in segments], np.float32)
-        self.ref_log_probs = joined([s.ref_log_probs for s in segments], np.float32)
+        self.lengths = np.array([len(s.actions) for s in segments], dtype=np.int32)  # (S,)
+        self.offsets = offsets(self.lengths)  # (S + 1,)
+        self.actions = concatenate([s.actions for s in segments], np.int32)  # (n,), as the next are
+        self.rewards = concatenate([s.rewards for s in segments], np.float32)
+        self.values = concatenate([s.values for s in segments], np.float32)
+        self.log_probs = concatenate([s.log_probs for s in segments], np.float32)
+        self.ref_log_probs = concatenate([s.ref_log_probs for s in segments], np.float32)
         self.old_log_probs = self.log_probs
         if any(len(s.old_log_probs) for s in segments):
             old = [s.old_log_probs if len(s.old_log_probs) else s.log_probs for s in segments]
-            self.old_log_probs = joined(old, np.float32)
+            self.old_log_probs = concatenate(old, np.float32)
         self.advantages = self.returns = np.zeros(0, dtype=np.float32)
         prefixes = [s.prefix for s in segments]
-        self._prefixes = joined(prefixes, np.int32)
-        self._prefix_offsets = offsets([len(prefix) for prefix in prefixes])
+        self._prefixes = concatenate(prefixes, np.int32)  # (tokens before all segments,)
+        self._prefix_offsets = offsets([len(prefix) for prefix in prefixes])  # (S + 1,)
 
     def _compute_advantages(self, segments: Sequence[Segment], last_values: np.ndarray) -> None:
         self.advantages, self.returns = token_advantages(
@@ -339,7 +345,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             whiten_rewards(self.rewards) if self.whiten_rewards else self.rewards,
             self.values,
             self.lengths,
-            np.array([_following_value(s, last_values) for s in segments]),
+            np.array([_following_value(s, last_values) for s in segments]),  # (S,)
             self.gamma,
             self.gae_lambda,
             self.group_size,
@@ -353,7 +359,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything stored, what waits for a later update included."""
+        """Bytes of all that is stored, including what waits for a later update."""
         arrays = (
             self.lengths,
             self.offsets,
@@ -370,7 +376,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         )
         still_open = sum(segment.nbytes for segment in self._open if segment is not None)
         waiting = 0 if self._groups is None else self._groups.nbytes
-        return sum(array.nbytes for array in arrays) + self._log.nbytes + still_open + waiting
+        return sum(array.nbytes for array in arrays) + self._storage.nbytes + still_open + waiting
 
     # Minibatches ---------------------------------------------------------------------------------
 
@@ -389,35 +395,44 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         """
         assert self.full, "the rollout is not complete"
         if not self.num_tokens:
-            raise RuntimeError(NO_GROUP.format(self.group_size))
+            raise RuntimeError(NO_COMPLETE_GROUP_MESSAGE.format(self.group_size))
         rng = np.random.default_rng(np.random.randint(2**31))  # SB3 seeds numpy's global generator
-        for chosen in minibatch_indices(self.lengths, batch_size, rng):
-            yield self._minibatch(chosen)
+        for segments in minibatch_indices(self.lengths, batch_size, rng):
+            yield self._minibatch(segments)
 
     def all_tokens(self) -> RolloutBufferSamples:
-        """All tokens of the update in one minibatch, in the buffer's own order."""
+        """All tokens of the update in one minibatch, in the order of the buffer."""
         return self._minibatch(np.arange(len(self.lengths)))
 
-    def _minibatch(self, chosen: np.ndarray) -> RolloutBufferSamples:
-        picked = np.concatenate([np.arange(self.offsets[i], self.offsets[i + 1]) for i in chosen])
-        actions = self.actions[picked].astype(np.int64)
+    def _minibatch(self, segments: np.ndarray) -> RolloutBufferSamples:
+        """The minibatch of some segments: m tokens of s sequences.
+
+        Args:
+            segments: (s,) indices of segments, in the order in which their tokens come.
+
+        Returns:
+            `ReferencedSamples` where the update needs log π_ref, else SB3's samples.
+        """
+        spans = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in segments]
+        tokens = np.concatenate(spans)  # (m,) indices of the buffer's n tokens
+        actions = self.actions[tokens].astype(np.int64)  # (m,)
         bounds = self._prefix_offsets
         packed = pack(
-            [self._prefixes[bounds[i] : bounds[i + 1]].astype(np.int64) for i in chosen],
-            np.split(actions, np.cumsum(self.lengths[chosen])[:-1]),
+            [self._prefixes[bounds[i] : bounds[i + 1]].astype(np.int64) for i in segments],
+            np.split(actions, np.cumsum(self.lengths[segments])[:-1]),  # s arrays of m in all
             self.device,
         )
         samples = RolloutBufferSamples(
             observations=packed,  # type: ignore[arg-type]
             actions=self.to_torch(actions),
-            old_values=self.to_torch(self.values[picked]),
-            old_log_prob=self.to_torch(self.old_log_probs[picked]),
-            advantages=self.to_torch(self.advantages[picked]),
-            returns=self.to_torch(self.returns[picked]),
+            old_values=self.to_torch(self.values[tokens]),
+            old_log_prob=self.to_torch(self.old_log_probs[tokens]),
+            advantages=self.to_torch(self.advantages[tokens]),
+            returns=self.to_torch(self.returns[tokens]),
         )
         if not len(self.ref_log_probs):
             return samples
-        return ReferencedSamples(*samples, self.to_torch(self.ref_log_probs[picked]))  # type: ignore
+        return ReferencedSamples(*samples, self.to_torch(self.ref_log_probs[tokens]))  # type: ignore
 
 
 def _following_value(segment: Segment, last_values: np.ndarray) -> float:

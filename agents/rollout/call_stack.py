@@ -1,4 +1,4 @@
-"""Which method of an algorithm is running, and what follows for the entropies of its policy."""
+"""Which method of an algorithm is running, and the entropy weight that follows from it."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def is_running(model: Any, method: str) -> bool:
 
 
 def entropy_weight(model: Any) -> Callable[[], float] | None:
-    """A function that gives the weight which a model's update gives the entropy, now.
+    """A function that returns the present weight of the entropy in a model's update.
 
-    It is 1 outside of the algorithm's own `train`, where entropies may be for anything.
+    It is 1 outside of the algorithm's `train`, where entropies may be used for anything.
 
     Args:
         model: any SB3 algorithm.
 
     Returns:
-        None where an update of the user's own might use entropies otherwise.
+        None where `train` is the user's, which may use entropies in another way.
     """
     if type(model).train.__module__.split(".")[0] not in ("stable_baselines3", "agents"):
         return None
-    asked = weakref.ref(model)  # the policy would keep a model alive that is gone
+    model_ref = weakref.ref(model)  # the policy must not keep the model alive
 
     def weight() -> float:
-        found = asked()
-        if found is None or not is_running(found, "train"):
+        live_model = model_ref()
+        if live_model is None or not is_running(live_model, "train"):
             return 1.0
-        return float(getattr(found, "ent_coef", 1.0))
+        return float(getattr(live_model, "ent_coef", 1.0))
 
     return weight

@@ -2,7 +2,7 @@
 
 SB3 calls `on_step` after `env.step` and before the buffer's `add`, with `rewards`, `log_probs` and
 `infos` in its locals; so this is the one place where `−β·log π(a_t|s_t)` enters the reward, for
-PPO and A2C, with SB3's own buffers and with ours.
+PPO and A2C, with SB3's buffers and with ours.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.policy import LMActorCriticPolicy
+from agents.policy import LMActorCriticPolicy, store_rebuild_kwargs
 from agents.rollout.agreement import Agreement
 from agents.rollout.buffer import EpisodeRolloutBuffer
 from agents.rollout.call_stack import entropy_weight
@@ -31,19 +31,18 @@ from agents.rollout.compatibility import (
     refuse_recorders,
     refuse_time_limits,
 )
+from agents.rollout.kl_schedule import KLSchedule
 from agents.rollout.metrics import EpisodeRecord, rlhf_metrics
-from agents.rollout.rewards import RewardBinding, load_reference
+from agents.rollout.rewards import RewardBinding
 from agents.rollout.sampling_check import SamplingCheck
 from agents.settings import (
     DEFAULT_DUAL_RATE,
     DEFAULT_HORIZON,
-    check_controller,
     resolve_kl,
-    warn_of_bound,
 )
 from agents.vec_env import TokenVecEnv
-from tokenenv.maths import FixedKL, actor_half, kl_penalties, reference_half
-from tokenenv.rewards import build_scorer
+from tokenenv.maths import actor_half, kl_penalties, reference_half
+from tokenenv.rewards import build_reference, build_scorer
 
 __all__ = ["RLHFCallback", "has_rlhf_callback"]
 
@@ -63,10 +62,10 @@ class RLHFCallback(BaseCallback):
 
     Args:
         verbose: SB3's.
-        kl_estimator: one of `KL_ESTIMATORS`, of the penalty in the reward; None: the model's own
+        kl_estimator: one of `KL_ESTIMATORS`, of the penalty in the reward; None: the model's
             where it is a `TokenPPO`, else k1. All but k1 need an environment with
             `kl_shaping="none"`; full needs an `EpisodeRolloutBuffer`.
-        kl_controller: one of `KL_CONTROLLERS`; None: the model's own, else fixed.
+        kl_controller: one of `KL_CONTROLLERS`; None: the model's, else fixed.
         kl_target: KL per response, in nats, that the controller steers to.
         kl_horizon: of the adaptive controller: episodes in which β changes by a fifth at the most.
         kl_dual_rate: of the dual controller: step in log β at a KL of twice the target.
@@ -100,8 +99,8 @@ class RLHFCallback(BaseCallback):
         kl_dual_rate: float = DEFAULT_DUAL_RATE,
     ) -> None:
         super().__init__(verbose)
-        self._given_kl = (kl_estimator, kl_controller, kl_target, kl_horizon, kl_dual_rate)
-        resolve_kl(None, *self._given_kl)  # refuses what no model could use
+        self._kl_settings = (kl_estimator, kl_controller, kl_target, kl_horizon, kl_dual_rate)
+        resolve_kl(None, *self._kl_settings)  # raises where no model could use them
         self.records: list[EpisodeRecord] = []
         self.metrics: dict[str, float] = {}
         self._sampling = SamplingCheck()
@@ -121,17 +120,18 @@ class RLHFCallback(BaseCallback):
         policy = self.model.policy
         buffer = getattr(self.model, "rollout_buffer", None)
         if isinstance(policy, LMActorCriticPolicy) or isinstance(buffer, EpisodeRolloutBuffer):
-            refuse_other_widths(env, self.settings)  # an MLP reads whatever it is given
+            refuse_other_widths(env, self.settings)  # an MLP accepts any width
         if isinstance(policy, LMActorCriticPolicy):
             check_policy(policy, self.settings)
             policy.entropy_weight = entropy_weight(self.model)
-            # A new dictionary: this one may be the caller's, who may build another policy of it.
-            kwargs = self.model.policy_kwargs or {}
-            self.model.policy_kwargs = {**kwargs, **policy.rebuild_kwargs()}
+            store_rebuild_kwargs(self.model)
         self.is_deferred = self.settings.scoring == "deferred"
         if self.is_deferred:
             refuse_recorders(env)
-        self._begin_kl()
+        self.penalty, controller = resolve_kl(self.model, *self._kl_settings)
+        check_buffer_and_policy(self.penalty, self.model)
+        self._kl_schedule = KLSchedule(self.model, env, controller)
+        self._kl_schedule.begin(self.penalty, self.settings.kl_shaping)
         starts = getattr(self.model, "_last_episode_starts", None)
         self._bind_buffer(env, starts)
         self._groups = self._reset_groups(range(env.num_envs))
@@ -144,41 +144,9 @@ class RLHFCallback(BaseCallback):
         self._rollout_ended = time.perf_counter()
 
     def _restarted(self, rows: list[int]) -> None:
-        """Forget what was kept of the episodes that were under way in these rows."""
+        """Reset the sums of the episodes that were under way in these rows."""
         self._kl[rows] = self._ref_log_prob[rows] = 0.0
         self._groups.update(self._reset_groups(rows))
-
-    def _begin_kl(self) -> None:
-        """Settle estimator and controller, and give the environment the β of a loaded model."""
-        self.penalty, self.controller = resolve_kl(self.model, *self._given_kl)
-        check_buffer_and_policy(self.penalty, self.model)
-        model: Any = self.model
-        saved = getattr(model, "kl_coef", None)
-        # SB3 saves the model's attributes, and not those of its policy: without the mark, this
-        # model was loaded. In one that was not, β is what the environment says, as always.
-        is_loaded = not hasattr(model.policy, "kl_coef_is_in_the_environment")
-        model.policy.kl_coef_is_in_the_environment = True
-        if is_loaded and saved is not None and not isinstance(self.controller, FixedKL):
-            self.training_env.env_method("set_kl_coef", saved)
-        self.penalty.check_kl_shaping(self.settings.kl_shaping, self._kl_coef())
-        check_controller(self.controller, self._kl_coef())
-        self._remember_start(saved)
-        self._remember_kl_coef()
-
-    def _remember_kl_coef(self) -> None:
-        """Let the model save a β that a controller moves; a fixed one is the environment's."""
-        model: Any = self.model
-        model.kl_coef = None if isinstance(self.controller, FixedKL) else self._kl_coef()
-
-    def _remember_start(self, saved: float | None) -> None:
-        """Let the model save the β that its controller's bounds are around.
-
-        Args:
-            saved: β that the model had; where the environment has another, training starts there.
-        """
-        model: Any = self.model
-        if getattr(model, "kl_coef_start", None) is None or saved != self._kl_coef():
-            model.kl_coef_start = self._kl_coef()
 
     def _bind_buffer(self, env: VecEnv, episode_starts: np.ndarray | None) -> None:
         buffer = getattr(self.model, "rollout_buffer", None)
@@ -197,12 +165,12 @@ class RLHFCallback(BaseCallback):
             RewardBinding(
                 scorer=build_scorer(settings) if self.is_deferred else None,
                 kl_shaping=settings.kl_shaping,
-                kl_coef=self._kl_coef,
+                kl_coef=self._kl_schedule.kl_coef,
                 max_prompt_tokens=settings.max_prompt_tokens,
                 max_new_tokens=settings.max_new_tokens,
                 penalty=penalty,
                 actor=self.model.policy.actor if needs_reference else None,
-                reference=load_reference(settings) if needs_reference else None,
+                reference=build_reference(settings) if needs_reference else None,
                 shares_groups=isinstance(env.unwrapped, TokenVecEnv),
                 update_log_probs=getattr(self.model, "update_log_probs", lambda: None),
             ),
@@ -212,19 +180,15 @@ class RLHFCallback(BaseCallback):
 
     def _reset_groups(self, rows: Iterable[int]) -> dict[int, int | None]:
         """Row → the group of the episode that its last reset began; None: of none."""
-        found = self.training_env.unwrapped.reset_infos
-        return {row: found[row].get("group") for row in rows}
-
-    def _kl_coef(self) -> float:
-        """β, from its owner."""
-        return float(self.training_env.get_attr("kl_coef")[0])
+        reset_infos = self.training_env.unwrapped.reset_infos
+        return {row: reset_infos[row].get("group") for row in rows}
 
     # Steps ---------------------------------------------------------------------------------------
 
     def _on_rollout_start(self) -> None:
         self.records = []
         self._log_prob_sum, self._num_steps = 0.0, 0
-        self._rollout_kl_coef = self._kl_coef()
+        self._rollout_kl_coef = self._kl_schedule.kl_coef()
         self._sampling.begin(self.training_env.num_envs, getattr(self.model, "n_steps", 1))
         self._agreement.begin_rollout()
         if isinstance(self.model.policy, LMActorCriticPolicy):
@@ -266,14 +230,14 @@ class RLHFCallback(BaseCallback):
         ended = np.flatnonzero(dones).tolist()
         for env in ended:
             self._end_episode(env, infos[env])
-        self._note_groups(ended)
+        self._store_groups(ended)
         return True
 
-    def _note_groups(self, ended: list[int]) -> None:
+    def _store_groups(self, ended: list[int]) -> None:
         """Tell the buffer the groups of this step; the environment is at the next already."""
         buffer = getattr(self.model, "rollout_buffer", None)
         if self.settings.group_size > 1 and isinstance(buffer, EpisodeRolloutBuffer):
-            buffer.note_groups(list(self._groups.values()))
+            buffer.store_groups(list(self._groups.values()))
             self._groups.update(self._reset_groups(ended))
 
     def _pay_token_penalties(
@@ -282,10 +246,10 @@ class RLHFCallback(BaseCallback):
         """Subtract β·k2 or β·k3 whole, or keep log π_ref for the loss that takes their place."""
         if self.penalty.pays_log_ratio:
             kl_coefs, rewards = self._step_kl_coefs(infos), self.locals["rewards"]
-            owed = kl_penalties(self.penalty.estimator, log_probs, ref_log_probs, kl_coefs)
-            rewards -= owed.astype(rewards.dtype)
+            penalties = kl_penalties(self.penalty.estimator, log_probs, ref_log_probs, kl_coefs)
+            rewards -= penalties.astype(rewards.dtype)
         if self.penalty.keeps_ref_log_probs:
-            self.model.rollout_buffer.note_ref_log_probs(ref_log_probs)  # type: ignore[attr-defined]
+            self.model.rollout_buffer.store_ref_log_probs(ref_log_probs)  # type: ignore[attr-defined]
 
     def _step_kl_coefs(self, infos: list[dict[str, Any]]) -> float | np.ndarray:
         """β of this step, as the environment paid it; where it pays later, of this rollout."""
@@ -294,21 +258,20 @@ class RLHFCallback(BaseCallback):
         return np.array([info["kl_coef"] for info in infos])
 
     def _end_episode(self, env: int, info: dict[str, Any]) -> None:
+        """Record an episode that has just ended; the buffer records those that it scores.
+
+        Args:
+            env: the environment's index.
+            info: of the last step. Its `episode`, for SB3's window, gets the whole return.
+        """
         # A monitor has seen what `step` paid; SB3's window gets the whole return below, or at the
         # end of the rollout where scoring is deferred.
         monitored = info.pop("episode", None)
         if self.is_deferred:
             return
         if not np.isnan(self._kl[env]):
-            record = EpisodeRecord(
-                kl=float(self._kl[env]),
-                ref_log_prob=float(self._ref_log_prob[env]),
-                rm_score=info["rm_score"],
-                score=info["score"],
-                gold_reward=info.get("gold_reward"),
-                length=info["response_length"],
-                stopped=info["finish_reason"] == "stop",
-            )
+            kl, ref_log_prob = float(self._kl[env]), float(self._ref_log_prob[env])
+            record = EpisodeRecord.from_info(kl, ref_log_prob, info)
             self.records.append(record)
             info["episode"] = {**(monitored or {}), **self._window_entry(record)}
         self._kl[env] = self._ref_log_prob[env] = 0.0
@@ -332,25 +295,13 @@ class RLHFCallback(BaseCallback):
         self.metrics["entropy"] = -self._log_prob_sum / self._num_steps
         for name, value in self.metrics.items():
             self.logger.record(f"rlhf/{name}", value)
-        self._move_kl_coef()
+        self._kl_schedule.end_rollout(self.metrics.get("kl"), len(self.records))
         now = time.perf_counter()
         self.logger.record("time/tokens_per_second", self._num_steps / (now - self._rollout_ended))
         self._rollout_ended = now
         if self.is_deferred:
             assert self.model.ep_info_buffer is not None
             self.model.ep_info_buffer.extend(map(self._window_entry, self.records))
-
-    def _move_kl_coef(self) -> None:
-        """Let the controller set β for the next rollout; this one's rewards are final by now."""
-        # Of an actor that has not moved yet, the KL says nothing of β.
-        if self.records and not getattr(self.model, "actor_has_rested", False):
-            before = self._kl_coef()
-            kl, start = self.metrics["kl"], self.model.kl_coef_start  # type: ignore[attr-defined]
-            kl_coef = self.controller.update(before, kl, len(self.records), start)
-            if kl_coef != before:
-                self.training_env.env_method("set_kl_coef", kl_coef)
-                warn_of_bound(kl_coef, start, kl, self.controller)
-        self._remember_kl_coef()
 
 
 def has_rlhf_callback(callbacks: Iterable[Any]) -> bool:

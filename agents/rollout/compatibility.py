@@ -1,4 +1,4 @@
-"""What `RLHFCallback` refuses: parts that do not fit each other, and what wrappers did."""
+"""Checks of `RLHFCallback`: parts that do not fit each other, and wrappers that change rewards."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ def env_settings(env: VecEnv) -> ResolvedSettings:
     Raises:
         ValueError: there is no token MDP behind it.
     """
-    found = find_env_settings(env)
-    if found is None:
+    settings = find_env_settings(env)
+    if settings is None:
         raise ValueError(
             "RLHFCallback found no token MDP behind the environment: make it with "
             "agents.make_vec_env, or from gym.make('tokenenv:TokenRLHF-v0')."
         )
-    return found
+    return settings
 
 
 def find_env_settings(env: VecEnv | None) -> ResolvedSettings | None:
     """The settings of the token MDP behind an SB3 environment; None where there is none."""
     try:
-        found = None if env is None else env.get_attr("settings")[0]
+        settings = None if env is None else env.get_attr("settings")[0]
     except AttributeError:
         return None
-    return found if isinstance(found, ResolvedSettings) else None
+    return settings if isinstance(settings, ResolvedSettings) else None
 
 
 def check_plain_environment(agent: Mapping[str, Any]) -> None:
-    """Raise ValueError where an agent on another environment was given what is for tokens only.
+    """Raise ValueError where an agent on another environment has settings for tokens only.
 
     Args:
         agent: name → value of `TokenPPO`'s attributes.
@@ -70,8 +70,8 @@ def check_plain_environment(agent: Mapping[str, Any]) -> None:
             "EpisodeRolloutBuffer packs the token sequences of a token MDP, and this environment "
             "is none: pass rollout_buffer_class=RolloutBuffer (stable_baselines3.common.buffers)."
         )
-    meant = {"kl_estimator": "k1", "use_kl_loss": False, "kl_controller": "fixed"}
-    for name, default in meant.items():
+    defaults = {"kl_estimator": "k1", "use_kl_loss": False, "kl_controller": "fixed"}
+    for name, default in defaults.items():
         if agent[name] != default:
             raise ValueError(
                 f"{name}={agent[name]!r} is about the KL to a reference, and this environment has "
@@ -98,21 +98,21 @@ def refuse_normalizers(env: VecEnv) -> None:
 def refuse_recorders(env: VecEnv) -> None:
     """Raise ValueError where a wrapper would record the returns of a deferred environment."""
     layer: Any = env
-    found = None
+    recorder = None
     while isinstance(layer, VecEnvWrapper):
         if isinstance(layer, VecMonitor) and layer.results_writer is not None:
-            found = "VecMonitor"
+            recorder = "VecMonitor"
         layer = layer.venv
     for monitor in _monitors(layer):
         if monitor.results_writer is not None:
-            found = "Monitor"
+            recorder = "Monitor"
     statistics: Any = (RecordEpisodeStatistics, RecordStatisticsOfRows)
     if any(any(layer.env_is_wrapped(kind)) for kind in statistics):
-        found = "RecordEpisodeStatistics"
-    if found is not None:
+        recorder = "RecordEpisodeStatistics"
+    if recorder is not None:
         raise ValueError(
-            f"{found} would record returns of 0: with scoring='deferred' rewards are known at the "
-            "end of a rollout, long after it saw the episode. RLHFCallback logs the true ones: "
+            f"{recorder} would record returns of 0: with scoring='deferred' rewards are known at "
+            "the end of a rollout, long after it saw the episode. RLHFCallback logs the true ones: "
             "take it off (a monitor without a file may stay), or use scoring='step'."
         )
 
@@ -132,7 +132,7 @@ def refuse_other_widths(env: VecEnv, settings: ResolvedSettings) -> None:
             f"({width},), and EpisodeRolloutBuffer and LMActorCriticPolicy read token ids: a "
             "wrapper (frame stacking? HiddenStateObservation?) or an id with 'Features' in its "
             "name changed them. Make 'TokenRLHF-v0' or 'TokenRLHF-Exact-v0' without it, or train "
-            "an MlpPolicy with SB3's own buffer."
+            "an MlpPolicy with SB3's buffer."
         )
 
 
@@ -145,10 +145,10 @@ def check_policy(policy: LMActorCriticPolicy, settings: ResolvedSettings) -> Non
         )
     if policy.actor_source != settings.reference:
         try:
-            own = load_tokenizer(policy.actor_source, "actor").get_vocab()
+            actor_vocabulary = load_tokenizer(policy.actor_source, "actor").get_vocab()
         except ValueError:  # a loaded model whose first checkpoint is gone
             return
-        if own != load_tokenizer(settings.reference, "reference").get_vocab():
+        if actor_vocabulary != load_tokenizer(settings.reference, "reference").get_vocab():
             raise ValueError(
                 f"the actor {policy.actor_source!r} and the reference {settings.reference!r} have "
                 "different tokenizers, so that the same token ids would mean different texts. "
@@ -157,7 +157,7 @@ def check_policy(policy: LMActorCriticPolicy, settings: ResolvedSettings) -> Non
 
 
 def check_buffer_and_policy(penalty: KLPenalty, model: Any) -> None:
-    """Raise ValueError where buffer or policy can't do what penalty or algorithm need."""
+    """Raise ValueError where buffer or policy lack what penalty or algorithm need."""
     buffer, policy = getattr(model, "rollout_buffer", None), model.policy
     refuse_fused_attention(model)
     needs_buffer = penalty.as_loss or penalty.pays_full
@@ -188,19 +188,19 @@ def refuse_fused_attention(model: Any) -> None:
         hasattr(model, "hessian_vector_product") and isinstance(model.policy, LMActorCriticPolicy)
     ):
         return
-    found = model.policy.actor.config._attn_implementation
-    if found != "eager":
+    attention = model.policy.actor.config._attn_implementation
+    if attention != "eager":
         raise ValueError(
-            f"{type(model).__name__} differentiates the KL twice, and {found!r} attention has only "
-            "a first derivative: pass policy_kwargs={'attention': 'eager', …}."
+            f"{type(model).__name__} differentiates the KL twice, and {attention!r} attention has "
+            "only a first derivative: pass policy_kwargs={'attention': 'eager', …}."
         )
 
 
 def refuse_negative_schedules(model: Any) -> None:
     """Raise ValueError where a schedule would be below 0 in the last update of a training.
 
-    SB3 collects whole rollouts. The last may go beyond `total_timesteps`, and schedules are asked
-    for a progress below 0 then: a linear one gives a negative learning rate, which undoes.
+    SB3 collects whole rollouts. The last may go beyond `total_timesteps`, and schedules are called
+    with a progress below 0 then: a linear one gives a negative learning rate, which undoes updates.
 
     Args:
         model: an SB3 on-policy algorithm whose training begins.
@@ -245,7 +245,7 @@ def refuse_time_limits(
     for env in np.flatnonzero(dones).tolist():
         if infos[env].get("TimeLimit.truncated", False):
             raise ValueError(
-                "a TimeLimit cut an episode before its own limit of max_new_tokens="
+                "a TimeLimit cut an episode before its limit of max_new_tokens="
                 f"{settings.max_new_tokens}: it has no score, and SB3 would put the "
                 "critic's value in its place. Lower max_new_tokens instead of "
                 "max_episode_steps."
@@ -253,7 +253,7 @@ def refuse_time_limits(
 
 
 def refuse_changed_rewards(paid: np.ndarray, expected: np.ndarray) -> None:
-    """Raise ValueError where not what the environment said that it paid has arrived.
+    """Raise ValueError where the rewards that arrived are not those of the infos.
 
     Args:
         paid: (N,) as they arrived.

@@ -1,4 +1,4 @@
-"""Groups of responses to one prompt: the queue in which finished episodes wait for theirs."""
+"""Groups of responses to one prompt: the queue in which finished episodes wait for the others."""
 
 from __future__ import annotations
 
@@ -11,32 +11,31 @@ from agents.rollout.segments import Segment
 from agents.vec_env import TokenVecEnv
 from tokenenv.settings import ResolvedSettings
 
-__all__ = ["NO_GROUP", "GroupQueue", "check_groups"]
+__all__ = ["NO_COMPLETE_GROUP_MESSAGE", "GroupQueue", "check_groups"]
 
-NO_GROUP = (
+NO_COMPLETE_GROUP_MESSAGE = (
     "this rollout completed no group of {} responses to the same prompt, as can happen after an "
     "interruption, or after a reset of separate environments; its episodes wait for the next one. "
-    "TokenPPO skips such an update, SB3's own algorithms can't: use TokenPPO, or raise n_envs."
+    "TokenPPO skips such an update, SB3's algorithms can't: use TokenPPO, or raise n_envs."
 )
-"""What a rollout says that has nothing to update with; {} is the group size."""
+"""Message about a rollout without tokens to update with; {} is the group size."""
 
 
 class GroupQueue:
     """Finished episodes that wait for the others of the environment's group.
 
-    They wait as they are, with the rewards they were paid and the log-probabilities they were
-    sampled with, for as many rollouts as it takes, and none is given twice. Which episodes belong
-    together is decided when they start. Putting together those that finish one after another, of
-    equal prompts, would compare short responses with short ones, and take out of the advantages a
-    part of what length is worth.
+    They wait unchanged, with the rewards they were paid and the log-probabilities they were sampled
+    with, for as many rollouts as necessary, and each is used once. The group of an episode is
+    decided when it starts. Groups of consecutive finished episodes with equal prompts would compare
+    short responses with short ones, and remove a part of the effect of length from the advantages.
 
-    An episode of no group (its prompt was given) is compared with nothing, and left out. A group
-    that lost one of its episodes, to a restart or to whoever else stepped the environment, will
-    never be complete: its others are dropped.
+    An episode of no group (its prompt was set by `reset`) has no others to compare it with, and is
+    left out. A group that lost one of its episodes, to a restart or to another user of the
+    environment, will never be complete: its other episodes are dropped.
 
     Args:
         group_size: k.
-        is_shared: whether the rows fill groups together; else each numbers its own.
+        is_shared: whether the rows fill groups together; else each row has separate groups.
     """
 
     def __init__(self, group_size: int, is_shared: bool = True) -> None:
@@ -46,7 +45,7 @@ class GroupQueue:
     def complete(
         self, finished: Sequence[Segment], under_way: Sequence[Segment] = ()
     ) -> list[Segment]:
-        """Take in the episodes that a rollout finished; give those whose group is complete now.
+        """Add the episodes that a rollout finished; returns those whose group is complete now.
 
         Args:
             finished: whole episodes, all of them scored.
@@ -55,7 +54,7 @@ class GroupQueue:
         Returns:
             Group after group, k episodes each, in the order in which they finished.
         """
-        found: list[Segment] = []
+        completed: list[Segment] = []
         for segment in sorted(finished, key=lambda s: (s.end, s.env)):
             if segment.group is None:
                 continue
@@ -63,12 +62,12 @@ class GroupQueue:
             group = self._waiting.setdefault(key, [])
             group.append(segment)
             if len(group) == self.group_size:
-                found += self._waiting.pop(key)
+                completed += self._waiting.pop(key)
         self._drop_incomplete(finished, [s for s in under_way if s.group is not None])
-        return found
+        return completed
 
     def _key(self, segment: Segment) -> tuple[int, int]:
-        """Who numbers the groups (the rows together, or this one), and the group's number."""
+        """The row that counts the group (−1: all rows together), and the group's number."""
         assert segment.group is not None
         return (-1 if self.is_shared else segment.env, segment.group)
 
@@ -100,10 +99,10 @@ class GroupQueue:
 
 
 def check_groups(group_size: int, n_steps: int, env: VecEnv, settings: ResolvedSettings) -> None:
-    """Refuse an environment whose rollouts would not bring the groups that an estimator needs.
+    """Check that the environment's rollouts provide the groups that an estimator needs.
 
-    The rows of one `TokenVecEnv` fill groups together: k starts in a row take at most ⌈k/N⌉
-    responses of every row. Separate environments fill a group of their own each.
+    The rows of one `TokenVecEnv` fill groups together: k consecutive starts take at most ⌈k/N⌉
+    responses of every row. Separate environments each fill separate groups.
 
     Args:
         group_size: k, of the buffer.

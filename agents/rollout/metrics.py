@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from tokenenv.rewards import Episode, EpisodeScores
 
 __all__ = ["EpisodeRecord", "rlhf_metrics"]
 
@@ -19,7 +22,7 @@ class EpisodeRecord:
         ref_log_prob: Σ_t log π_ref(a_t|s_t).
         rm_score: the raw reward.
         score: R(x, y).
-        gold_reward: the true reward, or None where nobody knows it.
+        gold_reward: the true reward, or None where it is unknown.
         length: tokens of the response.
         stopped: whether it ended with EOS.
     """
@@ -31,6 +34,49 @@ class EpisodeRecord:
     gold_reward: float | None
     length: int
     stopped: bool
+
+    @classmethod
+    def from_info(cls, kl: float, ref_log_prob: float, info: Mapping[str, Any]) -> EpisodeRecord:
+        """The record of an episode that the environment scored.
+
+        Args:
+            kl: see above.
+            ref_log_prob: see above.
+            info: of its last step.
+        """
+        return cls(
+            kl=kl,
+            ref_log_prob=ref_log_prob,
+            rm_score=info["rm_score"],
+            score=info["score"],
+            gold_reward=info.get("gold_reward"),
+            length=info["response_length"],
+            stopped=info["finish_reason"] == "stop",
+        )
+
+    @classmethod
+    def from_scores(
+        cls, kl: float, ref_log_prob: float, scores: EpisodeScores, row: int, episode: Episode
+    ) -> EpisodeRecord:
+        """The record of an episode that was scored after its rollout.
+
+        Args:
+            kl: see above.
+            ref_log_prob: see above.
+            scores: of several episodes.
+            row: of the episode among them.
+            episode: the episode.
+        """
+        gold = scores.gold_reward
+        return cls(
+            kl=kl,
+            ref_log_prob=ref_log_prob,
+            rm_score=float(scores.rm_score[row]),
+            score=float(scores.score[row]),
+            gold_reward=None if gold is None else float(gold[row]),
+            length=len(episode.response),
+            stopped=episode.stopped,
+        )
 
     def whole_return(self, kl_coef: float) -> float:
         """R(x, y) − β·KL, of which J is the mean; also where the KL is a loss and no reward."""

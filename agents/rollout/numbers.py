@@ -1,4 +1,4 @@
-"""The numbers of a rollout: finite ones only, and how large those are that advantages come from."""
+"""The numbers of a rollout: whether they are finite, and their magnitude."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def refuse_non_finite_rollout(buffer: Any) -> None:
 
 
 def advantage_magnitude(buffer: Any, kl_coef: float) -> float:
-    """How large the numbers are that advantages are sums of: what their rounding is relative to.
+    """The magnitude of the numbers that advantages are sums of; their rounding is relative to it.
 
     Rewards, values, and β·log π, which cancels against β·log π_ref as long as actor and reference
     agree. The errors of a sequence's terms are independent, so that of their sum is relative to the

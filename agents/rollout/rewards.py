@@ -1,4 +1,4 @@
-"""The agent's side of the reward: what of a token's reward the environment's `step` did not pay.
+"""The agent's side of the reward: the parts of a token's reward that `step` did not pay.
 
 * Deferred scoring: the environment's half for all segments of a rollout at once.
 * The KL penalty where it is no sum of two halves: k2, k3, and full over whole distributions.
@@ -27,19 +27,16 @@ from tokenenv.models import (
     PackedSequences,
     Reference,
     hidden_states,
-    load_frozen,
     log_softmax,
     pack,
     rows_at_once,
     token_batches,
 )
-from tokenenv.rewards import Episode, EpisodeScorer, EpisodeScores
-from tokenenv.settings import ResolvedSettings
+from tokenenv.rewards import Episode, EpisodeScorer
 
 __all__ = [
     "ReferencedSamples",
     "RewardBinding",
-    "load_reference",
     "pay_full_kl",
     "per_new_step",
     "score_segments",
@@ -48,21 +45,21 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class RewardBinding:
-    """What the buffer must know of the environment and the KL penalty; `RLHFCallback` makes it.
+    """The environment and the KL penalty, as the buffer needs them; `RLHFCallback` makes it.
 
     Attributes:
         scorer: scores whole rollouts where scoring is deferred; None where `step` pays.
         kl_shaping: the environment's.
-        kl_coef: a function that gives β, which the environment owns.
+        kl_coef: a function that returns β of the environment.
         max_prompt_tokens: P.
         max_new_tokens: T.
         penalty: what the agent's side pays for the KL.
         actor: the causal LM that samples; only where whole distributions are compared.
         reference: what it is compared with; likewise.
         shares_groups: whether the rows of the environment fill groups of responses together.
-        update_log_probs: a function that gives, asked at the end of every rollout, (states, (n,)
-            actions) → (n,) log π as the update will compute it; None where it computes as sampling
-            does.
+        update_log_probs: called at the end of every rollout; returns a function (states, (n,)
+            actions) → (n,) log π as the update will compute it, or None where it computes as
+            sampling does.
     """
 
     scorer: EpisodeScorer | None
@@ -89,12 +86,6 @@ class ReferencedSamples(NamedTuple):
     advantages: torch.Tensor
     returns: torch.Tensor
     ref_log_prob: torch.Tensor
-
-
-def load_reference(settings: ResolvedSettings) -> Reference:
-    """The reference of an environment, from its resolved settings and the cached models."""
-    language_model = load_frozen(settings.reference, settings.device, settings.dtype)
-    return Reference(language_model, settings.temperature)
 
 
 # The environment's half ---------------------------------------------------------------------------
@@ -133,18 +124,18 @@ def score_segments(
         )
         for segment in segments
     ]
-    for segment, found in zip(segments, scorer.ref_log_probs(episodes), strict=True):
-        own = found[len(segment.earlier) :]
+    for segment, of_response in zip(segments, scorer.ref_log_probs(episodes), strict=True):
+        ref_log_probs = of_response[len(segment.context) :]  # (n,) of the segment's actions
         if kl_shaping == "k1":
-            segment.rewards += reference_half(own, segment.kl_coefs)
+            segment.rewards += reference_half(ref_log_probs, segment.kl_coefs)
         if penalty is not None and penalty.pays_log_ratio:
             segment.rewards -= kl_penalties(
-                penalty.estimator, segment.log_probs, own, segment.kl_coefs
+                penalty.estimator, segment.log_probs, ref_log_probs, segment.kl_coefs
             )
         if penalty is not None and penalty.keeps_ref_log_probs:
-            segment.ref_log_probs = own.astype(np.float32)
-        segment.kl_before += float((segment.log_probs - own).sum())
-        segment.ref_log_prob_before += float(own.sum())
+            segment.ref_log_probs = ref_log_probs.astype(np.float32)
+        segment.kl_before += float((segment.log_probs - ref_log_probs).sum())
+        segment.ref_log_prob_before += float(ref_log_probs.sum())
     ended = [i for i, segment in enumerate(segments) if segment.ended]
     if not ended:
         return []
@@ -158,23 +149,11 @@ def score_segments(
     records = []
     for row, i in enumerate(ended):
         segment = segments[i]
-        segment.rewards += scores.token_rewards[row][len(segment.earlier) :]
+        segment.rewards += scores.token_rewards[row][len(segment.context) :]
         if not math.isnan(segment.kl_before):
-            records.append(_record(segment, scores, row, episodes[i].stopped))
+            kl, ref_log_prob = segment.kl_before, segment.ref_log_prob_before
+            records.append(EpisodeRecord.from_scores(kl, ref_log_prob, scores, row, episodes[i]))
     return records
-
-
-def _record(segment: Segment, scores: EpisodeScores, row: int, stopped: bool) -> EpisodeRecord:
-    gold = None if scores.gold_reward is None else float(scores.gold_reward[row])
-    return EpisodeRecord(
-        kl=segment.kl_before,
-        ref_log_prob=segment.ref_log_prob_before,
-        rm_score=float(scores.rm_score[row]),
-        score=float(scores.score[row]),
-        gold_reward=gold,
-        length=len(segment.earlier) + len(segment.actions),
-        stopped=stopped,
-    )
 
 
 # The KL penalty -----------------------------------------------------------------------------------
@@ -239,15 +218,17 @@ def per_new_step(
     actions = [s.actions[-n:].astype(np.int64) for s, n in zip(segments, counts, strict=True)]
     lengths = np.array([len(c) + n for c, n in zip(contexts, counts, strict=True)])
     results = [np.zeros(0, dtype=np.float32)] * len(segments)
-    for chosen in token_batches(lengths, MICRO_BATCH_TOKENS):
+    for indices in token_batches(lengths, MICRO_BATCH_TOKENS):
         packed = pack(
-            [contexts[i].astype(np.int64) for i in chosen], [actions[i] for i in chosen], device
+            [contexts[i].astype(np.int64) for i in indices], [actions[i] for i in indices], device
         )
-        taken = torch.as_tensor(np.concatenate([actions[i] for i in chosen]), device=device)  # (n,)
+        taken = torch.as_tensor(
+            np.concatenate([actions[i] for i in indices]), device=device
+        )  # (n,)
         with torch.no_grad():
             numbers_of_batch = compute(packed, taken)  # (n,)
-        bounds = np.cumsum([counts[i] for i in chosen])[:-1]
+        bounds = np.cumsum([counts[i] for i in indices])[:-1]
         parts = np.split(numbers_of_batch.float().cpu().numpy(), bounds)
-        for i, numbers in zip(chosen, parts, strict=True):
+        for i, numbers in zip(indices, parts, strict=True):
             results[i] = numbers
     return results

@@ -25,17 +25,17 @@ KL_OF_ROUNDING = 1e-4
 """Approximate KL, in nats per token, that rounding does not reach in float32."""
 
 _KL_IN_HALF_PRECISION = 1e-2
-"""The same of weights that are bfloat16 or float16."""
+"""The same for weights in bfloat16 or float16."""
 
 _TOKENS = 256
-"""Tokens of a rollout that are evaluated again, about: whole rows of some environments."""
+"""Approximate number of tokens that are evaluated again: whole rows of some environments."""
 
 
 class SamplingCheck:
-    """Keeps some environments' steps of a rollout and evaluates them again at its end.
+    """Stores some environments' steps of a rollout and evaluates them again at its end.
 
     Tokens that an earlier policy sampled, which an update may use as well, are never among them.
-    The forward is one of float32, whatever the update's precision is.
+    The forward is in float32, whatever the update's precision is.
 
     Attributes:
         approx_kl: of the last rollout's sample; NaN before the first.
@@ -58,32 +58,32 @@ class SamplingCheck:
     def note(
         self, observations: np.ndarray, actions: Any, log_probs: np.ndarray, starts: np.ndarray
     ) -> None:
-        """Keep one step of all N environments: what was seen and chosen, where an episode starts.
+        """Store one step of all N environments, and where an episode starts.
 
-        (Ends would not do: an episode that is lost to a restart has none.)
+        (Ends would not suffice: an episode that is lost to a restart has none.)
         """
         rows = self._rows
-        chosen = np.asarray(actions).reshape(-1)[rows]
-        self._steps.append((observations[rows], chosen, log_probs[rows], starts[rows]))
+        row_actions = np.asarray(actions).reshape(-1)[rows]
+        self._steps.append((observations[rows], row_actions, log_probs[rows], starts[rows]))
 
     def end(self, policy: LMActorCriticPolicy) -> None:
-        """Evaluate what was kept by a full forward; warn, once, where it differs."""
+        """Evaluate the stored steps by a full forward; warn, once, where they differ."""
         if not self._steps:
             return
         observations, actions, log_probs, starts = map(np.stack, zip(*self._steps, strict=True))
-        prefixes, chosen, sampled = [], [], []
+        prefixes, responses, old_log_probs = [], [], []
         for env in range(len(self._rows)):
             bounds = [0, *(np.flatnonzero(starts[1:, env]) + 1).tolist(), len(starts)]
             for start, end in itertools.pairwise(bounds):
                 first = observations[start, env]
                 prefixes.append(first[first != NO_TOKEN])
-                chosen.append(actions[start:end, env].astype(np.int64))
-                sampled.append(log_probs[start:end, env])
-        packed = pack(prefixes, chosen, policy.device)
-        taken = torch.as_tensor(np.concatenate(chosen), device=policy.device)
+                responses.append(actions[start:end, env].astype(np.int64))
+                old_log_probs.append(log_probs[start:end, env])
+        packed = pack(prefixes, responses, policy.device)
+        taken = torch.as_tensor(np.concatenate(responses), device=policy.device)
         with torch.no_grad():
             scored = policy.evaluate_actions(packed, taken)[1].double().cpu().numpy()
-        log_ratio = scored - np.concatenate(sampled)
+        log_ratio = scored - np.concatenate(old_log_probs)
         self.approx_kl = float(np.mean(np.expm1(log_ratio) - log_ratio))
         self._steps = []
         self._warn(policy)

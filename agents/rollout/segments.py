@@ -1,4 +1,4 @@
-"""Segments: the steps of one episode inside one rollout, and the log that rollouts are cut from.
+"""Segments: the steps of one episode inside one rollout, and the storage they are cut from.
 
 Axes: `N` environments, `P` prompt columns, `T` response columns.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 from tokenenv.episodes import split_observation
 
-__all__ = ["Segment", "StepLog", "joined", "offsets"]
+__all__ = ["RolloutStorage", "Segment", "concatenate", "offsets"]
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class Segment:
     Attributes:
         env: the environment's index.
         prompt: the tokens that the episode started from.
-        earlier: response tokens before the first of the steps, which serve as context only.
+        context: response tokens before the first of the steps; they are not trained on.
         actions: (n,) int32 token ids.
         rewards: (n,) float32.
         values: (n,) float32, V of the states that the actions were taken in.
@@ -30,8 +30,8 @@ class Segment:
         kl_coefs: (n,) float64, the β under which each action was sampled.
         ended: whether the episode ended with the last of the steps.
         end: the row of the last rollout that follows the last of the steps.
-        kl_before: log π − log π_ref, summed over `earlier`; NaN where nobody saw it sampled.
-        ref_log_prob_before: log π_ref, summed over `earlier`.
+        kl_before: log π − log π_ref, summed over `context`; NaN where its sampling was not seen.
+        ref_log_prob_before: log π_ref, summed over `context`.
         ref_log_probs: (n,) float32 log π_ref of the actions, or (0,) where the update needs none.
         old_log_probs: (n,) float32, `log_probs` as the update computes them, or (0,) where it
             computes as sampling did.
@@ -42,7 +42,7 @@ class Segment:
 
     env: int
     prompt: np.ndarray
-    earlier: np.ndarray
+    context: np.ndarray
     actions: np.ndarray
     rewards: np.ndarray
     values: np.ndarray
@@ -61,31 +61,31 @@ class Segment:
     @property
     def prefix(self) -> np.ndarray:
         """The tokens before the first of the steps."""
-        return np.concatenate([self.prompt, self.earlier])
+        return np.concatenate([self.prompt, self.context])
 
     @property
     def response(self) -> np.ndarray:
         """The whole response so far."""
-        return np.concatenate([self.earlier, self.actions])
+        return np.concatenate([self.context, self.actions])
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
-        arrays = (self.prompt, self.earlier, *(getattr(self, name) for name in _PER_STEP))
+        arrays = (self.prompt, self.context, *(getattr(self, name) for name in _PER_STEP))
         return sum(array.nbytes for array in arrays)
 
-    def note_old_log_probs(self, new: np.ndarray | None) -> None:
-        """Keep the old log-probabilities of the last rollout's steps, (`new_steps`,) float32.
+    def store_old_log_probs(self, new: np.ndarray | None) -> None:
+        """Store the old log-probabilities of the last rollout's steps, (`new_steps`,) float32.
 
-        Where others of this segment were kept and these are None, or the other way round (the
-        precision was changed in between), the sampled ones stand in.
+        Where those of earlier steps were stored and these are None, or the other way round (the
+        precision was changed in between), the sampled ones are used instead.
         """
         if new is None and not len(self.old_log_probs):
             return
         before = len(self.log_probs) - self.new_steps
-        kept = self.old_log_probs if len(self.old_log_probs) else self.log_probs[:before]
+        stored = self.old_log_probs if len(self.old_log_probs) else self.log_probs[:before]
         new = self.log_probs[before:] if new is None else new
-        self.old_log_probs = np.concatenate([kept, new])
+        self.old_log_probs = np.concatenate([stored, new])  # (n,)
 
     def is_at(self, prompt: np.ndarray, response: np.ndarray) -> bool:
         """Whether `prompt` and `response` are the state after the last of the steps."""
@@ -103,25 +103,25 @@ _PER_STEP = (
 )
 
 
-class StepLog:
+class RolloutStorage:
     """The steps of one rollout as they come in, one row of N environments at a time.
 
     Args:
         num_steps: rows.
         num_envs: N.
-        keeps_ref_log_probs: whether log π_ref of the actions is kept with them.
+        keeps_ref_log_probs: whether log π_ref of the actions is stored with them.
     """
 
     def __init__(self, num_steps: int, num_envs: int, keeps_ref_log_probs: bool = False) -> None:
-        shape = (num_steps, num_envs)
-        kept = shape if keeps_ref_log_probs else (0, num_envs)
-        self.ref_log_probs = np.zeros(kept, dtype=np.float32)
+        shape = (num_steps, num_envs)  # rows as they come in; segments are cut from the columns
+        ref_shape = shape if keeps_ref_log_probs else (0, num_envs)
+        self.ref_log_probs = np.zeros(ref_shape, dtype=np.float32)
         self.actions = np.zeros(shape, dtype=np.int32)
         self.rewards, self.values, self.log_probs = (
             np.zeros(shape, dtype=np.float32) for _ in range(3)
         )
         self.pos = 0
-        # Per environment: (row, group, prompt, earlier response) of every episode that begins here.
+        # Per environment: (row, group, prompt, response so far) of the episodes that begin here.
         self._starts: list[list[tuple[int, int | None, np.ndarray, np.ndarray]]] = [
             [] for _ in range(num_envs)
         ]
@@ -132,7 +132,7 @@ class StepLog:
     def nbytes(self) -> int:
         """Bytes of the arrays."""
         arrays = [self.actions, self.rewards, self.values, self.log_probs, self.ref_log_probs]
-        tokens = [a for own in self._starts for _, _, *both in own for a in both]
+        tokens = [a for starts in self._starts for _, _, *both in starts for a in both]
         return sum(array.nbytes for array in arrays + tokens)
 
     def add(
@@ -143,7 +143,7 @@ class StepLog:
         open_segments: Sequence[Segment | None],
         groups: Sequence[int | None],
     ) -> None:
-        """Note the episodes that begin with the next row.
+        """Record the episodes that begin with the next row.
 
         In the first row, an environment whose observation does not follow on from its open segment
         (training was interrupted, say) begins here too, in the middle of its episode.
@@ -166,7 +166,7 @@ class StepLog:
             self._starts[env].append((self.pos, groups[env], *tokens))
 
     def cut_episode(self, env: int, value: float) -> None:
-        """End the episode under way in `env` before the next row: nobody will see it end.
+        """End the episode under way in `env` before the next row: its end will not be seen.
 
         Args:
             env: the environment's index.
@@ -178,7 +178,7 @@ class StepLog:
         self,
         dones: np.ndarray,
         open_segments: Sequence[Segment | None],
-        joins: bool,
+        merge_open: bool,
         kl_coef: float,
     ) -> list[Segment]:
         """The segments of the rollout, by environment and time.
@@ -186,28 +186,28 @@ class StepLog:
         Args:
             dones: (N,) whether the last row ended an episode.
             open_segments: what the rollout before left open, per environment.
-            joins: whether an open segment and its continuation become one; otherwise the
+            merge_open: whether an open segment and its continuation become one; otherwise the
                 continuation has the open one's tokens as context.
             kl_coef: β of this rollout.
         """
         segments: list[Segment] = []
         for env, starts in enumerate(self._starts):
             bounds = [row for row, *_ in starts] + [self.pos]
-            own = []
+            env_segments = []
             if bounds[0] > 0:
                 before = open_segments[env]
                 assert before is not None
-                own.append(self._continued(before, bounds[0], joins, kl_coef))
-            for index, (row, group, prompt, earlier) in enumerate(starts):
-                segment = self._steps(env, row, bounds[index + 1], prompt, earlier, kl_coef)
+                env_segments.append(self._continued(before, bounds[0], merge_open, kl_coef))
+            for index, (row, group, prompt, context) in enumerate(starts):
+                segment = self._steps(env, row, bounds[index + 1], prompt, context, kl_coef)
                 segment.group = group
-                segment.kl_before = float("nan") if len(earlier) else 0.0
-                own.append(segment)
-            for segment in own[:-1]:
+                segment.kl_before = float("nan") if len(context) else 0.0
+                env_segments.append(segment)
+            for segment in env_segments[:-1]:
                 segment.bootstrap = self._lost.get((segment.end, env))
                 segment.ended = segment.bootstrap is None
-            own[-1].ended = bool(dones[env])
-            segments += own
+            env_segments[-1].ended = bool(dones[env])
+            segments += env_segments
         return segments
 
     def _steps(
@@ -216,14 +216,24 @@ class StepLog:
         start: int,
         end: int,
         prompt: np.ndarray,
-        earlier: np.ndarray,
+        context: np.ndarray,
         kl_coef: float,
     ) -> Segment:
+        """A segment of the rows from `start` to before `end` of one environment.
+
+        Args:
+            env: the environment's index.
+            start: first row.
+            end: the row after the last.
+            prompt: tokens of the prompt.
+            context: tokens of the response before `start`.
+            kl_coef: β of this rollout.
+        """
         return Segment(
             env,
             prompt,
-            earlier,
-            actions=self.actions[start:end, env].copy(),
+            context,
+            actions=self.actions[start:end, env].copy(),  # (n,), n = end − start
             rewards=self.rewards[start:end, env].copy(),
             values=self.values[start:end, env].copy(),
             log_probs=self.log_probs[start:end, env].copy(),
@@ -233,24 +243,32 @@ class StepLog:
             end=end,
         )
 
-    def _continued(self, before: Segment, end: int, joins: bool, kl_coef: float) -> Segment:
-        """The first rows of an environment whose episode began in an earlier rollout."""
-        earlier = before.earlier if joins else before.response
-        segment = self._steps(before.env, 0, end, before.prompt, earlier, kl_coef)
+    def _continued(self, before: Segment, end: int, merge_open: bool, kl_coef: float) -> Segment:
+        """The rows before `end` of an environment whose episode began in an earlier rollout.
+
+        Args:
+            before: the segment that was left open there.
+            end: the row after the last.
+            merge_open: whether the segment includes the steps of `before`; otherwise they are its
+                context.
+            kl_coef: β of this rollout.
+        """
+        context = before.context if merge_open else before.response
+        segment = self._steps(before.env, 0, end, before.prompt, context, kl_coef)
         segment.group, segment.kl_before = before.group, before.kl_before
         segment.ref_log_prob_before = before.ref_log_prob_before
-        if joins:
+        if merge_open:
             for name in _PER_STEP:
                 both = np.concatenate([getattr(before, name), getattr(segment, name)])
-                setattr(segment, name, both)
+                setattr(segment, name, both)  # (len(before) + n,)
         return segment
 
 
-def joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
-    """All parts in one array; an empty one of a type where there are none."""
+def concatenate(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
+    """All arrays in one; an empty one of type `dtype` where there are none."""
     return np.concatenate(arrays) if arrays else np.zeros(0, dtype=dtype)
 
 
 def offsets(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
-    """(S + 1,) where each of S parts begins in the array that joins them, and the last one ends."""
-    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    """(S + 1,) where each of S parts begins in their concatenation, and where the last one ends."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])  # (S + 1,)

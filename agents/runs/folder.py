@@ -1,4 +1,4 @@
-"""A run's folder: where everything is, how it is made, and how it is read again.
+"""A run's folder: the paths of its files, creating it, and reading it again.
 
 `config.json`, `metrics.jsonl` (and TensorBoard), `samples.jsonl`, `checkpoints/`, `policy/`,
 `reward_model/`, `summary.json`, `curves.png`.
@@ -27,7 +27,7 @@ class RunFolder:
 
     Attributes:
         root: the folder.
-        output: of the process that makes the run: the folder as its own; None for readers.
+        output: the folder, locked by the process that makes the run; None for readers.
     """
 
     root: Path
@@ -35,7 +35,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunFolder:
-        """Take the folder of a new run: it is this process's alone until `output.close()`.
+        """Lock the folder of a new run for this process, until `output.close()`.
 
         Nothing is written into it yet. With `overwrite` the run in it is set aside, until
         `output.keep()` removes it.
@@ -54,7 +54,7 @@ class RunFolder:
         return cls(output.root, output)
 
     def begin(self, config: TrainConfig) -> None:
-        """Write what a run starts with."""
+        """Write the first files of a run."""
         self.checkpoints.mkdir(exist_ok=True)
         write_json(self.config, config.as_json())
 
@@ -88,9 +88,9 @@ class RunFolder:
         Raises:
             ValueError: the file is broken, or names code and `trust_code` is off.
         """
-        found = read_json_object(self.config, "the configuration of a run")
+        content = read_json_object(self.config, "the configuration of a run")
         try:
-            config = TrainConfig.from_json(found)
+            config = TrainConfig.from_json(content)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 f"{str(self.config)!r} is no configuration of a run ({str(error).rstrip('.')}): "
@@ -142,7 +142,7 @@ class RunFolder:
 
     @property
     def summary(self) -> Path:
-        """The numbers that the run is judged by."""
+        """The results of the run."""
         return self.root / "summary.json"
 
     @property
@@ -164,7 +164,7 @@ _CONTENTS = (
 
 
 def _new_name(config: TrainConfig) -> Path:
-    """A folder that nobody has, made."""
+    """Make a folder with a new name."""
     name = config.task.rpartition(":")[2].lower()
     first = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     number, root = 1, first
@@ -217,8 +217,8 @@ def _lies_in(source: str, root: Path) -> bool:
         return False
     places = {Path(os.path.abspath(path)), path.resolve()}
     return any(
-        own in [place, *place.parents]
-        for own in (Path(os.path.abspath(root)), root.resolve())
+        folder in [place, *place.parents]
+        for folder in (Path(os.path.abspath(root)), root.resolve())
         for place in places
     )
 

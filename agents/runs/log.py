@@ -1,4 +1,4 @@
-"""What a run logs as it goes on: whole lines of JSON, and TensorBoard's event files."""
+"""The logs of a run: JSON Lines, and TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _plain(value: Any) -> Any:
 
 
 class _EventFiles(TensorBoardOutputFormat):
-    """TensorBoard's format, whose failures name the folder."""
+    """TensorBoard's format, with errors that name the folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -80,7 +80,7 @@ class _EventFiles(TensorBoardOutputFormat):
 
 @contextlib.contextmanager
 def run_logger(run: RunFolder, model: Any) -> Iterator[None]:
-    """Let `model` log into the run's folder; at the end, whatever it is, log what is left.
+    """Let `model` log into the run's folder; at the end, even by an exception, log what is left.
 
     Raises:
         OSError: a file can't be written; one that would hide another exception is not raised.

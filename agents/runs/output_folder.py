@@ -1,8 +1,8 @@
-"""A folder that one process writes into, and that gives up what it held only for something better.
+"""A folder that one process writes into, and whose old content is removed only for new content.
 
-While it is open no other process gets it. What is to be replaced is set aside, and removed when its
-successor has something to keep; until then closing the folder, or the next process that opens it
-after a kill, puts it back.
+While it is open no other process can open it. Old content is set aside, and removed when there is
+new content to keep. Until then it is restored by closing the folder, or, after a kill, by the next
+process that opens it.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ __all__ = ["OutputFolder", "has_leftovers"]
 
 _LOCK = ".lock"
 _MOVING = ".moving"
-"""What is on its way aside, or back: all of it belongs into the folder."""
+"""Content that is being set aside or restored: all of it belongs into the folder."""
 _ASIDE = ".replaced"
-"""What was there before, complete."""
+"""The complete old content."""
 _REMOVING = ".removing"
-"""What nobody needs any more."""
+"""Content that is no longer needed."""
 _UNLOCKABLE = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-"""What filesystems without locks answer."""
+"""Errors of file systems without locks."""
 
 
 def has_leftovers(root: Path) -> bool:
-    """Whether a process that was to replace what is in `root` is at work, or was killed."""
+    """Whether a process that replaces the content of `root` is running, or was killed."""
     return any((root / name).is_dir() for name in (_MOVING, _ASIDE))
 
 
 class OutputFolder:
-    """A folder that is this process's alone until `close`, which the process's exit does too.
+    """A folder that this process has locked until `close`, which runs at its exit, too.
 
     Args:
         root: the folder; made where it is missing, and removed again if nothing comes into it.
@@ -73,8 +73,8 @@ class OutputFolder:
 
     def entries(self) -> list[str]:
         """Names in the folder, without those of this module."""
-        own = {_LOCK, _MOVING, _ASIDE, _REMOVING}
-        return sorted(path.name for path in self.root.iterdir() if path.name not in own)
+        internal = {_LOCK, _MOVING, _ASIDE, _REMOVING}
+        return sorted(path.name for path in self.root.iterdir() if path.name not in internal)
 
     def set_aside(self, names: Iterable[str]) -> None:
         """Move what is there under `names` out of the way; links themselves, not their targets."""
@@ -91,7 +91,7 @@ class OutputFolder:
                 raise
 
     def keep(self) -> None:
-        """There is something to keep: remove what was set aside. Does nothing when called again."""
+        """Remove what was set aside, as there is new content. Does nothing when called again."""
         if self.is_replacing:
             with hold_signals():
                 os.rename(self.root / _ASIDE, self.root / _REMOVING)
@@ -117,7 +117,7 @@ class OutputFolder:
                 self._move_back()
 
     def close(self) -> None:
-        """Put back what was set aside and not given up, and let others have the folder."""
+        """Restore what was set aside and not removed, and unlock the folder."""
         if self._lock is None or self._process != os.getpid():  # a forked child owns nothing
             return
         descriptor, self._lock = self._lock, None
@@ -141,7 +141,7 @@ class OutputFolder:
         moving.rmdir()
 
     def _take(self) -> int:
-        """The descriptor of the lock file; the system lets go of it when the process ends."""
+        """The descriptor of the lock file; the system releases it when the process ends."""
         path = self.root / _LOCK
         while True:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -173,10 +173,10 @@ class OutputFolder:
             if not folder.is_dir() or (folder.is_symlink() and folder != self.root):
                 continue
             for path in list(folder.iterdir()):
-                found = TEMPORARY.fullmatch(path.name)
-                if found is None or (folder == self.root and found["name"] not in self.contents):
+                leftover = TEMPORARY.fullmatch(path.name)
+                if leftover is None or (folder == self.root and leftover["name"] not in self.contents):
                     continue
-                put_back_folder(folder / found["name"])
+                put_back_folder(folder / leftover["name"])
                 remove(path)
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run while it goes on: a bar with an ETA, or plain lines instead."""
+"""Progress of a run on the console: a bar with an ETA, or plain lines instead."""
 
 from __future__ import annotations
 
@@ -94,9 +94,9 @@ class ProgressCallback(BaseCallback):
         return True
 
     def _on_rollout_end(self) -> None:
-        done, found = min(self.num_timesteps, self.total), self.metrics.metrics
+        done, metrics = min(self.num_timesteps, self.total), self.metrics.metrics
         names = (("score", "score"), ("gold", "gold_reward"), ("KL", "kl"), ("J", "objective"))
-        note = "  ".join(f"{shown} {found[name]:.2f}" for shown, name in names if name in found)
+        note = "  ".join(f"{shown} {metrics[name]:.2f}" for shown, name in names if name in metrics)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=done, note=note)
         elif 10 * done // self.total > self._shown:
@@ -139,7 +139,7 @@ class CheckpointCallback(BaseCallback):
         self._rollouts += 1
 
     def save(self, name: str) -> Path:
-        """Write `NAME.zip` for `TokenPPO.load`, which unpickles: load none from strangers."""
+        """Write `NAME.zip` for `TokenPPO.load`, which unpickles: load only those you trust."""
         path, temporary = self.folder / f"{name}.zip", self.folder / f".{name}.tmp.zip"
         try:
             with hold_signals(), writing(path):
@@ -152,7 +152,7 @@ class CheckpointCallback(BaseCallback):
 
 
 class SamplesCallback(BaseCallback):
-    """Keeps what the policy says to a few held-out prompts as it learns.
+    """Stores the policy's responses to a few held-out prompts as it learns.
 
     Args:
         run: its `samples.jsonl`.
@@ -177,12 +177,12 @@ class SamplesCallback(BaseCallback):
     def respond(self, actor: Any) -> list[Any]:
         """Responses of `actor` to the prompts, the same seed each time."""
         held_out = self.held_out
-        chosen = np.linspace(0, len(held_out.texts) - 1, self.count).round().astype(int)
+        indices = np.linspace(0, len(held_out.texts) - 1, self.count).round().astype(int)
         return respond(
             actor,
             held_out.scorer,
-            [held_out.texts[i] for i in chosen],
-            [held_out.prompts[i] for i in chosen],
+            [held_out.texts[i] for i in indices],
+            [held_out.prompts[i] for i in indices],
             held_out.max_new_tokens,
             seed=0,
         )

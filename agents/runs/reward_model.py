@@ -24,7 +24,7 @@ from tokenenv.tasks import model_source
 __all__ = ["train_from_file"]
 
 _STAGE = "model"
-"""Where a reward model is written before it takes its place."""
+"""Folder that a reward model is written to before it is moved to its place."""
 
 
 def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, An
     Raises:
         ValueError: the pairs, the base or the folder can't be used.
     """
-    with stop_signals(), contextlib.closing(_own_folder(config)) as output:
+    with stop_signals(), contextlib.closing(_locked_folder(config)) as output:
         return _train(config, output, console)
 
 
@@ -53,26 +53,26 @@ def _train(config: RewardModelConfig, output: OutputFolder, console: Console) ->
     pairs = read_pairs(config.pairs)
     device = resolve_device(config.device)
     reward_model = new_reward_model(model_source(config.base, "reference"), device, config.seed)
-    kept = _short_enough(pairs, reward_model, config.max_tokens)
-    _print_notes(console, pairs, kept)
+    readable_pairs = _short_enough(pairs, reward_model, config.max_tokens)
+    _print_notes(console, pairs, readable_pairs)
     # A signal ends the training, not the writing of what it has learned.
     with hold_signals():
         with progress_bar(console) as bar:
             task = bar.add_task("training", total=None, note="")
             report = train_reward_model(
-                kept,
+                readable_pairs,
                 reward_model,
                 settings,
                 lambda step, steps, loss: bar.update(
                     task, completed=step, total=steps, note=f"loss {loss:.3f}"
                 ),
             )
-        found = {
+        content = {
             **report.as_dict(),
             "training_settings": dataclasses.asdict(settings),
             "finished": not signal_is_pending(),
         }
-        _write(output, reward_model, found)
+        _write(output, reward_model, content)
         if signal_is_pending():
             with contextlib.suppress(OSError):  # of a terminal that is gone
                 console.print(literal(f"stopped: what was learned so far is in {config.out}"))
@@ -87,11 +87,11 @@ def _train(config: RewardModelConfig, output: OutputFolder, console: Console) ->
         console.print(f"[yellow]note:[/yellow] {note}")
     use = f"; use it with: tokenrlhf train --reward-model {shlex.quote(str(config.out))}"
     console.print(literal(f"reward model in {config.out}{use}"))
-    return found
+    return content
 
 
-def _own_folder(config: RewardModelConfig) -> OutputFolder:
-    """The folder, this process's alone; ValueError where writing there would replace something."""
+def _locked_folder(config: RewardModelConfig) -> OutputFolder:
+    """The folder, locked; ValueError where writing there would replace something."""
     output = OutputFolder(config.out, [_STAGE])
     if output.entries() and not config.overwrite:
         output.close()
@@ -114,15 +114,15 @@ def _write(output: OutputFolder, reward_model: RewardModel, report: dict[str, An
         discard(stage)
 
 
-def _print_notes(console: Console, pairs: list[PreferencePair], kept: list[PreferencePair]) -> None:
-    if len(kept) < len(pairs):
+def _print_notes(console: Console, pairs: list[PreferencePair], readable_pairs: list[PreferencePair]) -> None:
+    if len(readable_pairs) < len(pairs):
         console.print(
-            f"{len(pairs) - len(kept):,} of {len(pairs):,} pairs are too long and were left out."
+            f"{len(pairs) - len(readable_pairs):,} of {len(pairs):,} pairs are too long and were left out."
         )
-    same = sum(pair.chosen == pair.rejected for pair in kept)
+    same = sum(pair.chosen == pair.rejected for pair in readable_pairs)
     if same:
         console.print(
-            f"note: {same:,} of {len(kept):,} pairs have the same text twice and teach nothing."
+            f"note: {same:,} of {len(readable_pairs):,} pairs have the same text twice and teach nothing."
         )
 
 
@@ -139,15 +139,15 @@ def _short_enough(
         limit = getattr(reward_model.model.config, "max_position_embeddings", None)
     if limit is None:
         return pairs
-    kept = [
+    readable_pairs = [
         pair
         for pair in pairs
         if max(len(reward_model.encode(pair.prompt, side)) for side in (pair.chosen, pair.rejected))
         <= limit
     ]
-    if not kept:
+    if not readable_pairs:
         raise ValueError(
             f"all {len(pairs)} pairs are longer than {limit} tokens: shorten them, raise "
             "--max-tokens, or take a base that reads more."
         )
-    return kept
+    return readable_pairs

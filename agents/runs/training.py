@@ -65,7 +65,7 @@ class TrainingRun:
     def __init__(self, config: TrainConfig, console: Console) -> None:
         self.config, self.console = config, console
         self.env = make_vec_env(n_envs=config.n_envs, seed=config.seed, **config.environment())
-        self.held_out = HeldOut.of(config.environment(), config.eval_prompts)
+        self.held_out = HeldOut.from_env_kwargs(config.environment(), config.eval_prompts)
         self.model = build_agent(config, self.env)
         _choose_threads(config, self.model)
         # The reference, unless training starts from another model: then a copy of that.
@@ -99,14 +99,14 @@ class TrainingRun:
                 self.console.print(Text.assemble("training in ", literal(self.run.root, "bold")))
                 self._learn()
             except KeyboardInterrupt as stop:
-                kept = self._keep("interrupted", stop, start)
+                message = self._keep("interrupted", stop, start)
                 raise Interrupted(
-                    f"stopped after {self.model.num_timesteps:,} tokens. {kept}", stop
+                    f"stopped after {self.model.num_timesteps:,} tokens. {message}", stop
                 ) from None
             except BaseException as error:  # a full disk, a reward function: nothing more is lost
-                kept = self._keep("failed", error, start)
+                message = self._keep("failed", error, start)
                 with contextlib.suppress(OSError):
-                    self.console.print(literal(kept))
+                    self.console.print(literal(message))
                 raise
             seconds = time.perf_counter() - start
             try:
@@ -114,9 +114,9 @@ class TrainingRun:
             except KeyboardInterrupt as stop:
                 raise Interrupted(self._keep_the_trained(stop, start), stop) from None
             except Exception as error:
-                kept = self._keep_the_trained(error, start)
+                message = self._keep_the_trained(error, start)
                 with contextlib.suppress(OSError):
-                    self.console.print(literal(kept))
+                    self.console.print(literal(message))
                 raise
 
     def _learn(self) -> None:
@@ -151,7 +151,7 @@ class TrainingRun:
         return progress, callbacks
 
     def _saves(self, name: str) -> dict[str, Callable[[], Any]]:
-        """What is saved → how, the most valuable first: the disk may be full."""
+        """Part → function that saves it, the most valuable first: the disk may be full."""
         saves: dict[str, Callable[[], Any]] = {
             "policy/": self._save_policy,
             f"checkpoints/{name}.zip": lambda: self.checkpoints.save(name),
@@ -161,32 +161,32 @@ class TrainingRun:
         return saves
 
     def _keep(self, name: str, reason: BaseException, start: float) -> str:
-        """Save what there is of an unfinished run, whatever of it can be; say what and where."""
+        """Save as much of an unfinished run as possible; returns a message about it."""
         root, output = self.run.root, self.run.output
         assert output is not None
         with hold_signals():
             if output.is_replacing and not self.model._n_updates:
                 output.put_back()
                 return f"Nothing was learned yet: the run that was in {root} is back there."
-            kept, lost = list(self._saved), []
+            saved, lost = list(self._saved), []
             for part, save in {
                 **self._saves(name),
                 "summary.json": lambda: self._summarize_unfinished(reason, start),
             }.items():
-                if part in kept:  # as it is now, just before
+                if part in saved:  # as it is now, just before
                     continue
                 try:
                     save()
-                    kept.append(part)
+                    saved.append(part)
                 except OSError as error:
                     lost.append(f"{part} ({error.strerror})")
         logs = [path.name for path in (self.run.metrics, self.run.samples) if path.is_file()]
-        said = f"Kept in {root}: {', '.join([*kept, *logs])}."
-        if any(part.startswith("checkpoints/") for part in kept):
-            said += (
+        message = f"Kept in {root}: {', '.join([*saved, *logs])}."
+        if any(part.startswith("checkpoints/") for part in saved):
+            message += (
                 " TokenPPO.load reads the checkpoint, and unpickles it: only those that you trust."
             )
-        return said + (f" Not kept: {', '.join(lost)}." if lost else "")
+        return message + (f" Not kept: {', '.join(lost)}." if lost else "")
 
     def _keep_the_trained(self, reason: BaseException, start: float) -> str:
         """Note that the evaluation is missing; everything else has been saved."""
@@ -200,12 +200,12 @@ class TrainingRun:
 
     def _summarize_unfinished(self, reason: BaseException, start: float) -> None:
         """`summary.json` of a run that was not evaluated."""
-        said = " ".join(str(reason).split())
+        message = " ".join(str(reason).split())
         write_json(
             self.run.summary,
             {
                 "finished": False,
-                "ended_by": type(reason).__name__ + (f": {said}" if said else ""),
+                "ended_by": type(reason).__name__ + (f": {message}" if message else ""),
                 "task": self.config.task,
                 "seed": self.config.seed,
                 "tokens": self.model.num_timesteps,
@@ -254,24 +254,24 @@ class TrainingRun:
 
 
 def summarize(
-    config: TrainConfig, held_out: HeldOut, found: Comparison | ExactEvaluation
+    config: TrainConfig, held_out: HeldOut, evaluation: Comparison | ExactEvaluation
 ) -> dict[str, Any]:
-    """What `summary.json` holds of an evaluation."""
-    known: dict[str, Any] = asdict(found)
-    if isinstance(found, Comparison):
-        known["is_reliable"] = found.is_reliable
+    """The part of `summary.json` that an evaluation determines."""
+    numbers: dict[str, Any] = asdict(evaluation)
+    if isinstance(evaluation, Comparison):
+        numbers["is_reliable"] = evaluation.is_reliable
     return {
         "task": config.task,
         "seed": config.seed,
         "kl_coef": held_out.settings.kl_coef,
         "prompts": len(held_out.texts),
         "prompts_asked_for": held_out.asked_for,
-        **known,
+        **numbers,
     }
 
 
 SMALL_MODEL = 2_000_000
-"""Parameters below which a second CPU thread waits more than it works."""
+"""Number of parameters below which a second CPU thread does not help."""
 
 
 def _choose_threads(config: TrainConfig, model: TokenPPO) -> None:

@@ -1,8 +1,8 @@
-"""What may be asked of an agent: ranges, names and what goes with what. No torch here.
+"""The settings of an agent: their ranges, names and combinations. Imports no torch.
 
-* `ranges`: of the numbers of PPO and the buffer, and what settings exclude one another.
+* `ranges`: ranges of the numbers of PPO and the buffer, and which settings exclude one another.
 * `kl`: the KL penalty and the controllers of β, by name.
-* `json_values`: settings that a JSON file holds, checked against their dataclass.
+* `json_values`: settings read from a JSON file, checked against their dataclass.
 """
 
 from agents.settings.json_values import settings_from_json

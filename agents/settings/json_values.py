@@ -1,4 +1,4 @@
-"""Frozen dataclasses of settings from the JSON that they were written as: nothing is filled in."""
+"""Settings read back from JSON into their frozen dataclass, without filling in defaults."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _WORDS: dict[Any, str] = {
 }
 
 
-def settings_from_json(kind: type[Settings], found: Any) -> Settings:
+def settings_from_json(kind: type[Settings], content: Any) -> Settings:
     """The settings that a JSON object holds: all of them, of the right types, and no others.
 
     A missing one is refused and never filled in: today's default need not be what was used then.
@@ -30,23 +30,23 @@ def settings_from_json(kind: type[Settings], found: Any) -> Settings:
     Args:
         kind: a dataclass whose fields are strings, paths, numbers, truth values, literals, or
             optional ones of these.
-        found: what JSON gave.
+        content: the parsed JSON.
 
     Raises:
         ValueError: it is no object, or a setting is unknown, missing, of another type or refused by
             `kind` itself; it is named.
     """
-    if not isinstance(found, dict):
-        raise ValueError(f"settings are a JSON object, not {found!r:.80}.")
+    if not isinstance(content, dict):
+        raise ValueError(f"settings are a JSON object, not {content!r:.80}.")
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = ", ".join(map(repr, sorted(found.keys() - fields)))
+    unknown = ", ".join(map(repr, sorted(content.keys() - fields)))
     if unknown:
         raise ValueError(
             f"unknown settings: {unknown:.200}. Remove them, or use the version that wrote them."
         )
     hints = get_type_hints(kind)
-    values = {name: _as_type(name, value, hints[name]) for name, value in found.items()}
-    missing = [name for name in fields if name not in found]
+    values = {name: _as_type(name, value, hints[name]) for name, value in content.items()}
+    missing = [name for name in fields if name not in content]
     if missing:
         raise ValueError(
             f"missing settings, which are not guessed: {', '.join(map(repr, missing))}. Add them "
@@ -56,7 +56,7 @@ def settings_from_json(kind: type[Settings], found: Any) -> Settings:
 
 
 def _defaults(fields: list[dataclasses.Field[Any]]) -> str:
-    """What they would be today, in JSON, where they have defaults."""
+    """Their present defaults, as JSON, where they have some."""
     known = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
     return f" (today's defaults: {json.dumps(known, default=str)[1:-1]})" if known else ""
 

@@ -1,6 +1,6 @@
-"""What an agent does about the KL divergence: which estimator, where it is paid, what moves β.
+"""The KL settings of an agent: the estimator, where the penalty is paid, and what moves β.
 
-No torch here: the command line checks its settings with it.
+Imports no torch: the command line checks its settings with it.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ __all__ = [
 ]
 
 DEFAULT_HORIZON: float = 10_000
-"""Of the adaptive controller, in episodes."""
+"""Horizon of the adaptive controller, in episodes."""
 
 DEFAULT_DUAL_RATE = 0.1
-"""Of the dual controller: step in log β per rollout whose KL is twice the target."""
+"""Rate of the dual controller: step in log β after a rollout whose KL is twice the target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class KLPenalty:
     as_loss: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what would hold no policy."""
+        """Refuse penalties without effect."""
         if self.estimator not in KL_ESTIMATORS:
             raise ValueError(
                 f"kl_estimator={self.estimator!r} is unknown: choose one of "
@@ -88,27 +88,27 @@ class KLPenalty:
         """The environment's `kl_shaping` that goes with it."""
         return "k1" if self.estimator == "k1" else "none"
 
-    def check_kl_shaping(self, found: str, kl_coef: float = 0.0) -> None:
+    def check_kl_shaping(self, env_kl_shaping: str, kl_coef: float = 0.0) -> None:
         """Raise ValueError where the penalty would be paid twice, or k1 not at all.
 
         Args:
-            found: the environment's `kl_shaping`.
+            env_kl_shaping: the environment's `kl_shaping`.
             kl_coef: β.
         """
-        if self.kl_shaping == "k1" and found == "none" and kl_coef > 0:
+        if self.kl_shaping == "k1" and env_kl_shaping == "none" and kl_coef > 0:
             raise ValueError(
                 f"kl_estimator='k1' with kl_shaping='none' in the environment pays no KL at all, "
                 f"and kl_coef={kl_coef:g} would be without effect: make the environment with "
                 "kl_shaping='k1', or with kl_coef=0 if nothing is to be paid, or choose another "
                 "estimator, which the agent pays whole."
             )
-        if found == "none" or self.kl_shaping == found:
+        if env_kl_shaping == "none" or self.kl_shaping == env_kl_shaping:
             return
         where = "in the loss" if self.as_loss else "whole by the agent"
         raise ValueError(
             f"kl_estimator={self.estimator!r} is paid {where}, but the environment has "
-            f"kl_shaping={found!r} and pays its half of k1 as well: the penalty would be counted "
-            "twice. Make the environment with kl_shaping='none'."
+            f"kl_shaping={env_kl_shaping!r} and pays its half of k1 as well: the penalty would be "
+            "counted twice. Make the environment with kl_shaping='none'."
         )
 
 
@@ -158,35 +158,35 @@ def kl_controller(
 
 
 def check_controller(controller: KLController, kl_coef: float | None) -> None:
-    """Raise ValueError where moving β could not steer anything.
+    """Raise ValueError where the controller could not change β.
 
     Args:
-        controller: what moves β.
-        kl_coef: β that it starts from; None where that is not known yet.
+        controller: the controller of β.
+        kl_coef: the initial β; None where it is not known yet.
     """
     if not isinstance(controller, FixedKL) and kl_coef == 0:
         name = "adaptive" if isinstance(controller, AdaptiveKL) else "dual"
         raise ValueError(
-            f"kl_controller={name!r} multiplies β, and from kl_coef=0 it would stay 0 for ever: "
+            f"kl_controller={name!r} multiplies β, and from kl_coef=0 it would stay 0 forever: "
             "start from a positive kl_coef."
         )
 
 
 def warn_of_bound(kl_coef: float, start: float, kl: float, controller: KLController) -> None:
-    """Warn where a controller has just come to the end of its range, which it can't leave.
+    """Warn where a controller has just reached a bound of its range, which it can't leave.
 
     Args:
-        kl_coef: β, as it was moved to.
-        start: β that training started with.
-        kl: per response, that moved it.
-        controller: what moved it.
+        kl_coef: the new β.
+        start: β at the start of training.
+        kl: the KL per response that β was moved for.
+        controller: the controller that moved it.
     """
     low, high = (bounded_kl_coef(value, start) for value in (0.0, float("inf")))
     if low < kl_coef < high:
         return
-    way, remedy = ("low", "smaller") if kl_coef == low else ("high", "greater")
+    way, remedy = ("lower", "smaller") if kl_coef == low else ("upper", "greater")
     warnings.warn(
-        f"β has come to {kl_coef:.3g}, as {way} as the controller goes: a factor of "
+        f"β has reached {kl_coef:.3g}, the {way} bound of the controller: a factor of "
         f"{KL_COEF_RANGE:g} from the {start:.3g} it started with. The KL is {kl:.3g} nats per "
         f"response, {controller} asks for {getattr(controller, 'target', kl):.3g}: if that can be "
         f"reached at all, start from a {remedy} kl_coef.",
@@ -205,9 +205,9 @@ def resolve_kl(
     """The penalty and the controller of a training.
 
     Args:
-        model: the algorithm; a `TokenPPO` has a penalty and a controller of its own.
-        estimator: the callback's; None: the model's own, or k1.
-        controller: the callback's; None: the model's own, or fixed.
+        model: the algorithm; a `TokenPPO` has a penalty and a controller.
+        estimator: the callback's; None: the model's, or k1.
+        controller: the callback's; None: the model's, or fixed.
         target: the callback's.
         horizon: the callback's.
         dual_rate: the callback's.
@@ -221,17 +221,19 @@ def resolve_kl(
         penalty = KLPenalty("k1" if estimator is None else estimator)
     elif estimator not in (None, penalty.estimator):
         raise _contradiction(model, "kl_estimator", estimator, penalty.estimator)
-    given = kl_controller("fixed" if controller is None else controller, target, horizon, dual_rate)
+    callback_control = kl_controller(
+        "fixed" if controller is None else controller, target, horizon, dual_rate
+    )
     if control is None:
-        control = given
-    elif controller is not None and given != control:
-        raise _contradiction(model, "kl_controller", given, control)
+        control = callback_control
+    elif controller is not None and callback_control != control:
+        raise _contradiction(model, "kl_controller", callback_control, control)
     return penalty, control
 
 
-def _contradiction(model: Any, name: str, given: Any, own: Any) -> ValueError:
+def _contradiction(model: Any, name: str, callback_value: Any, model_value: Any) -> ValueError:
     agent = type(model).__name__
     return ValueError(
-        f"RLHFCallback has {name}={given!r}, {agent} {own!r}: give it to {agent} alone, "
-        "which RLHFCallback() follows."
+        f"RLHFCallback has {name}={callback_value!r}, {agent} {model_value!r}: give it to {agent} "
+        "alone, which RLHFCallback() follows."
     )

@@ -1,4 +1,4 @@
-"""What settings must be, for the command line, `TokenPPO` and the buffer alike."""
+"""Which settings are valid: the same checks for the command line, `TokenPPO` and the buffer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DEFAULT_LAMBDA = 0.95
 """λ of generalised advantage estimation."""
 
 SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
-"""What may be a function of the share of training that remains."""
+"""Settings that may be functions of the remaining share of training."""
 
 PPO_RANGES: dict[str, Range] = {
     "n_steps": COUNT,
@@ -59,7 +59,7 @@ PPO_RANGES: dict[str, Range] = {
     "kl_dual_rate": POSITIVE,
     "critic_warmup": COUNT_OR_0,
 }
-"""PPO's hyperparameters that are numbers, and what they may be."""
+"""PPO's numeric hyperparameters and their ranges."""
 
 PPO_CHOICES = (
     "normalize_returns",
@@ -69,13 +69,13 @@ PPO_CHOICES = (
     "use_kl_loss",
     "kl_controller",
 )
-"""Its other hyperparameters; `check_agent` knows what they may be."""
+"""Its other hyperparameters; `check_agent` checks their values."""
 
 
 def check_estimator(
     estimator: str, group_size: int, cut: str, gamma: float, whiten_rewards: bool = False
 ) -> None:
-    """Refuse what an advantage estimator can't be combined with.
+    """Check that an advantage estimator can be combined with the other settings.
 
     Args:
         estimator: its name.
@@ -151,7 +151,7 @@ def value_loss_weight(vf_coef: float | None, estimator: str) -> float:
 
 
 def normalizes_returns(normalize_returns: bool | None, vf_coef: float) -> bool:
-    """Whether a critic learns normalised returns: as it is said, else where one learns at all.
+    """Whether a critic learns normalised returns: as set, or by default where a critic learns.
 
     Args:
         normalize_returns: the setting, or None.
@@ -161,7 +161,7 @@ def normalizes_returns(normalize_returns: bool | None, vf_coef: float) -> bool:
 
 
 PRECISIONS = ("float32", "bfloat16", "auto")
-"""What may be asked for; `"auto"` measures once and takes the faster."""
+"""Values of `precision`; `"auto"` measures once and takes the faster."""
 
 
 def check_precision(precision: str, dtype: str) -> None:
@@ -173,19 +173,18 @@ def check_precision(precision: str, dtype: str) -> None:
         raise ValueError(
             f"precision={precision!r} computes the update of float32 weights in another precision, "
             f"but dtype={dtype!r} are the weights': leave precision at 'float32' (an update then "
-            "computes in the weights' own), or leave dtype out of policy_kwargs."
+            "computes in that of the weights), or leave dtype out of policy_kwargs."
         )
 
 
 def check_agent(settings: Mapping[str, Any]) -> None:
-    """Refuse settings of `TokenPPO` that can't be used, alone or with each other.
+    """Check the settings of `TokenPPO`, each and in combination.
 
-    The command line, the constructor and `load` all ask here, so that none lets through what
-    another refuses.
+    The command line, the constructor and `load` all call this, so that they accept the same ones.
 
     Args:
-        settings: name → value of its arguments. Schedules are checked by nobody: what they give is
-            known only in training.
+        settings: name → value of its arguments. Schedules are not checked: their values are known
+            only in training.
 
     Raises:
         ValueError: it says which, and what to do.
@@ -208,28 +207,28 @@ def check_agent(settings: Mapping[str, Any]) -> None:
 
 
 def _check_critic(estimator: str, value_head: str, settings: Mapping[str, Any]) -> None:
-    """Refuse what would train a critic that nobody asks, and settings that would do nothing."""
+    """Refuse a critic that nothing uses, and settings without effect."""
     name, warmup = f"advantage_estimator={estimator!r}", settings["critic_warmup"]
     vf_coef = value_loss_weight(settings["vf_coef"], estimator)
     if estimator in CRITIC_FREE and value_head == "separate":
         raise ValueError(
-            f"value_head='separate' is a critic, but {name} asks none: leave value_head out (on "
+            f"value_head='separate' is a critic, but {name} needs none: leave value_head out (on "
             "the command line, leave --value-head out), or use an estimator with a critic."
         )
     if estimator in CRITIC_FREE and vf_coef > 0:
         raise ValueError(
-            f"vf_coef={vf_coef!r} trains a critic, but {name} asks none: use vf_coef=0, which it "
-            "is unless given, or an estimator with a critic."
+            f"vf_coef={vf_coef!r} trains a critic, but {name} needs none: use vf_coef=0, which is "
+            "the default here, or an estimator with a critic."
         )
     if estimator in CRITIC_FREE and settings["normalize_returns"]:
         raise ValueError(
-            f"normalize_returns=True is for a critic, but {name} asks none: leave "
+            f"normalize_returns=True is for a critic, but {name} needs none: leave "
             "normalize_returns out, or use an estimator with a critic."
         )
     if estimator in CRITIC_FREE and warmup:
         raise ValueError(
-            f"critic_warmup={warmup} with {name}, which asks no critic: use critic_warmup=0, or an "
-            "estimator with a critic."
+            f"critic_warmup={warmup} with {name}, which needs no critic: use critic_warmup=0, or "
+            "an estimator with a critic."
         )
     if settings["normalize_returns"] and vf_coef == 0:
         raise ValueError(

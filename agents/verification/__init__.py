@@ -1,1 +1,1 @@
-"""What `tokenrlhf verify` checks on an installed package: mathematics, environment, learning."""
+"""The checks of `tokenrlhf verify` on an installed package: mathematics, environment, learning."""

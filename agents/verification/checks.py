@@ -13,9 +13,9 @@ class Check:
 
     Attributes:
         name: what is checked.
-        expected: what must be, in words or numbers.
-        found: what is.
-        passed: whether it is so.
+        expected: the expected result, in words or numbers.
+        found: the actual result.
+        passed: whether they agree.
     """
 
     name: str
@@ -24,26 +24,26 @@ class Check:
     passed: bool
 
 
-def near(name: str, found: float, expected: float, tolerance: float) -> Check:
-    """`found` lies within `tolerance` of `expected`."""
+def near(name: str, value: float, expected: float, tolerance: float) -> Check:
+    """`value` lies within `tolerance` of `expected`."""
     return Check(
         name,
         f"{expected:.6g} ± {tolerance:.0e}",
-        f"{found:.6g}, off by {abs(found - expected):.1e}",
-        abs(found - expected) <= tolerance,
+        f"{value:.6g}, off by {abs(value - expected):.1e}",
+        abs(value - expected) <= tolerance,
     )
 
 
-def at_most(name: str, found: float, limit: float) -> Check:
-    """`found` ≤ `limit`; NaN fails."""
-    return Check(name, f"≤ {limit:.4g}", f"{found:.4g}", found <= limit)
+def at_most(name: str, value: float, limit: float) -> Check:
+    """`value` ≤ `limit`; NaN fails."""
+    return Check(name, f"≤ {limit:.4g}", f"{value:.4g}", value <= limit)
 
 
-def at_least(name: str, found: float, limit: float) -> Check:
-    """`found` ≥ `limit`; NaN fails."""
-    return Check(name, f"≥ {limit:.4g}", f"{found:.4g}", found >= limit)
+def at_least(name: str, value: float, limit: float) -> Check:
+    """`value` ≥ `limit`; NaN fails."""
+    return Check(name, f"≥ {limit:.4g}", f"{value:.4g}", value >= limit)
 
 
-def states(name: str, expected: str, found: object, passed: bool) -> Check:
-    """Something that is no single number."""
-    return Check(name, expected, str(found), bool(passed))
+def states(name: str, expected: str, value: object, passed: bool) -> Check:
+    """A check of something other than a single number."""
+    return Check(name, expected, str(value), bool(passed))

@@ -60,16 +60,16 @@ def verify(config: VerifyConfig, console: Console) -> bool:
     }
     if config.learning:
         sections["learning"] = lambda: learning_checks(solution, config.seed)
-    found: dict[str, list[Check]] = {}
+    results: dict[str, list[Check]] = {}
     try:
         for section, run in sections.items():
             with console.status(f"checking: {section}"):
-                found[section] = _run(run)
+                results[section] = _run(run)
     except KeyboardInterrupt:
         with hold_signals():
-            _report({**found, section: [_STOPPED]}, start, config.json, console)
+            _report({**results, section: [_STOPPED]}, start, config.json, console)
         raise
-    return _report(found, start, config.json, console)
+    return _report(results, start, config.json, console)
 
 
 def _check_place(path: Path | None) -> None:
@@ -81,17 +81,21 @@ def _check_place(path: Path | None) -> None:
 
 
 def _report(
-    found: dict[str, list[Check]], start: float, path: Path | None, console: Console
+    results: dict[str, list[Check]], start: float, path: Path | None, console: Console
 ) -> bool:
     """Print and write what was found; returns whether all passed."""
-    console.print(_table(found, min(console.width, WIDEST)))
-    checks = [check for section in found.values() for check in section]
+    console.print(_table(results, min(console.width, WIDEST)))
+    checks = [check for section in results.values() for check in section]
     failed = [check for check in checks if not check.passed]
     seconds = time.perf_counter() - start
     verdict = "[green]all passed[/green]" if not failed else f"[red]{len(failed)} failed[/red]"
     console.print(f"{len(checks)} checks in {seconds:.0f} s: {verdict}")
     if path is not None:
-        rows = [{"section": s, **asdict(c)} for s, own in found.items() for c in own]
+        rows = [
+            {"section": s, **asdict(c)}
+            for s, section_checks in results.items()
+            for c in section_checks
+        ]
         write_json(path, {"checks": rows, "passed": not failed, "seconds": seconds})
     return not failed
 
@@ -111,12 +115,12 @@ def _broken(error: Exception) -> Check:
     return Check("this section runs", "no error", f"{type(error).__name__}: {error}", False)
 
 
-def _table(found: dict[str, list[Check]], width: int) -> Table:
+def _table(results: dict[str, list[Check]], width: int) -> Table:
     table = Table(title="tokenrlhf verify", title_justify="left", box=SIMPLE, width=width)
     for header, ratio in (("check", 5), ("expected", 3), ("found", 3)):
         table.add_column(header, overflow="fold", ratio=ratio)
     table.add_column("pass", justify="center", min_width=4)
-    for section, checks in found.items():
+    for section, checks in results.items():
         table.add_row(literal(section, "bold"))
         for check in checks:
             mark = "[green]yes[/green]" if check.passed else "[red]NO[/red]"

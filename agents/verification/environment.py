@@ -30,16 +30,16 @@ def environment_checks(tree: PrefixTree, env_id: str) -> list[Check]:
     paid = _play(env, responses)
     places = [tree.locate(response) for response in responses]
     scores = np.array([tree.scores[t][x, s, a] for x, (t, s, a) in zip(rows, places, strict=True)])
-    everyone = tree.response_log_probs(tree.ref_log_probs)
-    ref_log_probs = everyone[rows, _columns(tree, responses)]
+    all_ref_log_probs = tree.response_log_probs(tree.ref_log_probs)
+    ref_log_probs = all_ref_log_probs[rows, _columns(tree, responses)]
     expected = scores + tree.kl_coef * ref_log_probs
     scorer = env.env.scorer
     episodes = [Episode(p, s.tokens, s.stopped) for p, s in zip(prompts, sampled, strict=True)]
     deferred = scorer.score(episodes).score + tree.kl_coef * np.array(
-        [found.sum() for found in scorer.ref_log_probs(episodes)]
+        [response_log_probs.sum() for response_log_probs in scorer.ref_log_probs(episodes)]
     )
-    own = np.array([s.log_probs.sum() for s in sampled])
-    exact = (np.exp(everyone) * tree.finished(tree.scores)).sum(axis=1)
+    sampled_log_probs = np.array([s.log_probs.sum() for s in sampled])
+    exact = (np.exp(all_ref_log_probs) * tree.finished(tree.scores)).sum(axis=1)
     error = scores.std() / np.sqrt(RESPONSES)
     return [
         at_most(
@@ -59,7 +59,7 @@ def environment_checks(tree: PrefixTree, env_id: str) -> list[Check]:
         ),
         at_most(
             "log-probabilities of sampling = those of enumeration",
-            float(np.abs(own - ref_log_probs).max()),
+            float(np.abs(sampled_log_probs - ref_log_probs).max()),
             1e-4,
         ),
         at_most(

@@ -1,4 +1,4 @@
-"""Checks of the sampled bound on J*, for policies whose true place is known."""
+"""Checks of the sampled bound on J*, for policies whose true fraction is known."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tokenenv.optimum import (
 __all__ = ["collapsed", "estimate_checks", "restricted"]
 
 RESPONSES = 64 * 256
-"""Of all prompts together, as many as `tokenrlhf evaluate` takes."""
+"""Responses to all prompts together, as many as `tokenrlhf evaluate` samples."""
 
 
 def collapsed(solution: Solution) -> Levels:
@@ -36,7 +36,7 @@ def collapsed(solution: Solution) -> Levels:
 
 
 def restricted(solution: Solution, token: int) -> Levels:
-    """π* given its first token."""
+    """π* conditioned on its first token."""
     first = np.full_like(solution.log_policy[0], -np.inf)
     first[..., token] = 0.0
     return [first, *solution.log_policy[1:]]
@@ -55,7 +55,9 @@ def estimate_checks(solution: Solution) -> list[Check]:
     }.items():
         checks += _of_a_broad_policy(name, policy, solution)
     checks.append(_of_a_narrow_policy("one response", collapsed(solution), solution, True))
-    checks += [_of_a_narrow_policy(name, own, solution, False) for name, own in branches.items()]
+    checks += [
+        _of_a_narrow_policy(name, branch, solution, False) for name, branch in branches.items()
+    ]
     return checks
 
 
@@ -68,42 +70,42 @@ def _estimate(policy: Levels, solution: Solution) -> tuple[float, Comparison]:
     return exact, compare(samples, solution.kl_coef)
 
 
-def _said(found: Comparison) -> str:
-    return f"{found.objective_fraction:.3f}" + ("" if found.is_reliable else ", warns")
+def _said(comparison: Comparison) -> str:
+    return f"{comparison.objective_fraction:.3f}" + ("" if comparison.is_reliable else ", warns")
 
 
 def _of_a_broad_policy(name: str, policy: Levels, solution: Solution) -> list[Check]:
     """It has all of the optimum's modes: the estimate must be right, and say so."""
-    exact, found = _estimate(policy, solution)
-    assert found.objective_fraction is not None and found.optimum_lower_bound is not None
-    assert found.optimum_interval is not None
-    low, high = found.optimum_interval
+    exact, comparison = _estimate(policy, solution)
+    assert comparison.objective_fraction is not None and comparison.optimum_lower_bound is not None
+    assert comparison.optimum_interval is not None
+    low, high = comparison.optimum_interval
     near_below = solution.optimum - 0.05 * (solution.optimum - solution.objective_reference)
     return [
         states(
             f"sampled fraction, {name}",
             f"{exact:.3f} ± 0.05, no warning",
-            _said(found),
-            abs(found.objective_fraction - exact) <= 0.05 and found.is_reliable,
+            _said(comparison),
+            abs(comparison.objective_fraction - exact) <= 0.05 and comparison.is_reliable,
         ),
         states(
             f"sampled bound on J*, {name}",
             f"≥ {near_below:.3f}; its interval's low end ≤ {solution.optimum:.3f}",
-            f"{found.optimum_lower_bound:.3f} ({low:.3f} … {high:.3f})",
-            found.optimum_lower_bound >= near_below and low <= solution.optimum,
+            f"{comparison.optimum_lower_bound:.3f} ({low:.3f} … {high:.3f})",
+            comparison.optimum_lower_bound >= near_below and low <= solution.optimum,
         ),
     ]
 
 
 def _of_a_narrow_policy(name: str, policy: Levels, solution: Solution, must_warn: bool) -> Check:
     """It lacks modes: the estimate warns, or happens to be right."""
-    exact, found = _estimate(policy, solution)
-    assert found.objective_fraction is not None and found.optimum_interval is not None
-    is_bound = found.optimum_interval[0] <= solution.optimum
-    is_right = abs(found.objective_fraction - exact) <= 0.1 and not must_warn
+    exact, comparison = _estimate(policy, solution)
+    assert comparison.objective_fraction is not None and comparison.optimum_interval is not None
+    is_bound = comparison.optimum_interval[0] <= solution.optimum
+    is_right = abs(comparison.objective_fraction - exact) <= 0.1 and not must_warn
     return states(
         f"sampled fraction, {name}",
         "a warning" if must_warn else f"{exact:.3f} ± 0.1, or a warning",
-        _said(found),
-        is_bound and (is_right or not found.is_reliable),
+        _said(comparison),
+        is_bound and (is_right or not comparison.is_reliable),
     )

@@ -1,4 +1,4 @@
-"""Agents on the exact task, judged by enumeration: what each reaches, and after how many tokens."""
+"""Agents on the exact task, evaluated by enumeration: what they reach, after how many tokens."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LARGEST_KL = 0.015
 """KL(π ‖ π*) in nats after a run; twice the worst over seeds and kernels of docs/exact.md."""
 
 LARGEST_MISORDERED_FACTOR = 2.0
-"""By which two of π*'s five likeliest may differ and still come out the other way (`TopFive`)."""
+"""Largest factor between two of π*'s five likeliest that may be ranked wrongly (`TopFive`)."""
 
 AGENTS = ("TokenPPO", "PPO", "rloo", "group", "reinforce")
 """TokenPPO with GAE, stock Stable-Baselines3 PPO, and TokenPPO without a critic."""
@@ -119,13 +119,13 @@ class ExactCurve(BaseCallback):
     def measure(self) -> ExactEvaluation:
         """Evaluate now."""
         start = time.perf_counter()
-        found = evaluate_exactly(self.model.policy, self.solution)
+        evaluation = evaluate_exactly(self.model.policy, self.solution)
         self.seconds += time.perf_counter() - start
-        assert found.objective_fraction is not None
+        assert evaluation.objective_fraction is not None
         self.points.append(
-            CurvePoint(self.num_timesteps, found.objective_fraction, found.kl_to_optimum)
+            CurvePoint(self.num_timesteps, evaluation.objective_fraction, evaluation.kl_to_optimum)
         )
-        return found
+        return evaluation
 
     def tokens_to(self, objective_fraction: float) -> int | None:
         """Tokens after which the curve first reached that fraction; None where it never did."""
@@ -135,11 +135,11 @@ class ExactCurve(BaseCallback):
 
 @dataclass(frozen=True, slots=True)
 class TopFive:
-    """The five likeliest responses of π* to each prompt: what a policy makes of them.
+    """The five likeliest responses of π* to each prompt, and a policy's probabilities of them.
 
-    An objective within 0.2 % of the optimum says little of a response that π* gives once in a
-    hundred answers: by how much its probability is off, and which of two such responses comes
-    first, is up to the seed and to the processor's rounding. So order is judged with distance.
+    An objective within 0.2 % of the optimum says little about a response that π* gives once in a
+    hundred answers: the error of its probability, and which of two such responses is likelier,
+    depend on the seed and on the processor's rounding. So their order is judged with tolerance.
 
     Attributes:
         log_optimal: (X, 5) log π*(y|x), likeliest first.
@@ -151,12 +151,12 @@ class TopFive:
 
     @classmethod
     def of(cls, policy: Any, solution: Solution) -> TopFive:
-        """Those of a policy as `tokenenv.optimum.policy_levels` takes it."""
+        """The five of a policy as `tokenenv.optimum.policy_levels` takes it."""
         tree = solution.tree
         optimal = tree.response_log_probs(solution.log_policy)
         best = np.argsort(-optimal, axis=1, kind="stable")[:, :5]
-        found = tree.response_log_probs(policy_levels(policy, tree))
-        return cls(np.take_along_axis(optimal, best, 1), np.take_along_axis(found, best, 1))
+        log_probs = tree.response_log_probs(policy_levels(policy, tree))
+        return cls(np.take_along_axis(optimal, best, 1), np.take_along_axis(log_probs, best, 1))
 
     @property
     def largest_factor(self) -> float:
@@ -182,13 +182,13 @@ def learning_checks(solution: Solution, seed: int = 0) -> list[Check]:
     for name, goal in (("TokenPPO", 0.995), ("PPO", 0.99)):
         model = exact_agent(name, seed)
         model.learn(TOKENS, callback=RLHFCallback())
-        found = evaluate_exactly(model.policy, solution)
-        assert found.objective_fraction is not None
+        evaluation = evaluate_exactly(model.policy, solution)
+        assert evaluation.objective_fraction is not None
         title = "stock SB3 PPO" if name == "PPO" else name
         five = TopFive.of(model.policy, solution)
         checks += [
-            at_least(f"{title}: objective_fraction, exact", found.objective_fraction, goal),
-            at_most(f"{title}: KL(π ‖ π*), nats", found.kl_to_optimum, LARGEST_KL),
+            at_least(f"{title}: objective_fraction, exact", evaluation.objective_fraction, goal),
+            at_most(f"{title}: KL(π ‖ π*), nats", evaluation.kl_to_optimum, LARGEST_KL),
             at_most(
                 f"{title}: π* of two of its likeliest five over one another, where π ranks them "
                 "the other way",

@@ -87,10 +87,12 @@ def optimum_checks(solution: Solution) -> list[Check]:
     partition = np.logaddexp.reduce(tilted, axis=1)
     log_ratio = tree.response_log_probs(solution.log_policy) - (tilted - partition[:, None])
     rng = np.random.default_rng(0)
-    off = []
+    errors = []
     for scale in (0.3, 1.0, 3.0):
-        found = evaluate_exactly(random_policy(tree, rng, scale), solution)
-        off.append(abs(found.optimum - found.objective - kl_coef * found.kl_to_optimum))
+        evaluation = evaluate_exactly(random_policy(tree, rng, scale), solution)
+        errors.append(
+            abs(evaluation.optimum - evaluation.objective - kl_coef * evaluation.kl_to_optimum)
+        )
     wide, narrow = solve(tree, 1e6), solve(tree, 1e-4)
     plain = plain_returns(solution)
     order = (plain.uniform, plain.reference, plain.rlhf_optimum or 0.0, plain.optimum)
@@ -119,7 +121,7 @@ def optimum_checks(solution: Solution) -> list[Check]:
             float(scores.max(axis=1).mean()),
             2e-3,
         ),
-        at_most("J* − J = β·KL(π ‖ π*), random policies", max(off), 1e-8),
+        at_most("J* − J = β·KL(π ‖ π*), random policies", max(errors), 1e-8),
         states(
             "plain return: uniform < reference < π* < its own optimum",
             "in this order",
@@ -139,8 +141,8 @@ def kl_checks(solution: Solution) -> list[Check]:
     policy = solution.policy_between(0.5)
     log_ratio = [p - r for p, r in zip(policy, reference, strict=True)]
     # Over whole responses here, over states and actions below.
-    own, other = (tree.response_log_probs(levels) for levels in (policy, reference))
-    exact = float(expectation(own, own - other).mean())
+    log_probs, ref_log_probs = (tree.response_log_probs(levels) for levels in (policy, reference))
+    exact = float(expectation(log_probs, log_probs - ref_log_probs).mean())
     full = [
         np.repeat(full_kl(p, r)[:, :, None], tree.vocabulary_size, axis=2)
         for p, r in zip(policy, reference, strict=True)

@@ -12,7 +12,12 @@ from tokenenv.rewards.preferences import (
     train_reward_model,
 )
 from tokenenv.rewards.reward_model import RewardModel, load_reward_model, new_reward_model
-from tokenenv.rewards.scoring import EpisodeScorer, EpisodeScores, build_scorer
+from tokenenv.rewards.scoring import (
+    EpisodeScorer,
+    EpisodeScores,
+    build_reference,
+    build_scorer,
+)
 from tokenenv.rewards.sources import (
     MAX_REWARD,
     Episode,
@@ -39,6 +44,7 @@ __all__ = [
     "RewardSource",
     "RewardTrainingSettings",
     "TokenPair",
+    "build_reference",
     "build_scorer",
     "check_rewards",
     "evaluate_preferences",

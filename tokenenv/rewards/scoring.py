@@ -19,7 +19,7 @@ from tokenenv.settings import ResolvedSettings
 from tokenenv.tasks import load_task
 from tokenenv.user_code import user_code
 
-__all__ = ["EpisodeScorer", "EpisodeScores", "build_scorer"]
+__all__ = ["EpisodeScorer", "EpisodeScores", "build_reference", "build_scorer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +131,24 @@ class EpisodeScorer:
         )
 
 
+def build_reference(settings: ResolvedSettings) -> Reference:
+    """The reference of an environment, from its resolved settings and the cached models.
+
+    Raises:
+        ValueError: the model can't be used; it says why.
+    """
+    language_model = load_frozen(settings.reference, settings.device, settings.dtype)
+    return Reference(language_model, settings.temperature)
+
+
 def build_scorer(settings: ResolvedSettings) -> EpisodeScorer:
     """The scorer of an environment, from its resolved settings and the cached models.
 
     Raises:
         ValueError: a model can't be used; it says why.
     """
-    language_model = load_frozen(settings.reference, settings.device, settings.dtype)
+    reference = build_reference(settings)
+    language_model = reference.language_model
     prompt, response = settings.max_prompt_tokens, settings.max_new_tokens
     check_context(language_model.model, prompt + response, "reference")
     check_cached_step(
@@ -151,7 +162,7 @@ def build_scorer(settings: ResolvedSettings) -> EpisodeScorer:
     if isinstance(reward, LearnedReward) and reward.feeds_tokens:
         check_context(reward.reward_model.model, prompt + response, "reward model")
     return EpisodeScorer(
-        Reference(language_model, settings.temperature),
+        reference,
         reward,
         settings.score_clip,
         settings.missing_eos_penalty,

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 CLASSIC, RAW_TOKENS, WRAPPED_TOKENS = "classic control", "raw token ids", "wrapped token ids"
-"""Kinds of environments: they differ in scale, and in what `token-ppo` is."""
+"""Kinds of environments: they differ in scale, and in the policy of `token-ppo`."""
 
 
 def make_env(env_id: str, split: str = "train") -> gym.Env:
@@ -44,8 +44,8 @@ def make_env(env_id: str, split: str = "train") -> gym.Env:
         ValueError: the id is unknown, or what it needs is not installed.
     """
     try:
-        own: dict[str, Any] = {"split": split} if is_text(env_id) else {}
-        return gym.make(env_id, **own)
+        kwargs: dict[str, Any] = {"split": split} if is_text(env_id) else {}
+        return gym.make(env_id, **kwargs)
     except gym.error.DependencyNotInstalled as error:
         raise ValueError(
             f"{env_id!r} needs what is not installed ({error}): install it, or leave {env_id!r} "
@@ -90,7 +90,7 @@ def require_comparable(env_id: str, env: gym.Env) -> None:
         raise ValueError(
             f"{env_id!r} has observations {env.observation_space}, and an MLP reads a Box: leave "
             "it out of --envs, or flatten it with gymnasium.wrappers.FlattenObservation under an "
-            "id of its own."
+            "new id."
         )
     if token_mdp(env) is None and _threshold(env) is None:
         raise ValueError(

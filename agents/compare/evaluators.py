@@ -1,4 +1,4 @@
-"""Judging an agent while it learns and when it is done: by the plain return, or by J."""
+"""Evaluation of an agent during training and after it: by the plain return, or by J."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
+from agents.compare.environments import make_env
 from agents.compare.rollouts import plain_returns_of
-from agents.compare.worlds import make_env
 from agents.evaluation import HeldOut, evaluate
 from agents.rollout import RLHFCallback
 
-__all__ = ["LearningCurve", "ObjectiveJudge", "ReturnJudge"]
+__all__ = ["LearningCurve", "ObjectiveEvaluator", "ReturnEvaluator"]
 
 EVALUATION_SEED = 20_000
-"""Of the episodes that agents are judged on; training starts from small ones."""
+"""Seed of the episodes that agents are evaluated on; training uses small seeds."""
 
 J_RESPONSES = 128
-"""Responses per held-out prompt for J where it has to be sampled: half the policy's own."""
+"""Responses per held-out prompt for a sampled J: half of them are the policy's."""
 
 
-class ReturnJudge:
-    """Judges by the plain return of the greedy policy, on episodes of its own.
+class ReturnEvaluator:
+    """Evaluates by the plain return of the greedy policy, on separate episodes.
 
     Args:
         env_id: of the environment.
@@ -61,8 +61,8 @@ class ReturnJudge:
         return plain_returns_of(self.env, choose, count, EVALUATION_SEED)
 
 
-class ObjectiveJudge:
-    """Judges by J = E[R] − β·KL on held-out prompts: exactly where that is possible.
+class ObjectiveEvaluator:
+    """Evaluates by J = E[R] − β·KL on held-out prompts: exactly where that is possible.
 
     Args:
         env_id: of the environment, with raw token ids.
@@ -75,8 +75,8 @@ class ObjectiveJudge:
     measure = "J"
 
     def __init__(self, env_id: str, prompts: int) -> None:
-        own = gym.spec(env_id.rpartition(":")[2]).kwargs
-        self.held_out = HeldOut.of({**own, "device": "cpu"}, prompts)
+        env_kwargs = gym.spec(env_id.rpartition(":")[2]).kwargs
+        self.held_out = HeldOut.from_env_kwargs({**env_kwargs, "device": "cpu"}, prompts)
         self.metrics = RLHFCallback()
 
     def now(self, model: Any) -> float | None:
@@ -87,24 +87,24 @@ class ObjectiveJudge:
 
     def final(self, model: Any) -> dict[str, Any]:
         """J beside J of the reference and J*, or a lower bound on it."""
-        found: Any = evaluate(model.policy.actor, self.held_out, J_RESPONSES, EVALUATION_SEED)
+        evaluation: Any = evaluate(model.policy.actor, self.held_out, J_RESPONSES, EVALUATION_SEED)
         is_exact = self.held_out.solution is not None
         return {
             "measure": self.measure,
-            "value": found.objective,
-            "baseline": found.objective_reference,
-            "top": found.optimum if is_exact else found.optimum_lower_bound,
+            "value": evaluation.objective,
+            "baseline": evaluation.objective_reference,
+            "top": evaluation.optimum if is_exact else evaluation.optimum_lower_bound,
             "is_lower_bound": not is_exact,
             "episodes": len(self.held_out.texts),
-            "kl": found.kl,
+            "kl": evaluation.kl,
         }
 
 
 class LearningCurve(BaseCallback):
-    """Judges at equal intervals, the untrained agent first, and counts the time it takes.
+    """Evaluates at equal intervals, the untrained agent first, and measures the time it takes.
 
     Args:
-        judge: by what.
+        evaluator: what evaluates.
         steps: of the run.
         evaluations: how often.
         on_steps: called with the number of steps since the last call.
@@ -116,33 +116,33 @@ class LearningCurve(BaseCallback):
 
     def __init__(
         self,
-        judge: ReturnJudge | ObjectiveJudge,
+        evaluator: ReturnEvaluator | ObjectiveEvaluator,
         steps: int,
         evaluations: int,
         on_steps: Callable[[int], None],
     ) -> None:
         super().__init__()
-        self.judge, self.on_steps = judge, on_steps
+        self.evaluator, self.on_steps = evaluator, on_steps
         self.points: list[list[float]] = []
         self.seconds = 0.0
         self._interval = steps / evaluations
-        self._next, self._told = 0.0, 0
+        self._next, self._reported = 0.0, 0
 
     def _on_rollout_start(self) -> None:
         """After an update; off-policy algorithms have many short rollouts."""
         if self.num_timesteps >= self._next:
             self._next = (self.num_timesteps // self._interval + 1) * self._interval
             start = time.perf_counter()
-            value = self.judge.now(self.model)
+            value = self.evaluator.now(self.model)
             if value is not None:
                 self.points.append([self.num_timesteps, value])
             self.seconds += time.perf_counter() - start
 
     def _on_step(self) -> bool:
-        if self.num_timesteps - self._told >= self._interval / 10:
-            self.on_steps(self.num_timesteps - self._told)
-            self._told = self.num_timesteps
+        if self.num_timesteps - self._reported >= self._interval / 10:
+            self.on_steps(self.num_timesteps - self._reported)
+            self._reported = self.num_timesteps
         return True
 
     def _on_training_end(self) -> None:
-        self.on_steps(self.num_timesteps - self._told)
+        self.on_steps(self.num_timesteps - self._reported)

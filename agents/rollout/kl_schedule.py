@@ -1,0 +1,81 @@
+"""`KLSchedule`: β over a training: the environment has it, a controller moves it, SB3 saves it.
+
+A controller's β is kept in the model's attribute `kl_coef`, which SB3 saves, so that the controller
+of a loaded model goes on from there. What is paid is β of the environment.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.settings import KLPenalty, check_controller, warn_of_bound
+from tokenenv.maths import FixedKL, KLController
+
+__all__ = ["KLSchedule"]
+
+
+class KLSchedule:
+    """β of an environment while a model trains in it.
+
+    Args:
+        model: an SB3 algorithm. Its attributes `kl_coef` (β that a controller has reached, None
+            where β is fixed) and `kl_coef_start` (β that the controller's bounds are around) are
+            set, and saved with it.
+        env: the environment that it trains in.
+        controller: what moves β between rollouts.
+    """
+
+    def __init__(self, model: Any, env: VecEnv, controller: KLController) -> None:
+        self.model, self.env, self.controller = model, env, controller
+
+    def kl_coef(self) -> float:
+        """β, from the environment."""
+        return float(self.env.get_attr("kl_coef")[0])
+
+    def begin(self, penalty: KLPenalty, kl_shaping: str) -> None:
+        """Give the environment the β of a loaded model, and check what it is used for.
+
+        Args:
+            penalty: the KL penalty of the training.
+            kl_shaping: the environment's.
+
+        Raises:
+            ValueError: the penalty would be paid twice or not at all, or the controller can't move
+                this β.
+        """
+        saved = getattr(self.model, "kl_coef", None)
+        # SB3 saves the model's attributes, and not those of its policy: without the mark, this
+        # model was loaded. In one that was not, β is what the environment says, as always.
+        policy = self.model.policy
+        is_loaded = not hasattr(policy, "kl_coef_is_in_the_environment")
+        policy.kl_coef_is_in_the_environment = True
+        if is_loaded and saved is not None and not isinstance(self.controller, FixedKL):
+            self.env.env_method("set_kl_coef", saved)
+        penalty.check_kl_shaping(kl_shaping, self.kl_coef())
+        check_controller(self.controller, self.kl_coef())
+        # Where the environment has another β than the model had, training starts there.
+        if getattr(self.model, "kl_coef_start", None) is None or saved != self.kl_coef():
+            self.model.kl_coef_start = self.kl_coef()
+        self._store_in_model()
+
+    def end_rollout(self, kl: float | None, num_episodes: int) -> None:
+        """Let the controller set β for the next rollout; the rewards of this one are final by now.
+
+        Args:
+            kl: per response, the mean over the episodes that finished; None where none did.
+            num_episodes: how many finished.
+        """
+        # The KL of an actor that has not moved yet contains no information about β.
+        if kl is not None and not getattr(self.model, "actor_is_unchanged", False):
+            before, start = self.kl_coef(), self.model.kl_coef_start
+            kl_coef = self.controller.update(before, kl, num_episodes, start)
+            if kl_coef != before:
+                self.env.env_method("set_kl_coef", kl_coef)
+                warn_of_bound(kl_coef, start, kl, self.controller)
+        self._store_in_model()
+
+    def _store_in_model(self) -> None:
+        """Let the model save a β that a controller moves; a fixed one is the environment's."""
+        self.model.kl_coef = None if isinstance(self.controller, FixedKL) else self.kl_coef()
