@@ -1,0 +1,220 @@
+"""Wrong calls of the command line, by the hundred: each is refused with its name, none breaks."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Union
+
+import pytest
+from support.hostile import ESCAPES, SURROGATE, acting, sample, time_limit
+
+from agents.cli import main
+from agents.compare.config import CompareConfig
+from agents.config import EvaluateConfig, RewardModelConfig, SampleConfig, TrainConfig, VerifyConfig
+
+LONG = "x" * 5000
+
+NO_WHOLE_NUMBERS = (
+    *("-1", "1.5", "1e3", "nan", "inf", "", "abc", "0x10", "true", "1" + "0" * 20, "9" * 5000),
+    *("1,000", ESCAPES, SURROGATE),
+)
+NO_NUMBERS = ("-1", "nan", "-inf", "", "abc", "1,5", "0x1p3", ESCAPES, SURROGATE)
+NO_CHOICES = ("", "nope", "None,", "GAE", "K1", ESCAPES, SURROGATE, LONG, "fixed ")
+NO_NAMES = (
+    *("/nowhere", "/dev/null", "a\0b", LONG, "no:where", ":", "os:", ":path", "os:nothing"),
+    *("math:inf", "os.path:sep", ESCAPES, "a" + SURROGATE, "../..", "....:x", "-", "a b c", "::"),
+)
+NO_PLACES = ("a\0b", LONG, "/dev/null", "/dev/null/x", "/proc/nothing", "a" + SURROGATE)
+
+
+class Call(NamedTuple):
+    """A call that must be refused.
+
+    Attributes:
+        arguments: of the command line.
+        named: the answer must hold one of these, apart from case and hyphens: the setting, or what
+            was given for it.
+    """
+
+    arguments: tuple[str, ...]
+    named: tuple[str, ...] = ("",)
+
+
+REQUIRED: dict[type, dict[str, str]] = {
+    TrainConfig: {"out": "OUT", "total-tokens": "64", "task": "exact", "device": "cpu"},
+    EvaluateConfig: {"": "/nowhere"},
+    SampleConfig: {"": "/nowhere", "prompt": "x"},
+    RewardModelConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT"},
+    VerifyConfig: {"json": "/nowhere/x", "no-learning": ""},
+    CompareConfig: {"out": "FILE", "envs": "CartPole-v1", "seeds": "1", "steps": "64"},
+}
+"""Command → what it is called with. OUT is a new folder, FILE is a file where a folder must be,
+and PAIRS are some pairs."""
+
+COMMANDS = {
+    TrainConfig: "train",
+    EvaluateConfig: "evaluate",
+    SampleConfig: "sample",
+    RewardModelConfig: "reward-model",
+    VerifyConfig: "verify",
+    CompareConfig: "compare",
+}
+
+NAMES = {
+    **dict.fromkeys(("task", "actor", "reference", "reward_model", "prompts", "critic"), NO_NAMES),
+    **dict.fromkeys(("base", "pairs", "run"), NO_NAMES),
+    "device": ("", "quantum", "cuda:-1", "cpu:x", "meta:9", ESCAPES, LONG),
+    "out": NO_PLACES,
+    "json": ("a\0b", LONG, "/", "/nowhere/x", "/dev/null/x", ""),
+    "envs": (
+        "",
+        "Nope-v0",
+        "a:b",
+        "Pendulum-v1",
+        "no.such:Env-v0",
+        ESCAPES,
+        LONG,
+        "a/b/c-v0",
+        "-v0",
+    ),
+    "prompt": (),
+}
+"""Settings that are texts → texts that can't be right."""
+
+
+def wrong_values(name: str, hint: Any) -> tuple[str, ...]:
+    """Values of a setting that can't be right, as arguments."""
+    if name in NAMES:
+        return NAMES[name]
+    optional = typing.get_origin(hint) in (Union, types.UnionType)
+    kinds = set(typing.get_args(hint)) if optional else {hint}
+    if int in kinds:
+        return NO_WHOLE_NUMBERS
+    if float in kinds:
+        return NO_NUMBERS
+    if any(typing.get_origin(kind) is Literal for kind in kinds) or "agents" in name:
+        return NO_CHOICES
+    if kinds - {type(None)} == {bool}:
+        return ("=maybe",)
+    raise AssertionError(f"the suite knows no wrong values for {name}: {hint}")
+
+
+def call(config: type, name: str, value: str) -> Call:
+    """A call of a command with one wrong value."""
+    required = dict(REQUIRED[config])
+    option = name.replace("_", "-")
+    if name == "run":
+        required[""] = value
+    elif value.startswith("=") and value != "":
+        required[f"{option}{value}"] = ""
+    else:
+        required.pop(option, None)
+    arguments = [COMMANDS[config]]
+    for key, known in required.items():
+        arguments += [f"--{key}"] * bool(key) + [known] * bool(known)
+    if name != "run" and not value.startswith("="):
+        arguments.append(f"--{option}={value}")
+    is_telling = len(without_marks(value)) > 3
+    return Call(tuple(arguments), (option, value[:40]) if is_telling else (option,))
+
+
+def single_mistakes() -> list[Call]:
+    """Every setting of every command with every value that is wrong for it."""
+    calls = []
+    for config in COMMANDS:
+        hints = typing.get_type_hints(config)
+        for field in dataclasses.fields(config):
+            values = wrong_values(field.name, hints[field.name])
+            calls += [call(config, field.name, value) for value in values]
+    return calls
+
+
+STRUCTURE = [
+    Call(arguments)
+    for arguments in (
+        *((), ("",), ("-",), ("--",), ("trian",), ("train", "train"), ("--train",), (LONG,)),
+        *((ESCAPES,), (SURROGATE,), ("help",), ("train", "--seed")),
+        *(("train", "--sede", "1"), ("train", "-seed", "1"), ("train", "seed=1")),
+        *(("train", "extra"), ("train", "--seed", "1", "2"), ("train", "--seed=1=2")),
+        *(("train", "--overwrite", "yes"), ("train", f"--{LONG}"), ("train", f"--{ESCAPES}=1")),
+        *(("evaluate",), ("evaluate", "a", "b"), ("evaluate", "--run", "a"), ("sample", "a")),
+        *(("sample", "--prompt", "x"), ("sample", "a", "--prompt"), ("reward-model",)),
+        *(("reward-model", "--pairs", "a"), ("verify", "extra"), ("compare", "--agents")),
+        *(("compare", "--agents", "ppo", "ppo"), ("compare", "--envs"), ("evaluate", "")),
+        *(("sample", "", "--prompt", "x"), ("compare", "--envs", "CartPole-v1", "CartPole-v1")),
+    )
+]
+
+
+def without_marks(text: str) -> str:
+    """Letters and digits alone: a box may break a line, options are written in two ways."""
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
+CALLS = [*STRUCTURE, *single_mistakes()]
+
+
+def check(wrong: Call, folder: Path, capsys: Any) -> str | None:
+    """What is wrong with the answer to a call; None where nothing is."""
+    (folder / "file").write_text("")
+    pairs = [{"prompt": p, "chosen": " do", "rejected": " re"} for p in ("do", "re", "mi")]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    places = {"OUT": "new", "FILE": "file", "PAIRS": "pairs.jsonl"}
+    places = {name: str(folder / place) for name, place in places.items()}
+    arguments = [places.get(argument, argument) for argument in wrong.arguments]
+    capsys.readouterr()
+    try:
+        with time_limit():
+            status = main(arguments)
+    except SystemExit as stopped:  # refused by the argument parser
+        status = stopped.code
+    except BaseException as error:
+        return f"{type(error).__name__}: {error}"
+    captured = capsys.readouterr()
+    said = captured.err + captured.out
+    if status != 2:
+        return f"status {status}"
+    if "Traceback" in said or acting(said):
+        return f"a traceback or controls in {said!r:.300}"
+    if not captured.err.strip():
+        return "no word of explanation"
+    if not any(without_marks(name) in without_marks(captured.err) for name in wrong.named):
+        return f"{wrong.named!r} is not named in {captured.err!r:.600}"
+    return None
+
+
+def failures(calls: list[Call], folder: Path, capsys: Any) -> list[str]:
+    """The calls whose answer is wrong, with why."""
+    found = []
+    for wrong in calls:
+        fault = check(wrong, folder, capsys)
+        if fault is not None:
+            found.append(f"{[a[:60] for a in wrong.arguments]}: {fault}")
+    return found
+
+
+def test_there_are_as_many_wrong_calls_as_promised():
+    assert len({c.arguments for c in CALLS}) >= 600
+
+
+def test_wrong_calls_are_refused_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "2000")
+    is_of_names = {call: call.named[0].replace("-", "_") in NAMES for call in CALLS}
+    parsed = [call for call in CALLS if not is_of_names[call]]  # refused before a model is loaded
+    named = [call for call in CALLS if is_of_names[call]]
+    found = failures([*sample(parsed, 40), *sample(named, 6)], tmp_path, capsys)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.slow
+def test_all_wrong_calls_are_refused_by_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "2000")
+    found = failures(CALLS, tmp_path, capsys)
+    assert not found, f"{len(found)} of {len(CALLS)}:\n" + "\n".join(found)

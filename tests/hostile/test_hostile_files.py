@@ -1,0 +1,400 @@
+"""Files that were cut, flipped, edited or replaced: read as they are, or refused by their name.
+
+A reader may accept a changed file only where it is still one of its kind: then what it gives is
+what the file says, nothing is filled in, and every number that follows is finite.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.hostile import is_an_answer, sample, time_limit
+from support.models import save_classifier, save_language_model, word_tokenizer
+
+from agents.compare.config import CompareConfig
+from agents.compare.jobs import Job, read_result
+from agents.config import TrainConfig
+from agents.policy.policy import LMActorCriticPolicy
+from agents.runs.curves import read_metrics
+from agents.runs.folder import RunFolder
+from tokenenv.env import TokenEnv
+from tokenenv.rewards.pairs import read_pairs
+from tokenenv.tasks import read_prompts
+
+VALUES = [
+    *(None, True, False, 0, -1, 1.5, 1e308, 10**20, "", "x", "\x1b[31m\u202e", [], {}, [[]]),
+    *([None], {"a": {}}, -0.0, 2**63, "nan", "None"),
+]
+"""What takes the place of a value in a JSON file."""
+
+RAW = [b"", b"\0" * 64, b"{", b"}", b"null", b"[]", b"\xff\xfe{}", b"[" * 100_000, b"NaN", b"1e999"]
+"""What takes the place of a whole file."""
+
+TEXTS = ["\\ud800", "\\ud83d", "\\u0000", "1e999", "NaN", "-Infinity", "9" * 400, "[" * 3000]
+"""What takes the place of a value in the text of a JSON file."""
+
+Mutation = tuple[str, Callable[[Path], None]]
+"""What was done, and how to do it to a file."""
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths to all values in a JSON value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items:
+        yield (*path, key)
+        if isinstance(inner, dict | list):
+            yield from places(inner, (*path, key))
+
+
+def edited(value: Any, path: tuple[Any, ...], new: Any = None, delete: bool = False) -> Any:
+    """A JSON value with another value at a path, or none."""
+    value = copy.deepcopy(value)
+    inner = value
+    for key in path[:-1]:
+        inner = inner[key]
+    if delete:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = new
+    return value
+
+
+def writing(content: bytes) -> Callable[[Path], None]:
+    """To write something else into a file."""
+    return lambda file: _replace(file, content)
+
+
+def _replace(file: Path, content: bytes) -> None:
+    file.unlink()
+    file.write_bytes(content)
+
+
+def _as_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def byte_mutations(original: bytes, rng: random.Random, count: int) -> list[Mutation]:
+    """Bits flipped, ends cut off, pieces doubled: of any file."""
+    found: list[Mutation] = [("a folder", _as_folder), ("gone", lambda file: file.unlink())]
+    found += [(f"raw {raw[:8]!r}", writing(raw)) for raw in RAW]
+    for _ in range(count):
+        at = rng.randrange(len(original))
+        kind = rng.choice(("flip", "cut", "double", "junk"))
+        if kind == "flip":
+            bit = 1 << rng.randrange(8)
+            changed = original[:at] + bytes([original[at] ^ bit]) + original[at + 1 :]
+        elif kind == "cut":
+            changed = original[:at]
+        elif kind == "double":
+            changed = original[:at] + original[max(0, at - 20) :]
+        else:
+            changed = original[:at] + rng.randbytes(8) + original[at + 8 :]
+        found.append((f"{kind} at {at}", writing(changed)))
+    return found
+
+
+def json_mutations(original: bytes, rng: random.Random, count: int) -> list[Mutation]:
+    """Values of other types, keys deleted, doubled or added: of a JSON file."""
+    value = json.loads(original)
+    paths = list(places(value))
+    found: list[Mutation] = []
+    for _ in range(count):
+        path = rng.choice(paths)
+        kind = rng.choice(("value", "value", "value", "delete", "text", "twice"))
+        if kind == "value":
+            new = rng.choice(VALUES)
+            content = json.dumps(edited(value, path, new))
+            name = f"{path} = {new!r:.30}"
+        elif kind == "delete":
+            content, name = json.dumps(edited(value, path, delete=True)), f"{path} deleted"
+        elif kind == "text":
+            text = rng.choice(TEXTS)
+            content = json.dumps(edited(value, path, "@@")).replace(
+                '"@@"', f'"{text}"' if text.startswith("\\") else text
+            )
+            name = f"{path} = {text[:12]}"
+        else:
+            content = '{"a": 1, "a": 2, ' + json.dumps(value)[1:]
+            name = "a key twice"
+        found.append((name, writing(content.encode())))
+    return found
+
+
+@dataclasses.dataclass
+class Kind:
+    """A kind of file, and who reads it.
+
+    Attributes:
+        root: the folder that is copied for each mutation.
+        file: the file in it that is changed.
+        read: reads the folder; raises where what it gave would be nonsense.
+        cases: how many are changed as bytes, and as JSON.
+        may_name: what an answer may name instead of the file: the folder's role.
+    """
+
+    root: Path
+    file: str
+    read: Callable[[Path], Any]
+    cases: tuple[int, int]
+
+
+class NonsenseError(Exception):
+    """A file was accepted, and what was read is not what it says."""
+
+
+def require(condition: bool, what: str) -> None:
+    """Raise `NonsenseError` unless the condition holds."""
+    if not condition:
+        raise NonsenseError(what)
+
+
+def read_run(root: Path) -> None:
+    """A run's configuration: what it says, and all of it."""
+    config = RunFolder(root).read_config()
+    said = json.loads((root / "config.json").read_text(encoding="utf-8"))
+    require(json.loads(json.dumps(config.as_json())) == said, "settings were filled in or changed")
+
+
+def read_policy(root: Path) -> None:
+    """A policy, and what it answers."""
+    policy = LMActorCriticPolicy.from_pretrained(root)
+    observation = np.full((1, policy.observation_space.shape[0]), -1)
+    observation[0, 2:5] = [1, 4, 5]
+    _, values, log_probs = policy.forward(policy.obs_to_tensor(observation)[0])
+    require(bool(values.isfinite().all() and log_probs.isfinite().all()), "it is not finite")
+
+
+def read_models(root: Path) -> None:
+    """An environment of a reference and a reward model, for an episode."""
+    env = TokenEnv(
+        reference=str(root / "reference"),
+        reward_model=str(root / "reward"),
+        prompts=["w4 w5", "w7"],
+        max_prompt_tokens=6,
+        max_new_tokens=3,
+        kl_coef=0.1,
+        device="cpu",
+    )
+    env.reset(seed=0)
+    for action in (5, 6, 7):
+        _, reward, ended, _, info = env.step(action)
+        require(math.isfinite(reward) and math.isfinite(info["ref_logprob"]), "it is not finite")
+        require(info["ref_logprob"] <= 1e-6, "a probability above 1")
+        if ended:
+            break
+
+
+def read_metrics_of(root: Path) -> None:
+    """Metrics: of what curves are drawn from, numbers alone."""
+    for row in read_metrics(root / "metrics.jsonl"):
+        drawn = [value for name, value in row.items() if name.startswith(("rlhf/", "eval/"))]
+        require(all(isinstance(value, int | float) for value in drawn), "no number")
+        require(not drawn or "time/total_timesteps" in row, "it is not known when")
+
+
+def read_kept(root: Path) -> None:
+    """A kept run of a comparison."""
+    result = read_result(JOB, root)
+    require(result is None or math.isfinite(result["value"]), "no number")
+
+
+JOB = Job.run(CompareConfig(), "CartPole-v1", "classic control", "ppo", 0)
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory) -> list[Kind]:
+    """All kinds of files that are read."""
+    from gymnasium import spaces
+
+    root = tmp_path_factory.mktemp("whole")
+    run, lines, kept = root / "run", root / "lines", root / "kept"
+    for folder in (run, lines, kept / "runs"):
+        folder.mkdir(parents=True)
+    config = TrainConfig(out=Path("runs/first"), task="exact", device="cpu").as_json()
+    (run / "config.json").write_text(json.dumps(config))
+    models = root / "models"
+    save_language_model(models / "reference")
+    save_classifier(models / "reward", reward_mean=0.3, reward_std=2.0)
+    policy = LMActorCriticPolicy(
+        spaces.Box(-1, 39, (9,), np.int64),
+        spaces.Discrete(40),
+        lambda _: 1e-3,
+        actor=str(models / "reference"),
+    )
+    policy.save_pretrained(root / "policy", word_tokenizer())
+    prompts = [{"prompt": f"w{i} w5", "split": "train" if i < 9 else "eval"} for i in range(4, 12)]
+    (lines / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    pairs = [{"prompt": "p", "chosen": f" c{i}", "rejected": " r", "margin": 0.5} for i in range(6)]
+    (lines / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    rows = [{"time/total_timesteps": i, "rlhf/score": 0.1, "rlhf/kl": 0.2} for i in range(4)]
+    (lines / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    result = {
+        **{"measure": "plain return", "value": 1.0, "curve": [[0, 1.0], [10, 2.0]], "steps": 10},
+        **{"train_seconds": 1.0, "steps_per_second": 10.0, "explained_variance": None},
+        **{"standard_deviation": 0.0, "episodes": 3},
+    }
+    kept_file = JOB.path(kept)
+    kept_file.write_text(json.dumps({"settings": JOB.settings, "result": result}))
+    return [
+        Kind(run, "config.json", read_run, (40, 160)),
+        Kind(root / "policy", "policy.json", read_policy, (30, 90)),
+        Kind(root / "policy", "config.json", read_policy, (20, 70)),
+        Kind(root / "policy", "critic.pt", read_policy, (50, 0)),
+        Kind(root / "policy", "model.safetensors", read_policy, (50, 0)),
+        Kind(models, "reference/config.json", read_models, (20, 70)),
+        Kind(models, "reference/tokenizer.json", read_models, (20, 60)),
+        Kind(models, "reference/tokenizer_config.json", read_models, (15, 35)),
+        Kind(models, "reference/generation_config.json", read_models, (15, 25)),
+        Kind(models, "reference/model.safetensors", read_models, (40, 0)),
+        Kind(models, "reward/config.json", read_models, (20, 70)),
+        Kind(models, "reward/model.safetensors", read_models, (30, 0)),
+        Kind(lines, "prompts.jsonl", lambda r: read_prompts(r / "prompts.jsonl", "train"), (90, 0)),
+        Kind(lines, "pairs.jsonl", lambda r: read_pairs(r / "pairs.jsonl"), (90, 0)),
+        Kind(lines, "metrics.jsonl", read_metrics_of, (60, 0)),
+        Kind(kept, str(kept_file.relative_to(kept)), read_kept, (30, 70)),
+    ]
+
+
+def mutations(kind: Kind) -> list[Mutation]:
+    """Everything that is done to files of a kind."""
+    rng = random.Random(f"{kind.root.name}/{kind.file}")
+    original = (kind.root / kind.file).read_bytes()
+    found = byte_mutations(original, rng, kind.cases[0])
+    return found + (json_mutations(original, rng, kind.cases[1]) if kind.cases[1] else [])
+
+
+def check(kind: Kind, mutate: Callable[[Path], None], folder: Path) -> str | None:
+    """What is wrong with the answer to a changed file; None where nothing is."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(kind.root, folder)
+    mutate(folder / kind.file)
+    try:
+        with time_limit():
+            kind.read(folder)
+    except Exception as error:
+        if not is_an_answer(error) or isinstance(error, TypeError):
+            return f"{type(error).__name__}: {error!s:.300}"
+        if str(folder) not in str(error) and str(folder) not in str(getattr(error, "filename", "")):
+            return f"no file is named: {type(error).__name__}: {error!s:.300}"
+    return None
+
+
+def failures(cases: list[tuple[Kind, Mutation]], folder: Path) -> list[str]:
+    """The changed files with a wrong answer, and why."""
+    found = []
+    for kind, (what, mutate) in cases:
+        fault = check(kind, mutate, folder)
+        if fault is not None:
+            found.append(f"{kind.root.name}/{kind.file}, {what}: {fault}")
+    return found
+
+
+def test_there_are_as_many_changed_files_as_promised_and_some_are_refused(kinds, tmp_path):
+    assert sum(len(mutations(kind)) for kind in kinds) >= 1200
+    for kind in kinds:  # the whole file is read, so that what is refused is refused for its change
+        assert check(kind, lambda file: None, tmp_path / "copy") is None
+        kind.read(tmp_path / "copy")
+
+
+def test_changed_files_are_read_as_they_are_or_refused_by_name(kinds, tmp_path):
+    cases = [(kind, case) for kind in kinds for case in sample(mutations(kind), 4)]
+    found = failures(cases, tmp_path / "copy")
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.slow
+def test_all_changed_files_are_read_as_they_are_or_refused_by_name(kinds, tmp_path):
+    cases = [(kind, case) for kind in kinds for case in mutations(kind)]
+    found = failures(cases, tmp_path / "copy")
+    assert not found, f"{len(found)} of {len(cases)}:\n" + "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{}", "missing settings, which are not guessed: 'out', 'overwrite', 'seed'"),
+        ("[1]", "the configuration of a run is a JSON object"),
+        ('{"a": ' * 50_000, "nested too deeply"),
+        ('{"task": "\\ud800"}', "half of a surrogate pair"),
+        ('{"seed": 1, "seed": 2}', "the key 'seed' stands twice"),
+        ('{"seed": 100000000000000000000}', None),
+        ('{"kl_coef": NaN}', "NaN is no number in JSON"),
+        ('{"kl_coef": 1e999}', "beyond what a float holds"),
+        ('{"seed": true}', "seed=True must be a whole number"),
+        ('{"gamma": "1"}', "gamma='1' must be a number"),
+        ('{"kl_estimator": "k9"}', "kl_estimator='k9' must be one of 'k1', 'k2'"),
+        ('{"overwrite": 0}', "overwrite=0 must be true or false"),
+        ('\n\n{"seed": }', "not valid JSON (Expecting value: line 3, column 10)"),
+    ],
+)
+def test_a_broken_configuration_is_refused_by_file_and_reason(text, reason, tmp_path):
+    if reason is None:  # whole, but for a number out of its range
+        whole = TrainConfig(task="exact").as_json()
+        text, reason = json.dumps({**whole, "seed": 10**20}), "at most 4,294,967,295"
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError) as refused:
+        RunFolder(tmp_path).read_config()
+    assert reason in str(refused.value) and str(tmp_path / "config.json") in str(refused.value)
+
+
+def test_a_config_of_endless_layers_is_refused_before_they_are_built(kinds, tmp_path):
+    models = next(kind.root for kind in kinds if kind.root.name == "models")
+    for role in ("reference", "reward"):
+        folder = tmp_path / role
+        shutil.copytree(models, folder)
+        file = folder / role / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": 10**20}))
+        with pytest.raises(ValueError, match=r"num_hidden_layers=1000+, more than the 10,000"):
+            read_models(folder)
+
+
+@pytest.mark.parametrize("wrong", [1.5, True, -1, 10**20, [2, 1.5], "2", {"a": 1}])
+def test_an_end_of_the_response_that_is_no_token_id_is_refused(wrong, kinds, tmp_path):
+    """A float was cut to a whole number, and another token ended responses."""
+    models = next(kind.root for kind in kinds if kind.root.name == "models")
+    shutil.copytree(models, tmp_path / "models")
+    file = tmp_path / "models" / "reference" / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": wrong}))
+    with pytest.raises(ValueError, match=r"reference='.*can't be loaded"):
+        read_models(tmp_path / "models")
+
+
+def test_a_config_that_is_not_of_the_saved_model_is_refused(kinds, tmp_path):
+    """Half as many heads fit the same weights, and compute something else."""
+    policy = next(kind.root for kind in kinds if kind.root.name == "policy")
+    shutil.copytree(policy, tmp_path / "policy")
+    file = tmp_path / "policy" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "rms_norm_eps": 0.1}))
+    with pytest.raises(ValueError, match=r"rms_norm_eps=0\.1, the model that was saved had 1e-06"):
+        LMActorCriticPolicy.from_pretrained(tmp_path / "policy")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "line 2: not valid JSON"),
+        ("[]", "line 2: needs a JSON object"),
+        ('{"rlhf/kl": "x", "time/total_timesteps": 1}', "line 2: 'rlhf/kl' is 'x'"),
+        ('{"rlhf/kl": 1}', "line 2: 'time/total_timesteps' is missing"),
+        ("[" * 100_000, "line 2: the JSON is nested too deeply"),
+    ],
+)
+def test_metrics_name_file_and_line(line, reason, tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"rlhf/kl": NaN, "time/total_timesteps": 1}\n' + line)
+    with pytest.raises(ValueError) as refused:
+        read_metrics(file)
+    assert f"{file}, {reason}" in str(refused.value)
+    file.write_text('{"rlhf/kl": NaN, "time/total_timesteps": 1}\n\n')
+    assert math.isnan(read_metrics(file)[0]["rlhf/kl"])

@@ -1,0 +1,162 @@
+"""One encoder: what a reward model is trained on from text is what it is asked to score."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from support.models import save_classifier, save_language_model, small_model, word_tokenizer
+
+import tokenenv  # noqa: F401  (registers the ids)
+from tokenenv.models.encoding import join_ids, prompt_ids, prompt_text
+from tokenenv.models.language_model import LanguageModel, load_frozen
+from tokenenv.rewards.pairs import PreferencePair, as_token_pair
+from tokenenv.rewards.reward_model import load_reward_model, new_reward_model
+from tokenenv.rewards.sources import Episode, LearnedReward
+
+BOS, EOS = 1, 2
+
+
+def with_template(template: str, pad_token: str = "<pad>"):
+    """The word tokenizer, with another post-processor."""
+    from tokenizers import processors
+
+    tokenizer = word_tokenizer(pad_token)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<bos>", BOS), ("<eos>", EOS)]
+    )
+    return tokenizer
+
+
+PROMPTS = [
+    "w4 w5",
+    "w4 <eos>",  # ends in EOS
+    "w4 <eos> w5",  # a closed turn
+    "w4 <eos> w5 <eos>",
+    "w4 <eos> <eos>",
+    "<eos>",
+    "<eos> w4",
+    "<bos> w4 w5",  # a template has written BOS already
+    "<bos> w4 <eos>",
+    "w4 <pad> w5",
+    "w4 unknown",
+]
+RESPONSES = ["w9 w10", "w9", "", "w9 <eos>", "w9 <pad>"]
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("template", ["$A", "<bos> $A", "$A <eos>", "<bos> $A <eos>"])
+def test_a_prompt_has_bos_once_and_only_the_eos_of_its_own_text(template, prompt):
+    tokenizer = with_template(template)
+    words = prompt.split()
+    known = {word: i for i, word in enumerate(["<pad>", "<bos>", "<eos>", "<unk>"])}
+    expected = [known.get(w, int(w[1:]) if w[1:].isdigit() else known["<unk>"]) for w in words]
+    if "<bos>" in template and words[0] != "<bos>":
+        expected = [BOS, *expected]
+    assert prompt_ids(tokenizer, prompt, (EOS,)) == expected
+    model = LanguageModel("x", small_model("llama"), tokenizer, (EOS,))
+    assert model.encode(prompt).tolist() == expected
+    assert prompt_ids(tokenizer, prompt_text(tokenizer, np.array(expected)), (EOS,)) == expected
+
+
+def test_an_empty_text_is_bos_where_there_is_one_and_nothing_otherwise():
+    found = [
+        prompt_ids(with_template(template), "", (EOS,))
+        for template in ("$A", "<bos> $A", "$A <eos>", "<bos> $A <eos>")
+    ]
+    assert found == [[], [BOS], [], [BOS]]
+
+
+def test_sequences_are_completed_by_one_eos_and_always_the_same():
+    """Id 3 ends a response too, but what reads the sequence has learned to find EOS = 2 there."""
+    ends, join = (EOS, 3), join_ids
+    assert join([1, 4], [9, EOS], True, ends, EOS).tolist() == [1, 4, 9, EOS]
+    assert join([1, 4], [9, 3], True, ends, EOS).tolist() == [1, 4, 9, EOS]
+    assert join([1, 4], [9], True, ends, EOS).tolist() == [1, 4, 9, EOS]
+    assert join([1, 4], [9, 10], False, ends, EOS).tolist() == [1, 4, 9, 10]
+    assert join([1, 4, EOS], [], True, ends, EOS).tolist() == [1, 4, EOS, EOS]
+    assert join([1, 4, EOS], [EOS], True, ends, EOS).tolist() == [1, 4, EOS, EOS]
+    assert join([1, 4], [9, 3], True, ends, None).tolist() == [1, 4, 9]
+    assert join([1, 4], [], False, (), None).dtype == np.int64
+
+
+class Read(LearnedReward):
+    """Tells which token ids the reward model is fed."""
+
+    def sequences(self, *episodes):
+        seen = []
+        self.reward_model.raw_rewards = lambda sequences: (
+            seen.extend(s.tolist() for s in sequences) or np.zeros(len(sequences))
+        )
+        try:
+            self(episodes)
+        finally:
+            del self.reward_model.raw_rewards
+        return seen
+
+
+def episode_of(language_model, prompt, response, stopped):
+    ids = list(language_model.tokenizer(response, add_special_tokens=False)["input_ids"])
+    if stopped and (not ids or ids[-1] not in language_model.eos_token_ids):
+        ids.append(language_model.eos_token_ids[0])
+    return Episode(language_model.encode(prompt), np.array(ids, dtype=np.int64), stopped)
+
+
+@pytest.mark.parametrize("pad_token", ["<pad>", "<eos>"])
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_scoring_reads_what_training_from_text_has_read(tmp_path, pad_token, shares, prompt):
+    folder = save_language_model(tmp_path / "lm", pad_token=pad_token)
+    tokenizer = word_tokenizer(pad_token, reverse=not shares)
+    rewards = load_reward_model(save_classifier(tmp_path / "rm", tokenizer=tokenizer))
+    language_model = load_frozen(folder)
+    reader = Read(rewards, language_model)
+    assert reader.feeds_tokens == shares
+    for response in RESPONSES:
+        trained = as_token_pair(PreferencePair(prompt, response, "w9"), rewards)
+        scored = reader.sequences(episode_of(language_model, prompt, response, True))
+        if "unknown" in prompt and not shares:
+            # The actor has read <unk>, and nobody can tell the reward model what had stood there.
+            assert tokenizer.unk_token_id in scored[0]
+        assert scored == [trained.chosen.tolist()], (prompt, response)
+        cut_off = response.removesuffix(" <eos>")
+        scored = reader.sequences(episode_of(language_model, prompt, cut_off, False))
+        assert scored == [rewards.encode(prompt, cut_off, stopped=False).tolist()]
+
+
+def test_a_reward_model_learns_the_eos_ids_of_the_language_model_it_starts_from(tmp_path):
+    """Two ids end a response; only the generation config says so."""
+    folder = save_language_model(tmp_path / "lm")
+    model = small_model("llama")
+    model.generation_config.eos_token_id = [EOS, 39]
+    model.save_pretrained(tmp_path / "lm")
+    rewards, language_model = new_reward_model(folder), load_frozen(folder)
+    assert language_model.eos_token_ids == rewards.eos_token_ids == (EOS, 39)
+    rewards.save_pretrained(tmp_path / "rm")
+    rewards = load_reward_model(str(tmp_path / "rm"))
+    assert rewards.eos_token_ids == (EOS, 39) and rewards.eos_token_id == EOS
+    for end in (EOS, 39):
+        ended = Episode(language_model.encode("w4"), np.array([9, end]), True)
+        assert Read(rewards, language_model).sequences(ended) == [[BOS, 4, 9, EOS]]
+        assert rewards.encode("w4", "w9").tolist() == [BOS, 4, 9, EOS]
+
+
+def test_the_environment_and_a_pair_of_preferences_hold_the_same_prompt(tmp_path):
+    folder = save_language_model(tmp_path / "lm")
+    rewards = new_reward_model(folder)
+    rewards.save_pretrained(tmp_path / "rm")
+    env = gym.make(
+        "TokenRLHF-v0",
+        reference=folder,
+        reward_model=str(tmp_path / "rm"),
+        prompts=["w4 <eos>"],
+        max_prompt_tokens=4,
+        max_new_tokens=3,
+    )
+    observation, _ = env.reset()
+    assert observation.tolist() == [-1, BOS, 4, EOS, -1, -1, -1]
+    env.step(9)
+    raw = env.step(EOS)[4]["rm_score"]
+    trained = as_token_pair(PreferencePair("w4 <eos>", "w9", "w10"), rewards).chosen
+    assert trained.tolist() == [BOS, 4, EOS, 9, EOS]
+    assert raw == pytest.approx(rewards.raw_rewards([trained])[0], abs=1e-5)

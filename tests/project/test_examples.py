@@ -1,0 +1,231 @@
+"""Every numbered example is short, runs as it is, and shows what its first line says.
+
+The quick ones run in this process, which has the libraries already, the others as a user runs them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+NUMBER = r"(-?\d+\.\d+)"
+
+
+def numbers(pattern: str, output: str) -> list[float]:
+    """What NUMBER found in every match of a pattern with one group."""
+    found = [float(text) for text in re.findall(pattern, output)]
+    assert found, output
+    return found
+
+
+# What each of them has to show --------------------------------------------------------------------
+
+
+def random_agent(output: str, folder: Path) -> None:
+    episodes = output.split("prompt  ")[1:]
+    assert len(episodes) == 3
+    for episode in episodes:
+        rewards = numbers(rf"(?m)^ *{NUMBER}  '", episode)
+        (total,) = numbers(rf"(?m)^ *{NUMBER}  sum of {len(rewards)} tokens", episode)
+        assert total == pytest.approx(sum(rewards), abs=1e-3)
+        (score,) = numbers(rf"score {NUMBER}, gold reward -?\d", episode)
+        assert score < 0.0, "noise is no good review"
+
+
+def standard_agent(output: str, folder: Path) -> None:
+    (greedy,) = numbers(rf"greedy decoding .action 0. {NUMBER}", output)
+    (untrained,) = numbers(rf"untrained {NUMBER}", output)
+    (trained,) = numbers(rf"tokens {NUMBER}", output)
+    assert untrained < greedy + 0.5 and greedy + 2.0 < trained <= 2.9
+
+
+def custom_reward(output: str, folder: Path) -> None:
+    shares = numbers(r"(\d+)% of the responses mention", output)
+    kls = numbers(rf"reference +{NUMBER} nats", output)
+    assert len(shares) == 8 and sum(shares[-3:]) / 3 >= shares[0] + 25
+    assert abs(kls[0]) < 0.05 and 0.3 < kls[-1] < 4.0
+
+
+def own_prompts(output: str, folder: Path) -> None:
+    of_list, of_file, of_each = output.splitlines()
+    assert of_list.endswith("episodes start from ['The music', 'Today we saw a thriller.']")
+    assert of_file.endswith("['I saw this film today.', 'We watched the new comedy at home.']")
+    assert of_each.endswith("['I saw this film today.', 'The music']")
+    assert (folder / "prompts.txt").is_file()
+
+
+def reward_model(output: str, folder: Path) -> None:
+    assert numbers(rf"held-out accuracy {NUMBER}", output)[0] >= 0.95
+    (good,), (bad,) = (
+        numbers(rf"' was {word}\.': \+?{NUMBER}", output) for word in ("great", "awful")
+    )
+    assert good > bad + 1.0
+
+
+def ppo(output: str, folder: Path) -> None:
+    for name in ("before", "after"):
+        assert len(re.findall(rf"(?m)^{name}: +I saw this film today\. The plot", output)) == 4
+    (reference,) = numbers(rf"of the reference {NUMBER}", output)
+    (trained,) = numbers(rf"trained model {NUMBER}", output)
+    assert abs(reference) < 0.2 and trained > reference + 0.8
+    assert (folder / "my-policy" / "model.safetensors").is_file()
+
+
+def own_task(output: str, folder: Path) -> None:
+    assert numbers(r"on (\d+)% of held-out pairs", output)[0] >= 85
+    (of_reference,) = numbers(rf"gold reward of the reference {NUMBER}", output)
+    gold = numbers(rf"'gold_reward': {NUMBER}", output)
+    scores = numbers(rf"'score': {NUMBER}", output)
+    assert len(gold) == 4 and gold[-1] > of_reference + 0.25 and scores[-1] > scores[0] > 0.0
+    assert (folder / "brevity-reward-model" / "config.json").is_file()
+
+
+def compare(output: str, folder: Path) -> None:
+    (pole,) = numbers(rf"on CartPole-v1: score {NUMBER}", output)
+    (text,) = numbers(rf"on TokenRLHF-Exact-v0: score {NUMBER}", output)
+    assert pole >= 0.5 and 0.1 <= text <= 1.0
+    assert "6 actions" in output and "2 actions" in output
+    for ending in ("json", "png", "html"):
+        assert (folder / "compare" / f"compare.{ending}").stat().st_size > 1000
+
+
+def read_a_run(output: str, folder: Path) -> None:
+    (names,) = re.findall(r"files in run/: (.*)", output)
+    assert set(names.split()) == {path.name for path in (folder / "run").iterdir()}
+    values = dict(re.findall(rf"(?m)^(\w+) +{NUMBER}$", output))
+    low, high = float(values["objective_reference"]), float(values["optimum"])
+    fraction = (float(values["objective"]) - low) / (high - low)
+    assert float(values["objective_fraction"]) == pytest.approx(fraction, abs=1e-3) and fraction > 0
+    scores = [float(text) for text in re.findall(r"training: (.*)", output)[0].split()]
+    assert scores[-1] > scores[0] + 0.2
+    said = re.findall(r"plain transformers: (.*)", output)[0].split()
+    assert said[0] == "do" and set(said) <= {"do", "re", "mi", "fa", "sol"}
+
+
+def exact_optimum(output: str, folder: Path) -> None:
+    assert output.startswith("97,655 responses, J* = 3.6147 at β = 1.1")
+    objectives = numbers(rf"J = {NUMBER}", output)
+    fractions = numbers(rf"objective_fraction = {NUMBER}", output)
+    to_optimum = numbers(rf"π\*\) = {NUMBER}", output)
+    assert fractions == sorted(fractions) and fractions[-1] == 1.0 and to_optimum[-1] == 0.0
+    for objective, distance in zip(objectives, to_optimum, strict=True):
+        assert objective + 1.1 * distance == pytest.approx(3.6147, abs=2e-3)  # J* − J = β·KL(π‖π*)
+
+
+def bias_variance(output: str, folder: Path) -> None:
+    rows = json.loads((folder / "bias_variance.json").read_text(encoding="utf-8"))
+    assert output.count("←") == len({(row["critic_error"], row["gamma"]) for row in rows})
+    for row in rows:
+        total = row["gradient_bias"] + row["variance"]
+        if row["gamma"] == 1.0 and row["gae_lambda"] == 1.0:
+            assert row["gradient_bias"] == pytest.approx(0.0, abs=1e-6)
+            assert row["total_error"] == pytest.approx(total, rel=1e-6)
+    assert (folder / "bias_variance.png").stat().st_size > 10_000
+
+
+def one_file_ppo(output: str, folder: Path) -> None:
+    (fraction,) = numbers(rf"(?m)^{NUMBER} of the way from the reference to the optimum", output)
+    assert 0.99 <= fraction <= 1.0, "TokenPPO reaches 0.998 with twice the tokens"
+
+
+Check = Callable[[str, Path], None]
+QUICK: dict[str, Check] = {
+    "01_random_agent": random_agent,
+    "04_own_prompts": own_prompts,
+    "10_exact_optimum": exact_optimum,
+}
+SLOW: dict[str, Check] = {
+    "02_standard_agent": standard_agent,
+    "03_custom_reward": custom_reward,
+    "05_reward_model": reward_model,
+    "06_ppo": ppo,
+    "07_own_task": own_task,
+    "08_compare": compare,
+    "09_read_a_run": read_a_run,
+    "11_bias_variance": bias_variance,
+    "12_one_file_ppo": one_file_ppo,
+}
+LONGEST = {"12_one_file_ppo": 150}
+"""Lines of an example that is a whole algorithm; the others have at most 60."""
+
+
+def test_every_example_is_run_by_a_test_and_is_short():
+    files = sorted(EXAMPLES.glob("*.py"))
+    assert [path.stem for path in files] == sorted([*QUICK, *SLOW])
+    assert [path.stem[:2] for path in files] == [f"{n:02}" for n in range(1, len(files) + 1)]
+    for path in files:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= LONGEST.get(path.stem, 60), path.name
+
+
+def test_no_folder_beside_the_examples_hides_a_package(tmp_path):
+    """`examples/agents` is beside the scripts, and Python looks for `agents` there first."""
+    code = (
+        f"import sys; sys.path[0] = {str(EXAMPLES)!r}; from importlib.util import find_spec; "
+        "print(find_spec('agents').origin, find_spec('tokenenv').origin)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert [Path(text).name for text in done.stdout.split()] == ["__init__.py"] * 2
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_example_shows_what_it_says(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    QUICK[name](capsys.readouterr().out, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_longer_example_shows_what_it_says(name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / f"{name}.py")],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    SLOW[name](done.stdout, tmp_path)
+
+
+# Agents of other libraries (tests/ecosystem trains them) ------------------------------------------
+
+LIBRARIES = ("ray", "sb3_contrib", "tensordict", "tianshou")
+NEED_A_LIBRARY = sorted(
+    path
+    for path in (EXAMPLES / "agents").glob("*.py")
+    if re.search(
+        rf"^from ({'|'.join(LIBRARIES)})\b", path.read_text(encoding="utf-8"), re.MULTILINE
+    )
+)
+
+
+@pytest.mark.parametrize("script", NEED_A_LIBRARY, ids=lambda path: path.stem)
+def test_a_missing_library_is_answered_with_the_extra(script, monkeypatch, capsys):
+    for name in LIBRARIES:
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    monkeypatch.delitem(sys.modules, "judging", raising=False)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.syspath_prepend(str(script.parent))
+    with pytest.raises(ModuleNotFoundError) as caught:
+        runpy.run_path(str(script))
+    sys.modules.pop("judging", None)
+    sys.excepthook(caught.type, caught.value, caught.tb)
+    said = capsys.readouterr().err
+    assert f"'{caught.value.name}' is not installed" in said
+    assert "make test-ecosystem" in said and "Traceback" not in said

@@ -1,0 +1,35 @@
+"""What a project has besides code: its hooks, its license, its metadata."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_hooks_are_the_lines_of_make_check():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (recipe,) = re.findall(r"^check:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    lines = [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe.splitlines()]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
+    entries = [hook for repo in hooks["repos"] for hook in repo["hooks"]]
+    assert [hook["entry"] for hook in entries] == lines
+    assert all(hook["language"] == "system" and not hook["pass_filenames"] for hook in entries)
+
+
+def test_ci_is_what_contributing_says():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    run = re.findall(r"^make [\w-]+", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert run and set(run) == set(re.findall(r"^make [\w-]+", text, re.MULTILINE))
+
+
+def test_the_license_is_that_of_the_metadata():
+    assert (ROOT / "LICENSE").read_text(encoding="utf-8").startswith("MIT License")
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'license = "MIT"' in project and 'license-files = ["LICENSE"]' in project
+    version = importlib.metadata.version("tokenrlhf")
+    assert f'version = "{version}"' in project
