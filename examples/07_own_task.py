@@ -3,13 +3,8 @@
 import numpy as np
 
 from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
+from tokenenv import rewards
 from tokenenv.models import load_frozen, sample_responses
-from tokenenv.rewards import (
-    PreferencePair,
-    RewardTrainingSettings,
-    new_reward_model,
-    train_reward_model,
-)
 from tokenenv.tasks import Task, load_task
 
 # 1. A reference: any causal LM with its tokenizer, here that of the bundled task.
@@ -39,12 +34,14 @@ def answers(seed: int) -> list[tuple[str, str, bool]]:
 
 twice = zip(answers(1), answers(2), strict=True)
 both = [sorted(two, key=lambda answer: brevity(*answer)) for two in twice]
-pairs = [PreferencePair(good[0], good[1], bad[1]) for bad, good in both if good[1] != bad[1]]
+pairs = [
+    rewards.PreferencePair(good[0], good[1], bad[1]) for bad, good in both if good[1] != bad[1]
+]
 
 # 4. A reward model learned from them, normalised on the reference's own answers.
-reward_model = new_reward_model(REFERENCE)
-settings = RewardTrainingSettings(epochs=2, learning_rate=1e-3)
-report = train_reward_model(pairs, reward_model, settings)
+reward_model = rewards.new_reward_model(REFERENCE)
+settings = rewards.RewardTrainingSettings(epochs=2, learning_rate=1e-3)
+report = rewards.train_reward_model(pairs, reward_model, settings)
 print(f"the reward model agrees with the gold reward on {report.accuracy:.0%} of held-out pairs")
 samples = answers(3)
 encoded = [reward_model.encode(prompt, text) for prompt, text, _ in samples]

@@ -295,10 +295,10 @@ the environment or the policy is made.
   earlier policy sampled are left out.
 
 `python tests/support/architectures.py` prints this page; `tests/models/test_architectures.py` runs
-every row with a tiny random model over the full P+T, four rows of different length: log-probabilities of the
-environment, of the policy while sampling and of the update equal the plain forward's to 1e-4, or
-making the environment raises the reason. "Refused" holds for the models as they are built here:
-their cause is in what is unusual, not in their size.
+every row with a tiny random model over the full P+T, four rows of different length:
+log-probabilities of the environment, of the policy while sampling and of the update equal the plain
+forward's to 1e-4, or making the environment raises the reason. "Refused" holds for the models as
+they are built here: their cause is in what is unusual, not in their size.
 
 | family | what is unusual | result |
 |---|---|---|
