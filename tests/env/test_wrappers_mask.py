@@ -141,7 +141,7 @@ def test_masks_are_fresh_and_sampled_actions_keep_to_them(settings):
         ({"force": {5: 9}}, r"force has position 5: allowed are 0 … 4"),
         ({"force": {0: -1}}, r"force has -1: allowed"),
         ({"force": {0: 9}, "forbid": [9]}, r"token 9 is both in force and in forbid"),
-        ({"grammar": True}, r"the grammar of task='reviews' judges .* own prompts"),
+        ({"grammar": True}, r"the grammar of task='reviews' judges .* the task's prompts"),
     ],
     ids=str,
 )
