@@ -57,7 +57,7 @@ DOORLESS = {
     "tokenenv.tasks": "one package per task",
     "tokenenv.wrappers": "single and vector wrappers have the same names",
     "tokenenv.optimum": "its door has what users need; builders and checks go further in",
-    "tokenenv.building": "one module per bundled task",
+    "tokenenv.building": "the builds of bundled tasks take what they need",
 }
 """Packages whose modules others may name, and why; into every other room one goes by its door."""
 

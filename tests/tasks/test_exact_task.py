@@ -17,10 +17,6 @@ from safetensors import safe_open
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from agents import make_vec_env
-from tokenenv.building.exact import BuildSettings, build, enumerate_folder
-from tokenenv.building.exact.card import render_card
-from tokenenv.building.exact.measuring import measure_optimum, reference_moments
-from tokenenv.building.exact.melodies import explored_answer, sample_answer_pairs
 from tokenenv.models.language_model import load_frozen
 from tokenenv.optimum import PrefixTree, Solution, enumerate_task, evaluate_exactly, solve
 from tokenenv.optimum.greedy_baselines import (
@@ -30,6 +26,10 @@ from tokenenv.optimum.greedy_baselines import (
 )
 from tokenenv.tasks import load_task
 from tokenenv.tasks.exact import FOLDER, TASK
+from tokenenv.tasks.exact.build import BuildSettings, build, enumerate_folder
+from tokenenv.tasks.exact.build.card import render_card
+from tokenenv.tasks.exact.build.measuring import measure_optimum, reference_moments
+from tokenenv.tasks.exact.build.melodies import explored_answer, sample_answer_pairs
 from tokenenv.tasks.exact.gold import CADENCE, MAX_NOTES, gold_breakdown, gold_reward
 from tokenenv.tasks.exact.grammar import NEXT_NOTE, NOTES, STOP, melody_log_prob, sample_melody
 

@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from tokenenv.building.reviews import BuildSettings, build
-from tokenenv.building.reviews.card import render_card
-from tokenenv.building.reviews.measuring import (
+from tokenenv.models.language_model import load_frozen
+from tokenenv.rewards.scoring import EpisodeScorer
+from tokenenv.tasks.reviews import FOLDER, TASK
+from tokenenv.tasks.reviews.build import BuildSettings, build
+from tokenenv.tasks.reviews.build.card import render_card
+from tokenenv.tasks.reviews.build.measuring import (
     load_scorer,
     measure_cross_entropy,
     measure_reward_model,
     sample_episodes,
     sample_pairs,
 )
-from tokenenv.models.language_model import load_frozen
-from tokenenv.rewards.scoring import EpisodeScorer
-from tokenenv.tasks.reviews import FOLDER, TASK
 from tokenenv.tasks.reviews.grammar import review_entropy
 
 TINY = BuildSettings(

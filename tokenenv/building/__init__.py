@@ -1,1 +1,1 @@
-"""How the models that ship with a task are made and measured; not needed at run time."""
+"""The parts of the builds of bundled models (`tokenenv.tasks.*.build`); not needed at run time."""

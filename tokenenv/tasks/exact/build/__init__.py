@@ -4,6 +4,6 @@
 * `measuring`: what the card reports; `card`: the card as a page.
 """
 
-from tokenenv.building.exact.steps import BuildSettings, build, enumerate_folder, main
+from tokenenv.tasks.exact.build.steps import BuildSettings, build, enumerate_folder, main
 
 __all__ = ["BuildSettings", "build", "enumerate_folder", "main"]

@@ -28,8 +28,8 @@ from tokenenv.building.parts import (
     train_language_model,
     train_tokenizer,
 )
-from tokenenv.building.reviews.card import render_card
-from tokenenv.building.reviews.measuring import (
+from tokenenv.tasks.reviews.build.card import render_card
+from tokenenv.tasks.reviews.build.measuring import (
     load_scorer,
     measure_cross_entropy,
     measure_optimum,

@@ -16,9 +16,9 @@ import torch
 from rich.console import Console
 
 from tokenenv.building.builder import Builder, run_command
-from tokenenv.building.exact.card import render_card
-from tokenenv.building.exact.measuring import measure_optimum, measure_reference, reference_moments
-from tokenenv.building.exact.melodies import grammar_sequence, sample_answer_pairs
+from tokenenv.tasks.exact.build.card import render_card
+from tokenenv.tasks.exact.build.measuring import measure_optimum, measure_reference, reference_moments
+from tokenenv.tasks.exact.build.melodies import grammar_sequence, sample_answer_pairs
 from tokenenv.building.measuring import measure_reward_model
 from tokenenv.building.parts import train_language_model, word_tokenizer
 from tokenenv.mdp import TokenMDP

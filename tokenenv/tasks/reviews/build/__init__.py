@@ -3,6 +3,6 @@
 * `steps`: the build, step by step; `measuring`: what the card reports; `card`: the card as a page.
 """
 
-from tokenenv.building.reviews.steps import BuildSettings, build, main
+from tokenenv.tasks.reviews.build.steps import BuildSettings, build, main
 
 __all__ = ["BuildSettings", "build", "main"]
