@@ -339,6 +339,11 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self._prefixes = concatenate(prefixes, np.int32)  # (tokens before all segments,)
         self._prefix_offsets = offsets([len(prefix) for prefix in prefixes])  # (S + 1,)
 
+    def prefix(self, segment: int) -> np.ndarray:
+        """The (tokens,) int32 ids that a segment of the update follows: prompt and context."""
+        start, end = self._prefix_offsets[segment : segment + 2]
+        return self._prefixes[start:end]
+
     def _compute_advantages(self, segments: Sequence[Segment], last_values: np.ndarray) -> None:
         self.advantages, self.returns = token_advantages(
             self.advantage_estimator,
@@ -416,9 +421,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         spans = [np.arange(self.offsets[i], self.offsets[i + 1]) for i in segments]
         tokens = np.concatenate(spans)  # (m,) indices of the buffer's n tokens
         actions = self.actions[tokens].astype(np.int64)  # (m,)
-        bounds = self._prefix_offsets
         packed = pack(
-            [self._prefixes[bounds[i] : bounds[i + 1]].astype(np.int64) for i in segments],
+            [self.prefix(i).astype(np.int64) for i in segments],
             np.split(actions, np.cumsum(self.lengths[segments])[:-1]),  # s arrays of m in all
             self.device,
         )

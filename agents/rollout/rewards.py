@@ -126,16 +126,7 @@ def score_segments(
     ]
     for segment, of_response in zip(segments, scorer.ref_log_probs(episodes), strict=True):
         ref_log_probs = of_response[len(segment.context) :]  # (n,) of the segment's actions
-        if kl_shaping == "k1":
-            segment.rewards += reference_half(ref_log_probs, segment.kl_coefs)
-        if penalty is not None and penalty.pays_log_ratio:
-            segment.rewards -= kl_penalties(
-                penalty.estimator, segment.log_probs, ref_log_probs, segment.kl_coefs
-            )
-        if penalty is not None and penalty.keeps_ref_log_probs:
-            segment.ref_log_probs = ref_log_probs.astype(np.float32)
-        segment.kl_before += float((segment.log_probs - ref_log_probs).sum())
-        segment.ref_log_prob_before += float(ref_log_probs.sum())
+        _pay_kl(segment, ref_log_probs, kl_shaping, penalty)
     ended = [i for i, segment in enumerate(segments) if segment.ended]
     if not ended:
         return []
@@ -157,6 +148,22 @@ def score_segments(
 
 
 # The KL penalty -----------------------------------------------------------------------------------
+
+
+def _pay_kl(
+    segment: Segment, ref_log_probs: np.ndarray, kl_shaping: str, penalty: KLPenalty | None
+) -> None:
+    """What log π_ref of a segment's (n,) actions is needed for, in place; see `score_segments`."""
+    if kl_shaping == "k1":
+        segment.rewards += reference_half(ref_log_probs, segment.kl_coefs)
+    if penalty is not None and penalty.pays_log_ratio:
+        segment.rewards -= kl_penalties(
+            penalty.estimator, segment.log_probs, ref_log_probs, segment.kl_coefs
+        )
+    if penalty is not None and penalty.keeps_ref_log_probs:
+        segment.ref_log_probs = ref_log_probs.astype(np.float32)
+    segment.kl_before += float((segment.log_probs - ref_log_probs).sum())
+    segment.ref_log_prob_before += float(ref_log_probs.sum())
 
 
 def pay_full_kl(segments: Sequence[Segment], actor: Any, reference: Reference) -> None:

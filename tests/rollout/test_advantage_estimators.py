@@ -255,7 +255,7 @@ def test_the_comparison_in_groups_is_not_biased_by_length(tiny_task_kwargs):
     for _ in range(50):
         buffer = collect(model, callback)
         for i, start in enumerate(buffer.offsets[:-1].tolist()):
-            prefix = buffer._prefixes[buffer._prefix_offsets[i] : buffer._prefix_offsets[i + 1]]
+            prefix = buffer.prefix(i)
             score = float(buffer.rewards[start : buffer.offsets[i + 1]].sum())
             used.append((tuple(prefix.tolist()), score, float(buffer.advantages[start])))
     mean = {prompt: statistics.mean(r for p, r, _ in used if p == prompt) for prompt, _, _ in used}

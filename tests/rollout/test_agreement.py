@@ -300,8 +300,8 @@ class KeepPrefixes(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         buffer = self.model.rollout_buffer
-        for of_one in np.split(buffer._prefixes, buffer._prefix_offsets[1:-1]):
-            self.prefixes.append(tuple(of_one.tolist()))
+        for segment in range(len(buffer.lengths)):
+            self.prefixes.append(tuple(buffer.prefix(segment).tolist()))
 
 
 @pytest.mark.parametrize(

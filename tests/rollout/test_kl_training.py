@@ -178,10 +178,10 @@ def independent_gradient(estimator, actor, reference, buffer, kl_coef) -> torch.
 
     Estimates of one token are weighted by π/π_old, which is held fixed.
     """
-    total, bounds = torch.zeros(()), buffer._prefix_offsets
+    total = torch.zeros(())
     for i in range(len(buffer.lengths)):
         actions = buffer.actions[buffer.offsets[i] : buffer.offsets[i + 1]]
-        prefix = buffer._prefixes[bounds[i] : bounds[i + 1]]
+        prefix = buffer.prefix(i)
         tokens = torch.as_tensor(np.concatenate([prefix, actions])[None].astype(np.int64))
         states = slice(len(prefix) - 1, len(prefix) - 1 + len(actions))
         own = torch.log_softmax(actor(input_ids=tokens).logits[0, states], -1)

@@ -79,10 +79,7 @@ def sample_responses(
     started, finished = min(slots, len(prompts)), 0
     while episodes.running.any():
         distribution = log_softmax(model, decoder.hidden_states(episodes.observations), temperature)
-        if greedy:
-            token_log_probs, tokens = distribution.max(dim=-1)
-        else:
-            tokens, token_log_probs = sample_tokens(distribution, generator)
+        tokens, token_log_probs = _draw(distribution, greedy, generator)
         rows = np.flatnonzero(episodes.running)
         token_log_probs = token_log_probs.cpu()
         refuse_nan(token_log_probs, "the model to sample from")
@@ -103,3 +100,13 @@ def sample_responses(
                 episodes.start(slot, prompts[started])
                 started += 1
     return [result for result in results if result is not None]
+
+
+def _draw(
+    log_probs: torch.Tensor, greedy: bool, generator: torch.Generator | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N,) tokens of (N, V) log-probabilities, the likeliest or drawn, and their own."""
+    if greedy:
+        of_likeliest, likeliest = log_probs.max(dim=-1)
+        return likeliest, of_likeliest
+    return sample_tokens(log_probs, generator)
