@@ -345,8 +345,10 @@ def _restart_rows(env: VecEnv, rows: list[int]) -> Any:
         base.env_method("begin_group", indices=rows)
         begun = base.env_method("reset", indices=rows)
         observations = _stacked([observation for observation, _ in begun])
+        infos = list(base.reset_infos)  # a tuple where environments run in other processes
         for row, (_, info) in zip(rows, begun, strict=True):
-            base.reset_infos[row] = info
+            infos[row] = info
+        base.reset_infos = infos
     layer: Any = env
     while isinstance(layer, VecEnvWrapper):
         if isinstance(layer, VecMonitor):
