@@ -14,7 +14,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 # A file's tests share what they train, so one process has all of a file: nothing is trained twice.
 PARALLEL := -n auto --dist loadfile --maxprocesses
 
-.PHONY: setup demo verify test test-slow test-numeric test-kernels test-ecosystem check numbers exact \
+.PHONY: setup demo verify test test-slow test-long test-numeric test-kernels test-ecosystem check numbers exact \
 	bench bench-quick bench-gpu bench-trl clean
 
 setup: $(READY)
@@ -34,7 +34,11 @@ test: setup
 	$(BIN)/python -m pytest $(PARALLEL) 4
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow $(PARALLEL) 2
+	$(BIN)/python -m pytest -m "slow and not long" $(PARALLEL) 2
+
+# Half an hour and more: further seeds of what `test-slow` claims about learning with one.
+test-long: setup
+	$(BIN)/python -m pytest -m long $(PARALLEL) 2
 
 # Minutes: what goes through kernels, under the kernels that are furthest from a processor of today.
 test-numeric: setup

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from support.seeds import seeds
 
 from agents import TokenPPO
 from agents.cli import main
@@ -268,7 +269,7 @@ def test_token_ppo_with_extras_off_is_stock_ppo_on_cartpole():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", seeds())
 @pytest.mark.parametrize("agent", ["token-ppo", "ppo"])
 def test_the_same_ppo_solves_cartpole(agent, seed):
     model = build_learner(agent, "CartPole-v1", CLASSIC, seed)

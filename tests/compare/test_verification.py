@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.seeds import seeds
 
 from agents import RLHFCallback
 from agents.cli import main
@@ -161,7 +162,7 @@ def test_agents_reach_the_known_optimum(agent, goal, seed, exact_solution):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds())
 @pytest.mark.parametrize("agent", ["rloo", "group", "reinforce"])
 def test_agents_without_a_critic_come_near_it(agent, seed, exact_solution):
     """The worst of five seeds on another processor reached 0.9961."""

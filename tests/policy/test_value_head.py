@@ -15,6 +15,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.utils import explained_variance
+from support.seeds import seeds
 from support.tiny_task import begin, collect, largest_difference, make_agent, weights
 
 from agents import LMActorCriticPolicy, TokenPPO, make_vec_env
@@ -278,7 +279,7 @@ def scaled_reward_model(folder: Path, factor: int) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", seeds())
 @pytest.mark.parametrize("clip_range_vf", [0.2, None])
 def test_the_critic_explains_as_much_whatever_the_scale_of_scores(tmp_path, clip_range_vf, seed):
     """Scores times 1, 10 and 100 at one learning rate, after 10 rollouts of one policy.

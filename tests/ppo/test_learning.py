@@ -12,6 +12,7 @@ import pytest
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.utils import LinearSchedule
+from support.seeds import seeds
 
 from agents import EpisodeRolloutBuffer, LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
 from agents.cli import main
@@ -73,7 +74,7 @@ def test_the_packed_update_is_15_times_as_fast_as_sb3s_own_buffer():
     assert found[f"{update}, `reviews` as it ships"] >= 5, found
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", seeds())
 def test_a_default_run_reaches_what_the_readme_says(seed, tmp_path):
     """`tokenrlhf train` on held-out prompts: ≥ 0.85 of the way to the optimum, gold up by 0.3."""
     assert main(["train", "--out", str(tmp_path / "run"), "--seed", str(seed)]) == 0
