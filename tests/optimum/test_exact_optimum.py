@@ -216,7 +216,8 @@ def test_an_evaluation_is_the_brute_force_sum(tree, brute, rng):
 
 
 def test_the_reference_is_0_the_optimum_is_1_and_one_response_is_what_it_scores(tree, solution):
-    assert evaluate_exactly(tree.ref_log_probs, solution).objective_fraction == 0.0
+    reference = evaluate_exactly(tree.ref_log_probs, solution)
+    assert reference.objective_fraction == pytest.approx(0.0, abs=1e-12)
     best = evaluate_exactly(solution.log_policy, solution)
     assert best.objective_fraction == pytest.approx(1.0, abs=1e-10)
     assert best.kl_to_optimum == pytest.approx(0.0, abs=1e-10)
