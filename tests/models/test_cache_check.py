@@ -141,6 +141,23 @@ def test_a_machine_without_memory_is_no_fault_of_the_architecture(error, monkeyp
         check_cached_step(model, P, T, "actor")
 
 
+@pytest.mark.parametrize("where", ["load_trainable", "_check_logits"])
+def test_nor_of_the_folder_that_is_loaded(where, tiny_task_kwargs, monkeypatch):
+    error = RuntimeError(
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    )
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise error
+
+    if where == "load_trainable":
+        monkeypatch.setattr(language_model.AutoModelForCausalLM, "from_pretrained", fails)
+    else:
+        monkeypatch.setattr(language_model, "trunk_hidden_states", fails)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        language_model.load_trainable(tiny_task_kwargs["reference"])
+
+
 def test_users_choice_of_float32_products_is_put_aside_and_kept(monkeypatch):
     seen = []
 

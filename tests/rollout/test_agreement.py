@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import (
     VecFrameStack,
     VecMonitor,
 )
-from support.tiny_task import P, V, begin, collect, make_agent
+from support.tiny_task import P, V, begin, collect, largest_difference, make_agent, weights
 
 from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
 from agents.rollout.groups import GroupQueue
@@ -697,4 +697,6 @@ def test_a_vector_wrapper_that_changes_what_was_seen_is_refused(tiny_task_kwargs
 def test_an_mlp_on_stacked_frames_trains(tiny_task_kwargs):
     env = VecFrameStack(make_vec_env(n_envs=2, **tiny_task_kwargs), 2)
     model = PPO("MlpPolicy", env, n_steps=8, batch_size=16, device="cpu")
-    model.learn(16, callback=RLHFCallback())  # an MLP reads whatever it is given
+    before = weights(model.policy)
+    model.learn(16, callback=RLHFCallback())  # an MLP accepts any width
+    assert largest_difference(before, weights(model.policy)) > 0

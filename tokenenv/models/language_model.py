@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tokenenv.memory import is_out_of_memory
 from tokenenv.models.encoding import eos_ids_of, prompt_ids
 from tokenenv.models.forward import output_logits, trunk_hidden_states
 from tokenenv.models.loading import (
@@ -220,6 +221,8 @@ def _check_logits(language_model: LanguageModel, what: str) -> None:
             expected = model(input_ids=tokens, use_cache=False).logits
             logits = output_logits(model, trunk_hidden_states(model, tokens))
     except Exception as error:  # whatever a forward raises that wants other inputs than token ids
+        if is_out_of_memory(error):
+            raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{what}={language_model.name!r}: {type(model).__name__} has no trunk that makes "

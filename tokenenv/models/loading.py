@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from tokenenv.json_files import read_json_object
+from tokenenv.memory import is_out_of_memory
 
 __all__ = [
     "SharedLoader",
@@ -165,6 +166,8 @@ def loading_errors(name: str, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # a broken folder raises the error of a file's parser
+        if is_out_of_memory(error):
+            raise
         reason = _broken_file(name) or (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(
             f"{what}={name!r} can't be loaded: {reason} Give the folder of a transformers model, "
