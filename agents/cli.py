@@ -9,26 +9,30 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import os
-import shlex
 import sys
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from agents.compare.config import CompareConfig
-from agents.config import EvaluateConfig, RewardModelConfig, SampleConfig, TrainConfig, VerifyConfig
+from agents.config import EvaluateConfig, RewardModelConfig, SampleConfig, TrainConfig
 from agents.console import literal, new_console
+from agents.runs.tables import (
+    print_before_and_after,
+    print_places,
+    print_responses,
+    print_summary,
+)
+from agents.verification.config import VerifyConfig
 from tokenenv.memory import is_out_of_memory
 from tokenenv.printable import printable
 from tokenenv.stop_signals import StopSignal, stop_signals
 
 if TYPE_CHECKING:
-    from agents.evaluation import ResponseReport
+    pass
 
 __all__ = ["main"]
 
@@ -173,9 +177,9 @@ def _train(config: TrainConfig, console: Console) -> None:
         with contextlib.suppress(OSError):  # of a terminal that is gone
             console.print(literal(stopped))
         raise SystemExit(stopped.exit_status) from None
-    _print_before_and_after(console, run.before, run.after)
-    _print_summary(console, summary)
-    _print_places(console, run.run.root, run.after[0].prompt, bool(config.names_of_code()))
+    print_before_and_after(console, run.before, run.after)
+    print_summary(console, summary)
+    print_places(console, run.run.root, run.after[0].prompt, bool(config.names_of_code()))
 
 
 def _evaluate(config: EvaluateConfig, console: Console) -> None:
@@ -206,7 +210,7 @@ def _evaluate(config: EvaluateConfig, console: Console) -> None:
             None if trained.actor is None else load_trainable(trained.actor).model,
         )
     seeded = dataclasses.replace(trained, seed=config.seed)
-    _print_summary(console, summarize(seeded, held_out, comparison))
+    print_summary(console, summarize(seeded, held_out, comparison))
 
 
 def _sample(config: SampleConfig, console: Console) -> None:
@@ -233,7 +237,7 @@ def _sample(config: SampleConfig, console: Console) -> None:
             config.seed,
             config.greedy,
         )
-        _print_responses(console, title, reports)
+        print_responses(console, title, reports)
 
 
 def _reward_model(config: RewardModelConfig, console: Console) -> None:
@@ -263,140 +267,6 @@ _RUNNERS: dict[type, Any] = {
     VerifyConfig: _verify,
     CompareConfig: _compare,
 }
-
-
-# What is printed ---------------------------------------------------------------------------------
-
-
-def _gold(report: ResponseReport) -> str:
-    return "" if report.gold_reward is None else f"{report.gold_reward:+.2f}"
-
-
-def _print_before_and_after(
-    console: Console, before: list[ResponseReport], after: list[ResponseReport]
-) -> None:
-    table = Table(title="held-out prompts, before and after", title_justify="left")
-    for header in ("prompt", "", "response"):
-        table.add_column(header)
-    table.add_column("score", justify="right")
-    table.add_column("gold", justify="right")
-    for old, new in zip(before, after, strict=True):
-        for when, report in (("before", old), ("after", new)):
-            table.add_row(
-                literal(report.prompt) if when == "before" else "",
-                when,
-                literal(report.response.strip()),
-                f"{report.score:+.2f}",
-                _gold(report),
-                end_section=when == "after",
-            )
-    console.print(table)
-
-
-def _print_responses(console: Console, title: str, reports: list[ResponseReport]) -> None:
-    table = Table(title=title, title_justify="left")
-    table.add_column("response")
-    for header in ("score", "gold", "KL"):
-        table.add_column(header, justify="right")
-    for report in reports:
-        table.add_row(
-            literal(report.response.strip()),
-            f"{report.score:+.2f}",
-            _gold(report),
-            f"{round(report.kl, 2) + 0.0:.2f}",  # no -0.00
-        )
-    console.print(table)
-
-
-_MEANING = {
-    "objective": "J = E[R] − β·KL, held-out prompts",
-    "objective_reference": "J of the untrained actor",
-    "optimum": "J*, exact: all responses enumerated",
-    "optimum_lower_bound": "J* is at least this",
-    "optimum_interval": "95 % interval of that bound",
-    "objective_fraction": "(J − J_ref)/(J* − J_ref)",
-    "fraction_interval": "95 % interval",
-    "effective_sample_size": "share of the samples that carry the bound, median prompt",
-    "least_effective_sample_size": "the same, of the prompt where it is least",
-    "kl": "KL(π ‖ π_ref) per response, nats",
-    "kl_to_optimum": "KL(π ‖ π*) per response, nats",
-    "kl_coef": "β that J is measured at",
-    "kl_coef_final": "β where the controller left it",
-    "score": "E[R]",
-    "score_reference": "E[R] of the reference",
-    "gold_reward": "true reward, never seen in training",
-    "gold_reward_reference": "true reward of the reference",
-    "response_length": "tokens",
-    "eos_rate": "share of responses that end by themselves",
-    "tokens": "response tokens trained on",
-    "tokens_per_second": "of the training, everything included",
-    "wall_seconds": "of the training",
-    "precision": "in which updates were computed",
-    "seed": "",
-}
-
-
-def _print_summary(console: Console, summary: dict[str, Any]) -> None:
-    table = Table(title="summary", title_justify="left")
-    table.add_column("")
-    table.add_column("", justify="right")
-    table.add_column("")
-    is_exact = summary.get("optimum") is not None
-    for name, meaning in _MEANING.items():
-        if summary.get(name) is not None:
-            at_most = ", at most" if name == "objective_fraction" and not is_exact else ""
-            table.add_row(name, literal(_shown(summary[name])), meaning + at_most)
-    console.print(table)
-    if not is_exact:
-        _warn_of_the_estimate(console, summary)
-
-
-def _warn_of_the_estimate(console: Console, summary: dict[str, Any]) -> None:
-    share = summary.get("least_effective_sample_size")
-    if share is not None and not summary["is_reliable"]:
-        console.print(
-            "[yellow]warning:[/yellow] take the bound on J* and the fraction as rough ones: "
-            f"{summary['prompts'] * summary['responses_per_prompt'] // 2:,} samples of the "
-            f"reference (4,096 or more show rare responses), of which {share:.1%} carry the bound "
-            "at some prompt (under 5 %, the policy lacks responses that the optimum has). "
-            "--eval-responses raises the first."
-        )
-    if summary["prompts"] < min(64, summary["prompts_asked_for"]):
-        return  # there are no more
-    if summary["prompts"] < 64:
-        console.print(
-            f"[yellow]note:[/yellow] measured on {summary['prompts']} held-out prompts; 64 or more "
-            "give a steadier number."
-        )
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return " … ".join(_shown(v) for v in value)
-    if isinstance(value, str):
-        return value
-    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}"
-
-
-def _print_places(console: Console, root: Path, prompt: str, needs_trust: bool) -> None:
-    places = {
-        "summary.json": "the numbers above",
-        "curves.png": "score, gold reward, KL and objective over the run",
-        "policy/": "the trained model, for transformers; no code in it: the form to pass on",
-        "metrics.jsonl": "every update",
-        "samples.jsonl": "responses as they changed",
-        "checkpoints/": "TokenPPO.load reads them; it unpickles: only from those you trust",
-    }
-    console.print(Text.assemble("in ", literal(root, "bold"), ":"))
-    for name, meaning in places.items():
-        console.print(f"  {name:<15} {meaning}")
-    # As it was called: `make demo` calls it out of a virtual environment that is not activated.
-    called = Path(sys.argv[0])
-    command = str(called) if called.name == "tokenrlhf" and called.is_file() else "tokenrlhf"
-    call = ["sample", str(root), "--prompt", prompt]
-    if needs_trust:
-        call.append("--trust-code")
-    console.print(literal(f"next: {command} {shlex.join(call)}"))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from tokenenv.ranges import (
 )
 from tokenenv.tasks import names_code
 
-__all__ = ["EvaluateConfig", "RewardModelConfig", "SampleConfig", "TrainConfig", "VerifyConfig"]
+__all__ = ["EvaluateConfig", "RewardModelConfig", "SampleConfig", "TrainConfig"]
 
 MOST_ENVS = 65_536
 """Limit of `n_envs`: every environment needs a cache."""
@@ -348,22 +348,3 @@ class RewardModelConfig:
         """Validate the settings that `RewardTrainingSettings` does not."""
         ranges = {"max_tokens": OPTIONAL_COUNT, "centering_coef": WEIGHT, "seed": SEED}
         check_ranges(vars(self), ranges)
-
-
-@dataclass(frozen=True)
-class VerifyConfig:
-    """Check this installation: the mathematics, the environment and the agents, on the exact task.
-
-    Prints a table of check, expected, found and pass; the exit status is 1 if any check failed.
-    """
-
-    learning: bool = True
-    """Train two agents to the optimum as well, which takes most of the time."""
-    seed: int = 0
-    """Seed of the agents."""
-    json: Path | None = None
-    """File to write the table to, as JSON."""
-
-    def __post_init__(self) -> None:
-        """Validate the settings."""
-        check_ranges(vars(self), {"seed": SEED})

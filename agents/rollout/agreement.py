@@ -20,11 +20,12 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.utils import obs_as_tensor
-from stable_baselines3.common.vec_env import VecCheckNan, VecEnv, VecEnvWrapper, VecMonitor
+from stable_baselines3.common.vec_env import VecEnv
 from torch.utils.hooks import RemovableHandle
 
 from agents.rollout.buffer import EpisodeRolloutBuffer
 from agents.rollout.call_stack import is_running
+from agents.rollout.rows import of_rows, replaced, restart_rows, restarts_rows
 from agents.vec_env import TokenVecEnv
 from tokenenv.episodes import NO_TOKEN
 from tokenenv.settings import ResolvedSettings
@@ -176,11 +177,11 @@ class Agreement:
         model, env = self._model, self._env
         self._warn(rows)
         self._cut_episodes(rows)
-        if len(rows) == env.num_envs or not _restarts_rows(env):
+        if len(rows) == env.num_envs or not restarts_rows(env):
             rows = list(range(env.num_envs))
             observations, starts = env.reset(), np.ones(env.num_envs, dtype=bool)
         else:
-            observations = _replaced(model._last_obs, rows, _restart_rows(env, rows))
+            observations = replaced(model._last_obs, rows, restart_rows(env, rows))
             starts = np.array(model._last_episode_starts, dtype=bool)
             starts[rows] = True
         model._last_obs, model._last_episode_starts = observations, starts
@@ -211,7 +212,7 @@ class Agreement:
         values = np.zeros(len(under_way), dtype=np.float32)
         is_inside = 0 < buffer.pos < buffer.buffer_size
         if under_way and is_inside:
-            left = obs_as_tensor(_of_rows(model._last_obs, under_way), model.device)
+            left = obs_as_tensor(of_rows(model._last_obs, under_way), model.device)
             with torch.no_grad():
                 values = model.policy.predict_values(left).cpu().numpy().reshape(-1)
         if isinstance(buffer, EpisodeRolloutBuffer):
@@ -301,57 +302,3 @@ def _per_environment(base: VecEnv, name: str) -> list[np.ndarray]:
     """An attribute of each environment; the rows of a `TokenVecEnv` are in one."""
     values = base.get_attr(name)
     return values[:1] if isinstance(base, TokenVecEnv) else values
-
-
-def _restarts_rows(env: VecEnv) -> bool:
-    """Whether no wrapper stores more about a row than a monitor does."""
-    layer: Any = env
-    while isinstance(layer, VecEnvWrapper):
-        if type(layer) not in (VecMonitor, VecCheckNan):
-            return False
-        layer = layer.venv
-    return True
-
-
-def _of_rows(observations: Any, rows: list[int]) -> Any:
-    """Some rows of observations, which are a dict in a dict space."""
-    if isinstance(observations, dict):
-        return {key: _of_rows(part, rows) for key, part in observations.items()}
-    return np.asarray(observations)[rows]
-
-
-def _replaced(observations: Any, rows: list[int], new: Any) -> Any:
-    """A copy of observations with new ones in some rows."""
-    if isinstance(observations, dict):
-        return {key: _replaced(part, rows, new[key]) for key, part in observations.items()}
-    copied = np.array(observations)
-    copied[rows] = new
-    return copied
-
-
-def _stacked(observations: Sequence[Any]) -> Any:
-    """One observation per row in one batch."""
-    if isinstance(observations[0], dict):
-        return {key: _stacked([o[key] for o in observations]) for key in observations[0]}
-    return np.stack(observations)
-
-
-def _restart_rows(env: VecEnv, rows: list[int]) -> Any:
-    """Begin an episode in each of these rows; their first observations."""
-    base: Any = env.unwrapped
-    if isinstance(base, TokenVecEnv):
-        observations = _of_rows(base.restart(rows), rows)
-    else:
-        base.env_method("begin_group", indices=rows)
-        begun = base.env_method("reset", indices=rows)
-        observations = _stacked([observation for observation, _ in begun])
-        infos = list(base.reset_infos)  # a tuple where environments run in other processes
-        for row, (_, info) in zip(rows, begun, strict=True):
-            infos[row] = info
-        base.reset_infos = infos
-    layer: Any = env
-    while isinstance(layer, VecEnvWrapper):
-        if isinstance(layer, VecMonitor):
-            layer.episode_returns[rows], layer.episode_lengths[rows] = 0.0, 0
-        layer = layer.venv
-    return observations

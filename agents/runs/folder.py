@@ -13,8 +13,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from agents.config import TrainConfig
 from agents.atomic_files import append_lines, json_text, put_back_folder, write_json
+from agents.config import TrainConfig
 from agents.runs.output_folder import OutputFolder, has_leftovers
 from tokenenv.json_files import read_json_object
 

@@ -174,7 +174,9 @@ class OutputFolder:
                 continue
             for path in list(folder.iterdir()):
                 leftover = TEMPORARY.fullmatch(path.name)
-                if leftover is None or (folder == self.root and leftover["name"] not in self.contents):
+                if leftover is None or (
+                    folder == self.root and leftover["name"] not in self.contents
+                ):
                     continue
                 put_back_folder(folder / leftover["name"])
                 remove(path)

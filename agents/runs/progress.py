@@ -21,10 +21,9 @@ from rich.progress import (
 )
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.rollout import RLHFCallback
-from agents.evaluation import respond
 from agents.atomic_files import discard, writing
-from agents.evaluation import HeldOut
+from agents.evaluation import HeldOut, respond
+from agents.rollout import RLHFCallback
 from agents.runs.folder import RunFolder
 from tokenenv.stop_signals import check_signals, hold_signals
 

@@ -10,14 +10,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from agents.atomic_files import discard, write_json, writing
 from agents.config import RewardModelConfig
 from agents.console import literal
-from agents.atomic_files import discard, write_json, writing
 from agents.runs.output_folder import OutputFolder
 from agents.runs.progress import progress_bar
 from tokenenv.models import resolve_device
-from tokenenv.rewards import PreferencePair, RewardTrainingSettings, read_pairs, train_reward_model
-from tokenenv.rewards import RewardModel, new_reward_model
+from tokenenv.rewards import (
+    PreferencePair,
+    RewardModel,
+    RewardTrainingSettings,
+    new_reward_model,
+    read_pairs,
+    train_reward_model,
+)
 from tokenenv.stop_signals import hold_signals, signal_is_pending, stop_signals
 from tokenenv.tasks import model_source
 
@@ -114,15 +120,17 @@ def _write(output: OutputFolder, reward_model: RewardModel, report: dict[str, An
         discard(stage)
 
 
-def _print_notes(console: Console, pairs: list[PreferencePair], readable_pairs: list[PreferencePair]) -> None:
+def _print_notes(
+    console: Console, pairs: list[PreferencePair], readable_pairs: list[PreferencePair]
+) -> None:
     if len(readable_pairs) < len(pairs):
-        console.print(
-            f"{len(pairs) - len(readable_pairs):,} of {len(pairs):,} pairs are too long and were left out."
-        )
+        left_out = len(pairs) - len(readable_pairs)
+        console.print(f"{left_out:,} of {len(pairs):,} pairs are too long and were left out.")
     same = sum(pair.chosen == pair.rejected for pair in readable_pairs)
     if same:
         console.print(
-            f"note: {same:,} of {len(readable_pairs):,} pairs have the same text twice and teach nothing."
+            f"note: {same:,} of {len(readable_pairs):,} pairs have the same text twice and teach "
+            "nothing."
         )
 
 

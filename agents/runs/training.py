@@ -14,23 +14,22 @@ from rich.console import Console
 from rich.text import Text
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.rollout import RLHFCallback
+from agents.atomic_files import whole_folder, write_json
 from agents.config import TrainConfig
 from agents.console import literal
-from agents.runs.curves import draw_curves, read_metrics
-from agents.evaluation import EvaluationCallback, ResponseReport, evaluate
-from agents.atomic_files import whole_folder, write_json
-from agents.evaluation import HeldOut
+from agents.evaluation import EvaluationCallback, HeldOut, ResponseReport, evaluate
 from agents.policy import LMActorCriticPolicy
 from agents.ppo import TokenPPO
+from agents.rollout import RLHFCallback
+from agents.runs.curves import draw_curves, read_metrics
+from agents.runs.folder import RunFolder
+from agents.runs.log import run_logger
 from agents.runs.progress import (
     CheckpointCallback,
     ProgressCallback,
     SamplesCallback,
     evaluation_progress,
 )
-from agents.runs.log import run_logger
-from agents.runs.folder import RunFolder
 from agents.vec_env import TokenVecEnv, make_vec_env
 from tokenenv.optimum import Comparison, ExactEvaluation
 from tokenenv.rewards import LearnedReward

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.atomic_files import write_json
-from agents.config import VerifyConfig
 from agents.console import literal
 from agents.verification.checks import Check
+from agents.verification.config import VerifyConfig
 from agents.verification.environment import environment_checks
 from agents.verification.estimate import estimate_checks
 from agents.verification.learning import ENV_ID, learning_checks

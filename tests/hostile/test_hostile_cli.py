@@ -15,7 +15,8 @@ from support.hostile import ESCAPES, SURROGATE, acting, sample, time_limit
 
 from agents.cli import main
 from agents.compare.config import CompareConfig
-from agents.config import EvaluateConfig, RewardModelConfig, SampleConfig, TrainConfig, VerifyConfig
+from agents.config import EvaluateConfig, RewardModelConfig, SampleConfig, TrainConfig
+from agents.verification.config import VerifyConfig
 
 LONG = "x" * 5000
 

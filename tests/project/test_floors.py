@@ -143,6 +143,26 @@ def test_every_module_has_a_room_and_every_room_a_module():
     assert {room_of(name) for name in MODULES} - {None} == set(ROOMS)
 
 
+def test_every_folder_of_modules_has_a_door():
+    """An `__init__.py` with a text; a pattern of `.gitignore` once kept one out of the project."""
+    for folder in {path.parent for path in EVERYTHING.values()}:
+        door = folder / "__init__.py"
+        assert door.is_file(), f"{folder} has no __init__.py"
+        assert ast.get_docstring(ast.parse(door.read_text(encoding="utf-8"))), f"{door} has no text"
+
+
+def test_git_ignores_no_source():
+    """Linters leave out what git ignores, too."""
+    sources = [str(path.relative_to(ROOT)) for path in EVERYTHING.values()]
+    sources += [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("*.py")]
+    asked = subprocess.run(
+        ["git", "check-ignore", "--no-index", *sources], cwd=ROOT, capture_output=True, text=True
+    )
+    if asked.returncode not in (0, 1):
+        pytest.skip(f"git can't be asked here: {asked.stderr.strip()}")
+    assert asked.stdout.split() == []
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_go_downwards_and_through_doors(name):
     own = room_of(name)

@@ -1,6 +1,6 @@
 """Runs that are stopped at random moments: every file is whole, and what can be kept is kept.
 
-`INTERRUPTED_RUNS=50 pytest -m slow tests/runs/test_interrupted_runs.py` stops 50 runs instead of 16.
+`INTERRUPTED_RUNS=50 pytest -m slow tests/runs/test_interrupted_runs.py` stops 50 instead of 16.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """The dynamics that single and vector environments share.
 
-* `token_mdp`: resets, steps, rewards, endings; `vector_infos`: info dictionaries of many rows.
+* `token_mdp`: resets, steps, rewards, endings; `public_face`: what both environments offer of it.
+* `vector_infos`: info dictionaries of many rows.
 """
 
-from tokenenv.mdp.token_mdp import StepResult, TokenMDP, TokenMDPMixin, check_options
+from tokenenv.mdp.public_face import TokenMDPMixin, check_options
+from tokenenv.mdp.token_mdp import StepResult, TokenMDP
 from tokenenv.mdp.vector_infos import add_infos, rows_of
 
 __all__ = [

@@ -1,23 +1,23 @@
 """How good a policy can be, and how good one is: J*, J and everything between.
 
-- `solve` and `evaluate_exactly`: tasks small enough to enumerate, to the last decimal (`exact.py`).
+- `solve` and `evaluate_exactly`: tasks small enough to enumerate, to the last decimal (`exact.py`,
+  `exact_evaluation.py`).
 - `plain_returns`: the same for agents that know nothing of KL (`plain_return.py`).
-- `sample_mixture` and `compare`: J* bounded from samples, for every other task (`mixture.py`).
+- `sample_mixture` and `compare`: J* bounded from samples, for every other task
+  (`mixture_samples.py`, `mixture.py`).
 """
 
 from tokenenv.optimum.enumeration import MAX_RESPONSES, enumerate_mdp, enumerate_task
-from tokenenv.optimum.exact import (
+from tokenenv.optimum.exact import RankedResponse, Solution, rank_responses, solve
+from tokenenv.optimum.exact_evaluation import (
     ActionValues,
     ExactEvaluation,
-    RankedResponse,
-    Solution,
     evaluate_exactly,
-    rank_responses,
-    solve,
     true_advantages,
 )
 from tokenenv.optimum.log_sums import log_mean_exp
-from tokenenv.optimum.mixture import Comparison, MixtureSamples, compare, rescaled, sample_mixture
+from tokenenv.optimum.mixture import Comparison, compare, rescaled
+from tokenenv.optimum.mixture_samples import MixtureSamples, sample_mixture
 from tokenenv.optimum.plain_return import PlainReturns, plain_return, plain_returns
 from tokenenv.optimum.policies import policy_levels
 from tokenenv.optimum.prefix_tree import Levels, PrefixTree

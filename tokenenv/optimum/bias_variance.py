@@ -27,13 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenenv.optimum.exact import (
-    Solvable,
-    action_rewards,
-    expectation,
-    tree_and_kl_coef,
-    true_advantages,
-)
+from tokenenv.optimum.exact import Solvable, action_rewards, expectation, tree_and_kl_coef
+from tokenenv.optimum.exact_evaluation import true_advantages
 from tokenenv.optimum.policies import Policy, policy_levels
 from tokenenv.optimum.prefix_tree import Levels, PrefixTree
 from tokenenv.ranges import FRACTION, WEIGHT, check_ranges
@@ -159,25 +154,10 @@ def measure_advantages(
         values = [v + size * scale * e for v, e in zip(truth.values, draws, strict=True)]
         for gamma in gammas:
             for gae_lambda in lambdas:
-                means, variances = advantage_moments(
-                    log_policy, values, tree, kl_coef, gamma, gae_lambda
-                )
-                bias = [m - a for m, a in zip(means, truth.advantages, strict=True)]
-                gradient_bias = [
-                    b - expectation(p, b)[:, :, None] for b, p in zip(bias, log_policy, strict=True)
-                ]
-                errors.append(
-                    AdvantageError(
-                        size,
-                        gamma,
-                        gae_lambda,
-                        raw_bias=float(np.sqrt(tokens.mean_over_actions(_squared(bias)))),
-                        gradient_bias=float(
-                            np.sqrt(tokens.mean_over_actions(_squared(gradient_bias)))
-                        ),
-                        variance=float(tokens.mean_over_actions(variances)),
-                    )
-                )
+                moments = advantage_moments(log_policy, values, tree, kl_coef, gamma, gae_lambda)
+                bias, gradient_bias, variance = _sizes(moments, truth.advantages, tokens)
+                error = AdvantageError(size, gamma, gae_lambda, bias, gradient_bias, variance)
+                errors.append(error)
     return errors
 
 
@@ -192,6 +172,23 @@ def _check_ranges(
     for name, values, allowed in listed:
         for i, value in enumerate(values):
             check_ranges({f"{name}[{i}]": value}, {f"{name}[{i}]": allowed})
+
+
+def _sizes(
+    moments: tuple[Levels, Levels], advantages: Levels, tokens: _Tokens
+) -> tuple[float, float, float]:
+    """Bias, bias that the gradient sees, variance: of (mean, variance) per state and action."""
+    means, variances = moments
+    bias = [mean - advantage for mean, advantage in zip(means, advantages, strict=True)]
+    gradient_bias = [
+        b - expectation(log_probs, b)[:, :, None]
+        for b, log_probs in zip(bias, tokens.log_policy, strict=True)
+    ]
+    raw, seen = (
+        float(np.sqrt(tokens.mean_over_actions([np.square(level) for level in levels])))
+        for levels in (bias, gradient_bias)
+    )
+    return raw, seen, float(tokens.mean_over_actions(variances))
 
 
 class _Tokens:
@@ -216,7 +213,3 @@ class _Tokens:
 def _centred(values: Levels, tokens: _Tokens) -> Levels:
     mean = tokens.mean(values)
     return [level - mean for level in values]
-
-
-def _squared(levels: Levels) -> Levels:
-    return [np.square(level) for level in levels]

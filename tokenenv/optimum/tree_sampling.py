@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tokenenv.optimum.mixture import MixtureSamples
+from tokenenv.optimum.mixture_samples import MixtureSamples
 from tokenenv.optimum.policies import Policy, policy_levels
 from tokenenv.optimum.prefix_tree import PrefixTree
 from tokenenv.ranges import RESPONSES, check_ranges

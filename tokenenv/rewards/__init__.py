@@ -1,16 +1,13 @@
 """Rewards: models learned from preferences, functions, and the scoring of episodes.
 
 * `reward_model`: the classifier and its normalisation; `pairs`: preferences and their
-  files; `preferences`: training on them.
+  files; `preferences`: training on them; `preference_report`: how well rewards agree with them.
 * `sources`: whatever `reward_model=` may be; `scoring`: `EpisodeScorer`, scores and log π_ref.
 """
 
 from tokenenv.rewards.pairs import PreferencePair, TokenPair, read_pairs
-from tokenenv.rewards.preferences import (
-    RewardTrainingSettings,
-    evaluate_preferences,
-    train_reward_model,
-)
+from tokenenv.rewards.preference_report import evaluate_preferences
+from tokenenv.rewards.preferences import RewardTrainingSettings, train_reward_model
 from tokenenv.rewards.reward_model import RewardModel, load_reward_model, new_reward_model
 from tokenenv.rewards.scoring import (
     EpisodeScorer,

@@ -16,9 +16,6 @@ import torch
 from rich.console import Console
 
 from tokenenv.building.builder import Builder, run_command
-from tokenenv.tasks.exact.build.card import render_card
-from tokenenv.tasks.exact.build.measuring import measure_optimum, measure_reference, reference_moments
-from tokenenv.tasks.exact.build.melodies import grammar_sequence, sample_answer_pairs
 from tokenenv.building.measuring import measure_reward_model
 from tokenenv.building.parts import train_language_model, word_tokenizer
 from tokenenv.mdp import TokenMDP
@@ -27,6 +24,13 @@ from tokenenv.optimum import PrefixTree, enumerate_mdp
 from tokenenv.rewards import Episode, build_scorer
 from tokenenv.settings import EnvSettings
 from tokenenv.tasks.exact import FOLDER, TASK
+from tokenenv.tasks.exact.build.card import render_card
+from tokenenv.tasks.exact.build.measuring import (
+    measure_optimum,
+    measure_reference,
+    reference_moments,
+)
+from tokenenv.tasks.exact.build.melodies import grammar_sequence, sample_answer_pairs
 from tokenenv.tasks.exact.grammar import NOTES
 
 __all__ = ["BuildSettings", "build", "enumerate_folder"]

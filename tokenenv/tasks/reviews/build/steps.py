@@ -28,6 +28,9 @@ from tokenenv.building.parts import (
     train_language_model,
     train_tokenizer,
 )
+from tokenenv.models import build_language_model
+from tokenenv.optimum import Comparison, MixtureSamples, compare, sample_mixture
+from tokenenv.tasks.reviews import FOLDER, TASK
 from tokenenv.tasks.reviews.build.card import render_card
 from tokenenv.tasks.reviews.build.measuring import (
     load_scorer,
@@ -37,9 +40,6 @@ from tokenenv.tasks.reviews.build.measuring import (
     sample_episodes,
     sample_pairs,
 )
-from tokenenv.models import build_language_model
-from tokenenv.optimum import Comparison, MixtureSamples, compare, sample_mixture
-from tokenenv.tasks.reviews import FOLDER, TASK
 from tokenenv.tasks.reviews.grammar import count_reviews, review_entropy, sample_review
 from tokenenv.tasks.reviews.prompts import reviews_prompts
 
