@@ -40,6 +40,7 @@ STOREYS: list[list[str]] = [
     ["agents.config", "agents.vec_env", "agents.policy"],
     ["agents.rollout"],
     ["agents.ppo", "agents.evaluation"],
+    ["agents.credit"],
     # runs, and what is made of agents
     ["agents.runs"],
     ["agents.compare", "agents.verification"],
