@@ -1,8 +1,44 @@
 """Which token got which update, and why: the token table.
 
-* `columns`: what the columns of a table are.
+* `table`: `token_table` of responses that no update has used; `rollout`: `rollout_table` of those
+  that one has; `columns`: what the columns are.
+* `settings`: how an agent turns rewards into updates; `advantages`: rewards → advantages;
+  `truth`: true advantages, where a task can be enumerated.
+* `states`: what actor, critic and reference say of tokens; `texts`: tokens as text.
+* `output_layer`: the strength of an update in closed form; `exact_strength`: over all parameters;
+  `effect`: what one optimiser step does; `concentration`: how unequal the strengths are.
 """
 
 from agents.credit.columns import COLUMNS, SCHEMA, TOP, WHOLE_COLUMNS
+from agents.credit.concentration import by_decile, by_position, gini, lorenz
+from agents.credit.effect import StepEffect, step_effect
+from agents.credit.exact_strength import MAX_PARAMETERS, exact_norms_and_shares
+from agents.credit.output_layer import output_layer_norms, output_layer_shares
+from agents.credit.rollout import rollout_table
+from agents.credit.settings import UpdateSettings, Whitening
+from agents.credit.states import evaluate_states
+from agents.credit.table import TokenTable, clip_sides, token_table
 
-__all__ = ["COLUMNS", "SCHEMA", "TOP", "WHOLE_COLUMNS"]
+__all__ = [
+    "COLUMNS",
+    "MAX_PARAMETERS",
+    "SCHEMA",
+    "TOP",
+    "WHOLE_COLUMNS",
+    "StepEffect",
+    "TokenTable",
+    "UpdateSettings",
+    "Whitening",
+    "by_decile",
+    "by_position",
+    "clip_sides",
+    "evaluate_states",
+    "exact_norms_and_shares",
+    "gini",
+    "lorenz",
+    "output_layer_norms",
+    "output_layer_shares",
+    "rollout_table",
+    "step_effect",
+    "token_table",
+]
