@@ -7,17 +7,20 @@
 * `states`: what actor, critic and reference say of tokens; `texts`: tokens as text.
 * `output_layer`: the strength of an update in closed form; `exact_strength`: over all parameters;
   `effect`: what one optimiser step does; `concentration`: how unequal the strengths are.
+* `files`: files of token tables, with every check (`checks`); with `columns` it needs no torch.
 """
 
 from agents.credit.columns import COLUMNS, SCHEMA, TOP, WHOLE_COLUMNS
 from agents.credit.concentration import by_decile, by_position, gini, lorenz
 from agents.credit.effect import StepEffect, step_effect
 from agents.credit.exact_strength import MAX_PARAMETERS, exact_norms_and_shares
+from agents.credit.files import TokenFile, read_tokens, write_tokens
 from agents.credit.output_layer import output_layer_norms, output_layer_shares
 from agents.credit.rollout import rollout_table
 from agents.credit.settings import UpdateSettings, Whitening
 from agents.credit.states import evaluate_states
 from agents.credit.table import TokenTable, clip_sides, token_table
+from agents.credit.truth import Truth
 
 __all__ = [
     "COLUMNS",
@@ -26,7 +29,9 @@ __all__ = [
     "TOP",
     "WHOLE_COLUMNS",
     "StepEffect",
+    "TokenFile",
     "TokenTable",
+    "Truth",
     "UpdateSettings",
     "Whitening",
     "by_decile",
@@ -38,7 +43,9 @@ __all__ = [
     "lorenz",
     "output_layer_norms",
     "output_layer_shares",
+    "read_tokens",
     "rollout_table",
     "step_effect",
     "token_table",
+    "write_tokens",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -75,30 +75,47 @@ class UpdateSettings:
     return_deviation: float = 1.0
 
     @classmethod
+    def of_model(cls, model: Any) -> UpdateSettings:
+        """Those of a `TokenPPO` between two updates; nothing is known of a whitening.
+
+        Args:
+            model: with an `EpisodeRolloutBuffer` and an environment.
+        """
+        buffer, clip_vf = model.rollout_buffer, model.clip_range_vf
+        remaining = model._current_progress_remaining
+        head = model.normalized_head
+        return cls(
+            advantage_estimator=buffer.advantage_estimator,
+            gamma=float(buffer.gamma),
+            gae_lambda=float(buffer.gae_lambda),
+            group_size=buffer.group_size,
+            kl_coef=float(model.env.get_attr("kl_coef")[0]),
+            kl_estimator=model.kl_estimator,
+            use_kl_loss=model.use_kl_loss,
+            clip_range=float(model.clip_range(remaining)),
+            clip_range_vf=clip_vf(remaining) if callable(clip_vf) else clip_vf,
+            ent_coef=float(model.ent_coef),
+            vf_coef=float(model.vf_coef),
+            whiten_advantages=model.whiten_advantages,
+            return_deviation=1.0 if head is None else float(head.deviation),
+        )
+
+    @classmethod
     def of_update(cls, update: Any) -> UpdateSettings:
         """Those of the update that a `TokenPPO` has just made, with what it whitened by.
 
         Args:
             update: `agents.ppo.update.Update`, while the buffer holds its rollout.
         """
-        model, buffer = update.model, update.buffer
-        whitening = None
-        if model.whiten_advantages:
+        buffer, whitening = update.buffer, None
+        if update.model.whiten_advantages:
             whitening = Whitening(update.advantage_mean, update.advantage_std, "the last rollout")
         factor, shift = _reward_scale(buffer.rewards) if buffer.whiten_rewards else (1.0, 0.0)
-        return cls(
-            advantage_estimator=buffer.advantage_estimator,
-            gamma=float(buffer.gamma),
-            gae_lambda=float(buffer.gae_lambda),
-            group_size=buffer.group_size,
+        return replace(
+            cls.of_model(update.model),
             kl_coef=float(buffer.kl_coef),
-            kl_estimator=model.kl_estimator,
-            use_kl_loss=model.use_kl_loss,
             clip_range=float(update.clip_range),
             clip_range_vf=update.clip_range_vf,
-            ent_coef=float(model.ent_coef),
-            vf_coef=float(model.vf_coef),
-            whiten_advantages=model.whiten_advantages,
             whitening=whitening,
             reward_factor=factor,
             reward_shift=shift,

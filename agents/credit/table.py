@@ -19,11 +19,10 @@ from agents.credit.output_layer import output_layer_norms, output_layer_shares
 from agents.credit.settings import UpdateSettings, Whitening
 from agents.credit.states import TokenStates, evaluate_states
 from agents.credit.texts import alternative_texts, token_texts
-from agents.credit.truth import true_token_advantages
+from agents.credit.truth import Truth
 from agents.policy import LMActorCriticPolicy
 from tokenenv.maths import kl_estimate, sample_deviation
 from tokenenv.models import LanguageModel
-from tokenenv.optimum import Solution
 from tokenenv.rewards import Episode, EpisodeScorer, EpisodeScores
 
 __all__ = [
@@ -66,7 +65,7 @@ def token_table(
     *,
     kind: str = "fresh",
     exact: bool = False,
-    solution: Solution | None = None,
+    truth: Truth | None = None,
 ) -> TokenTable:
     """The token table of finished responses that no update has used.
 
@@ -78,7 +77,7 @@ def token_table(
         settings: of the agent, with β.
         kind: `"fresh"` or `"fixed"`.
         exact: compute exact strengths as well, over all trainable parameters.
-        solution: the optimum of the task, where it can be enumerated: for the true advantages.
+        truth: exact values of the policy, on a task that can be enumerated.
 
     Raises:
         ValueError: a response is empty, β is missing, a prompt has one response alone where the
@@ -100,10 +99,8 @@ def token_table(
     advantages = held_out_advantages(episodes, states, paid, settings)
     settings = _whitened(settings, advantages.advantages)
     columns = token_columns(policy, scorer, prompts, responses, states, advantages, settings, exact)
-    if solution is not None:
-        columns["true_advantage"] = true_token_advantages(
-            policy, solution, episodes, settings.kl_coef, settings.gamma
-        )
+    if truth is not None:
+        columns["true_advantage"] = truth.advantages(episodes, settings.gamma)
     return TokenTable(
         table_header(settings, policy.temperature),
         describe_responses(

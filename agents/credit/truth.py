@@ -3,47 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from agents.policy import LMActorCriticPolicy
-from tokenenv.optimum import Solution, true_advantages
+from tokenenv.optimum import ActionValues, PrefixTree, Solution, true_advantages
 from tokenenv.rewards import Episode
 
-__all__ = ["true_token_advantages"]
+__all__ = ["Truth"]
 
 
-def true_token_advantages(
-    policy: LMActorCriticPolicy,
-    solution: Solution,
-    episodes: Sequence[Episode],
-    kl_coef: float,
-    gamma: float = 1.0,
-) -> np.ndarray:
-    """(n,) A^π(s, a) with the KL of π in the reward; NaN where it is not known.
+@dataclass(frozen=True)
+class Truth:
+    """The exact values of one policy at every state of a task.
 
-    That is for γ below 1, for which the tree has no values, and for prompts it does not hold.
-
-    Args:
-        policy: π.
-        solution: of the task.
-        episodes: B responses, n tokens in all.
-        kl_coef: β.
-        gamma: γ.
+    Attributes:
+        tree: of the task.
+        values: V^π, Q^π and A^π, with the KL of π in the reward and γ = 1.
     """
-    lengths = [len(e.response) for e in episodes]
-    truth = np.full(sum(lengths), np.nan)
-    if gamma != 1.0:
-        return truth
-    tree = solution.tree
-    advantages = true_advantages(policy.actor, tree, kl_coef).advantages
-    prompts = {prompt.tobytes(): i for i, prompt in enumerate(tree.prompt_tokens)}
-    start = 0
-    for episode, length in zip(episodes, lengths, strict=True):
-        prompt = prompts.get(np.asarray(episode.prompt).tobytes())
-        if prompt is not None:
-            for t, token in enumerate(episode.response.tolist()):
-                state = tree.locate_state(episode.response[:t])
-                truth[start + t] = advantages[t][prompt, state, token]
-        start += length
-    return truth
+
+    tree: PrefixTree
+    values: ActionValues
+
+    @classmethod
+    def of(cls, policy: LMActorCriticPolicy, solution: Solution, kl_coef: float) -> Truth:
+        """That of a policy as it is now.
+
+        Args:
+            policy: π.
+            solution: of the task.
+            kl_coef: β.
+        """
+        return cls(solution.tree, true_advantages(policy.actor, solution.tree, kl_coef))
+
+    def advantages(self, episodes: Sequence[Episode], gamma: float = 1.0) -> np.ndarray:
+        """(n,) A^π(s, a) of the tokens of B responses; NaN where it is not known.
+
+        That is for γ below 1, which the values are not for, and for prompts the tree does not hold.
+        """
+        prompts = {prompt.tobytes(): i for i, prompt in enumerate(self.tree.prompt_tokens)}
+        return np.concatenate(
+            [
+                self._of_response(e, None if gamma != 1.0 else prompts.get(e.prompt.tobytes()))
+                for e in episodes
+            ]
+        )
+
+    def _of_response(self, episode: Episode, prompt: int | None) -> np.ndarray:
+        response = episode.response
+        if prompt is None:
+            return np.full(len(response), np.nan)
+        advantages = self.values.advantages
+        states = [self.tree.locate_state(response[:t]) for t in range(len(response))]
+        return np.array(
+            [advantages[t][prompt, state, response[t]] for t, state in enumerate(states)]
+        )

@@ -10,7 +10,7 @@ import torch
 from support.tiny_task import PROMPTS, make_agent, task_kwargs
 
 from agents import LMActorCriticPolicy, TokenPPO, make_vec_env
-from agents.credit import UpdateSettings, Whitening, clip_sides, rollout_table, token_table
+from agents.credit import Truth, UpdateSettings, Whitening, clip_sides, rollout_table, token_table
 from agents.credit.advantages import uniform_advantages
 from agents.credit.columns import COLUMNS, WHOLE_COLUMNS
 from agents.evaluation import HeldOut
@@ -296,8 +296,9 @@ def test_true_advantages_are_those_of_the_enumerated_tree():
         Episode(p, s.tokens, s.stopped) for p, s in zip(held_out.prompts, sampled, strict=True)
     ]
     settings = UpdateSettings(kl_coef=kl_coef)
+    truth = Truth.of(model.policy, held_out.solution, kl_coef)
     table = token_table(
-        model.policy, scorer, episodes, settings, solution=held_out.solution, exact=False
+        model.policy, scorer, episodes, settings, truth=truth
     )
     values = true_advantages(model.policy.actor, held_out.solution, kl_coef).values
     tree = held_out.solution.tree
@@ -312,6 +313,6 @@ def test_true_advantages_are_those_of_the_enumerated_tree():
         scorer,
         episodes,
         UpdateSettings(kl_coef=kl_coef, gamma=0.9),
-        solution=held_out.solution,
+        truth=truth,
     )
     assert np.isnan(discounted.column("true_advantage")).all()
