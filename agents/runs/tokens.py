@@ -7,8 +7,14 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.credit import TokenTable, Truth, UpdateSettings, rollout_table, token_table
-from agents.credit.files import write_tokens
+from agents.credit import (
+    TokenTable,
+    Truth,
+    UpdateSettings,
+    rollout_table,
+    token_table,
+    write_tokens,
+)
 from agents.evaluation import HeldOut
 from agents.runs.folder import RunFolder
 from tokenenv.models import sample_responses
@@ -102,9 +108,7 @@ class TokensCallback(BaseCallback):
         self, episodes: list[Episode], settings: UpdateSettings, kind: str, truth: Truth | None
     ) -> TokenTable:
         policy: Any = self.model.policy
-        return token_table(
-            policy, self.held_out.scorer, episodes, settings, kind=kind, truth=truth
-        )
+        return token_table(policy, self.held_out.scorer, episodes, settings, kind=kind, truth=truth)
 
     def _sample(self) -> list[Episode]:
         """Responses of the policy, as many to each prompt as it compares, prompts fixed."""

@@ -118,9 +118,11 @@ def test_nothing_moves_where_all_weights_are_zero(sequences):
     assert np.isnan(shares).all()
 
 
-@pytest.mark.parametrize("name", ["llama-tied", "gpt2"])
-def test_exact_strengths_are_those_of_one_backward_per_token(name, sequences, weights, monkeypatch):
-    """Whatever the chunks: here of two tokens."""
+@pytest.mark.parametrize(("name", "rounding"), [("llama-tied", 1e-6), ("gpt2", 1e-9)])
+def test_exact_strengths_are_those_of_one_backward_per_token(
+    name, rounding, sequences, weights, monkeypatch
+):
+    """Whatever the chunks: here of two tokens. Llama's norms are float32."""
     policy = new_policy(name)
     size = sum(p.numel() for p in policy.actor.parameters())
     monkeypatch.setattr(exact_module, "CHUNK", 2 * size)
@@ -133,10 +135,10 @@ def test_exact_strengths_are_those_of_one_backward_per_token(name, sequences, we
         gradients = torch.autograd.grad(log_probs[i], parameters, retain_graph=True)
         rows.append(torch.cat([g.reshape(-1) for g in gradients]).numpy())
     gradients = np.stack(rows)
-    np.testing.assert_allclose(norms, np.linalg.norm(gradients, axis=1), rtol=1e-9)
+    np.testing.assert_allclose(norms, np.linalg.norm(gradients, axis=1), rtol=rounding)
     terms = weights[:, None] * gradients
     total = terms.sum(axis=0)
-    np.testing.assert_allclose(shares, terms @ total / (total @ total), atol=1e-9)
+    np.testing.assert_allclose(shares, terms @ total / (total @ total), atol=rounding)
 
 
 def test_only_what_is_trained_counts(sequences, weights):

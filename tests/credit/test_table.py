@@ -297,9 +297,7 @@ def test_true_advantages_are_those_of_the_enumerated_tree():
     ]
     settings = UpdateSettings(kl_coef=kl_coef)
     truth = Truth.of(model.policy, held_out.solution, kl_coef)
-    table = token_table(
-        model.policy, scorer, episodes, settings, truth=truth
-    )
+    table = token_table(model.policy, scorer, episodes, settings, truth=truth)
     values = true_advantages(model.policy.actor, held_out.solution, kl_coef).values
     tree = held_out.solution.tree
     for x, (episode, response) in enumerate(zip(episodes, table.responses, strict=True)):

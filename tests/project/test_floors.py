@@ -52,7 +52,6 @@ module or a package; a module belongs to the room with the longest name that beg
 ROOMS = {room: storey for storey, rooms in enumerate(STOREYS) for room in rooms}
 
 DOORLESS = {
-    "agents.credit": "its door needs torch, and `files` and `columns` do not",
     "agents.runs": "its door is light and `training` is not",
     "agents.compare": "one command, whose configuration the command line reads before torch",
     "agents.verification": "one command",
