@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.text import Text
 
 from agents.compare.config import CompareConfig
-from agents.config import EvaluateConfig, RewardModelConfig, SampleConfig, TrainConfig
+from agents.config import TrainConfig
 from agents.console import literal, new_console
+from agents.runs.config import EvaluateConfig, RewardModelConfig, SampleConfig
 from agents.runs.tables import (
     print_before_and_after,
     print_places,

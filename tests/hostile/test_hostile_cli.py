@@ -15,7 +15,8 @@ from support.hostile import ESCAPES, SURROGATE, acting, sample, time_limit
 
 from agents.cli import main
 from agents.compare.config import CompareConfig
-from agents.config import EvaluateConfig, RewardModelConfig, SampleConfig, TrainConfig
+from agents.config import TrainConfig
+from agents.runs.config import EvaluateConfig, RewardModelConfig, SampleConfig
 from agents.verification.config import VerifyConfig
 
 LONG = "x" * 5000
