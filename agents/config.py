@@ -55,6 +55,13 @@ _TRAIN_RANGES: dict[str, Range] = {
 }
 
 
+_BUFFER_SETTINGS = (
+    *("advantage_estimator", "group_size", "whiten_rewards"),
+    *("gae_lambda_value", "gae_lambda_alpha", "vine_samples"),
+)
+"""Keys of the rollout buffer's arguments, besides `cut`; those that are None are left out."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Train a language model with PPO in the token environment; the defaults train `reviews`."""
@@ -124,10 +131,13 @@ class TrainConfig:
     """Learning rate of Adam; it decays linearly to 0."""
     gamma: float = 1.0
     """Discount factor γ."""
-    advantage_estimator: Literal["gae", "monte-carlo", "td", "rloo", "group", "reinforce"] = "gae"
+    advantage_estimator: Literal[
+        "gae", "monte-carlo", "td", "rloo", "group", "reinforce", "vine"
+    ] = "gae"
     """How rewards become advantages. With a critic: 'gae', and its ends 'monte-carlo' (λ = 1) and
     'td' (λ = 0). Without one: 'rloo' (minus the mean of the other responses to the prompt), 'group'
-    (standardised among them, as GRPO) and 'reinforce' (minus the mean of the batch)."""
+    (standardised among them, as GRPO), 'reinforce' (minus the mean of the batch) and 'vine' (values
+    from continuations of every state)."""
     group_size: int = 1
     """Responses to every prompt; 'rloo' and 'group' compare them and need 2 or more."""
     whiten_rewards: bool = False
@@ -136,8 +146,18 @@ class TrainConfig:
     responses. Not for estimators without a critic."""
     gae_lambda: float = DEFAULT_LAMBDA
     """λ of generalised advantage estimation; only for 'gae'."""
+    gae_lambda_value: float | None = None
+    """λ of the returns that the critic learns; that of the advantages unless given."""
+    gae_lambda_alpha: float | None = None
+    """Makes λ of the length l of a response instead: 1 - 1/(α·l), within 0 to 1. VAPO has α = 0.05,
+    where λ is 0 up to 20 tokens. Only for 'gae', and with --cut carry, the default then."""
+    vine_samples: int | None = None
+    """Continuations that 'vine' samples of every state; default: 9. Their tokens are not counted in
+    --total-tokens, but as rlhf/vine_tokens."""
     clip_range: float = 0.2
     """Clip range of the probability ratio."""
+    clip_range_high: float | None = None
+    """Clip range of a ratio above 1, as DAPO has it; as --clip-range unless given."""
     clip_range_vf: float | None = 0.2
     """Clip range of the change of a value, in standard deviations of the returns where they are
     normalised; None: no clipping."""
@@ -147,6 +167,12 @@ class TrainConfig:
     scale of the scores."""
     whiten_advantages: bool = True
     """Whiten advantages over the whole rollout."""
+    loss_aggregation: Literal["token", "sequence", "constant"] = "token"
+    """How the policy's loss, entropy bonus and KL loss are summed up over a minibatch: the mean
+    over its tokens, the mean over its sequences of the mean over their tokens, or the mean over its
+    sequences of the sum over their tokens divided by a constant (Dr. GRPO)."""
+    loss_divisor: int | None = None
+    """Tokens that 'constant' divides by; default: T, the longest response that is allowed."""
     ent_coef: float = 0.0
     """Weight of the entropy bonus."""
     vf_coef: float | None = None
@@ -161,10 +187,13 @@ class TrainConfig:
     """Initial weights of a separate critic: 'actor', 'reward_model', or a folder."""
     critic_warmup: int = 0
     """Number of updates at the start in which only the critic learns."""
+    critic_warmup_lambda: float | None = None
+    """λ of the critic's targets in these updates, 1 for Monte-Carlo returns (exact ones with --cut
+    carry); as later unless given."""
     cut: Literal["bootstrap", "carry"] | None = None
     """What happens to episodes that the end of a rollout cuts: 'bootstrap' uses them at once with
     the critic's value, 'carry' keeps them for the update after their end. Default: 'carry' for
-    estimators without a critic, else 'bootstrap'."""
+    estimators without a critic and with --gae-lambda-alpha, else 'bootstrap'."""
 
     eval_prompts: int = 64
     """Held-out prompts that J, J_ref and the bound on J* are measured on."""
@@ -202,13 +231,8 @@ class TrainConfig:
                 "'shared': pass --value-head separate, or leave --critic out."
             )
         buffer = self.rollout_buffer()
-        check_estimator(
-            self.advantage_estimator,
-            self.group_size,
-            buffer["cut"],
-            self.gamma,
-            self.whiten_rewards,
-        )
+        estimator = buffer.pop("advantage_estimator")
+        check_estimator(estimator, gamma=self.gamma, **buffer)
         policy = {"value_head": self.value_head, "dtype": self.dtype}
         check_agent({**self.agent(), "normalize_advantage": False, "policy_kwargs": policy})
         check_controller(
@@ -224,9 +248,15 @@ class TrainConfig:
 
     def rollout_buffer(self) -> dict[str, Any]:
         """The keyword arguments of the rollout buffer."""
-        default_cut = "carry" if self.advantage_estimator in CRITIC_FREE else "bootstrap"
-        names = ("advantage_estimator", "group_size", "whiten_rewards")
-        return {"cut": self.cut or default_cut, **{name: getattr(self, name) for name in names}}
+        is_adaptive, is_critic_free = (
+            self.gae_lambda_alpha is not None,
+            self.advantage_estimator in CRITIC_FREE,
+        )
+        settings = {name: getattr(self, name) for name in _BUFFER_SETTINGS}
+        return {
+            "cut": self.cut or ("carry" if is_adaptive or is_critic_free else "bootstrap"),
+            **{name: value for name, value in settings.items() if value is not None},
+        }
 
     def environment(self, split: str = "train") -> dict[str, Any]:
         """The keyword arguments of the environment."""

@@ -32,6 +32,7 @@ NUMERIC = {
     "test_kl",
     "test_kl_loss_off_policy",
     "test_kl_training",
+    "test_loss_options",
     "test_model_preparation",
     "test_optimum",
     "test_policy",
@@ -46,6 +47,7 @@ NUMERIC = {
     "test_token_scores",
     "test_value_head",
     "test_vector_env",
+    "test_vine",
     "test_wrappers",
 }
 """Modules that compare what went through one kernel with what went through another, or by hand."""

@@ -14,7 +14,9 @@ __all__ = [
     "FRACTION",
     "MOST",
     "OPTIONAL_COUNT",
+    "OPTIONAL_FRACTION",
     "OPTIONAL_POSITIVE",
+    "OPTIONAL_POSITIVE_FINITE",
     "OPTIONAL_RESPONSES",
     "OPTIONAL_WEIGHT",
     "POSITIVE",
@@ -99,11 +101,15 @@ OPTIONAL_POSITIVE = Range(
     "a number greater than 0, or None for none", 0, is_open=True, is_optional=True
 )
 POSITIVE_FINITE = Range("a positive, finite number", 0, _FINITE, is_open=True)
+OPTIONAL_POSITIVE_FINITE = Range(
+    "a positive, finite number, or None (leave it out)", 0, _FINITE, is_open=True, is_optional=True
+)
 WEIGHT = Range("0 or a positive, finite number", 0, _FINITE)
 OPTIONAL_WEIGHT = Range(
     "0 or a positive, finite number, or None (leave it out)", 0, _FINITE, is_optional=True
 )
 FRACTION = Range("a number from 0 to 1", 0, 1)
+OPTIONAL_FRACTION = Range("a number from 0 to 1, or None (leave it out)", 0, 1, is_optional=True)
 
 
 def check_ranges(settings: Mapping[str, Any], ranges: Mapping[str, Range]) -> None:

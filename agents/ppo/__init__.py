@@ -1,6 +1,7 @@
 """One update of PPO.
 
-* `ppo`: `TokenPPO`: its settings, and what it changes of SB3's PPO.
+* `ppo`: `TokenPPO`: its settings, and what it changes of SB3's PPO; `parts`: which policy and which
+  buffer they need.
 * `update`: one update, top down, beside SB3's `PPO.train`.
 * `losses`: PPO's losses, the KL loss, whitening; `precision`: autocast, and what ratios divide by.
 """

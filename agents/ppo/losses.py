@@ -28,6 +28,7 @@ from tokenenv.models import (
 __all__ = [
     "LOGGED_NAMES",
     "PPOLosses",
+    "aggregation_weights",
     "explained_variance",
     "kl_loss",
     "normalized",
@@ -51,12 +52,15 @@ LOGGED_NAMES = {
 class PPOLosses:
     """The parts of PPO's loss on one (micro-)batch: means over its tokens.
 
+    Those that move the actor, policy and entropy, are weighted means where the loss is not
+    aggregated by token: see `aggregation_weights`.
+
     Attributes:
         policy: clipped surrogate, negated.
         value: squared error against the returns, in units of their deviation where it is given.
         entropy: mean entropy, negated.
         approx_kl: E[(r − 1) − log r], of the ratio r to the sampling policy; no gradient.
-        clip_fraction: share of ratios outside the clip range; no gradient.
+        clip_fraction: share of ratios outside of the clip range, on either side; no gradient.
     """
 
     policy: torch.Tensor
@@ -85,8 +89,14 @@ def ppo_losses(
     clip_range: float,
     clip_range_vf: float | None,
     return_deviation: float | torch.Tensor = 1.0,
+    clip_range_high: float | None = None,
+    weights: torch.Tensor | None = None,
 ) -> PPOLosses:
     """PPO's losses from (n,) tensors; Schulman et al. 2017, eq. 7 and 9.
+
+    With `clip_range_high` the ratio is clipped to [1 − `clip_range`, 1 + `clip_range_high`]: DAPO's
+    clip-higher, Yu et al. 2025, https://arxiv.org/abs/2503.14476. A token of small probability may
+    then gain as much in an update as one of large probability does anyway.
 
     Args:
         values: V now, in units of the reward, like the batch's old values and returns.
@@ -97,10 +107,13 @@ def ppo_losses(
         clip_range: of the ratio.
         clip_range_vf: of the value's change, in units of `return_deviation`; None for none.
         return_deviation: what values and returns are divided by in the value loss.
+        clip_range_high: of a ratio above 1; None: `clip_range`.
+        weights: (n,) of `aggregation_weights`; None: 1 each.
     """
+    high = clip_range if clip_range_high is None else clip_range_high
     log_ratio = log_probs - batch.old_log_prob
     ratio = torch.exp(log_ratio)
-    clipped = torch.clamp(ratio, 1 - clip_range, 1 + clip_range)
+    clipped = torch.clamp(ratio, 1 - clip_range, 1 + high)
     values, old_values, returns = (
         numbers / return_deviation for numbers in (values, batch.old_values, batch.returns)
     )
@@ -108,14 +121,63 @@ def ppo_losses(
         values = old_values + torch.clamp(values - old_values, -clip_range_vf, clip_range_vf)
     with torch.no_grad():
         approx_kl = torch.mean((ratio - 1) - log_ratio)
-        clip_fraction = torch.mean(((ratio - 1).abs() > clip_range).float())
+        is_outside = (ratio - 1 > high) | (1 - ratio > clip_range)
+        clip_fraction = torch.mean(is_outside.float())
     return PPOLosses(
-        policy=-torch.min(advantages * ratio, advantages * clipped).mean(),
+        policy=-_mean(torch.min(advantages * ratio, advantages * clipped), weights),
         value=mse_loss(returns, values),
-        entropy=-entropies.mean(),
+        entropy=-_mean(entropies, weights),
         approx_kl=approx_kl,
         clip_fraction=clip_fraction,
     )
+
+
+def aggregation_weights(
+    rows: torch.Tensor, aggregation: str, divisor: float
+) -> torch.Tensor | None:
+    """What the n tokens of a minibatch count, so that a mean over tokens is the loss asked for.
+
+    With S sequences of l_i tokens and x_it at the t-th token of the i-th, the loss is
+
+        "token":     Σ_it x_it / n                     every token counts the same
+        "sequence":  (1/S)·Σ_i (1/l_i)·Σ_t x_it        every sequence does
+        "constant":  (1/S)·Σ_i (1/divisor)·Σ_t x_it    every token does, whatever the lengths
+
+    By sequence, a token of a long response counts less than one of a short response: the bias that
+    Liu et al. 2025 (Dr. GRPO, https://arxiv.org/abs/2503.20783) name, and remove with the constant.
+    By token, too, all tokens of a minibatch count the same; but where its responses are long, each
+    one counts less than in a minibatch of as many short ones.
+
+    A weight is n/(S·l_i), or n/(S·divisor). n, S and l_i are the whole minibatch's, so that the
+    parts it is split into add up to its loss.
+
+    A sequence is what of an episode is in the update: the whole response with `cut="carry"`; with
+    `cut="bootstrap"` the part inside of the rollout, so that a cut response is two sequences, in
+    two updates.
+
+    The weights are for what moves the actor: the policy term, the entropy bonus and the KL loss,
+    whose weights beside each other then stay as they are. The value loss is a regression, in which
+    every state counts the same, and approximate KL and clip fraction describe tokens: they are
+    plain means.
+
+    Args:
+        rows: (n,) the sequence that each token belongs to, 0 … S−1, each of which has some.
+        aggregation: one of `LOSS_AGGREGATIONS`.
+        divisor: tokens, of `"constant"`.
+
+    Returns:
+        (n,) float64; None, for 1 each, by token.
+    """
+    if aggregation == "token":
+        return None
+    lengths = torch.bincount(rows).double()  # (S,)
+    per_token = lengths[rows] if aggregation == "sequence" else torch.full_like(rows, divisor)
+    return len(rows) / (len(lengths) * per_token.double())
+
+
+def _mean(numbers: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
+    """() the mean of (n,) numbers, weighted where there are weights."""
+    return numbers.mean() if weights is None else (weights.to(numbers.dtype) * numbers).mean()
 
 
 def kl_loss(
@@ -124,6 +186,7 @@ def kl_loss(
     log_probs: torch.Tensor,
     logits: torch.Tensor | None,
     reference: Reference | None,
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The mean over tokens of k2, k3 or the full KL, differentiable in the actor.
 
@@ -148,15 +211,16 @@ def kl_loss(
         logits: (n, V) of the actor, divided by the temperature; only for full.
         reference: only for full: one forward of it without gradient, whose (n, V) live as long as
             the actor's; micro-batches bound both.
+        weights: (n,) of `aggregation_weights`; None: 1 each.
     """
     if penalty.estimator != "full":
-        return _weighted_estimates(penalty.estimator, samples, log_probs).mean()
+        return _mean(_weighted_estimates(penalty.estimator, samples, log_probs), weights)
     assert logits is not None and reference is not None
     with torch.no_grad():
         model = reference.language_model.model
         hidden = hidden_states(model, samples.observations)
         ref_log_probs = log_softmax(model, hidden, reference.temperature).to(logits.device)
-    return full_kl(torch.log_softmax(logits, dim=-1), ref_log_probs).mean()
+    return _mean(full_kl(torch.log_softmax(logits, dim=-1), ref_log_probs), weights)
 
 
 def _weighted_estimates(estimator: str, samples: Any, log_probs: torch.Tensor) -> torch.Tensor:

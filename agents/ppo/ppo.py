@@ -26,6 +26,7 @@ from stable_baselines3.common.type_aliases import (
 from stable_baselines3.common.utils import LinearSchedule, update_learning_rate
 
 from agents.policy import LMActorCriticPolicy, ValueHead, store_rebuild_kwargs
+from agents.ppo.parts import check_parts
 from agents.ppo.precision import (
     check_update_precision,
     measured_precision,
@@ -43,6 +44,7 @@ from agents.settings import (
     DEFAULT_DUAL_RATE,
     DEFAULT_HORIZON,
     DEFAULT_LAMBDA,
+    LATER_SETTINGS,
     KLPenalty,
     check_agent,
     kl_controller,
@@ -111,6 +113,18 @@ class TokenPPO(PPO):
         kl_horizon: of the adaptive controller: episodes in which β changes by a fifth at the most.
         kl_dual_rate: of the dual controller: step in log β at a KL of twice the target.
         critic_warmup: updates at the start of the model's life in which only the critic learns.
+        critic_warmup_lambda: λ of the critic's targets in them; None: as later. With 1 and
+            `cut="carry"` they are the Monte-Carlo returns of the policy at rest (VC-PPO,
+            https://arxiv.org/abs/2503.01491); with `cut="bootstrap"` those of a cut episode end in
+            the critic's own value.
+        clip_range_high: ratios are clipped to [1 − `clip_range`, 1 + `clip_range_high`] (DAPO,
+            https://arxiv.org/abs/2503.14476); None: `clip_range`.
+        loss_aggregation: how the terms that move the actor (policy, entropy, KL loss) are summed up
+            over a minibatch: `"token"`, their mean over its tokens; `"sequence"`, the mean over its
+            sequences of the mean over their tokens; `"constant"`, the mean over its sequences of
+            the sum over their tokens, divided by `loss_divisor`. The value loss is a mean over
+            tokens always. See `agents.ppo.losses.aggregation_weights`.
+        loss_divisor: tokens, of `"constant"`; None: `max_new_tokens`.
         rollout_buffer_class: `EpisodeRolloutBuffer` unless given.
         rollout_buffer_kwargs: of the buffer.
         tensorboard_log: folder, or None.
@@ -163,6 +177,10 @@ class TokenPPO(PPO):
         kl_horizon: float = DEFAULT_HORIZON,
         kl_dual_rate: float = DEFAULT_DUAL_RATE,
         critic_warmup: int = 0,
+        critic_warmup_lambda: float | None = None,
+        clip_range_high: float | Schedule | None = None,
+        loss_aggregation: str = "token",
+        loss_divisor: int | None = None,
         rollout_buffer_class: type[RolloutBuffer] | None = None,
         rollout_buffer_kwargs: dict[str, Any] | None = None,
         tensorboard_log: str | None = None,
@@ -197,7 +215,9 @@ class TokenPPO(PPO):
         self.kl_estimator, self.use_kl_loss = kl_estimator, use_kl_loss
         self.kl_controller, self.kl_target = kl_controller, kl_target
         self.kl_horizon, self.kl_dual_rate = kl_horizon, kl_dual_rate
-        self.critic_warmup = critic_warmup
+        self.critic_warmup, self.critic_warmup_lambda = critic_warmup, critic_warmup_lambda
+        self.clip_range_high = clip_range_high
+        self.loss_aggregation, self.loss_divisor = loss_aggregation, loss_divisor
         check_agent({**sb3_settings, **vars(self), "vf_coef": vf_coef})
         self.num_updates, self.has_met_rounding = 0, False
         self.on_updated: Callable[[Update], None] | None = None
@@ -220,19 +240,10 @@ class TokenPPO(PPO):
 
     def _setup_model(self) -> None:
         """Check the settings and build the policy: of the constructor, and of a loaded model."""
+        for name, default in LATER_SETTINGS.items():  # an archive of an older version has none
+            vars(self).setdefault(name, default)
         check_agent(vars(self))
-        if self.critic_warmup and not issubclass(self.policy_class, LMActorCriticPolicy):
-            raise ValueError(
-                f"critic_warmup={self.critic_warmup} freezes the actor's weights, and which they "
-                f"are is unknown for {self.policy_class.__name__}: use LMActorCriticPolicy, or "
-                "critic_warmup=0."
-            )
-        if self.normalize_returns and not issubclass(self.policy_class, LMActorCriticPolicy):
-            raise ValueError(
-                f"normalize_returns=True stores the deviation of returns in the critic's head, and "
-                f"{self.policy_class.__name__} has no place for it: use LMActorCriticPolicy, or "
-                "leave normalize_returns out."
-            )
+        check_parts(self)
         settings = find_env_settings(self.env)
         if self.is_plain_ppo:
             check_plain_environment(vars(self))
@@ -281,6 +292,10 @@ class TokenPPO(PPO):
     def is_warming_up(self) -> bool:
         """Whether the next update trains the critic alone."""
         return self.num_updates < self.critic_warmup
+
+    def value_lambda(self) -> float | None:
+        """λ of the critic's targets in the next update; None: that of the buffer."""
+        return self.critic_warmup_lambda if self.is_warming_up else None
 
     @property
     def actor_is_unchanged(self) -> bool:

@@ -23,6 +23,7 @@ from stable_baselines3.common.type_aliases import RolloutBufferSamples
 from agents.policy import return_std
 from agents.ppo.losses import (
     LOGGED_NAMES,
+    aggregation_weights,
     explained_variance,
     kl_loss,
     normalized,
@@ -33,6 +34,7 @@ from agents.ppo.losses import (
 )
 from agents.ppo.precision import computing_in, settle_old_log_probs
 from agents.rollout import EpisodeRolloutBuffer, advantage_magnitude, refuse_non_finite_rollout
+from tokenenv.models import PackedSequences
 
 __all__ = ["NonFiniteStep", "Update", "frozen", "why_not_finite"]
 
@@ -75,9 +77,10 @@ class Update:
         self.minibatches: list[dict[str, float]] = []
         # SB3: "Compute current clip range", and "Optional: clip range for the value function".
         self.clip_range = model.clip_range(model._current_progress_remaining)
-        self.clip_range_vf: float | None = model.clip_range_vf
-        if callable(model.clip_range_vf):
-            self.clip_range_vf = model.clip_range_vf(model._current_progress_remaining)
+        self.clip_range_high, self.clip_range_vf = (
+            setting(model._current_progress_remaining) if callable(setting) else setting
+            for setting in (model.clip_range_high, model.clip_range_vf)
+        )
         self.kl_penalty = model.kl_penalty if model.use_kl_loss else None
 
     def run(self) -> None:
@@ -181,11 +184,13 @@ class Update:
         if self.model.normalize_advantage and len(advantages) > 1:  # SB3: "Normalize advantage"
             advantages, advantage_std = normalized(advantages, self.magnitude)
         batch = batch._replace(advantages=advantages)
+        weights = self.aggregation_weights(batch)
         first_log_probs = torch.empty_like(batch.old_log_prob)
         sums: dict[str, torch.Tensor] = {}
         for part, index in split_minibatch(batch, self.model.micro_batch_tokens):
             share = len(part.advantages) / len(advantages)
-            parts, log_probs = self.backward(part, share, advantage_std)
+            of_part = weights if weights is None or index is None else weights[index]
+            parts, log_probs = self.backward(part, share, advantage_std, of_part)
             if self.is_first_pass:
                 first_log_probs[slice(None) if index is None else index] = log_probs
             sums = {name: sums.get(name, 0.0) + share * own for name, own in parts.items()}
@@ -193,13 +198,26 @@ class Update:
             self.buffer.old_log_probs = first_log_probs.cpu().numpy()
         return sums
 
+    def aggregation_weights(self, batch: RolloutBufferSamples) -> torch.Tensor | None:
+        """(n,) what the tokens of a minibatch count in the actor's loss; None: 1 each."""
+        if self.model.loss_aggregation == "token":
+            return None
+        packed, divisor = batch.observations, self.model.loss_divisor
+        assert isinstance(packed, PackedSequences) and self.buffer.binding is not None
+        divisor = self.buffer.binding.max_new_tokens if divisor is None else divisor
+        return aggregation_weights(packed.rows, self.model.loss_aggregation, divisor)
+
     @property
     def is_first_pass(self) -> bool:
         """Whether ratios divide by the log-probabilities of this very pass, so that they are 1."""
         return self.first_pass_is_old and self.epoch == 0
 
     def backward(
-        self, part: RolloutBufferSamples, share: float, advantage_std: torch.Tensor
+        self,
+        part: RolloutBufferSamples,
+        share: float,
+        advantage_std: torch.Tensor,
+        weights: torch.Tensor | None,
     ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         """Add the gradient of a micro-batch's loss to the parameters.
 
@@ -207,6 +225,7 @@ class Update:
             part: whole sequences of the minibatch.
             share: of the minibatch's tokens.
             advantage_std: what the minibatch's advantages were divided by.
+            weights: (n,) what the tokens count in the actor's loss; None: 1 each.
 
         Returns:
             The parts of the loss, () each, and the (n,) log-probabilities, all without gradient.
@@ -223,11 +242,13 @@ class Update:
             self.clip_range,
             self.clip_range_vf,
             self.return_deviation,
+            self.clip_range_high,
+            weights,
         )
         loss = losses.total(self.model.ent_coef, self.model.vf_coef)
         parts = losses.detached()
         if self.kl_penalty is not None:
-            kl = self.kl_loss(part, log_probs, logits)
+            kl = self.kl_loss(part, log_probs, logits, weights)
             # Divided as the advantages are, or β would weigh against another score.
             loss = loss + self.buffer.kl_coef / advantage_std * kl
             parts["kl"] = kl.detach()
@@ -244,13 +265,18 @@ class Update:
             return (*self.policy.evaluate_actions(states, actions), None)
 
     def kl_loss(
-        self, part: RolloutBufferSamples, log_probs: torch.Tensor, logits: torch.Tensor | None
+        self,
+        part: RolloutBufferSamples,
+        log_probs: torch.Tensor,
+        logits: torch.Tensor | None,
+        weights: torch.Tensor | None,
     ) -> torch.Tensor:
         """() the KL penalty as a loss, without its weight."""
         assert isinstance(self.buffer, EpisodeRolloutBuffer) and self.buffer.binding is not None
         assert self.kl_penalty is not None
+        reference = self.buffer.binding.reference
         with computing_in(self.model.update_precision, log_probs.device):
-            return kl_loss(self.kl_penalty, part, log_probs, logits, self.buffer.binding.reference)
+            return kl_loss(self.kl_penalty, part, log_probs, logits, reference, weights)
 
     # Step ----------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 * `buffer`: `EpisodeRolloutBuffer`, whole sequences; `segments`: one environment's steps of an
   episode in a rollout; `groups`: responses to one prompt that wait for one another.
 * `rewards`: the agent's side of the reward: deferred scores, and KL penalties other than k1.
+* `vine`: values without a critic, from continuations of every state.
 * `callback`: `RLHFCallback`, which completes rewards, binds buffer and environment, and logs.
 * `kl_schedule`: `KLSchedule`, β between rollouts: controller, environment, saved model.
 * `metrics`: records of finished episodes, and the `rlhf/` metrics computed from them.

@@ -8,7 +8,7 @@ sequence serves all of its actions, and every per-token tensor is 1-D without pa
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 import torch
@@ -24,14 +24,14 @@ from agents.rollout.rewards import (
     ReferencedSamples,
     RewardBinding,
     pay_full_kl,
-    per_new_step,
     score_segments,
+    store_old_log_probs,
 )
 from agents.rollout.segments import RolloutStorage, Segment, concatenate, offsets
-from agents.settings import check_estimator, check_rollout_length
+from agents.settings import DEFAULT_VINE_SAMPLES, check_estimator, check_rollout_length
 from tokenenv.episodes import split_observation
-from tokenenv.maths import GROUPED, token_advantages, whiten_rewards
-from tokenenv.models import PackedSequences, minibatch_indices, pack
+from tokenenv.maths import GROUPED, length_adaptive_lambdas, token_advantages, whiten_rewards
+from tokenenv.models import minibatch_indices, pack
 from tokenenv.settings import ResolvedSettings
 
 __all__ = ["CUTS", "EpisodeRolloutBuffer", "RewardBinding"]
@@ -58,20 +58,32 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         advantage_estimator: one of `tokenenv.maths.advantages.ADVANTAGE_ESTIMATORS`. `"gae"` uses
             `gae_lambda`; `"monte-carlo"` and `"td"` are GAE with λ = 1 and λ = 0. `"rloo"`,
             `"group"` and `"reinforce"` use no critic: all tokens of a response share the sum of its
-            rewards, score and KL together, less a baseline. They need `cut="carry"` and γ = 1.
+            rewards, score and KL together, less a baseline. Nor does `"vine"`: instead of V it has
+            the mean return of `vine_samples` continuations of every state of the finished episodes,
+            which the policy samples when the rollout ends, before the update. They need
+            `cut="carry"` and γ = 1.
         group_size: responses to the same prompt that `"rloo"` and `"group"` compare; the others
             ignore it. Finished episodes wait, as carried ones do, until the other episodes of the
             environment's group are finished; its `group_size` must be the same.
         whiten_rewards: scale the rewards of all tokens of the update to standard deviation 1 about
             their mean before advantages are computed; see `tokenenv.maths.whiten_rewards` for the
-            effect on long responses. Not for `"rloo"`, `"group"` and `"reinforce"`.
+            effect on long responses. Not for the estimators without a critic.
+        gae_lambda_value: λ of the returns, which the critic learns; None: that of the advantages.
+            With 1 its targets are free of its own errors, whatever λ the advantages have
+            (decoupled GAE of VC-PPO, https://arxiv.org/abs/2503.01491).
+        gae_lambda_alpha: α of λ = 1 − 1/(α·l), within [0, 1], for responses of l tokens, instead of
+            `gae_lambda`; needs `"gae"` and `cut="carry"`. At the paper's α = 0.05 λ is 0 up to
+            l = 20: see `tokenenv.maths.advantages.length_adaptive_lambdas`.
+        vine_samples: K of `"vine"`; None: 9. Their tokens are no steps of the environment; a
+            response of n tokens takes K·n·(n + 1)/2 of them, if continuations end where it does.
 
     Attributes:
         records: the episodes that finished in the last rollout (deferred scoring only).
         lengths: (S,) steps of each of the S segments in the update.
         advantages: (n,) float32, like `returns`, `values`, `rewards` (as they were paid) and
             `log_probs`: of the n tokens in the update, segment after segment; for `"rloo"` and
-            `"group"`, group after group. Without a critic, `returns` are the rewards to come.
+            `"group"`, group after group. Without a critic, `returns` are the rewards to come; for
+            `"vine"`, `values` are the means of continuations.
         actions: (n,) int32.
         ref_log_probs: (n,) float32 log π_ref of the tokens, or (0,) where the update needs none.
         context_lengths: (S,) int32 response tokens before each segment, which are not trained on.
@@ -81,6 +93,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         old_log_probs: (n,) float32, what ratios divide by: `log_probs`, or the same policy's as the
             update computes them where it computes in another precision.
         kl_coef: β of the last rollout.
+        vine_tokens: tokens of the continuations that the last rollout's end sampled.
 
     Raises:
         ValueError: `cut` or the estimator is unknown, or they can't be combined.
@@ -100,12 +113,20 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         advantage_estimator: str = "gae",
         group_size: int = 1,
         whiten_rewards: bool = False,
+        gae_lambda_value: float | None = None,
+        gae_lambda_alpha: float | None = None,
+        vine_samples: int | None = None,
     ) -> None:
         if cut not in CUTS:
             raise ValueError(f"cut={cut!r} is unknown: choose one of {', '.join(map(repr, CUTS))}.")
-        check_estimator(advantage_estimator, group_size, cut, gamma, whiten_rewards)
+        lambdas = gae_lambda_value, gae_lambda_alpha
+        check_estimator(
+            advantage_estimator, group_size, cut, gamma, whiten_rewards, *lambdas, vine_samples
+        )
         self.cut, self.advantage_estimator = cut, advantage_estimator
         self.group_size, self.whiten_rewards = group_size, whiten_rewards
+        self.gae_lambda_value, self.gae_lambda_alpha = lambdas
+        self.vine_samples = DEFAULT_VINE_SAMPLES if vine_samples is None else vine_samples
         self._groups: GroupQueue | None = None
         self._next_groups: Sequence[int | None] = [None] * n_envs
         self._last_dones: np.ndarray | None = None
@@ -182,7 +203,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         )
         self._storage = RolloutStorage(self.buffer_size, self.n_envs, keeps_ref)
         self._keep([])
-        self.kl_coef = 0.0
+        self.kl_coef, self.vine_tokens = 0.0, 0
         self.records: list[EpisodeRecord] = []
         self.pos, self.full, self.generator_ready = 0, False, False
 
@@ -303,27 +324,18 @@ class EpisodeRolloutBuffer(RolloutBuffer):
                 used, binding.scorer, binding.kl_shaping, carries, binding.penalty
             )
         if carries:  # by the next update other weights may have sampled the rest
-            self._store_old_log_probs(segments, binding.update_log_probs())
+            store_old_log_probs(segments, self.device, binding.update_log_probs())
         for segment in segments:
             self._open[segment.env] = None if segment.ended else segment
         if self._groups is not None:
             used = self._groups.complete(used, [s for s in self._open if s is not None])
+        if self.advantage_estimator == "vine":
+            assert binding.vine is not None
+            self.vine_tokens = binding.vine.store_values(used, self.kl_coef)
         self._storage = RolloutStorage(0, self.n_envs)  # the update needs the memory
         self._keep(used)
         values = last_values.detach().cpu().numpy().reshape(self.n_envs)  # (N, 1) → (N,)
         self._compute_advantages(used, values)
-
-    def _store_old_log_probs(
-        self,
-        segments: Sequence[Segment],
-        compute: Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None,
-    ) -> None:
-        """Store the log-probabilities of the new steps as the update computes them."""
-        per_segment: Sequence[np.ndarray | None] = [None] * len(segments)
-        if compute is not None:
-            per_segment = per_new_step(segments, self.device, compute)
-        for segment, new_log_probs in zip(segments, per_segment, strict=True):
-            segment.store_old_log_probs(new_log_probs)
 
     def _keep(self, segments: Sequence[Segment]) -> None:
         """Store the segments of the update, one array per quantity instead of many small ones."""
@@ -353,8 +365,12 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         return self._prefixes[start:end]
 
     def _compute_advantages(self, segments: Sequence[Segment], last_values: np.ndarray) -> None:
-        following = np.array([_following_value(s, last_values) for s in segments])  # (S,)
+        following = np.array([s.following_value(last_values) for s in segments])  # (S,)
         self.following_values = following.astype(np.float32)
+        gae_lambda: float | np.ndarray = self.gae_lambda
+        if self.gae_lambda_alpha is not None:
+            gae_lambda = length_adaptive_lambdas(self.lengths, self.gae_lambda_alpha)
+        value_lambda = self._bound().value_lambda()
         self.advantages, self.returns = token_advantages(
             self.advantage_estimator,
             whiten_rewards(self.rewards) if self.whiten_rewards else self.rewards,
@@ -362,8 +378,9 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             self.lengths,
             following,
             self.gamma,
-            self.gae_lambda,
+            gae_lambda,
             self.group_size,
+            self.gae_lambda_value if value_lambda is None else value_lambda,
         )
         refuse_non_finite_rollout(self)
 
@@ -451,10 +468,3 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         if not len(self.ref_log_probs):
             return samples
         return ReferencedSamples(*samples, self.to_torch(self.ref_log_probs[tokens]))  # type: ignore
-
-
-def _following_value(segment: Segment, last_values: np.ndarray) -> float:
-    """V of the state after a segment, 0 where its episode ended."""
-    if segment.ended:
-        return 0.0
-    return float(last_values[segment.env]) if segment.bootstrap is None else segment.bootstrap

@@ -35,6 +35,7 @@ from agents.rollout.kl_schedule import KLSchedule
 from agents.rollout.metrics import EpisodeRecord, rlhf_metrics
 from agents.rollout.rewards import RewardBinding
 from agents.rollout.sampling_check import SamplingCheck
+from agents.rollout.vine import VineValues
 from agents.settings import (
     DEFAULT_DUAL_RATE,
     DEFAULT_HORIZON,
@@ -78,7 +79,9 @@ class RLHFCallback(BaseCallback):
             training began, so that its first tokens were not seen, is left out.
         metrics: of the last rollout, as logged under `rlhf/`. Whatever the estimator, `kl` is the
             sum of k1 over a response; `kl_coef` is β of the rollout, before it moved, and
-            `objective` is J at that β, which moves where a controller moves it.
+            `objective` is J at that β, which moves where a controller moves it. With the estimator
+            `"vine"`, `vine_tokens` are those of the continuations, and `vine_tokens_total` all of
+            the model's life, which its attribute `num_vine_tokens` keeps.
 
     Raises:
         ValueError: at the start of training, where environment and policy do not fit: normalisers
@@ -173,10 +176,34 @@ class RLHFCallback(BaseCallback):
                 reference=build_reference(settings) if needs_reference else None,
                 shares_groups=isinstance(env.unwrapped, TokenVecEnv),
                 update_log_probs=getattr(self.model, "update_log_probs", lambda: None),
+                value_lambda=getattr(self.model, "value_lambda", lambda: None),
+                vine=self._vine(buffer),
             ),
             episode_starts,
             env,
         )
+
+    def _vine(self, buffer: EpisodeRolloutBuffer) -> VineValues | None:
+        """What values states by continuations, where the buffer's estimator needs that."""
+        if buffer.advantage_estimator != "vine":
+            return None
+        return VineValues(
+            self.model.policy.actor,
+            build_scorer(self.settings),
+            self.settings.max_new_tokens,
+            self.penalty,
+            buffer.vine_samples,
+        )
+
+    def _count_vine_tokens(self) -> None:
+        """Count the tokens of continuations, which are no steps of the environment."""
+        model: Any = self.model
+        buffer = getattr(model, "rollout_buffer", None)
+        if isinstance(buffer, EpisodeRolloutBuffer) and buffer.advantage_estimator == "vine":
+            total = getattr(model, "num_vine_tokens", 0) + buffer.vine_tokens
+            model.num_vine_tokens = total  # saved with the model, as SB3 saves its attributes
+            self.metrics["vine_tokens"] = buffer.vine_tokens
+            self.metrics["vine_tokens_total"] = total
 
     def _reset_groups(self, rows: Iterable[int]) -> dict[int, int | None]:
         """Row → the group of the episode that its last reset began; None: of none."""
@@ -293,6 +320,7 @@ class RLHFCallback(BaseCallback):
         self.metrics = rlhf_metrics(self.records, kl_coef)
         # The mean of −log π over sampled tokens estimates the entropy without bias.
         self.metrics["entropy"] = -self._log_prob_sum / self._num_steps
+        self._count_vine_tokens()
         for name, value in self.metrics.items():
             self.logger.record(f"rlhf/{name}", value)
         self._kl_schedule.end_rollout(self.metrics.get("kl"), len(self.records))

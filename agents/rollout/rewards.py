@@ -20,6 +20,7 @@ import torch
 
 from agents.rollout.metrics import EpisodeRecord
 from agents.rollout.segments import Segment
+from agents.rollout.vine import VineValues
 from agents.settings import KLPenalty
 from tokenenv.maths import full_kl, kl_penalties, reference_half
 from tokenenv.models import (
@@ -40,6 +41,7 @@ __all__ = [
     "pay_full_kl",
     "per_new_step",
     "score_segments",
+    "store_old_log_probs",
 ]
 
 
@@ -60,6 +62,9 @@ class RewardBinding:
         update_log_probs: called at the end of every rollout; returns a function (states, (n,)
             actions) → (n,) log π as the update will compute it, or None where it computes as
             sampling does.
+        value_lambda: called at the end of every rollout; returns λ of the critic's targets in the
+            update, or None where it is the buffer's.
+        vine: values from continuations, for the estimator that needs them.
     """
 
     scorer: EpisodeScorer | None
@@ -74,6 +79,8 @@ class RewardBinding:
     update_log_probs: Callable[
         [], Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None
     ] = lambda: None
+    value_lambda: Callable[[], float | None] = lambda: None
+    vine: VineValues | None = None
 
 
 class ReferencedSamples(NamedTuple):
@@ -239,3 +246,22 @@ def per_new_step(
         for i, numbers in zip(indices, parts, strict=True):
             results[i] = numbers
     return results
+
+
+def store_old_log_probs(
+    segments: Sequence[Segment],
+    device: torch.device | str,
+    compute: Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None,
+) -> None:
+    """Store the log-probabilities of the last rollout's steps as the update computes them.
+
+    Args:
+        segments: of the last rollout; they change in place.
+        device: where to compute.
+        compute: as `RewardBinding.update_log_probs` returns it.
+    """
+    per_segment: Sequence[np.ndarray | None] = [None] * len(segments)
+    if compute is not None:
+        per_segment = per_new_step(segments, device, compute)
+    for segment, new_log_probs in zip(segments, per_segment, strict=True):
+        segment.store_old_log_probs(new_log_probs)

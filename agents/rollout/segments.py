@@ -87,6 +87,16 @@ class Segment:
         new = self.log_probs[before:] if new is None else new
         self.old_log_probs = np.concatenate([stored, new])  # (n,)
 
+    def following_value(self, last_values: np.ndarray) -> float:
+        """V of the state after the last of the steps, 0 where the episode ended.
+
+        Args:
+            last_values: (N,) V of the states that the rollout ended in.
+        """
+        if self.ended:
+            return 0.0
+        return float(last_values[self.env]) if self.bootstrap is None else self.bootstrap
+
     def is_at(self, prompt: np.ndarray, response: np.ndarray) -> bool:
         """Whether `prompt` and `response` are the state after the last of the steps."""
         return np.array_equal(self.prompt, prompt) and np.array_equal(self.response, response)

@@ -1,10 +1,12 @@
 """The settings of an agent: their ranges, names and combinations. Imports no torch.
 
-* `ranges`: ranges of the numbers of PPO and the buffer, and which settings exclude one another.
+* `ranges`: ranges of PPO's numbers, and which settings exclude one another; `estimators`: those of
+  the buffer.
 * `kl`: the KL penalty and the controllers of β, by name.
 * `json_values`: settings read from a JSON file, checked against their dataclass.
 """
 
+from agents.settings.estimators import DEFAULT_LAMBDA, DEFAULT_VINE_SAMPLES, check_estimator
 from agents.settings.json_values import settings_from_json
 from agents.settings.kl import (
     DEFAULT_DUAL_RATE,
@@ -16,11 +18,11 @@ from agents.settings.kl import (
     warn_of_bound,
 )
 from agents.settings.ranges import (
-    DEFAULT_LAMBDA,
+    LATER_SETTINGS,
+    LOSS_AGGREGATIONS,
     PPO_CHOICES,
     PPO_RANGES,
     check_agent,
-    check_estimator,
     check_rollout_length,
     normalizes_returns,
     value_loss_weight,
@@ -30,6 +32,9 @@ __all__ = [
     "DEFAULT_DUAL_RATE",
     "DEFAULT_HORIZON",
     "DEFAULT_LAMBDA",
+    "DEFAULT_VINE_SAMPLES",
+    "LATER_SETTINGS",
+    "LOSS_AGGREGATIONS",
     "PPO_CHOICES",
     "PPO_RANGES",
     "KLPenalty",

@@ -1,18 +1,21 @@
-"""Which settings are valid: the same checks for the command line, `TokenPPO` and the buffer."""
+"""Which settings are valid: the same checks for the command line and for `TokenPPO`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from agents.settings.estimators import DEFAULT_LAMBDA
 from agents.settings.kl import KLPenalty, kl_controller
-from tokenenv.maths import ADVANTAGE_ESTIMATORS, CRITIC_FREE, GROUPED
+from tokenenv.maths import CRITIC_FREE
 from tokenenv.ranges import (
     COUNT,
     COUNT_OR_0,
     FRACTION,
     OPTIONAL_COUNT,
+    OPTIONAL_FRACTION,
     OPTIONAL_POSITIVE,
+    OPTIONAL_POSITIVE_FINITE,
     OPTIONAL_WEIGHT,
     POSITIVE,
     WEIGHT,
@@ -21,23 +24,30 @@ from tokenenv.ranges import (
 )
 
 __all__ = [
-    "DEFAULT_LAMBDA",
+    "LATER_SETTINGS",
+    "LOSS_AGGREGATIONS",
     "PPO_CHOICES",
     "PPO_RANGES",
     "PRECISIONS",
     "check_agent",
-    "check_estimator",
     "check_precision",
     "check_rollout_length",
     "normalizes_returns",
     "value_loss_weight",
 ]
 
+LOSS_AGGREGATIONS = ("token", "sequence", "constant")
+"""Values of `loss_aggregation`: see `agents.ppo.losses.aggregation_weights`."""
 
-DEFAULT_LAMBDA = 0.95
-"""λ of generalised advantage estimation."""
+LATER_SETTINGS: dict[str, Any] = {
+    "clip_range_high": None,
+    "loss_aggregation": "token",
+    "loss_divisor": None,
+    "critic_warmup_lambda": None,
+}
+"""Arguments of `TokenPPO` that archives of older versions lack, as they were before."""
 
-SCHEDULES = ("learning_rate", "clip_range", "clip_range_vf")
+SCHEDULES = ("learning_rate", "clip_range", "clip_range_high", "clip_range_vf")
 """Settings that may be functions of the remaining share of training."""
 
 PPO_RANGES: dict[str, Range] = {
@@ -49,6 +59,7 @@ PPO_RANGES: dict[str, Range] = {
     "gamma": FRACTION,
     "gae_lambda": FRACTION,
     "clip_range": POSITIVE,
+    "clip_range_high": OPTIONAL_POSITIVE_FINITE,
     "clip_range_vf": OPTIONAL_POSITIVE,
     "ent_coef": WEIGHT,
     "vf_coef": OPTIONAL_WEIGHT,
@@ -58,65 +69,21 @@ PPO_RANGES: dict[str, Range] = {
     "kl_horizon": POSITIVE,
     "kl_dual_rate": POSITIVE,
     "critic_warmup": COUNT_OR_0,
+    "critic_warmup_lambda": OPTIONAL_FRACTION,
+    "loss_divisor": OPTIONAL_COUNT,
 }
 """PPO's numeric hyperparameters and their ranges."""
 
 PPO_CHOICES = (
     "normalize_returns",
     "whiten_advantages",
+    "loss_aggregation",
     "precision",
     "kl_estimator",
     "use_kl_loss",
     "kl_controller",
 )
 """Its other hyperparameters; `check_agent` checks their values."""
-
-
-def check_estimator(
-    estimator: str, group_size: int, cut: str, gamma: float, whiten_rewards: bool = False
-) -> None:
-    """Check that an advantage estimator can be combined with the other settings.
-
-    Args:
-        estimator: its name.
-        group_size: responses to the same prompt.
-        cut: what happens to the episodes that the end of a rollout cuts.
-        gamma: discount factor γ.
-        whiten_rewards: whether rewards are scaled before anything is computed from them.
-
-    Raises:
-        ValueError: there is no such estimator, or it can't be used with the others.
-    """
-    if estimator not in ADVANTAGE_ESTIMATORS:
-        allowed = ", ".join(map(repr, ADVANTAGE_ESTIMATORS))
-        raise ValueError(f"advantage_estimator={estimator!r} is unknown: choose one of {allowed}.")
-    check_ranges({"group_size": group_size}, {"group_size": COUNT})
-    if estimator not in CRITIC_FREE:
-        return
-    name = f"advantage_estimator={estimator!r}"
-    if cut != "carry":
-        raise ValueError(
-            f"{name} pays every token of a response the return of the whole response, but "
-            f"cut={cut!r} uses the first part of a cut one before the rest is known: use "
-            "rollout_buffer_kwargs={'cut': 'carry'}, on the command line --cut carry."
-        )
-    if gamma != 1:
-        raise ValueError(
-            f"{name} gives all tokens of a response the same, undiscounted return, but "
-            f"gamma={gamma!r} discounts: use gamma=1, or an estimator with a critic."
-        )
-    if whiten_rewards:
-        raise ValueError(
-            f"{name} compares the sums of the rewards of whole responses, which whiten_rewards=True"
-            " shifts by an amount for every token: leave whiten_rewards out; whiten_advantages sets"
-            " the scale."
-        )
-    if estimator in GROUPED and group_size < 2:
-        raise ValueError(
-            f"{name} with one response per prompt (group_size={group_size}) has no others to "
-            "compare it with: give the buffer and the environment a group_size of 2 or more, on "
-            "the command line --group-size, or use 'reinforce'."
-        )
 
 
 def check_rollout_length(cut: str, n_steps: int, max_new_tokens: int) -> None:
@@ -201,9 +168,24 @@ def check_agent(settings: Mapping[str, Any]) -> None:
     KLPenalty(settings["kl_estimator"], settings["use_kl_loss"])
     names = ("kl_controller", "kl_target", "kl_horizon", "kl_dual_rate")
     kl_controller(*(settings[name] for name in names))
-    estimator = (settings["rollout_buffer_kwargs"] or {}).get("advantage_estimator", "gae")
+    _check_aggregation(settings["loss_aggregation"], settings["loss_divisor"])
+    buffer_kwargs = settings["rollout_buffer_kwargs"] or {}
+    estimator = buffer_kwargs.get("advantage_estimator", "gae")
     value_head = policy_kwargs.get("value_head", "shared")
     _check_critic(estimator, value_head, settings)
+    _check_lambdas(estimator, buffer_kwargs, settings)
+
+
+def _check_aggregation(aggregation: str, divisor: int | None) -> None:
+    """Refuse an aggregation of the loss that does not exist, and a divisor that nothing uses."""
+    if aggregation not in LOSS_AGGREGATIONS:
+        allowed = ", ".join(map(repr, LOSS_AGGREGATIONS))
+        raise ValueError(f"loss_aggregation={aggregation!r} is unknown: choose one of {allowed}.")
+    if divisor is not None and aggregation != "constant":
+        raise ValueError(
+            f"loss_divisor={divisor!r} is without effect with loss_aggregation={aggregation!r}: "
+            "leave it out, or use loss_aggregation='constant'."
+        )
 
 
 def _check_critic(estimator: str, value_head: str, settings: Mapping[str, Any]) -> None:
@@ -240,9 +222,34 @@ def _check_critic(estimator: str, value_head: str, settings: Mapping[str, Any]) 
             f"critic_warmup={warmup} with vf_coef=0: nothing would learn in these updates. Give "
             "vf_coef a positive weight, or use critic_warmup=0."
         )
-    gae_lambda = settings["gae_lambda"]
+
+
+def _check_lambdas(
+    estimator: str, buffer_kwargs: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    """Refuse a λ that nothing uses, or that another one replaces."""
+    gae_lambda, alpha = settings["gae_lambda"], buffer_kwargs.get("gae_lambda_alpha")
     if estimator != "gae" and gae_lambda != DEFAULT_LAMBDA:
         raise ValueError(
-            f"gae_lambda={gae_lambda!r} is without effect with {name}: leave it at its default of "
-            f"{DEFAULT_LAMBDA}, or use advantage_estimator='gae'."
+            f"gae_lambda={gae_lambda!r} is without effect with advantage_estimator={estimator!r}: "
+            f"leave it at its default of {DEFAULT_LAMBDA}, or use advantage_estimator='gae'."
+        )
+    if alpha is not None and gae_lambda != DEFAULT_LAMBDA:
+        raise ValueError(
+            f"gae_lambda={gae_lambda!r} is without effect with gae_lambda_alpha={alpha!r}, which "
+            f"makes λ of a response's length: leave gae_lambda at its default of {DEFAULT_LAMBDA}, "
+            "or leave gae_lambda_alpha out."
+        )
+    value_lambda, has_critic = buffer_kwargs.get("gae_lambda_value"), estimator not in CRITIC_FREE
+    if value_lambda is not None and has_critic and settings["vf_coef"] == 0:
+        raise ValueError(
+            f"gae_lambda_value={value_lambda!r} with vf_coef=0: no critic learns these targets. "
+            "Leave gae_lambda_value out, or give vf_coef a positive weight."
+        )
+    warmup_lambda = settings["critic_warmup_lambda"]
+    if warmup_lambda is not None and not settings["critic_warmup"]:
+        raise ValueError(
+            f"critic_warmup_lambda={warmup_lambda!r} with critic_warmup=0: there are no updates "
+            "that would use it. Give critic_warmup a number of updates, or leave "
+            "critic_warmup_lambda out."
         )

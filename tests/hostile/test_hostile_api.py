@@ -124,6 +124,10 @@ AGENT = {
     "kl_dual_rate": [*NO_NUMBERS, 0],
     **for_all(("kl_estimator", "kl_controller", "precision"), NO_CHOICES),
     "critic_warmup": [v for v in NO_COUNTS if not (isinstance(v, int) and v == 0)],
+    "critic_warmup_lambda": [*NO_NUMBERS, 1.5, math.inf, HUGE],
+    "clip_range_high": [*(v for v in NO_NUMBERS if not callable(v)), 0, math.inf],
+    "loss_aggregation": NO_CHOICES,
+    "loss_divisor": NO_COUNTS,
 }
 
 POLICY = {
@@ -138,7 +142,9 @@ POLICY = {
 
 BUFFER = {
     "advantage_estimator": NO_CHOICES,
-    "group_size": NO_COUNTS,
+    **for_all(("group_size", "vine_samples"), NO_COUNTS),
+    "gae_lambda_value": [*NO_NUMBERS, 1.5, math.inf, HUGE],
+    "gae_lambda_alpha": [*NO_NUMBERS, 0, math.inf],
     "cut": NO_CHOICES,
     "colour": [1],
 }

@@ -10,6 +10,8 @@ from tokenenv.maths.advantages import (
     generalized_advantages,
     group_advantages,
     leave_one_out_advantages,
+    length_adaptive_lambdas,
+    token_advantages,
     whiten_rewards,
 )
 
@@ -102,6 +104,56 @@ def test_nothing_leaks_across_rows_or_from_the_padding(rng):
     np.testing.assert_array_equal(after[[0, 2]], before[[0, 2]])
 
 
+# Two values of λ, and one that depends on the length --------------------------------------------
+
+
+def test_the_critics_lambda_by_hand():
+    """Rewards 0 and 1, V = 0.5 and 0.25: δ_1 = 0.25 − 0.5 = −0.25, δ_2 = 1 − 0.25 = 0.75."""
+    given = np.array([0.0, 1.0]), np.array([0.5, 0.25]), np.array([2]), np.zeros(1), 1.0
+    for value_lambda, expected in (
+        (None, [0.625, 1.0]),  # that of the advantages: 0.125 + 0.5, 0.75 + 0.25
+        (0.5, [0.625, 1.0]),
+        (1.0, [1.0, 1.0]),  # the rewards to come
+        (0.0, [0.25, 1.0]),  # r + V of the next state
+    ):
+        advantages, returns = token_advantages("gae", *given, 0.5, 1, value_lambda)
+        assert advantages.tolist() == [0.125, 0.75], "−0.25 + 0.5·0.75, whatever the critic's λ"
+        assert returns.tolist() == expected
+    for estimator, expected in (("monte-carlo", [0.5, 0.75]), ("td", [-0.25, 0.75])):
+        advantages, returns = token_advantages(estimator, *given, 0.95, 1, 1.0)
+        assert advantages.tolist() == expected and returns.tolist() == [1.0, 1.0]
+
+
+def test_length_adaptive_lambdas_by_hand():
+    # 1 − 1/(0.05·l): l = 40 has 1 − 1/2, l = 200 has 1 − 1/10; up to 20 there is nothing left.
+    found = length_adaptive_lambdas(np.array([1, 10, 20, 40, 200]), 0.05)
+    np.testing.assert_allclose(found, [0.0, 0.0, 0.0, 0.5, 0.9], rtol=0, atol=1e-15)
+    # 1 − 1/(2·l)
+    found = length_adaptive_lambdas(np.array([1, 2, 4]), 2.0)
+    np.testing.assert_allclose(found, [0.5, 0.75, 0.875], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("alpha", [1e-300, 1e-9, 0.05, 3.0, 1e9, 1e300])
+def test_length_adaptive_lambdas_are_values_of_lambda(alpha):
+    found = length_adaptive_lambdas(np.arange(1, 2000), alpha)
+    assert found.min() >= 0.0 and found.max() <= 1.0 and np.all(np.diff(found) >= 0.0)
+
+
+def test_every_sequence_has_the_lambda_of_its_own_length(rng):
+    lengths = np.array([3, 30, 1, 60])
+    rewards, values = rng.normal(size=(2, lengths.sum()))
+    lambdas = length_adaptive_lambdas(lengths, 0.05)
+    assert len(set(lambdas)) == 3
+    found, returns = token_advantages("gae", rewards, values, lengths, np.zeros(4), 1.0, lambdas, 1)
+    start = 0
+    for length, lam in zip(lengths, lambdas, strict=True):
+        own = slice(start, start + length)
+        expected = naive_advantages(rewards[own].tolist(), values[own].tolist(), 0.0, 1.0, lam)
+        np.testing.assert_allclose(found[own], expected, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(returns[own], expected + values[own], rtol=0, atol=1e-5)
+        start += length
+
+
 # Without a critic ---------------------------------------------------------------------------------
 
 
@@ -125,6 +177,18 @@ def test_batch_baseline_by_hand():
     assert found.dtype == np.float64
     np.testing.assert_array_equal(found, [-2, -1, 3])
     assert batch_baseline_advantages(np.zeros(0)).shape == (0,)
+
+
+def test_vine_advantages_by_hand():
+    """A_t = r_t + V̂(s_{t+1}) − V̂(s_t), 0 after the end; they add up to the return less V̂(s_0)."""
+    rewards, values = np.array([-0.1, 0.2, 1.0, 3.0]), np.array([0.5, 0.75, 0.25, 2.0])
+    advantages, returns = token_advantages(
+        "vine", rewards, values, np.array([3, 1]), np.zeros(2), 1.0, 0.95, 1
+    )
+    # −0.1 + 0.75 − 0.5; 0.2 + 0.25 − 0.75; 1 − 0.25; and a response of its own: 3 − 2.
+    np.testing.assert_allclose(advantages, [0.15, -0.3, 0.75, 1.0], rtol=0, atol=1e-7)
+    np.testing.assert_allclose(returns, [1.1, 1.2, 1.0, 3.0], rtol=0, atol=1e-6)
+    assert advantages[:3].sum() == pytest.approx(1.1 - 0.5, abs=1e-6)
 
 
 @pytest.mark.parametrize("k", [2, 3, 8])

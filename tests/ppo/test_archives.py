@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from stable_baselines3 import PPO
 
 from agents import EpisodeRolloutBuffer, LMActorCriticPolicy, TokenPPO
+from agents.settings import LATER_SETTINGS
 
 FOLDER = Path(__file__).parent / "archives"
 """Saved at commit e522796, on the task of `tiny_task`, after one rollout."""
@@ -33,3 +35,10 @@ def test_an_archive_of_older_paths_loads(name, agent):
         values.flatten(), torch.tensor(expected["values"]), atol=1e-5, rtol=1e-5
     )
     torch.testing.assert_close(log_probs, torch.tensor(expected["log_probs"]), atol=1e-5, rtol=1e-5)
+
+
+def test_settings_that_an_archive_lacks_are_off():
+    model = TokenPPO.load(FOLDER / "token_ppo.zip", device="cpu")
+    parameters = inspect.signature(TokenPPO).parameters
+    for name, default in LATER_SETTINGS.items():
+        assert getattr(model, name) == default == parameters[name].default, name

@@ -13,26 +13,34 @@ __all__ = [
     "CRITIC_FREE",
     "GROUPED",
     "ROUNDING",
+    "UNIFORM",
     "batch_baseline_advantages",
     "generalized_advantages",
     "group_advantages",
     "leave_one_out_advantages",
+    "length_adaptive_lambdas",
     "rounding_floor",
     "sample_deviation",
     "token_advantages",
     "whiten_rewards",
 ]
 
-ADVANTAGE_ESTIMATORS = ("gae", "monte-carlo", "td", "rloo", "group", "reinforce")
+ADVANTAGE_ESTIMATORS = ("gae", "monte-carlo", "td", "rloo", "group", "reinforce", "vine")
 """Ways to turn rewards into advantages.
 
 `"gae"`: `generalized_advantages`; `"monte-carlo"`: the same with λ = 1, the rewards to come minus
-V; `"td"`: with λ = 0, one-step temporal differences. The others need no critic and give all tokens
-of a response one number: `"rloo"`: `leave_one_out_advantages`; `"group"`: `group_advantages`;
-`"reinforce"`: `batch_baseline_advantages`.
+V; `"td"`: with λ = 0, one-step temporal differences. The others need no critic. `UNIFORM` ones give
+all tokens of a response one number: `"rloo"`: `leave_one_out_advantages`; `"group"`:
+`group_advantages`; `"reinforce"`: `batch_baseline_advantages`. `"vine"` is `"td"` with a
+Monte-Carlo estimate in place of V, the mean return V̂ of K continuations of every state: A_t = r_t +
+V̂(s_{t+1}) − V̂(s_t) (VinePPO, Kazemnejad et al. 2024, https://arxiv.org/abs/2410.01679; there for
+steps of reasoning, here for tokens).
 """
 
-CRITIC_FREE = ("rloo", "group", "reinforce")
+UNIFORM = ("rloo", "group", "reinforce")
+"""The estimators that give all tokens of a response one number."""
+
+CRITIC_FREE = (*UNIFORM, "vine")
 """The estimators without a critic."""
 
 GROUPED = ("rloo", "group")
@@ -76,7 +84,7 @@ def generalized_advantages(
     lengths: np.ndarray,
     bootstrap_values: np.ndarray,
     gamma: float,
-    gae_lambda: float,
+    gae_lambda: float | np.ndarray,
 ) -> np.ndarray:
     """GAE(γ, λ), Schulman et al. 2015, https://arxiv.org/abs/1506.02438, eq. 11 and 16.
 
@@ -91,7 +99,7 @@ def generalized_advantages(
         lengths: (B,) int, 1 ≤ lengths ≤ T.
         bootstrap_values: (B,), V of the state after each row's last step.
         gamma: discount factor γ.
-        gae_lambda: λ, 0 for one-step TD, 1 for Monte-Carlo minus V.
+        gae_lambda: λ, 0 for one-step TD, 1 for Monte-Carlo minus V; or (B,), one for each sequence.
 
     Returns:
         (B, T) float64 advantages, 0 beyond each row's length. Returns are advantages + values.
@@ -112,6 +120,24 @@ def generalized_advantages(
         following = deltas[:, step] + gamma * gae_lambda * following * ~is_last[:, step]
         advantages[:, step] = following
     return advantages
+
+
+def length_adaptive_lambdas(lengths: np.ndarray, alpha: float) -> np.ndarray:
+    """λ = 1 − 1/(α·l) of a response of l tokens, within [0, 1]: VAPO's length-adaptive GAE.
+
+    Yue et al. 2025, https://arxiv.org/abs/2504.05118, where α = 0.05. The weights λ^k that GAE
+    gives the later errors δ sum to 1/(1 − λ) = α·l: the advantage reaches over a share α of the
+    response, however long it is. Up to l = 1/α (20 tokens at α = 0.05) that is one token or less,
+    the formula gives 0 or less, and λ is 0: one-step temporal differences.
+
+    Args:
+        lengths: (B,) tokens of the responses.
+        alpha: α > 0.
+
+    Returns:
+        (B,) float64.
+    """
+    return np.clip(1.0 - 1.0 / (alpha * np.asarray(lengths, dtype=np.float64)), 0.0, 1.0)
 
 
 def leave_one_out_advantages(returns: np.ndarray) -> np.ndarray:
@@ -201,45 +227,56 @@ def token_advantages(
     lengths: np.ndarray,
     bootstrap_values: np.ndarray,
     gamma: float,
-    gae_lambda: float,
+    gae_lambda: float | np.ndarray,
     group_size: int,
+    value_lambda: float | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Advantages and returns of joined sequences, by the name of an estimator.
 
     Args:
         estimator: one of `ADVANTAGE_ESTIMATORS`.
         rewards: (n,) of all B sequences, one after another.
-        values: (n,), V(s_t) of the same steps; `CRITIC_FREE` ones ignore it.
+        values: (n,), V(s_t) of the same steps, V̂(s_t) for `"vine"`; `UNIFORM` ones ignore it.
         lengths: (B,) int, steps of each.
         bootstrap_values: (B,), V of the state after each sequence's last step, 0 at an end.
         gamma: discount factor γ; `CRITIC_FREE` ones take 1.
-        gae_lambda: λ of `"gae"`.
+        gae_lambda: λ of `"gae"`, or (B,), one for each sequence.
         group_size: k of `GROUPED` ones, whose sequences come group after group.
+        value_lambda: λ of the returns, which a critic learns; None: that of the advantages.
 
     Returns:
-        (n,) float32 advantages and (n,) float32 returns: advantages + values with a critic, the
-        rewards to come without one.
+        (n,) float32 advantages and (n,) float32 returns: GAE(γ, `value_lambda`) + values with a
+        critic, the rewards to come without one.
     """
     columns = np.arange(int(np.max(lengths, initial=1)))
     is_step = columns[None, :] < np.asarray(lengths)[:, None]
     padded_rewards, padded_values = (np.zeros(is_step.shape) for _ in range(2))
     padded_rewards[is_step] = rewards
-    if estimator not in CRITIC_FREE:
+    if estimator not in UNIFORM:
         padded_values[is_step] = values
-        estimator_lambda = {"monte-carlo": 1.0, "td": 0.0}.get(estimator, gae_lambda)
-        padded_advantages = generalized_advantages(
-            padded_rewards, padded_values, lengths, bootstrap_values, gamma, estimator_lambda
-        )
+
+    def gae(of_lambda: float | np.ndarray) -> np.ndarray:
+        inputs = padded_rewards, padded_values, lengths, bootstrap_values
+        padded = generalized_advantages(*inputs, gamma, of_lambda)
         with np.errstate(over="ignore"):  # training refuses numbers that are not finite
-            advantages = padded_advantages[is_step].astype(np.float32)
-            return advantages, advantages + np.asarray(values, dtype=np.float32)
+            return padded[is_step].astype(np.float32)
+
+    own_lambda = {"monte-carlo": 1.0, "td": 0.0, "vine": 0.0}.get(estimator, gae_lambda)
+    if estimator not in CRITIC_FREE:
+        advantages = gae(own_lambda)
+        of_critic = advantages if value_lambda is None else gae(value_lambda)
+        with np.errstate(over="ignore"):
+            return advantages, of_critic + np.asarray(values, dtype=np.float32)
     # With V = 0 and γ = λ = 1, GAE sums up the rewards to come: all of them, at the first step.
-    ended = np.zeros(len(is_step))
-    to_come = generalized_advantages(padded_rewards, padded_values, lengths, ended, 1.0, 1.0)
-    per_response = _response_advantages(estimator, to_come[:, 0], group_size)
-    per_token = np.repeat(per_response, lengths)
+    nothing, ended = np.zeros(is_step.shape), np.zeros(len(is_step))
+    to_come = generalized_advantages(padded_rewards, nothing, lengths, ended, 1.0, 1.0)
     with np.errstate(over="ignore"):
-        return per_token.astype(np.float32), to_come[is_step].astype(np.float32)
+        returns = to_come[is_step].astype(np.float32)
+    if estimator not in UNIFORM:
+        return gae(own_lambda), returns
+    per_response = _response_advantages(estimator, to_come[:, 0], group_size)
+    with np.errstate(over="ignore"):
+        return np.repeat(per_response, lengths).astype(np.float32), returns
 
 
 def _response_advantages(estimator: str, returns: np.ndarray, group_size: int) -> np.ndarray:
