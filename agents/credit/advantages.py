@@ -114,8 +114,9 @@ def held_out_advantages(
             lengths,
             ended,
             settings.gamma,
-            settings.gae_lambda,
+            settings.lambdas(lengths),
             settings.group_size,
+            settings.gae_lambda_value,
         )
     return TokenAdvantages(
         *parts,
