@@ -23,7 +23,7 @@ from tokenenv.user_code import UserCodeError
 
 TINY = {
     **{"total_tokens": 512, "n_envs": 16, "n_steps": 16, "batch_size": 128, "device": "cpu"},
-    **{"eval_prompts": 4, "eval_responses": 8, "eval_every": 0},
+    **{"eval_prompts": 4, "eval_responses": 8, "eval_every": 0, "explain_every": 0},
 }
 
 
