@@ -68,6 +68,10 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
     `response`, `response_length` and, if the task has one, `gold_reward`. Deferred scoring
     gives `finish_reason`, `response` and `response_length` at the end and nothing else.
 
+    ## Copies
+    `env.unwrapped.fork()` is a copy that continues identically and apart from the original, cheap
+    enough for every token; `tokenenv.wrappers.fork(env)` copies the wrappers around it as well.
+
     Args:
         task: name of a bundled task (`"reviews"`) or `"package.module:TASK"`; it provides the
             defaults of all arguments that are None.
