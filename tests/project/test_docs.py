@@ -81,7 +81,7 @@ def test_python_block_runs_and_prints_what_the_page_says(block, output, tmp_path
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert output is None or done.stdout == output
