@@ -1,4 +1,4 @@
-"""The command line: `tokenrlhf train | evaluate | sample | reward-model | verify | compare`.
+"""The command line: `tokenrlhf train | evaluate | sample | play | reward-model | verify | compare`.
 
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
@@ -20,6 +20,7 @@ from rich.text import Text
 from agents.compare.config import CompareConfig
 from agents.config import EvaluateConfig, RewardModelConfig, SampleConfig, TrainConfig
 from agents.console import literal, new_console
+from agents.play.config import PlayConfig
 from agents.runs.tables import (
     print_before_and_after,
     print_places,
@@ -40,6 +41,7 @@ Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
+    | Annotated[PlayConfig, tyro.conf.subcommand("play")]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
@@ -240,6 +242,12 @@ def _sample(config: SampleConfig, console: Console) -> None:
         print_responses(console, title, reports)
 
 
+def _play(config: PlayConfig, console: Console) -> None:
+    from agents.play.command import play
+
+    play(config, console)
+
+
 def _reward_model(config: RewardModelConfig, console: Console) -> None:
     from agents.runs.reward_model import train_from_file
 
@@ -263,6 +271,7 @@ _RUNNERS: dict[type, Any] = {
     TrainConfig: _train,
     EvaluateConfig: _evaluate,
     SampleConfig: _sample,
+    PlayConfig: _play,
     RewardModelConfig: _reward_model,
     VerifyConfig: _verify,
     CompareConfig: _compare,

@@ -9,6 +9,7 @@ from tokenenv.rendering.palette import (
     on_ground,
     reward_colour,
     shows_colours,
+    terminal_colours,
     text_colour,
 )
 from tokenenv.rendering.text import LiveEpisode, TokenTexts, render_episode, token_texts
@@ -25,6 +26,7 @@ __all__ = [
     "render_episode",
     "reward_colour",
     "shows_colours",
+    "terminal_colours",
     "text_colour",
     "token_texts",
 ]

@@ -68,9 +68,14 @@ def on_ground(text: str, ground: Colour) -> str:
         text: must be safe to print (`tokenenv.printable`).
         ground: a colour of the palette; a terminal shows it in nine steps.
     """
-    number = terminal_colour(ground)
-    ink = 16 if text_colour(_STEPS[number]) == INK else 231  # the table's black and white
+    ink, number = terminal_colours(ground)
     return f"\x1b[38;5;{ink};48;5;{number}m{text}\x1b[0m"
+
+
+def terminal_colours(ground: Colour) -> tuple[int, int]:
+    """The numbers of text and ground in the 256-colour table, for a colour of the palette."""
+    number = terminal_colour(ground)
+    return (16 if text_colour(_STEPS[number]) == INK else 231), number  # its black and white
 
 
 def legend() -> str:
