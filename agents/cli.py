@@ -1,4 +1,4 @@
-"""The command line: `tokenrlhf train | evaluate | sample | reward-model | verify | compare`.
+"""The command line: `tokenrlhf train | evaluate | sample | play | reward-model | verify | compare`.
 
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
@@ -20,6 +20,7 @@ from rich.text import Text
 from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
 from agents.console import literal, new_console
+from agents.play.config import PlayConfig
 from agents.runs.config import (
     EvaluateConfig,
     ExplainConfig,
@@ -47,6 +48,7 @@ Command = (
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
     | Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
+    | Annotated[PlayConfig, tyro.conf.subcommand("play")]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
@@ -253,6 +255,12 @@ def _explain(config: ExplainConfig, console: Console) -> None:
     explain(config, console)
 
 
+def _play(config: PlayConfig, console: Console) -> None:
+    from agents.play.command import play
+
+    play(config, console)
+
+
 def _reward_model(config: RewardModelConfig, console: Console) -> None:
     from agents.runs.reward_model import train_from_file
 
@@ -277,6 +285,7 @@ _RUNNERS: dict[type, Any] = {
     EvaluateConfig: _evaluate,
     SampleConfig: _sample,
     ExplainConfig: _explain,
+    PlayConfig: _play,
     RewardModelConfig: _reward_model,
     VerifyConfig: _verify,
     CompareConfig: _compare,

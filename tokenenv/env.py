@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from gymnasium import spaces
 
 from tokenenv.episodes import NO_TOKEN
 from tokenenv.mdp import TokenMDP, TokenMDPMixin, check_options
-from tokenenv.rendering import draw_episode, render_episode
+from tokenenv.rendering import LiveEpisode, draw_episode, render_episode
 from tokenenv.rewards import RewardFunction
 from tokenenv.settings import EnvSettings
 
@@ -68,6 +67,10 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
     `response`, `response_length` and, if the task has one, `gold_reward`. Deferred scoring
     gives `finish_reason`, `response` and `response_length` at the end and nothing else.
 
+    ## Copies
+    `env.unwrapped.fork()` is a copy that continues identically and apart from the original, cheap
+    enough for every token; `tokenenv.wrappers.fork(env)` copies the wrappers around it as well.
+
     Args:
         task: name of a bundled task (`"reviews"`) or `"package.module:TASK"`; it provides the
             defaults of all arguments that are None.
@@ -94,9 +97,12 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
             more.
         device: a torch device, or `"auto"`.
         dtype: of the frozen models: `"float32"`, `"float64"`, `"bfloat16"`, `"float16"`.
-        render_mode: `"ansi"`: `render()` gives the episode as text; `"human"`: every step writes it
-            to the standard output; `"rgb_array"`: `render()` gives a picture of it, of one size for
-            all episodes, so that `RecordVideo` makes a film; or None.
+        render_mode: `"ansi"`: `render()` gives the episode as text, its tokens coloured by their
+            reward with escape codes, wherever it goes; set the variable `NO_COLOR` for plain text.
+            `"human"`: every step writes its token to the standard output, in colours on a terminal
+            (unless `NO_COLOR` is set), elsewhere a plain line for each. `"rgb_array"`: `render()`
+            gives a picture, of one size for all episodes, so that `RecordVideo` makes a film. The
+            palette is the same: orange below 0, blue above. Or None.
 
     Raises:
         ValueError: an invalid argument; the message names the allowed values.
@@ -152,6 +158,7 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
         self.mdp = TokenMDP(settings, num_envs=1)
         self.observation_space, self.action_space = token_spaces(self.mdp)
         self.render_mode = render_mode
+        self._live = LiveEpisode()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -167,7 +174,8 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
             self.mdp.begin_group()
         self.mdp.reference_decoder.refill()
         info = self.mdp.start(0, self.np_random, options.get("prompt"))
-        self._show()
+        if self.render_mode == "human":
+            self._live.start(self.mdp)
         return self._observation(), info
 
     def step(self, action: np.int64 | int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -183,21 +191,17 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
             info = {"ref_logprob": float(result.ref_log_probs[0]), "kl_coef": self.kl_coef}
         for ending in result.endings:
             info.update(ending)
-        self._show()
+        if self.render_mode == "human":
+            self._live.add(self.mdp)
         return self._observation(), float(result.rewards[0]), bool(result.ended[0]), False, info
 
     def _observation(self) -> np.ndarray:
         return self.mdp.episodes.observations[0].copy()
 
-    def _show(self) -> None:
-        if self.render_mode == "human":
-            sys.stdout.write(render_episode(self.mdp, 0) + "\n")
-            sys.stdout.flush()
-
     def render(self) -> str | np.ndarray | None:
         """The episode as text or as a (height, width, 3) uint8 picture, as `render_mode` says.
 
-        `"human"` has written it already.
+        None for `"human"`, which has written it already.
         """
         if self.render_mode == "rgb_array":
             return draw_episode(self.mdp, 0)

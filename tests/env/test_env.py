@@ -401,7 +401,8 @@ def test_deferred_scoring_pays_nothing_and_tells_only_the_end(settings):
 # Rendering ---------------------------------------------------------------------------------------
 
 
-def test_ansi_shows_prompt_response_and_the_reward_of_every_token(settings):
+def test_ansi_shows_prompt_response_and_the_reward_of_every_token(settings, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
     env = make(settings, render_mode="ansi")
     env.reset(options={"prompt": "w4 w5"})
     assert env.render() == "prompt    w4 w5\nresponse  \n"
@@ -414,14 +415,18 @@ def test_ansi_shows_prompt_response_and_the_reward_of_every_token(settings):
     assert len(lines) == 6
 
 
-def test_human_writes_the_episode_to_stdout_by_itself(settings, capsys):
+def test_human_writes_every_token_as_it_comes(settings, capsys):
     env = make(settings, render_mode="human")
     env.reset(options={"prompt": "w4 w5"})
-    env.step(9)
-    out = capsys.readouterr().out
+    assert capsys.readouterr().out == "prompt    w4 w5\nreward    token\n"
+    reward = env.step(9)[1]
+    assert capsys.readouterr().out == f"{reward:+8.4f}  'w9'\n"
     assert env.render() is None
-    assert out.count("prompt    w4 w5") == 2 and "response  w9" in out and "'w9'" in out
-    assert capsys.readouterr().out == ""
+    last = env.step(EOS)[1]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{last:+8.4f}  '<eos>'"
+    assert lines[1].split() == [f"{reward + last:+.4f}", *"sum of 2 tokens (stop)".split()]
+    assert lines[2:] == ["response  w9", ""]
 
 
 # Prompts -----------------------------------------------------------------------------------------

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import re
+import sys
 
 import gymnasium as gym
 import numpy as np
 import pytest
 from PIL import ImageFont
+from support.hostile import ESCAPES, acting
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import decoders as tokenizer_decoders
+from transformers import PreTrainedTokenizerFast
 
 import tokenenv
-from tokenenv.rendering.image import (
+from tokenenv.env import TokenEnv
+from tokenenv.rendering import (
     FULL_COLOUR,
+    diverging_colour,
     draw_episode,
-    image_size,
-    printable,
+    legend,
+    on_ground,
     reward_colour,
     text_colour,
+    token_texts,
 )
+from tokenenv.rendering.image import image_size, printable
+from tokenenv.rendering.palette import terminal_colour
+from tokenenv.wrappers import fork
 
 
 def make(**settings):
@@ -145,3 +158,158 @@ def test_record_video_makes_a_film(tmp_path):
     env.close()
     films = list(tmp_path.glob("*.mp4"))
     assert len(films) == 1 and films[0].stat().st_size > 1000
+
+
+# In the terminal ---------------------------------------------------------------------------------
+
+CODES = re.compile(r"\x1b\[38;5;(\d+);48;5;(\d+)m(.*?)\x1b\[0m")
+
+
+def coloured(text: str) -> list[tuple[str, int]]:
+    """The pieces of a text that stand on a ground, with its number."""
+    return [(piece, int(ground)) for _, ground, piece in CODES.findall(text)]
+
+
+def without_codes(text: str) -> str:
+    return CODES.sub(r"\3", text)
+
+
+class Terminal(io.StringIO):
+    """A standard output that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def on_terminal(monkeypatch) -> Terminal:
+    """Let the standard output be a terminal in colours; pytest's own is back after the test."""
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    return terminal
+
+
+def test_the_palette_diverges_from_near_white():
+    assert diverging_colour(-1.0) == diverging_colour(-9.0) == (213, 94, 0)
+    assert diverging_colour(1.0) == diverging_colour(float("inf")) == (0, 114, 178)
+    assert diverging_colour(0.0) == diverging_colour(float("nan")) == (247, 247, 247)
+    assert diverging_colour(0.5) == (124, 180, 212)  # halves of 247 + 0, 247 + 114, 247 + 178
+
+
+def test_a_terminal_shows_the_palette_in_nine_steps_in_order():
+    steps = [terminal_colour(diverging_colour(share)) for share in np.linspace(-1, 1, 201)]
+    order = [step for step, _ in itertools.groupby(steps)]
+    assert order == [166, 173, 216, 223, 231, 153, 110, 67, 25]
+    assert on_ground("a", reward_colour(-5.0)) == "\x1b[38;5;16;48;5;166ma\x1b[0m"
+    assert on_ground("a", reward_colour(5.0)) == "\x1b[38;5;231;48;5;25ma\x1b[0m"
+
+
+def test_ansi_colours_tokens_by_reward_and_has_a_legend(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    env = gym.make("TokenRLHF-Exact-v0", render_mode="ansi")
+    env.reset(options={"prompt": "sol"})
+    rewards = [env.step(token)[1] for token in (4, 2, 1, 0, 5)]
+    text = env.render()
+    grounds = [terminal_colour(reward_colour(reward)) for reward in rewards]
+    lines = text.splitlines()
+    assert coloured(lines[1]) == list(
+        zip(["sol", " mi", " re", " do", " <eos>"], grounds, strict=True)
+    )
+    assert [coloured(line)[0][1] for line in lines[3:8]] == grounds and grounds[-1] == 25
+    assert lines[-1] == f"colours   {legend()}"
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = env.render()
+    assert "\x1b" not in plain
+    assert plain.splitlines()[2:] == [without_codes(line) for line in lines[2:-1]]
+
+
+def test_the_vector_env_colours_every_row(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    env = gym.make_vec("TokenRLHF-Exact-v0", num_envs=2, render_mode="ansi")
+    env.reset(seed=0)
+    env.step(np.array([0, 4]))
+    assert [coloured(text)[0][0] for text in env.render()] == ["do", "sol"]
+
+
+def test_human_on_a_terminal_is_one_paragraph_in_colours(monkeypatch):
+    terminal = on_terminal(monkeypatch)
+    env = gym.make("TokenRLHF-Exact-v0", render_mode="human")
+    env.reset(options={"prompt": "sol"})
+    assert terminal.getvalue() == f"colours   {legend()}\nprompt    sol\nresponse  "
+    terminal.truncate(0), terminal.seek(0)
+    reward = env.step(4)[1]
+    assert terminal.getvalue() == on_ground("sol", reward_colour(reward))
+    rewards = [reward, *(env.step(token)[1] for token in (2, 5))]
+    assert without_codes(terminal.getvalue()) == (
+        f"sol mi <eos>\n{sum(rewards):+8.4f}  sum of 3 tokens  (stop)\n\n"
+    )
+    terminal.truncate(0), terminal.seek(0)
+    env.reset(options={"prompt": "mi"})
+    env.step(0)
+    env.reset(options={"prompt": "fa"})  # an episode that was broken off: the next has its lines
+    assert without_codes(terminal.getvalue()) == (
+        "prompt    mi\nresponse  do\nprompt    fa\nresponse  "
+    )
+
+
+def test_a_fork_writes_on_by_itself(monkeypatch):
+    terminal = on_terminal(monkeypatch)
+    env = gym.make("TokenRLHF-Exact-v0", render_mode="human")
+    env.reset(options={"prompt": "sol"})
+    env.step(4)
+    terminal.truncate(0), terminal.seek(0)
+    fork(env).step(2)
+    env.step(2)
+    assert without_codes(terminal.getvalue()) == " mi mi"
+
+
+@pytest.mark.parametrize("setting", [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_human_without_colours_has_a_line_per_token(monkeypatch, setting):
+    terminal = on_terminal(monkeypatch)
+    monkeypatch.setenv(*setting)
+    env = gym.make("TokenRLHF-Exact-v0", render_mode="human")
+    env.reset(options={"prompt": "sol"})
+    env.step(4)
+    lines = terminal.getvalue().splitlines()
+    assert lines[:2] == ["prompt    sol", "reward    token"] and lines[2].endswith("  'sol'")
+    assert "\x1b" not in terminal.getvalue()
+
+
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE that has learned nothing: every byte is a token."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizer_decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=256, initial_alphabet=alphabet, show_progress=False)
+    inner.train_from_iterator([], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+def test_a_character_in_pieces_belongs_to_the_token_that_completes_it():
+    tokenizer = byte_level_tokenizer()
+    for text in ("naïve", "中文", "a👩\u200d🚀b", "\ufffd"):
+        ids = tokenizer(text)["input_ids"]
+        assert len(ids) == len(text.encode())
+        pieces = token_texts(tokenizer, ids)
+        assert "".join(pieces) == text and len(pieces) == len(ids)
+    assert token_texts(tokenizer, tokenizer("aé")["input_ids"]) == ["a", "", "é"]
+    broken = tokenizer("a中")["input_ids"][:-1]  # a response that its length has cut
+    assert token_texts(tokenizer, broken) == ["a", "", "\ufffd"]
+    assert token_texts(tokenizer, []) == []
+
+
+@pytest.mark.parametrize("mode", ["ansi", "human"])
+def test_what_a_model_says_in_colours_acts_on_no_terminal(settings, monkeypatch, mode):
+    terminal = on_terminal(monkeypatch)
+    env = TokenEnv(**settings, render_mode=mode)
+    env.reset(seed=0)
+    tokenizer = env.mdp.language_model.tokenizer
+    hostile = ESCAPES + "\r\n\u2066"
+    monkeypatch.setattr(tokenizer, "decode", lambda ids, **_: len(ids) * hostile)
+    env.step(5)
+    env.step(2)
+    shown = env.render() or terminal.getvalue()
+    assert coloured(shown) and not acting(without_codes(shown))
+    assert "\\x1b[31m" in shown and "\\u202e" in shown

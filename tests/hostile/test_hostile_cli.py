@@ -16,6 +16,7 @@ from support.hostile import ESCAPES, SURROGATE, acting, sample, time_limit
 from agents.cli import main
 from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
+from agents.play.config import PlayConfig
 from agents.runs.config import (
     EvaluateConfig,
     ExplainConfig,
@@ -57,6 +58,7 @@ REQUIRED: dict[type, dict[str, str]] = {
     EvaluateConfig: {"": "/nowhere"},
     SampleConfig: {"": "/nowhere", "prompt": "x"},
     ExplainConfig: {"": "/nowhere", "prompt": "x"},
+    PlayConfig: {"task": "exact", "device": "cpu"},
     RewardModelConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT"},
     VerifyConfig: {"json": "/nowhere/x", "no-learning": ""},
     CompareConfig: {"out": "FILE", "envs": "CartPole-v1", "seeds": "1", "steps": "64"},
@@ -69,6 +71,7 @@ COMMANDS = {
     EvaluateConfig: "evaluate",
     SampleConfig: "sample",
     ExplainConfig: "explain",
+    PlayConfig: "play",
     RewardModelConfig: "reward-model",
     VerifyConfig: "verify",
     CompareConfig: "compare",
@@ -117,7 +120,8 @@ def call(config: type, name: str, value: str) -> Call:
     """A call of a command with one wrong value."""
     required = dict(REQUIRED[config])
     option = name.replace("_", "-")
-    if name == "run":
+    is_positional = name == "run" and "" in required
+    if is_positional:
         required[""] = value
     elif value.startswith("=") and value != "":
         required[f"{option}{value}"] = ""
@@ -126,7 +130,7 @@ def call(config: type, name: str, value: str) -> Call:
     arguments = [COMMANDS[config]]
     for key, known in required.items():
         arguments += [f"--{key}"] * bool(key) + [known] * bool(known)
-    if name != "run" and not value.startswith("="):
+    if not is_positional and not value.startswith("="):
         arguments.append(f"--{option}={value}")
     is_telling = len(without_marks(value)) > 3
     return Call(tuple(arguments), (option, value[:40]) if is_telling else (option,))
@@ -154,6 +158,7 @@ STRUCTURE = [
         *(("evaluate",), ("evaluate", "a", "b"), ("evaluate", "--run", "a"), ("sample", "a")),
         *(("sample", "--prompt", "x"), ("sample", "a", "--prompt"), ("reward-model",)),
         *(("reward-model", "--pairs", "a"), ("verify", "extra"), ("compare", "--agents")),
+        *(("play", "extra"), ("play", "--prompt"), ("play", "--run", "a", "--task", "exact")),
         *(("compare", "--agents", "ppo", "ppo"), ("compare", "--envs"), ("evaluate", "")),
         *(("sample", "", "--prompt", "x"), ("compare", "--envs", "CartPole-v1", "CartPole-v1")),
     )

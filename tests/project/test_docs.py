@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import io
 import json
 import os
 import re
@@ -81,7 +82,7 @@ def test_python_block_runs_and_prints_what_the_page_says(block, output, tmp_path
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert output is None or done.stdout == output
@@ -106,6 +107,7 @@ SMALLER = {
     "--eval-responses 8 --device cpu",
     "evaluate": "--eval-prompts 4 --eval-responses 8",
     "sample": "--n 1",
+    "play": "--device cpu",
     "reward-model": "--epochs 1 --device cpu",
     "verify": "--no-learning",
     "compare": "--envs CartPole-v1 --agents ppo --steps 256 --seeds 1 --episodes 2 "
@@ -150,6 +152,7 @@ def test_commands_of_a_page_run(page, tmp_path, monkeypatch):
     from agents.cli import main
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1\ne\nq\n"))
     pair = '{"prompt": "We saw %d films.", "chosen": " They were fun.", "rejected": " Bad."}'
     Path("pairs.jsonl").write_text("\n".join(pair % number for number in range(40)))
     for program, *arguments in COMMANDS[page]:

@@ -10,9 +10,10 @@ import unicodedata
 import pytest
 from rich.console import Console
 
-from agents.cli import _print_before_and_after, _print_responses, main
+from agents.cli import main
 from agents.console import literal
 from agents.evaluation.measuring import ResponseReport
+from agents.runs.tables import print_before_and_after, print_responses
 from tokenenv.printable import printable
 
 HOSTILE = "\x1b[31m\x07\x08\r\x7f\x9b2J\u202e\u2066\u200b\u2028\ud800[red]:smile:[/red]<b>\\"
@@ -54,8 +55,8 @@ def report(response: str = HOSTILE) -> ResponseReport:
 def test_the_tables_of_train_and_sample_show_responses_as_they_are():
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, color_system=None, width=400)
-    _print_before_and_after(console, [report()], [report("good" + HOSTILE)])
-    _print_responses(console, "policy", [report()])
+    print_before_and_after(console, [report()], [report("good" + HOSTILE)])
+    print_responses(console, "policy", [report()])
     shown = out.getvalue()
     assert not acting(shown.replace("\x1b[3m", "").replace("\x1b[1m", "").replace("\x1b[0m", ""))
     assert shown.count(printable(HOSTILE)) == 4
@@ -66,13 +67,14 @@ def test_the_tables_of_train_and_sample_show_responses_as_they_are():
 def test_a_rendered_episode_has_no_controls(mode, settings, monkeypatch, capsys):
     from tokenenv.env import TokenEnv
 
+    monkeypatch.setenv("NO_COLOR", "1")
     env = TokenEnv(**settings, render_mode=mode)
     env.reset(seed=0)
     kind = type(env.mdp.language_model)
     monkeypatch.setattr(kind, "decode", lambda self, ids: HOSTILE)
     tokenizer = env.mdp.language_model.tokenizer
     monkeypatch.setattr(tokenizer, "decode", lambda ids, **_: HOSTILE)
-    env.step(5)
+    env.step(2)  # the end of the response
     shown = env.render() if mode == "ansi" else capsys.readouterr().out
     assert not acting(shown) and printable(HOSTILE) in shown
 

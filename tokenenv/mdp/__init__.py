@@ -4,7 +4,7 @@
 * `vector_infos`: info dictionaries of many rows.
 """
 
-from tokenenv.mdp.public_face import TokenMDPMixin, check_options
+from tokenenv.mdp.public_face import TokenMDPMixin, check_options, settle_generators
 from tokenenv.mdp.token_mdp import StepResult, TokenMDP
 from tokenenv.mdp.vector_infos import add_infos, rows_of
 
@@ -15,4 +15,5 @@ __all__ = [
     "add_infos",
     "check_options",
     "rows_of",
+    "settle_generators",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,7 +13,10 @@ from tokenenv.mdp.token_mdp import TokenMDP
 from tokenenv.rewards import EpisodeScorer
 from tokenenv.settings import ResolvedSettings
 
-__all__ = ["TokenMDPMixin", "check_options"]
+__all__ = ["TokenMDPMixin", "check_options", "settle_generators"]
+
+
+Environment = TypeVar("Environment", bound="TokenMDPMixin")
 
 
 def check_options(options: Any, known: Sequence[str]) -> dict[str, Any]:
@@ -31,6 +35,16 @@ def check_options(options: Any, known: Sequence[str]) -> dict[str, Any]:
             f"{', '.join(map(repr, known))}. Everything else is an argument of the environment."
         )
     return options
+
+
+def settle_generators(env: Any) -> None:
+    """Let an environment and its spaces have the random generators that they would make later.
+
+    Each is made at its first use, from the system's entropy: a copy would make another one.
+    """
+    names = ("observation_space", "action_space", "single_observation_space", "single_action_space")
+    for owner in (env, *(getattr(env, name, None) for name in names)):
+        getattr(owner, "np_random", None)
 
 
 class TokenMDPMixin:
@@ -64,6 +78,27 @@ class TokenMDPMixin:
     def begin_group(self) -> None:
         """Let the next start draw a prompt, whether or not the group before it is complete."""
         self.mdp.begin_group()
+
+    # Copies --------------------------------------------------------------------------------------
+
+    def fork(self: Environment) -> Environment:
+        """A copy that continues identically, for looking ahead and for going back.
+
+        The same actions bring the same observations, rewards, infos and next prompts in both,
+        whatever happens to the other one: states, token rewards, β, the group of prompts, random
+        generators (those of the spaces too) and the reference's cached keys and values are copied.
+        Models and a reward function are shared and no weights are copied, which is cheap enough for
+        a fork at every token. Wrappers around this environment are left behind:
+        `tokenenv.wrappers.fork(env)` copies them as well.
+
+        A fork of an environment with `scoring="deferred"` stands outside of the rollout that a
+        buffer collects: to finish an episode in it, call its `leave_scoring_to_caller()`.
+        """
+        settle_generators(self)
+        memo: dict[int, Any] = {id(self.mdp): self.mdp.fork()}
+        spec = getattr(self, "spec", None)
+        memo[id(spec)] = spec  # it never changes, and may hold a reward function
+        return copy.deepcopy(self, memo)
 
     # Deferred scoring ----------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -106,6 +107,21 @@ class TokenMDP:
         self.__dict__.update(state)
         self.task = load_task(self.settings.task)
         self._connect()
+
+    def fork(self) -> TokenMDP:
+        """A copy in the same states, which goes on apart from this one.
+
+        Episodes, rewards, β and the group of prompts are copied, and so are the reference's keys
+        and values. Shared is what stays as it is: models, reward function, task and prompts. That a
+        buffer collects the next step holds for the original alone.
+        """
+        twin = object.__new__(type(self))  # `copy.copy` would look the models up again
+        twin.__dict__.update(self.__dict__)
+        twin.episodes = copy.deepcopy(self.episodes)
+        twin.token_rewards = self.token_rewards.copy()
+        twin.reference_decoder = self.reference_decoder.fork()
+        twin.is_next_scored_by_buffer = False
+        return twin
 
     @property
     def kl_coef(self) -> float:

@@ -26,6 +26,7 @@ __all__ = [
     "attention_windows",
     "autocast_state",
     "bucket_width",
+    "eager_capture",
     "graph_capture",
     "no_capture",
     "sampling_mode",
@@ -254,6 +255,24 @@ def no_capture(device: torch.device) -> StepCapture | None:
     return None
 
 
+class _EagerSteps(StepCapture):
+    """Steps that run as they are, at the widths that captured ones have: with the same result."""
+
+    def capture(self, step: Callable[[], None]) -> Callable[[], None]:
+        """The step itself."""
+        return step
+
+
+def eager_capture(
+    capture: Callable[[torch.device], StepCapture | None],
+) -> Callable[[torch.device], StepCapture | None]:
+    """Like `capture`, but where that would capture steps they run eagerly, with the same shapes.
+
+    For decoders that live for an episode, which is over before a capture has paid for itself.
+    """
+    return lambda device: None if capture(device) is None else _EagerSteps()
+
+
 class CapturedSteps:
     """The captured steps of one decoder, by their width.
 
@@ -270,6 +289,13 @@ class CapturedSteps:
         """Drop all captured steps and capture new ones with `capture`; None: capture none."""
         self._replays.clear()
         self._capture = capture if self.works else None
+
+    def fork(self) -> CapturedSteps:
+        """Steps for a copy of the decoder, which writes to other memory: eager, of one shape."""
+        twin = CapturedSteps()
+        twin.works = self.works
+        twin._capture = None if self._capture is None else _EagerSteps()
+        return twin
 
     def run(self, width: int, step: Callable[[], None]) -> bool:
         """Replay the step of a width, captured from `step` the first time.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 
@@ -72,6 +74,14 @@ class ReferenceDecoder:
         self._log_probs = None
         if self._decoder is not None:
             self._decoder.refill()
+
+    def fork(self) -> ReferenceDecoder:
+        """A copy that has seen the same states; the reference is shared, its cache is copied."""
+        twin = copy.copy(self)
+        twin._weights = copy.copy(self._weights)
+        if self._decoder is not None:
+            twin._decoder = self._decoder.fork()
+        return twin
 
     def features(self, observations: np.ndarray) -> np.ndarray:
         """(N, h) float32 hidden states as a new array; zeros in rows without an episode."""

@@ -9,6 +9,7 @@ Axes: `N` slots, `B` of them in a forward, `q` tokens per sequence of a forward,
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from tokenenv.models.decode_step import (
     attention_windows,
     autocast_state,
     bucket_width,
+    eager_capture,
     graph_capture,
     sampling_mode,
     storage_addresses,
@@ -86,6 +88,15 @@ class SlotLayer(CacheLayerMixin):
             return key_states, value_states  # (B, heads, q, size)
         return self.keys[:, :, :width], self.values[:, :, :width]  # (N, heads, width, size)
 
+    def copy_to(self, other: SlotLayer) -> None:
+        """Let another layer hold the same states, in memory of its own."""
+        if self.is_initialized:
+            assert self.keys is not None and self.values is not None
+            with torch.inference_mode(False):  # as in `lazy_initialization`
+                other.keys, other.values = self.keys.clone(), self.values.clone()
+            other.dtype, other.device = self.dtype, self.device
+            other.is_initialized = True
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """(keys, offset) for the causal mask of transformers, used in a prefill only."""
         return query_length, 0
@@ -118,6 +129,15 @@ class SlotCache(Cache):
         layer = self.layers[0]
         assert isinstance(layer, SlotLayer) and layer.dtype is not None
         return layer.dtype
+
+    def fork(self) -> SlotCache:
+        """A copy: what is written to one does not appear in the other."""
+        target = self._target
+        twin = SlotCache(len(self.layers), target.num_slots, target.columns_per_slot)
+        for layer, copied in zip(self.layers, twin.layers, strict=True):
+            assert isinstance(layer, SlotLayer) and isinstance(copied, SlotLayer)
+            layer.copy_to(copied)
+        return twin
 
     def write_at(self, rows: torch.Tensor, columns: torch.Tensor, width: int | None) -> None:
         """Set the cells that the next forward writes, and the columns that attention sees.
@@ -197,6 +217,26 @@ class SlotDecoder:
         """Let the next call prefill all slots in one forward, as after a reset of all episodes."""
         if self._is_current:
             self._lengths[:] = 0
+
+    def fork(self) -> SlotDecoder:
+        """A decoder that has seen the same sequences and goes on apart from this one.
+
+        The model is shared, keys and values are copied: the next token costs one decode step, as it
+        would here. On a GPU the copy's steps run eagerly, as `eager_capture` says.
+        """
+        twin = copy.copy(self)
+        twin._is_same = np.empty_like(self._is_same)
+        twin._weights = copy.copy(self._weights)  # it replaces its lists and never changes them
+        twin._capture, twin._steps = eager_capture(self._capture), self._steps.fork()
+        if not self._is_current:
+            twin._made_for = ()  # its first call allocates memory of its own
+            return twin
+        for name in ("_seen", "_lengths", "_starts"):
+            setattr(twin, name, getattr(self, name).copy())
+        with torch.inference_mode(False):  # as where they were made
+            twin._hidden = None if self._hidden is None else self._hidden.clone()
+        twin._cache, twin._inputs = self._cache.fork(), StepInputs(self.num_slots, self._device)
+        return twin
 
     @torch.no_grad()
     def hidden_states(self, observations: np.ndarray, thorough: bool = False) -> torch.Tensor:

@@ -12,14 +12,16 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from tokenenv.mdp import TokenMDP
+from tokenenv.rendering.palette import (
+    FULL_COLOUR,
+    INK,
+    PAPER,
+    Colour,
+    reward_colour,
+    text_colour,
+)
 
-__all__ = ["FULL_COLOUR", "draw_episode", "image_size", "printable", "reward_colour", "text_colour"]
-
-Colour = tuple[int, int, int]
-
-FULL_COLOUR = 2.0
-"""Rewards of at least this size, either way, have the full colour. Scores have a standard deviation
-of about 1 on samples of the reference."""
+__all__ = ["draw_episode", "image_size", "printable"]
 
 WIDTH = 800
 """Size of every picture, in pixels."""
@@ -31,9 +33,7 @@ _MAX_LINES = 12
 _COLUMN = 84
 """Pixels that a token takes on average, its gap included: how many lines a picture plans for."""
 
-_NEGATIVE, _ZERO, _POSITIVE = (213, 94, 0), (247, 247, 247), (0, 114, 178)
-"""Vermilion, near-white and blue: told apart with any kind of colour vision."""
-_INK, _FAINT, _PROMPT, _PAPER = (20, 20, 20), (95, 95, 95), (226, 229, 233), (255, 255, 255)
+_FAINT, _PROMPT = (95, 95, 95), (226, 229, 233)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def draw_episode(mdp: TokenMDP, row: int) -> np.ndarray:
         (height, width, 3) uint8.
     """
     height, width = image_size(mdp)
-    image = Image.new("RGB", (width, height), _PAPER)
+    image = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(image)
     prompt, response = mdp.episodes.prompt(row), mdp.episodes.response(row)
     rewards = mdp.token_rewards[row, : len(response)]
@@ -91,22 +91,6 @@ def draw_episode(mdp: TokenMDP, row: int) -> np.ndarray:
     _block(draw, label, chips, top, response_lines, _TOKEN_LINE + _REWARD_LINE)
     _legend(draw, height - _MARGIN - 34)
     return np.asarray(image, dtype=np.uint8).copy()
-
-
-def reward_colour(reward: float) -> Colour:
-    """Vermilion below 0, blue above, in between near-white; √|r|, so that small ones show too."""
-    strength = math.sqrt(min(abs(reward) / FULL_COLOUR, 1.0)) if math.isfinite(reward) else 1.0
-    end = _NEGATIVE if reward < 0 else _POSITIVE
-    red, green, blue = (
-        round(zero + strength * (full - zero)) for zero, full in zip(_ZERO, end, strict=True)
-    )
-    return red, green, blue
-
-
-def text_colour(ground: Colour) -> Colour:
-    """Near-black or white, whichever stands out more; its contrast is at least 4 : 1."""
-    contrasts = {ink: _contrast(ink, ground) for ink in (_INK, _PAPER)}
-    return max(contrasts, key=lambda ink: contrasts[ink])
 
 
 def printable(text: str) -> str:
@@ -127,9 +111,9 @@ def _title(draw: ImageDraw.ImageDraw, mdp: TokenMDP, row: int, total: float) -> 
     if length and not mdp.episodes.running[row]:
         state += f", ended: {mdp.episodes.finish_reason(row)}"
     name = printable(mdp.task.name).replace("·", " ")
-    draw.text((_MARGIN, _MARGIN), f"{name}: {state}", _INK, _font(_TITLE))
+    draw.text((_MARGIN, _MARGIN), f"{name}: {state}", INK, _font(_TITLE))
     right = WIDTH - _MARGIN
-    draw.text((right, _MARGIN), f"return {total:+.2f}", _INK, _font(_TITLE), anchor="ra")
+    draw.text((right, _MARGIN), f"return {total:+.2f}", INK, _font(_TITLE), anchor="ra")
     return _MARGIN + 40
 
 
@@ -219,16 +203,3 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     assert isinstance(font, ImageFont.FreeTypeFont)
     return font
-
-
-def _luminance(colour: Colour) -> float:
-    """Relative luminance (WCAG 2)."""
-    parts = [c / 255 for c in colour]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def _contrast(one: Colour, other: Colour) -> float:
-    """Contrast ratio (WCAG 2), 1 … 21."""
-    low, high = sorted((_luminance(one), _luminance(other)))
-    return (high + 0.05) / (low + 0.05)

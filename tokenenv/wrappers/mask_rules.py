@@ -72,6 +72,10 @@ class MaskRules:
         """Everything but the cache of the grammar, which can be filled again."""
         return {**self.__dict__, "_grammatical": OrderedDict()}
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> MaskRules:
+        """Itself: rules don't change, and what is known of the grammar holds for copies too."""
+        return self
+
     def _check_something_left(self, num_candidates: int) -> None:
         forbidden = int((~self.may_come).sum())
         if forbidden >= num_candidates:
