@@ -1,5 +1,6 @@
-"""The command line: `tokenrlhf train | evaluate | sample | reward-model | verify | compare`.
+"""The command line: `tokenrlhf COMMAND`.
 
+The commands are train, evaluate, sample, reward-model, verify, compare and report.
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
 """
@@ -20,6 +21,7 @@ from rich.text import Text
 from agents.compare.config import CompareConfig
 from agents.config import EvaluateConfig, RewardModelConfig, SampleConfig, TrainConfig
 from agents.console import literal, new_console
+from agents.report.config import ReportConfig
 from agents.runs.tables import (
     print_before_and_after,
     print_places,
@@ -43,6 +45,7 @@ Command = (
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+    | Annotated[ReportConfig, tyro.conf.subcommand("report")]
 )
 
 
@@ -259,6 +262,12 @@ def _compare(config: CompareConfig, console: Console) -> None:
     compare(config, console)
 
 
+def _report(config: ReportConfig, console: Console) -> None:
+    from agents.report.command import report
+
+    report(config, console)
+
+
 _RUNNERS: dict[type, Any] = {
     TrainConfig: _train,
     EvaluateConfig: _evaluate,
@@ -266,6 +275,7 @@ _RUNNERS: dict[type, Any] = {
     RewardModelConfig: _reward_model,
     VerifyConfig: _verify,
     CompareConfig: _compare,
+    ReportConfig: _report,
 }
 
 

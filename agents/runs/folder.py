@@ -1,7 +1,7 @@
 """A run's folder: the paths of its files, creating it, and reading it again.
 
 `config.json`, `metrics.jsonl` (and TensorBoard), `samples.jsonl`, `checkpoints/`, `policy/`,
-`reward_model/`, `summary.json`, `curves.png`.
+`reward_model/`, `summary.json`, `curves.png`, `tokens/`, `report.html`.
 """
 
 from __future__ import annotations
@@ -150,6 +150,16 @@ class RunFolder:
         """The curves as a picture."""
         return self.root / "curves.png"
 
+    @property
+    def tokens(self) -> Path:
+        """Token tables, one file per step."""
+        return self.root / "tokens"
+
+    @property
+    def report(self) -> Path:
+        """The run on one page."""
+        return self.root / "report.html"
+
     def append_samples(self, tokens: int, reports: list[Any]) -> None:
         """Append dataclass `reports` to the samples."""
         append_lines(
@@ -159,7 +169,7 @@ class RunFolder:
 
 _CONTENTS = (
     *("config.json", "metrics.jsonl", "samples.jsonl", "summary.json", "curves.png"),
-    *("tensorboard", "checkpoints", "policy", "reward_model"),
+    *("tensorboard", "checkpoints", "policy", "reward_model", "tokens", "report.html"),
 )
 
 

@@ -16,6 +16,7 @@ from support.hostile import ESCAPES, SURROGATE, acting, sample, time_limit
 from agents.cli import main
 from agents.compare.config import CompareConfig
 from agents.config import EvaluateConfig, RewardModelConfig, SampleConfig, TrainConfig
+from agents.report.config import ReportConfig
 from agents.verification.config import VerifyConfig
 
 LONG = "x" * 5000
@@ -53,9 +54,10 @@ REQUIRED: dict[type, dict[str, str]] = {
     RewardModelConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT"},
     VerifyConfig: {"json": "/nowhere/x", "no-learning": ""},
     CompareConfig: {"out": "FILE", "envs": "CartPole-v1", "seeds": "1", "steps": "64"},
+    ReportConfig: {"": "RUN"},
 }
 """Command → what it is called with. OUT is a new folder, FILE is a file where a folder must be,
-and PAIRS are some pairs."""
+PAIRS are some pairs, and RUN has what a report needs."""
 
 COMMANDS = {
     TrainConfig: "train",
@@ -64,11 +66,12 @@ COMMANDS = {
     RewardModelConfig: "reward-model",
     VerifyConfig: "verify",
     CompareConfig: "compare",
+    ReportConfig: "report",
 }
 
 NAMES = {
     **dict.fromkeys(("task", "actor", "reference", "reward_model", "prompts", "critic"), NO_NAMES),
-    **dict.fromkeys(("base", "pairs", "run"), NO_NAMES),
+    **dict.fromkeys(("base", "pairs", "run", "runs"), NO_NAMES),
     "device": ("", "quantum", "cuda:-1", "cpu:x", "meta:9", ESCAPES, LONG),
     "out": NO_PLACES,
     "json": ("a\0b", LONG, "/", "/nowhere/x", "/dev/null/x", ""),
@@ -108,8 +111,8 @@ def wrong_values(name: str, hint: Any) -> tuple[str, ...]:
 def call(config: type, name: str, value: str) -> Call:
     """A call of a command with one wrong value."""
     required = dict(REQUIRED[config])
-    option = name.replace("_", "-")
-    if name == "run":
+    option = "run" if name == "runs" else name.replace("_", "-")  # as messages call it
+    if name in ("run", "runs"):
         required[""] = value
     elif value.startswith("=") and value != "":
         required[f"{option}{value}"] = ""
@@ -118,7 +121,7 @@ def call(config: type, name: str, value: str) -> Call:
     arguments = [COMMANDS[config]]
     for key, known in required.items():
         arguments += [f"--{key}"] * bool(key) + [known] * bool(known)
-    if name != "run" and not value.startswith("="):
+    if name not in ("run", "runs") and not value.startswith("="):
         arguments.append(f"--{option}={value}")
     is_telling = len(without_marks(value)) > 3
     return Call(tuple(arguments), (option, value[:40]) if is_telling else (option,))
@@ -148,6 +151,12 @@ STRUCTURE = [
         *(("reward-model", "--pairs", "a"), ("verify", "extra"), ("compare", "--agents")),
         *(("compare", "--agents", "ppo", "ppo"), ("compare", "--envs"), ("evaluate", "")),
         *(("sample", "", "--prompt", "x"), ("compare", "--envs", "CartPole-v1", "CartPole-v1")),
+        *(
+            ("report",),
+            ("report", "a", "a"),
+            ("report", "a", "--out"),
+            ("report", "--megabytes", "1"),
+        ),
     )
 ]
 
@@ -165,7 +174,9 @@ def check(wrong: Call, folder: Path, capsys: Any) -> str | None:
     (folder / "file").write_text("")
     pairs = [{"prompt": p, "chosen": " do", "rejected": " re"} for p in ("do", "re", "mi")]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
-    places = {"OUT": "new", "FILE": "file", "PAIRS": "pairs.jsonl"}
+    (folder / "run").mkdir(exist_ok=True)
+    (folder / "run" / "config.json").write_text('{"task": "x", "seed": 0, "total_tokens": 1}')
+    places = {"OUT": "new", "FILE": "file", "PAIRS": "pairs.jsonl", "RUN": "run"}
     places = {name: str(folder / place) for name, place in places.items()}
     arguments = [places.get(argument, argument) for argument in wrong.arguments]
     capsys.readouterr()
