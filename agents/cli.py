@@ -1,5 +1,6 @@
-"""The command line: `tokenrlhf train | evaluate | sample | play | reward-model | verify | compare`.
+"""The command line: `tokenrlhf COMMAND`.
 
+The commands are train, evaluate, sample, explain, report, play, reward-model, verify and compare.
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
 """
@@ -11,6 +12,7 @@ import importlib.metadata
 import os
 import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -21,6 +23,7 @@ from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
 from agents.console import literal, new_console
 from agents.play.config import PlayConfig
+from agents.report.config import ReportConfig
 from agents.runs.config import (
     EvaluateConfig,
     ExplainConfig,
@@ -52,6 +55,7 @@ Command = (
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
+    | Annotated[ReportConfig, tyro.conf.subcommand("report")]
 )
 
 
@@ -188,7 +192,19 @@ def _train(config: TrainConfig, console: Console) -> None:
         raise SystemExit(stopped.exit_status) from None
     print_before_and_after(console, run.before, run.after)
     print_summary(console, summary)
+    _write_report(run.run.root, console)
     print_places(console, run.run.root, run.after[0].prompt, bool(config.names_of_code()))
+
+
+def _write_report(root: Path, console: Console) -> None:
+    """Make the page of a finished run; what the run has saved does not depend on it."""
+    from agents.report.page import write_report
+
+    try:
+        write_report(root)
+    except (OSError, ValueError) as error:
+        reason = _file_error(error) if isinstance(error, OSError) else str(error)
+        console.print(Text.assemble(("note: ", "yellow"), literal(f"no report.html: {reason}")))
 
 
 def _evaluate(config: EvaluateConfig, console: Console) -> None:
@@ -280,6 +296,12 @@ def _compare(config: CompareConfig, console: Console) -> None:
     compare(config, console)
 
 
+def _report(config: ReportConfig, console: Console) -> None:
+    from agents.report.command import report
+
+    report(config, console)
+
+
 _RUNNERS: dict[type, Any] = {
     TrainConfig: _train,
     EvaluateConfig: _evaluate,
@@ -289,6 +311,7 @@ _RUNNERS: dict[type, Any] = {
     RewardModelConfig: _reward_model,
     VerifyConfig: _verify,
     CompareConfig: _compare,
+    ReportConfig: _report,
 }
 
 

@@ -126,11 +126,6 @@ class RunFolder:
         return self.root / "samples.jsonl"
 
     @property
-    def tokens(self) -> Path:
-        """Token tables, one file for each of some steps."""
-        return self.root / "tokens"
-
-    @property
     def checkpoints(self) -> Path:
         """SB3 archives that `TokenPPO.load` reads, and `best/`."""
         return self.root / "checkpoints"
@@ -154,6 +149,16 @@ class RunFolder:
     def curves(self) -> Path:
         """The curves as a picture."""
         return self.root / "curves.png"
+
+    @property
+    def tokens(self) -> Path:
+        """Token tables, one file per step."""
+        return self.root / "tokens"
+
+    @property
+    def report(self) -> Path:
+        """The run on one page."""
+        return self.root / "report.html"
 
     def append_samples(self, tokens: int, reports: list[Any]) -> None:
         """Append dataclass `reports` to the samples."""

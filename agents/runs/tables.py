@@ -135,6 +135,7 @@ def _shown(value: Any) -> str:
 def print_places(console: Console, root: Path, prompt: str, needs_trust: bool) -> None:
     """What lies in a run's folder, and the command to try next."""
     places = {
+        "report.html": "all of it as a page: open it in a browser",
         "summary.json": "the numbers above",
         "curves.png": "score, gold reward, KL and objective over the run",
         "policy/": "the trained model, for transformers; no code in it: the form to pass on",

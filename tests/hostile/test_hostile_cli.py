@@ -17,6 +17,7 @@ from agents.cli import main
 from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
 from agents.play.config import PlayConfig
+from agents.report.config import ReportConfig
 from agents.runs.config import (
     EvaluateConfig,
     ExplainConfig,
@@ -62,9 +63,10 @@ REQUIRED: dict[type, dict[str, str]] = {
     RewardModelConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT"},
     VerifyConfig: {"json": "/nowhere/x", "no-learning": ""},
     CompareConfig: {"out": "FILE", "envs": "CartPole-v1", "seeds": "1", "steps": "64"},
+    ReportConfig: {"": "RUN"},
 }
 """Command → what it is called with. OUT is a new folder, FILE is a file where a folder must be,
-and PAIRS are some pairs."""
+PAIRS are some pairs, and RUN has what a report needs."""
 
 COMMANDS = {
     TrainConfig: "train",
@@ -75,11 +77,12 @@ COMMANDS = {
     RewardModelConfig: "reward-model",
     VerifyConfig: "verify",
     CompareConfig: "compare",
+    ReportConfig: "report",
 }
 
 NAMES = {
     **dict.fromkeys(("task", "actor", "reference", "reward_model", "prompts", "critic"), NO_NAMES),
-    **dict.fromkeys(("base", "pairs", "run"), NO_NAMES),
+    **dict.fromkeys(("base", "pairs", "run", "runs"), NO_NAMES),
     "device": ("", "quantum", "cuda:-1", "cpu:x", "meta:9", ESCAPES, LONG),
     "out": NO_PLACES,
     "json": ("a\0b", LONG, "/", "/nowhere/x", "/dev/null/x", ""),
@@ -119,8 +122,8 @@ def wrong_values(name: str, hint: Any) -> tuple[str, ...]:
 def call(config: type, name: str, value: str) -> Call:
     """A call of a command with one wrong value."""
     required = dict(REQUIRED[config])
-    option = name.replace("_", "-")
-    is_positional = name == "run" and "" in required
+    option = "run" if name == "runs" else name.replace("_", "-")  # as messages call it
+    is_positional = name in ("run", "runs") and "" in required
     if is_positional:
         required[""] = value
     elif value.startswith("=") and value != "":
@@ -161,6 +164,12 @@ STRUCTURE = [
         *(("play", "extra"), ("play", "--prompt"), ("play", "--run", "a", "--task", "exact")),
         *(("compare", "--agents", "ppo", "ppo"), ("compare", "--envs"), ("evaluate", "")),
         *(("sample", "", "--prompt", "x"), ("compare", "--envs", "CartPole-v1", "CartPole-v1")),
+        *(
+            ("report",),
+            ("report", "a", "a"),
+            ("report", "a", "--out"),
+            ("report", "--megabytes", "1"),
+        ),
     )
 ]
 
@@ -178,7 +187,9 @@ def check(wrong: Call, folder: Path, capsys: Any) -> str | None:
     (folder / "file").write_text("")
     pairs = [{"prompt": p, "chosen": " do", "rejected": " re"} for p in ("do", "re", "mi")]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
-    places = {"OUT": "new", "FILE": "file", "PAIRS": "pairs.jsonl"}
+    (folder / "run").mkdir(exist_ok=True)
+    (folder / "run" / "config.json").write_text('{"task": "x", "seed": 0, "total_tokens": 1}')
+    places = {"OUT": "new", "FILE": "file", "PAIRS": "pairs.jsonl", "RUN": "run"}
     places = {name: str(folder / place) for name, place in places.items()}
     arguments = [places.get(argument, argument) for argument in wrong.arguments]
     capsys.readouterr()

@@ -43,7 +43,7 @@ STOREYS: list[list[str]] = [
     ["agents.credit"],
     # runs, and what is made of agents
     ["agents.runs"],
-    ["agents.compare", "agents.verification", "agents.play"],
+    ["agents.compare", "agents.verification", "agents.report", "agents.play"],
     ["agents.cli"],
 ]
 """Rooms, storey by storey: a module imports from its own room and from lower storeys. A room is a
@@ -56,6 +56,7 @@ DOORLESS = {
     "agents.compare": "one command, whose configuration the command line reads before torch",
     "agents.verification": "one command",
     "agents.play": "one command, whose configuration the command line reads before torch",
+    "agents.report": "one command, whose configuration the command line reads before jinja2",
     "tokenenv.tasks": "one package per task",
     "tokenenv.wrappers": "single and vector wrappers have the same names",
     "tokenenv.optimum": "its door has what users need; builders and checks go further in",

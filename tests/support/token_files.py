@@ -70,16 +70,18 @@ def make_response(
     length: int = 12,
     texts: list[str] | None = None,
     is_exact: bool = False,
+    bootstrap_value: float = 0.0,
 ) -> dict[str, Any]:
-    """One response with its columns."""
+    """One response with its columns; a bootstrap value where the rollout's end has cut it."""
     tokens = rng.integers(1, len(VOCABULARY), length)
     if length > 1:
         tokens[-1] = 0
     texts = [VOCABULARY[i] for i in tokens] if texts is None else texts
-    top = np.argsort(rng.random((length, len(VOCABULARY))), axis=1)[:, :TOP]
-    top[:, 1] = tokens
+    order = rng.random((length, len(VOCABULARY)))
+    order[np.arange(length), tokens] = 2.0  # the token itself is the second most likely
+    top = np.insert(np.argsort(order, axis=1)[:, : TOP - 1], 1, tokens, axis=1)
     probs = -np.sort(-rng.dirichlet(np.full(TOP + 1, 0.5), length), axis=1)[:, :TOP]
-    columns = _columns(rng, header, length, kind, probs[:, 1], is_exact)
+    columns = _columns(rng, header, length, kind, probs[:, 1], is_exact, bootstrap_value)
     score = float(columns["reward_score"][-1])
     columns |= {
         "position": np.arange(length),
@@ -99,8 +101,8 @@ def make_response(
         "response": "".join(texts),
         "score": score,
         "gold_reward": score / 3,
-        "finish_reason": "stop",
-        "bootstrap_value": 0.0,
+        "finish_reason": "cut" if bootstrap_value else "stop",
+        "bootstrap_value": bootstrap_value,
         "uniform": dict.fromkeys(("rloo", "group", "reinforce")),
         "columns": {name: columns[name] for name in [*COLUMNS, *_WHOLE]},
     }
@@ -116,6 +118,7 @@ def _columns(
     kind: str,
     probs: np.ndarray,
     is_exact: bool,
+    bootstrap_value: float,
 ) -> dict[str, Any]:
     """The columns of numbers, by the formulas that `COLUMNS` gives."""
     beta, scale = header["kl_coef"], header["reward_scale"]
@@ -127,11 +130,11 @@ def _columns(
     reward = reward_kl + score
     value = np.linspace(0.4, 0.9, length) * score[-1] + rng.normal(0, 0.2, length)
     paid = scale["factor"] * reward + scale["shift"]
-    ends = np.zeros(1)
+    ends = np.array([bootstrap_value])
     advantage = generalized_advantages(
         paid[None], value[None], np.array([length]), ends, header["gamma"], header["gae_lambda"]
     )[0]
-    following = np.append(value[1:], 0.0)
+    following = np.append(value[1:], bootstrap_value)
     whitening = header["whitening"] or {"mean": 0.0, "deviation": 1.0}
     whitened = (advantage - whitening["mean"]) / whitening["deviation"]
     unknown = np.full(length, np.nan)

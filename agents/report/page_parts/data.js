@@ -1,0 +1,133 @@
+// The data of the page, unpacked when it is asked for.
+
+const DATA = JSON.parse(byId("data").textContent);
+
+const ARRAYS = { i1: Int8Array, i2: Int16Array, i4: Int32Array, f4: Float32Array, f8: Float64Array };
+
+/** A column as an array: `width` entries per token, texts by their number (−1: null). */
+function unpack(packed, count) {
+  const size = count * packed.width;
+  if (!("data" in packed)) {
+    return new Float64Array(size).fill(packed.all === null ? NaN : packed.all);
+  }
+  const characters = atob(packed.data);
+  const bytes = new Uint8Array(characters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
+  return new ARRAYS[packed.type](bytes.buffer);
+}
+
+/** The token tables of one step: columns of all its responses, one after another. */
+class Step {
+  constructor(packed) {
+    this.header = packed.header;
+    this.responses = packed.responses;
+    this.packed = packed.columns;
+    this.starts = [0];
+    for (const response of this.responses) this.starts.push(this.starts.at(-1) + response.tokens);
+    this.count = this.starts.at(-1);
+    this.columns = new Map();
+  }
+
+  /** A column of all tokens. */
+  column(name) {
+    if (!this.columns.has(name)) this.columns.set(name, unpack(this.packed[name], this.count));
+    return this.columns.get(name);
+  }
+
+  /** Whether anything is known in a column. */
+  isKnown(name) {
+    const packed = this.packed[name];
+    return packed !== undefined && ("data" in packed || packed.all !== null);
+  }
+
+  isText(name) { return this.packed[name].is_text; }
+
+  /** Text of a token in a column of texts; null where there is none. */
+  text(name, token) {
+    const number = this.column(name)[token];
+    return number >= 0 ? DATA.texts[number] : null;
+  }
+
+  /** The places of the responses of a kind. */
+  ofKind(kind) {
+    return this.responses.map((_, i) => i).filter((i) => this.responses[i].kind === kind);
+  }
+
+  kinds() { return [...new Set(this.responses.map((response) => response.kind))]; }
+
+  /** The first token of a response and the one after its last. */
+  range(response) { return [this.starts[response], this.starts[response + 1]]; }
+
+  /** A column of the responses of a kind, which stand together only by chance. */
+  collected(values, kind) {
+    if (this.responses.every((response) => response.kind === kind)) return values;
+    const parts = this.ofKind(kind).map((i) => values.subarray(...this.range(i)));
+    const all = new Float64Array(parts.reduce((sum, part) => sum + part.length, 0));
+    let at = 0;
+    for (const part of parts) {
+      all.set(part, at);
+      at += part.length;
+    }
+    return all;
+  }
+}
+
+const RUNS = DATA.runs.map((run) => ({ ...run, steps: run.steps.map((step) => new Step(step)) }));
+
+const FINISHES = { stop: "ended by itself", length: "reached the limit", cut: "cut by the rollout's end" };
+const KINDS = {
+  fresh: "fresh: new ones to held-out prompts",
+  fixed: "fixed: the same ones at every step",
+  rollout: "rollout: used in the last update",
+};
+
+/** γ and λ of a run's estimator; without a critic there is none, and 1 and 1 add up the rewards. */
+function ownSettings(header) {
+  const lambdas = { gae: header.gae_lambda, "monte-carlo": 1, td: 0 };
+  if (!(header.estimator in lambdas)) return { gamma: 1, lambda: 1, isCriticFree: true };
+  return { gamma: header.gamma, lambda: lambdas[header.estimator], isCriticFree: false };
+}
+
+/** V of every token for the recursion: 0 where there is no critic. */
+function valuesOf(step) {
+  const values = step.column("value");
+  return step.isKnown("value") ? values : new Float64Array(values.length);
+}
+
+/** Rewards as they enter the advantages. */
+function rewardsOf(step) {
+  const { factor, shift } = step.header.reward_scale;
+  return Float64Array.from(step.column("reward"), (reward) => factor * reward + shift);
+}
+
+/** δ and A of all tokens of a step, at a γ and a λ. */
+function advantagesAt(step, gamma, lambda) {
+  step.rewards = step.rewards || rewardsOf(step);
+  step.values = step.values || valuesOf(step);
+  const delta = new Float64Array(step.count), advantage = new Float64Array(step.count);
+  step.responses.forEach((response, i) => {
+    const [from, to] = step.range(i);
+    const bootstrap = step.isKnown("value") ? response.bootstrap_value : 0;
+    generalizedAdvantages(step.rewards, step.values, from, to, bootstrap, gamma, lambda, delta, advantage);
+  });
+  return { delta, advantage };
+}
+
+/** Everything that γ and λ change, of all tokens of a step. */
+function credit(step, gamma, lambda) {
+  const { delta, advantage } = advantagesAt(step, gamma, lambda);
+  const { mean, deviation } = step.header.whitening || { mean: 0, deviation: 1 };
+  const whitened = advantage.map((value) => (value - mean) / deviation);
+  const returns = advantage.map((value, i) => value + step.values[i]);
+  const ratio = step.column("ratio"), ownWeight = step.column("weight"), ownStrength = step.column("strength");
+  const range = step.header.clip_range;
+  const weight = new Float64Array(step.count), strength = new Float64Array(step.count);
+  for (let i = 0; i < step.count; i++) {
+    const hasRatio = !Number.isNaN(ratio[i]);
+    const isClipped = hasRatio && (whitened[i] > 0 ? ratio[i] > 1 + range : ratio[i] < 1 - range);
+    weight[i] = isClipped ? 0 : whitened[i] * (hasRatio ? ratio[i] : 1);
+    // ‖∇ log π‖ is in the file as strength / |weight|, and not known where both are 0.
+    strength[i] = isClipped ? 0 : Math.abs(weight[i]) * (ownStrength[i] / Math.abs(ownWeight[i]));
+  }
+  return { delta, advantage, whitened, return: returns, weight, strength };
+}
