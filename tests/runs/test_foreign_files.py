@@ -230,12 +230,12 @@ def test_where_a_checkpoint_is_named_it_says_that_loading_it_runs_code():
 def test_the_help_and_the_end_of_a_run_say_so_too(capsys):
     from rich.console import Console
 
-    from agents.cli import _print_places
+    from agents.runs.tables import print_places
 
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     assert "unpickles" in capsys.readouterr().out
-    _print_places(Console(width=200), Path("run"), "it's [red]", needs_trust=True)
+    print_places(Console(width=200), Path("run"), "it's [red]", needs_trust=True)
     shown = capsys.readouterr().out
     assert "unpickles" in shown and "policy/" in shown
     assert "--trust-code" in shown and "[red]" in shown
