@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.credit import TokenFile
 from agents.report.run_files import RunFiles
 
 __all__ = ["before_and_after", "best_and_worst", "correlation", "score_against_length"]
@@ -57,8 +58,7 @@ def best_and_worst(run: RunFiles) -> dict[str, Any] | None:
     """
     if run.tables:
         table = run.tables[-1]
-        # Fixed responses are none of this policy's.
-        responses = [r for r in table.responses if r["kind"] != "fixed"]
+        responses = _whole_responses(table)
         source = f"{len(responses)} responses in the token tables after {table.step:,} tokens"
     else:
         last = max((sample["tokens"] for sample in run.samples), default=0)
@@ -70,6 +70,11 @@ def best_and_worst(run: RunFiles) -> dict[str, Any] | None:
     count = min(SHOWN, len(ranked) // 2 or 1)
     worst = ranked[:count] if len(ranked) > 1 else []
     return {"source": source, "best": ranked[-count:][::-1], "worst": worst}
+
+
+def _whole_responses(table: TokenFile) -> list[dict[str, Any]]:
+    """Finished ones, which have a score; fixed responses are none of this policy's."""
+    return [r for r in table.responses if r["kind"] != "fixed" and r["score"] is not None]
 
 
 def score_against_length(run: RunFiles) -> dict[str, Any] | None:
@@ -89,7 +94,7 @@ def score_against_length(run: RunFiles) -> dict[str, Any] | None:
         steps = [
             (
                 table.step,
-                [(r["tokens"], r["score"]) for r in table.responses if r["kind"] != "fixed"],
+                [(r["tokens"], r["score"]) for r in _whole_responses(table)],
             )
             for table in run.tables
         ]
