@@ -183,7 +183,7 @@ def _vine_values(
     values, firsts = np.zeros(lengths.sum()), np.cumsum(lengths) - lengths
     for length in range(int(lengths.max())):  # sampling has one limit for all states
         longer = np.flatnonzero(lengths > length)
-        states = [(episodes[i].prompt, episodes[i].response[:length]) for i in longer]
+        states = [(episodes[i].prompt, episodes[i].response[:length]) for i in longer.tolist()]
         values[firsts[longer] + length] = vine.of_states(states, settings.kl_coef)[0]
     return values
 
