@@ -23,7 +23,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def name_of(page: Path) -> str:
+    """Its path below the project, as `docs/faq.md`."""
+    return page.relative_to(ROOT).as_posix()
+
+
 CORRECTNESS = ROOT / "docs" / "correctness.md"
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
@@ -46,7 +53,7 @@ def python_blocks(page: Path) -> list[tuple[str, str | None]]:
 
 
 BLOCKS = [
-    pytest.param(block, output, id=f"{page.name}-{number}")
+    pytest.param(block, output, id=f"{name_of(page)}-{number}")
     for page in PAGES
     for number, (block, output) in enumerate(python_blocks(page))
 ]
@@ -60,13 +67,13 @@ COMMANDS = {
     for page in PAGES
 }
 LINES = [
-    pytest.param(words, id=f"{page.name}-{shlex.join(words)}")
+    pytest.param(words, id=f"{name_of(page)}-{shlex.join(words)}")
     for page, lines in COMMANDS.items()
     for words in lines
 ]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_there_is_no_block_that_no_test_knows(page):
     kinds = [kind for _, kind, _ in FENCE.findall(page.read_text(encoding="utf-8"))]
     assert set(kinds) <= {"python", "bash", "text"}
@@ -89,9 +96,9 @@ def test_python_block_runs_and_prints_what_the_page_says(block, output, tmp_path
 
 
 def test_outputs_are_found_below_their_blocks():
-    printed = {page.name: [o for _, o in python_blocks(page) if o is not None] for page in PAGES}
+    printed = {name_of(p): [o for _, o in python_blocks(p) if o is not None] for p in PAGES}
     assert len(printed["README.md"]) == 1 and printed["README.md"][0].startswith("prompt ")
-    assert len(printed["faq.md"]) == 2 and not printed["training.md"]
+    assert len(printed["docs/faq.md"]) == 2 and not printed["docs/training.md"]
 
 
 def test_links_to_files_lead_somewhere():
@@ -145,7 +152,7 @@ def test_line_of_a_bash_block_is_a_command(words):
 @pytest.mark.parametrize(
     "page",
     [page for page, lines in COMMANDS.items() if "tokenrlhf" in str(lines)],
-    ids=lambda p: p.name,
+    ids=name_of,
 )
 def test_commands_of_a_page_run(page, tmp_path, monkeypatch):
     """One after another in one folder, as a reader would type them."""
@@ -184,7 +191,7 @@ def known_tests(file: Path) -> dict[str, bool]:
     }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_tests_and_files_that_a_page_names_exist(page):
     text = page.read_text(encoding="utf-8")
     for file, name, says_slow in NAMED_TEST.findall(text):
