@@ -14,7 +14,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 # A file's tests share what they train, so one process has all of a file: nothing is trained twice.
 PARALLEL := -n auto --dist loadfile --maxprocesses
 
-.PHONY: setup demo verify test test-slow test-long test-numeric test-kernels test-ecosystem check numbers exact \
+.PHONY: setup demo verify test test-slow test-long test-numeric test-kernels test-ecosystem test-browser check numbers exact \
 	bench bench-quick bench-gpu bench-trl clean
 
 setup: $(READY)
@@ -49,7 +49,7 @@ test-kernels: setup
 	set -e; for kernels in "$(SSE41)" "$(AVX2)"; do for threads in 1 2; do \
 		echo "$$kernels OMP_NUM_THREADS=$$threads"; \
 		env $$kernels OMP_NUM_THREADS=$$threads \
-			$(BIN)/python -m pytest -m "not ecosystem" $(PARALLEL) 2; \
+			$(BIN)/python -m pytest -m "not ecosystem and not browser" $(PARALLEL) 2; \
 	done; done
 
 # Tianshou 2.0 pins a virtualenv that it does not import and that no current filelock satisfies.
@@ -57,6 +57,16 @@ test-ecosystem: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ecosystem]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps tianshou
 	$(BIN)/python -m pytest -m ecosystem -n auto --maxprocesses 2
+
+# selenium downloads no browser: it is told where Debian's are. One process: its tests measure time.
+test-browser: setup
+	@for program in chromium chromedriver; do \
+		command -v $$program > /dev/null || { \
+			echo "$$program is missing; as root: apt-get install chromium chromium-driver" >&2; exit 1; \
+		}; \
+	done
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,browser]"
+	$(BIN)/python -m pytest -m browser
 
 check: setup
 	$(BIN)/ruff check .

@@ -35,7 +35,10 @@ NAME = "report.html"
 """Of a page, unless another name is given."""
 
 _PARTS = Path(__file__).parent / "page_parts"
-_SCRIPTS = ("format", "maths", "data", "chart", "curves", "strips", "tokens", "credit", "main")
+_SCRIPTS = (
+    *("format", "maths", "data", "chart", "curves", "state", "strips"),
+    *("colours", "tokens", "details", "estimators", "strength", "credit", "main"),
+)
 
 
 def write_report(run_folder: Path, out: Path | None = None) -> Path:

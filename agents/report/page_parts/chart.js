@@ -1,6 +1,10 @@
 // A chart of curves: series, bands, points, levels to hold them against, and a cross to read it by.
 
-const HEIGHT = 190, LEFT = 46, RIGHT = 12, TOP = 8, BOTTOM = 22;
+const HEIGHT = 190,
+  LEFT = 46,
+  RIGHT = 12,
+  TOP = 8,
+  BOTTOM = 22;
 let clips = 0;
 
 /**
@@ -22,10 +26,12 @@ function drawChart(container, spec, width = null) {
     };
     const widthOf = (pixels) => Math.max(220, Math.round(pixels || 330));
     box.width = widthOf(width || container.clientWidth);
-    new ResizeObserver(([entry]) => requestAnimationFrame(() => {
-      const now = widthOf(entry.contentRect.width);
-      if (now !== box.width) box.redraw(now);
-    })).observe(box);
+    new ResizeObserver(([entry]) =>
+      requestAnimationFrame(() => {
+        const now = widthOf(entry.contentRect.width);
+        if (now !== box.width) box.redraw(now);
+      }),
+    ).observe(box);
   }
   box.spec = spec;
   box.redraw(box.width);
@@ -49,24 +55,44 @@ function scales(spec, width) {
   if (!(spec.low === low)) low -= pad;
   if (!(spec.high === high)) high += pad;
   return {
-    left, right, low, high, height,
+    left,
+    right,
+    low,
+    high,
+    height,
     x: (value) => LEFT + ((value - left) / (right - left)) * (width - LEFT - RIGHT),
     y: (value) => height - BOTTOM - ((value - low) / (high - low)) * (height - TOP - BOTTOM),
   };
 }
 
-function least(values) { return values.reduce((a, b) => Math.min(a, b), Infinity); }
-function greatest(values) { return values.reduce((a, b) => Math.max(a, b), -Infinity); }
+function least(values) {
+  return values.reduce((a, b) => Math.min(a, b), Infinity);
+}
+function greatest(values) {
+  return values.reduce((a, b) => Math.max(a, b), -Infinity);
+}
 
 function chartOf(spec, width) {
   const at = scales(spec, width);
   const clip = `clip-${clips++}`;
   const root = svg("svg", {
-    viewBox: `0 0 ${width} ${at.height}`, role: "img", tabindex: "0", "aria-label": spoken(spec),
+    viewBox: `0 0 ${width} ${at.height}`,
+    role: "img",
+    tabindex: "0",
+    "aria-label": spoken(spec),
   });
-  root.append(svg("clipPath", { id: clip }, svg("rect", {
-    x: LEFT - 4, y: 0, width: width - LEFT - RIGHT + 8, height: at.height - BOTTOM + 3,
-  })));
+  root.append(
+    svg(
+      "clipPath",
+      { id: clip },
+      svg("rect", {
+        x: LEFT - 4,
+        y: 0,
+        width: width - LEFT - RIGHT + 8,
+        height: at.height - BOTTOM + 3,
+      }),
+    ),
+  );
   drawAxes(root, spec, at, width);
   const curves = svg("g", { "clip-path": `url(#${clip})` });
   const order = ["band", "seed", "line", "dots", "points"];
@@ -75,7 +101,9 @@ function chartOf(spec, width) {
   }
   root.append(curves);
   drawLevels(root, spec, at, width);
-  root.append(svg("line", { class: "cross", y1: TOP, y2: at.height - BOTTOM, visibility: "hidden" }));
+  root.append(
+    svg("line", { class: "cross", y1: TOP, y2: at.height - BOTTOM, visibility: "hidden" }),
+  );
   return root;
 }
 
@@ -83,7 +111,13 @@ function drawAxes(root, spec, at, width) {
   for (const value of ticks(at.low, at.high, 4)) {
     const y = at.y(value);
     root.append(
-      svg("line", { class: value === 0 && at.low < 0 ? "axis-zero" : "gridline", x1: LEFT, x2: width - RIGHT, y1: y, y2: y }),
+      svg("line", {
+        class: value === 0 && at.low < 0 ? "axis-zero" : "gridline",
+        x1: LEFT,
+        x2: width - RIGHT,
+        y1: y,
+        y2: y,
+      }),
       svg("text", { x: LEFT - 6, y: y + 4, "text-anchor": "end" }, brief(value)),
     );
   }
@@ -91,9 +125,17 @@ function drawAxes(root, spec, at, width) {
   const across = ticks(at.left, at.right, Math.max(3, Math.floor(width / 85)));
   across.forEach((value, i) => {
     const isLast = i === across.length - 1;
-    root.append(svg("text", {
-      x: at.x(value), y: at.height - 6, "text-anchor": isLast && at.x(value) > width - 30 ? "end" : "middle",
-    }, formatX(value) + (isLast && spec.xLabel ? ` ${spec.xLabel}` : "")));
+    root.append(
+      svg(
+        "text",
+        {
+          x: at.x(value),
+          y: at.height - 6,
+          "text-anchor": isLast && at.x(value) > width - 30 ? "end" : "middle",
+        },
+        formatX(value) + (isLast && spec.xLabel ? ` ${spec.xLabel}` : ""),
+      ),
+    );
   });
 }
 
@@ -103,13 +145,21 @@ function drawSeries(root, series, at) {
   if (series.role === "band") {
     const up = series.x.map((x, i) => `${at.x(x).toFixed(1)},${at.y(series.high[i]).toFixed(1)}`);
     const down = series.x.map((x, i) => `${at.x(x).toFixed(1)},${at.y(series.low[i]).toFixed(1)}`);
-    root.append(svg("polygon", { class: `band ${className}`, points: [...up, ...down.reverse()].join(" ") }));
+    root.append(
+      svg("polygon", { class: `band ${className}`, points: [...up, ...down.reverse()].join(" ") }),
+    );
   } else if (series.role === "line" || series.role === "seed") {
     const drawn = points.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join(" ");
     root.append(svg("polyline", { class: `series ${series.role} ${className}`, points: drawn }));
-    if (points.length === 1) root.append(svg("circle", { class: `dot ${className}`, cx: points[0][0], cy: points[0][1], r: 3 }));
+    if (points.length === 1)
+      root.append(
+        svg("circle", { class: `dot ${className}`, cx: points[0][0], cy: points[0][1], r: 3 }),
+      );
   } else {
-    const size = series.role === "dots" ? { class: `dot small ${className}`, r: 2.6 } : { class: `dot ${className}`, r: 3.4 };
+    const size =
+      series.role === "dots"
+        ? { class: `dot small ${className}`, r: 2.6 }
+        : { class: `dot ${className}`, r: 3.4 };
     for (const [cx, cy] of points) root.append(svg("circle", { ...size, cx, cy }));
   }
 }
@@ -121,16 +171,29 @@ function drawLevels(root, spec, at, width) {
     const y = at.y(line.value);
     root.append(
       svg("line", { class: `level ${line.className}`, x1: LEFT, x2: width - RIGHT, y1: y, y2: y }),
-      svg("text", { class: `level-text ${line.className}`, x: width - RIGHT, y: y < TOP + 14 ? y + 12 : y - 4, "text-anchor": "end" },
-        `${line.label} ${brief(line.value)}`),
+      svg(
+        "text",
+        {
+          class: `level-text ${line.className}`,
+          x: width - RIGHT,
+          y: y < TOP + 14 ? y + 12 : y - 4,
+          "text-anchor": "end",
+        },
+        `${line.label} ${brief(line.value)}`,
+      ),
     );
   }
 }
 
 /** What a screen reader says of a chart. */
 function spoken(spec) {
-  const parts = spec.series.filter((s) => s.role !== "band" && s.role !== "seed" && s.x.length).map((s) =>
-    s.role === "dots" ? `${s.label}: ${s.x.length} points` : `${s.label}: from ${format(s.y[0])} to ${format(s.y.at(-1))}`);
+  const parts = spec.series
+    .filter((s) => s.role !== "band" && s.role !== "seed" && s.x.length)
+    .map((s) =>
+      s.role === "dots"
+        ? `${s.label}: ${s.x.length} points`
+        : `${s.label}: from ${format(s.y[0])} to ${format(s.y.at(-1))}`,
+    );
   const levels = (spec.lines || []).map((line) => `${line.label} ${format(line.value)}`);
   return `${spec.title}. ${[...parts, ...levels].join("; ")}. Arrow keys read it point by point.`;
 }
@@ -138,14 +201,19 @@ function spoken(spec) {
 /** Let the pointer and the arrow keys move a cross from point to point, with the numbers there. */
 function readByCross(box, spec) {
   const [root, tip] = [box.firstChild, box.lastChild];
-  const readable = spec.series.filter((s) => s.role === "line" || s.role === "seed" || s.role === "points");
+  const readable = spec.series.filter(
+    (s) => s.role === "line" || s.role === "seed" || s.role === "points",
+  );
   const places = [...new Set(readable.flatMap((s) => s.x))].sort((a, b) => a - b);
   if (!places.length) return;
   const width = root.viewBox.baseVal.width;
   const at = scales(spec, width);
   const cross = root.lastChild;
   let place = -1;
-  const hide = () => { tip.hidden = true; cross.setAttribute("visibility", "hidden"); };
+  const hide = () => {
+    tip.hidden = true;
+    cross.setAttribute("visibility", "hidden");
+  };
   const show = (number) => {
     place = Math.max(0, Math.min(places.length - 1, number));
     const x = at.x(places[place]);
@@ -153,9 +221,25 @@ function readByCross(box, spec) {
     cross.setAttribute("visibility", "visible");
     const rows = readable.flatMap((s) => {
       const i = s.x.indexOf(places[place]);
-      return i < 0 ? [] : [el("p", { class: s.className }, el("i"), el("span", {}, `${s.label} ${format(s.y[i])}`))];
+      return i < 0
+        ? []
+        : [
+            el(
+              "p",
+              { class: s.className },
+              el("i"),
+              el("span", {}, `${s.label} ${format(s.y[i])}`),
+            ),
+          ];
     });
-    tip.replaceChildren(el("p", { class: "muted" }, `${(spec.formatX || grouped)(places[place])} ${spec.unit || "tokens"}`), ...rows.slice(0, 8));
+    tip.replaceChildren(
+      el(
+        "p",
+        { class: "muted" },
+        `${(spec.formatX || grouped)(places[place])} ${spec.unit || "tokens"}`,
+      ),
+      ...rows.slice(0, 8),
+    );
     tip.hidden = false;
     const share = box.clientWidth / width;
     const isRight = x * share > box.clientWidth / 2;
@@ -166,7 +250,9 @@ function readByCross(box, spec) {
     const bounds = root.getBoundingClientRect();
     const x = ((event.clientX - bounds.left) / bounds.width) * width;
     let nearest = 0;
-    places.forEach((value, i) => { if (Math.abs(at.x(value) - x) < Math.abs(at.x(places[nearest]) - x)) nearest = i; });
+    places.forEach((value, i) => {
+      if (Math.abs(at.x(value) - x) < Math.abs(at.x(places[nearest]) - x)) nearest = i;
+    });
     show(nearest);
   });
   root.addEventListener("pointerleave", hide);

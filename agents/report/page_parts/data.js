@@ -2,7 +2,13 @@
 
 const DATA = JSON.parse(byId("data").textContent);
 
-const ARRAYS = { i1: Int8Array, i2: Int16Array, i4: Int32Array, f4: Float32Array, f8: Float64Array };
+const ARRAYS = {
+  i1: Int8Array,
+  i2: Int16Array,
+  i4: Int32Array,
+  f4: Float32Array,
+  f8: Float64Array,
+};
 
 /** A column as an array: `width` entries per token, texts by their number (−1: null). */
 function unpack(packed, count) {
@@ -40,7 +46,9 @@ class Step {
     return packed !== undefined && ("data" in packed || packed.all !== null);
   }
 
-  isText(name) { return this.packed[name].is_text; }
+  isText(name) {
+    return this.packed[name].is_text;
+  }
 
   /** Text of a token in a column of texts; null where there is none. */
   text(name, token) {
@@ -53,10 +61,14 @@ class Step {
     return this.responses.map((_, i) => i).filter((i) => this.responses[i].kind === kind);
   }
 
-  kinds() { return [...new Set(this.responses.map((response) => response.kind))]; }
+  kinds() {
+    return [...new Set(this.responses.map((response) => response.kind))];
+  }
 
   /** The first token of a response and the one after its last. */
-  range(response) { return [this.starts[response], this.starts[response + 1]]; }
+  range(response) {
+    return [this.starts[response], this.starts[response + 1]];
+  }
 
   /** A column of the responses of a kind, which stand together only by chance. */
   collected(values, kind) {
@@ -74,7 +86,11 @@ class Step {
 
 const RUNS = DATA.runs.map((run) => ({ ...run, steps: run.steps.map((step) => new Step(step)) }));
 
-const FINISHES = { stop: "ended by itself", length: "reached the limit", cut: "cut by the rollout's end" };
+const FINISHES = {
+  stop: "ended by itself",
+  length: "reached the limit",
+  cut: "cut by the rollout's end",
+};
 const KINDS = {
   fresh: "fresh: new ones to held-out prompts",
   fixed: "fixed: the same ones at every step",
@@ -104,11 +120,22 @@ function rewardsOf(step) {
 function advantagesAt(step, gamma, lambda) {
   step.rewards = step.rewards || rewardsOf(step);
   step.values = step.values || valuesOf(step);
-  const delta = new Float64Array(step.count), advantage = new Float64Array(step.count);
+  const delta = new Float64Array(step.count),
+    advantage = new Float64Array(step.count);
   step.responses.forEach((response, i) => {
     const [from, to] = step.range(i);
     const bootstrap = step.isKnown("value") ? response.bootstrap_value : 0;
-    generalizedAdvantages(step.rewards, step.values, from, to, bootstrap, gamma, lambda, delta, advantage);
+    generalizedAdvantages(
+      step.rewards,
+      step.values,
+      from,
+      to,
+      bootstrap,
+      gamma,
+      lambda,
+      delta,
+      advantage,
+    );
   });
   return { delta, advantage };
 }
@@ -119,9 +146,12 @@ function credit(step, gamma, lambda) {
   const { mean, deviation } = step.header.whitening || { mean: 0, deviation: 1 };
   const whitened = advantage.map((value) => (value - mean) / deviation);
   const returns = advantage.map((value, i) => value + step.values[i]);
-  const ratio = step.column("ratio"), ownWeight = step.column("weight"), ownStrength = step.column("strength");
+  const ratio = step.column("ratio"),
+    ownWeight = step.column("weight"),
+    ownStrength = step.column("strength");
   const range = step.header.clip_range;
-  const weight = new Float64Array(step.count), strength = new Float64Array(step.count);
+  const weight = new Float64Array(step.count),
+    strength = new Float64Array(step.count);
   for (let i = 0; i < step.count; i++) {
     const hasRatio = !Number.isNaN(ratio[i]);
     const isClipped = hasRatio && (whitened[i] > 0 ? ratio[i] > 1 + range : ratio[i] < 1 - range);

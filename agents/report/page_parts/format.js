@@ -2,7 +2,9 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-function byId(id) { return document.getElementById(id); }
+function byId(id) {
+  return document.getElementById(id);
+}
 
 /** An element with attributes and children; strings become text. */
 function el(name, attributes, ...children) {
@@ -39,17 +41,29 @@ function brief(value) {
   if (!Number.isFinite(value)) return "–";
   const size = Math.abs(value);
   if (size >= 1000) return grouped(Math.round(value));
-  return (size && size < 1e-4 ? value.toExponential(1) : String(+value.toPrecision(3))).replace("-", "−");
+  return (size && size < 1e-4 ? value.toExponential(1) : String(+value.toPrecision(3))).replace(
+    "-",
+    "−",
+  );
 }
 
 /** A probability in per cent. */
 function percent(value) {
-  const text = value >= 0.9995 || value === 0 ? (100 * value).toFixed(0) : value < 0.001 ? (100 * value).toPrecision(1) : (100 * value).toFixed(1);
+  const text =
+    value >= 0.9995 || value === 0
+      ? (100 * value).toFixed(0)
+      : value < 0.001
+        ? (100 * value).toPrecision(1)
+        : (100 * value).toFixed(1);
   return `${+text < 0.001 && value > 0 ? "<0.001" : text} %`;
 }
 
 /** A whole number with commas between thousands. */
-function grouped(value) { return String(value).replace(/\B(?=(\d{3})+$)/g, ",").replace("-", "−"); }
+function grouped(value) {
+  return String(value)
+    .replace(/\B(?=(\d{3})+$)/g, ",")
+    .replace("-", "−");
+}
 
 /** Tokens of training, short: 16k, 1.5M. */
 function formatTokens(value) {
@@ -86,8 +100,12 @@ function visibleCharacter(character) {
   if (character === "\u200c" || character === "\u200d" || !ACTING.test(character)) return character;
   const code = character.codePointAt(0);
   if (code < 256) return `\\x${code.toString(16).padStart(2, "0")}`;
-  return code < 65536 ? `\\u${code.toString(16).padStart(4, "0")}` : `\\U${code.toString(16).padStart(8, "0")}`;
+  return code < 65536
+    ? `\\u${code.toString(16).padStart(4, "0")}`
+    : `\\U${code.toString(16).padStart(8, "0")}`;
 }
 
 /** Words for a screen reader: a token's text between quotes. */
-function quoted(text) { return `“${visible(text, 60)}”`; }
+function quoted(text) {
+  return `“${visible(text, 60)}”`;
+}

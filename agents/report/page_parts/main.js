@@ -1,12 +1,20 @@
 // The controls, and the start.
 
-function option(value, text) { return el("option", { value }, text); }
+function option(value, text) {
+  return el("option", { value }, text);
+}
 
 function drawRun() {
-  const steps = run().steps, slider = byId("step");
+  const steps = run().steps,
+    slider = byId("step");
   slider.max = steps.length - 1;
   state.step = Math.min(state.step, steps.length - 1);
-  byId("meanings").replaceChildren(...Object.entries(run().columns).flatMap(([name, meaning]) => [el("dt", {}, name), el("dd", {}, meaning)]));
+  byId("meanings").replaceChildren(
+    ...Object.entries(run().columns).flatMap(([name, meaning]) => [
+      el("dt", {}, name),
+      el("dd", {}, meaning),
+    ]),
+  );
   drawStep(true);
 }
 
@@ -17,7 +25,8 @@ function drawStep(isReset = false) {
   state.kind = kinds.includes(before.kind) ? before.kind : kinds[0];
   byId("step").value = state.step;
   byId("step").setAttribute("aria-valuetext", `${grouped(step().header.step)} tokens`);
-  byId("step-text").textContent = `${grouped(step().header.step)} tokens of training (${state.step + 1} of ${run().steps.length})`;
+  byId("step-text").textContent =
+    `${grouped(step().header.step)} tokens of training (${state.step + 1} of ${run().steps.length})`;
   byId("step-previous").disabled = state.step === 0;
   byId("step-next").disabled = state.step === run().steps.length - 1;
   byId("kind").replaceChildren(...kinds.map((kind) => option(kind, KINDS[kind])));
@@ -28,10 +37,15 @@ function drawStep(isReset = false) {
 
 function drawKind(index) {
   const places = step().ofKind(state.kind);
-  byId("response").replaceChildren(...places.map((i) => {
-    const of = step().responses[i];
-    return option(i, `${of.index}: ${format(of.score, 3)}  ${visible(DATA.texts[of.response], 46)}`);
-  }));
+  byId("response").replaceChildren(
+    ...places.map((i) => {
+      const of = step().responses[i];
+      return option(
+        i,
+        `${of.index}: ${format(of.score, 3)}  ${visible(DATA.texts[of.response], 46)}`,
+      );
+    }),
+  );
   const same = places.find((i) => step().responses[i].index === index);
   state.response = same === undefined ? places[0] : same;
   drawColours();
@@ -40,18 +54,27 @@ function drawKind(index) {
 
 function drawColours() {
   const of = step();
-  const others = Object.keys(run().columns).filter((name) => !DATA.known_columns.includes(name) && of.packed[name] && !of.isText(name));
-  byId("colour").replaceChildren(...Object.entries({ ...GROUPS, Other: others }).map(([title, columns]) => {
-    const known = columns.filter((name) => of.isKnown(name));
-    return known.length ? el("optgroup", { label: title }, ...known.map((name) => option(name, nameOf(name)))) : null;
-  }).filter(Boolean));
+  const others = Object.keys(run().columns).filter(
+    (name) => !DATA.known_columns.includes(name) && of.packed[name] && !of.isText(name),
+  );
+  byId("colour").replaceChildren(
+    ...Object.entries({ ...GROUPS, Other: others })
+      .map(([title, columns]) => {
+        const known = columns.filter((name) => of.isKnown(name));
+        return known.length
+          ? el("optgroup", { label: title }, ...known.map((name) => option(name, nameOf(name))))
+          : null;
+      })
+      .filter(Boolean),
+  );
   if (!of.isKnown(state.colour)) state.colour = "reward";
   byId("colour").value = state.colour;
 }
 
 /** Draw everything of the response that `state` names. */
 function showResponse() {
-  const places = step().ofKind(state.kind), place = places.indexOf(state.response);
+  const places = step().ofKind(state.kind),
+    place = places.indexOf(state.response);
   state.before = response().index;
   byId("response").value = state.response;
   byId("response-previous").disabled = place === 0;
@@ -73,17 +96,45 @@ function choosePointed(token) {
 
 function listen() {
   const on = (id, event, action) => byId(id) && byId(id).addEventListener(event, action);
-  on("run", "change", (event) => { state.run = +event.target.value; drawRun(); });
-  on("step", "input", (event) => { state.step = +event.target.value; drawStep(); });
-  on("step-previous", "click", () => { state.step -= 1; drawStep(); });
-  on("step-next", "click", () => { state.step += 1; drawStep(); });
-  on("kind", "change", (event) => { state.kind = event.target.value; drawKind(); });
-  on("response", "change", (event) => { state.response = +event.target.value; showResponse(); });
-  const neighbour = (by) => { const places = step().ofKind(state.kind); state.response = places[places.indexOf(state.response) + by]; showResponse(); };
+  on("run", "change", (event) => {
+    state.run = +event.target.value;
+    drawRun();
+  });
+  on("step", "input", (event) => {
+    state.step = +event.target.value;
+    drawStep();
+  });
+  on("step-previous", "click", () => {
+    state.step -= 1;
+    drawStep();
+  });
+  on("step-next", "click", () => {
+    state.step += 1;
+    drawStep();
+  });
+  on("kind", "change", (event) => {
+    state.kind = event.target.value;
+    drawKind();
+  });
+  on("response", "change", (event) => {
+    state.response = +event.target.value;
+    showResponse();
+  });
+  const neighbour = (by) => {
+    const places = step().ofKind(state.kind);
+    state.response = places[places.indexOf(state.response) + by];
+    showResponse();
+  };
   on("response-previous", "click", () => neighbour(-1));
   on("response-next", "click", () => neighbour(1));
   for (const name of ["colour", "scale"]) {
-    on(name, "change", (event) => { state[name] = event.target.value; state.colouring = null; paint(); drawDetails(); if (!byId("history-panel").hidden) drawHistory(); });
+    on(name, "change", (event) => {
+      state[name] = event.target.value;
+      state.colouring = null;
+      paint();
+      drawDetails();
+      if (!byId("history-panel").hidden) drawHistory();
+    });
   }
   for (const name of ["gamma", "lambda"]) {
     for (const id of [name, `${name}-number`]) {
@@ -93,18 +144,29 @@ function listen() {
         state[name] = value;
         moveCredit();
       });
-      on(id, "change", () => { byId(id).value = state[name]; });
+      on(id, "change", () => {
+        byId(id).value = state[name];
+      });
     }
   }
-  const preset = (lambda) => { Object.assign(state, lambda === null ? ownSettings(step().header) : { lambda }); moveCredit(); };
+  const preset = (lambda) => {
+    Object.assign(state, lambda === null ? ownSettings(step().header) : { lambda });
+    moveCredit();
+  };
   on("preset-run", "click", () => preset(null));
   on("preset-td", "click", () => preset(0));
   on("preset-mc", "click", () => preset(1));
   const chips = byId("chips");
   const tokenOf = (event) => event.target.closest(".chip")?.dataset.token;
-  chips.addEventListener("pointerover", (event) => { if (tokenOf(event) !== undefined) choosePointed(+tokenOf(event)); });
-  chips.addEventListener("click", (event) => { if (tokenOf(event) !== undefined) choose(+tokenOf(event), true); });
-  chips.addEventListener("focusin", (event) => { if (tokenOf(event) !== undefined) choosePointed(+tokenOf(event)); });
+  chips.addEventListener("pointerover", (event) => {
+    if (tokenOf(event) !== undefined) choosePointed(+tokenOf(event));
+  });
+  chips.addEventListener("click", (event) => {
+    if (tokenOf(event) !== undefined) choose(+tokenOf(event), true);
+  });
+  chips.addEventListener("focusin", (event) => {
+    if (tokenOf(event) !== undefined) choosePointed(+tokenOf(event));
+  });
   chips.addEventListener("keydown", (event) => {
     const token = tokenByKey(event.key);
     if (token === null) return;
@@ -121,7 +183,11 @@ function start() {
     state.strips = [0, 1, 2, 3].map(() => new Strip(byId("strips"), choosePointed));
     state.estimators = [];
     if (byId("run")) {
-      byId("run").append(...RUNS.map((of, i) => (of.steps.length ? option(i, visible(of.name)) : null)).filter(Boolean));
+      byId("run").append(
+        ...RUNS.map((of, i) => (of.steps.length ? option(i, visible(of.name)) : null)).filter(
+          Boolean,
+        ),
+      );
       byId("run").value = state.run;
     }
     listen();
@@ -140,4 +206,12 @@ try {
 }
 
 // For tests, and for whoever wants the numbers from the console.
-window.tokenrlhf = { state, numbers, span, step: () => step(), run: () => run(), correlation, lorenz };
+window.tokenrlhf = {
+  state,
+  numbers,
+  span,
+  step: () => step(),
+  run: () => run(),
+  correlation,
+  lorenz,
+};

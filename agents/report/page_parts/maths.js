@@ -1,7 +1,17 @@
 // Pure functions of numbers. `A`, `V`, `r`, γ and λ as in `tokenenv.maths.generalized_advantages`.
 
 /** GAE(γ, λ) of the tokens from..to of joined responses, written into `deltas` and `advantages`. */
-function generalizedAdvantages(rewards, values, from, to, bootstrap, gamma, lambda, deltas, advantages) {
+function generalizedAdvantages(
+  rewards,
+  values,
+  from,
+  to,
+  bootstrap,
+  gamma,
+  lambda,
+  deltas,
+  advantages,
+) {
   let following = 0;
   for (let t = to - 1; t >= from; t--) {
     const next = t === to - 1 ? bootstrap : values[t + 1];
@@ -13,7 +23,9 @@ function generalizedAdvantages(rewards, values, from, to, bootstrap, gamma, lamb
 
 /** Pearson's r of the pairs of which both are known; NaN where either does not vary. */
 function correlation(one, other) {
-  let n = 0, meanOne = 0, meanOther = 0;
+  let n = 0,
+    meanOne = 0,
+    meanOther = 0;
   for (let i = 0; i < one.length; i++) {
     if (Number.isNaN(one[i]) || Number.isNaN(other[i])) continue;
     n++;
@@ -23,10 +35,13 @@ function correlation(one, other) {
   if (n < 3) return NaN;
   meanOne /= n;
   meanOther /= n;
-  let both = 0, squareOne = 0, squareOther = 0;
+  let both = 0,
+    squareOne = 0,
+    squareOther = 0;
   for (let i = 0; i < one.length; i++) {
     if (Number.isNaN(one[i]) || Number.isNaN(other[i])) continue;
-    const a = one[i] - meanOne, b = other[i] - meanOther;
+    const a = one[i] - meanOne,
+      b = other[i] - meanOther;
     both += a * b;
     squareOne += a * a;
     squareOther += b * b;
@@ -47,7 +62,8 @@ function sorted(values) {
 /** A quantile of sorted numbers, straight between neighbours. */
 function quantile(ordered, part) {
   if (!ordered.length) return NaN;
-  const place = part * (ordered.length - 1), low = Math.floor(place);
+  const place = part * (ordered.length - 1),
+    low = Math.floor(place);
   const high = Math.min(low + 1, ordered.length - 1);
   return ordered[low] + (place - low) * (ordered[high] - ordered[low]);
 }
@@ -58,7 +74,8 @@ function quantile(ordered, part) {
  * are 0.
  */
 function lorenz(values, points = 100) {
-  const ordered = sorted(values), n = ordered.length;
+  const ordered = sorted(values),
+    n = ordered.length;
   const sums = new Float64Array(n + 1);
   for (let i = 0; i < n; i++) sums[i + 1] = sums[i] + ordered[i];
   const total = sums[n];
@@ -66,7 +83,8 @@ function lorenz(values, points = 100) {
   let area = 0;
   for (let i = 0; i < n; i++) area += (sums[i] + sums[i + 1]) / 2 / n;
   const part = (share) => {
-    const place = share * n, low = Math.min(Math.floor(place), n - 1);
+    const place = share * n,
+      low = Math.min(Math.floor(place), n - 1);
     return (sums[low] + (place - low) * (sums[low + 1] - sums[low])) / total;
   };
   const x = Array.from({ length: points + 1 }, (_, i) => i / points);
