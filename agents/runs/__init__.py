@@ -3,8 +3,9 @@
 * `training`: the run, from its settings to its summary; `reward_model`: the training of one.
 * `folder`: the paths of a run's files, and reading them again; `output_folder`: a folder that one
   process writes into, and whose old content is removed only for new.
-* `log`: JSON Lines and TensorBoard; `progress`: the bar; `tables`: what a command prints at its
-  end; `curves`: the figure.
+* `log`: JSON Lines and TensorBoard; `progress`: the callbacks of a training; `display` and
+  `sparklines`: what a terminal shows meanwhile; `tables`: what a command prints at its end;
+  `curves`: the figure.
 
 The door names nothing: `tables` must be importable without torch, and `training` is not.
 """
