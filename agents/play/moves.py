@@ -126,7 +126,7 @@ def _spelt(typed: str, spellings: Sequence[str], language_model: Any) -> tuple[i
             f"{typed[:_SHOWN]!r} can't be spelt in the reference's tokens ({some}, …): type words "
             "of its vocabulary, or the number of a token in the list."
         )
-    return tuple(min(known, key=len))
+    return tuple(min(known, key=lambda ids: len(ids)))
 
 
 def _encoded(text: str, language_model: Any) -> list[int]:

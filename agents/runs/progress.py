@@ -1,4 +1,4 @@
-"""Progress of a run on the console: a bar with an ETA, or plain lines instead."""
+"""Progress of a run on the console: live on a terminal, elsewhere a few plain lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -24,6 +23,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from agents.atomic_files import discard, writing
 from agents.evaluation import HeldOut, respond
 from agents.rollout import RLHFCallback
+from agents.runs.display import TrainingDisplay
 from agents.runs.folder import RunFolder
 from tokenenv.stop_signals import check_signals, hold_signals
 
@@ -40,7 +40,7 @@ def progress_bar(console: Console) -> Progress:
     """A bar with counts, elapsed and remaining time, and a free text at its end."""
     return Progress(
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=max(4, min(24, console.width - 48))),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("ETA"),
@@ -64,7 +64,7 @@ def evaluation_progress(
 
 
 class ProgressCallback(BaseCallback):
-    """Shows tokens, ETA, score, gold reward, KL and J; a line per tenth where there is no terminal.
+    """Shows a training: on a terminal a `TrainingDisplay`, elsewhere a line per tenth of it.
 
     Args:
         console: where to.
@@ -75,18 +75,16 @@ class ProgressCallback(BaseCallback):
     def __init__(self, console: Console, metrics: RLHFCallback, total: int) -> None:
         super().__init__()
         self.console, self.metrics, self.total = console, metrics, total
-        self._bar: Progress | None = None
-        self._task: TaskID | None = None
+        self._display: TrainingDisplay | None = None
         self._shown = 0
 
     def _on_training_start(self) -> None:
         model: Any = self.model
         if getattr(model, "precision", None) == "auto":
             self.console.print(f"updates compute in {model.update_precision}: the faster one here")
-        if self.console.is_terminal:
-            self._bar = progress_bar(self.console)
-            self._task = self._bar.add_task("training", total=self.total, note="")
-            self._bar.start()
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self._display = TrainingDisplay(self.console, self.total)
+            self._display.start()
 
     def _on_step(self) -> bool:
         check_signals()
@@ -94,11 +92,12 @@ class ProgressCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         done, metrics = min(self.num_timesteps, self.total), self.metrics.metrics
+        if self._display is not None:
+            self._display.update(done, metrics)
+            return
         names = (("score", "score"), ("gold", "gold_reward"), ("KL", "kl"), ("J", "objective"))
         note = "  ".join(f"{shown} {metrics[name]:.2f}" for shown, name in names if name in metrics)
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, note=note)
-        elif 10 * done // self.total > self._shown:
+        if 10 * done // self.total > self._shown:
             self._shown = 10 * done // self.total
             self.console.print(f"{done:>9,} of {self.total:,} tokens  {note}")
 
@@ -106,10 +105,10 @@ class ProgressCallback(BaseCallback):
         self.close()
 
     def close(self) -> None:
-        """Take the bar off the screen's last line; safe to call twice."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        """Give the screen's last lines back; safe to call twice."""
+        if self._display is not None:
+            self._display.stop()
+            self._display = None
 
 
 class CheckpointCallback(BaseCallback):
