@@ -7,6 +7,7 @@
 * `states`: what actor, critic and reference say of tokens; `texts`: tokens as text.
 * `output_layer`: the strength of an update in closed form; `exact_strength`: over all parameters;
   `effect`: what one optimiser step does; `concentration`: how unequal the strengths are.
+* `rank_accuracy`: how often a critic orders two next tokens as the true Q does.
 * `files`: files of token tables, with every check (`checks`).
 
 Names that need torch are loaded when they are asked for: a page is made of files without it.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from agents.credit.columns import COLUMNS, SCHEMA, TOP, WHOLE_COLUMNS
 from agents.credit.concentration import by_decile, by_position, gini, lorenz
 from agents.credit.files import TokenFile, read_tokens, token_files, write_tokens
+from agents.credit.rank_accuracy import rank_accuracy
 
 if TYPE_CHECKING:
     from agents.credit.effect import StepEffect, step_effect
@@ -52,6 +54,7 @@ __all__ = [
     "lorenz",
     "output_layer_norms",
     "output_layer_shares",
+    "rank_accuracy",
     "read_tokens",
     "rollout_table",
     "step_effect",

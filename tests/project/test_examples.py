@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -138,11 +139,46 @@ def one_file_ppo(output: str, folder: Path) -> None:
     assert 0.99 <= fraction <= 1.0, "TokenPPO reaches 0.998 with twice the tokens"
 
 
+def baker(output: str, folder: Path) -> None:
+    """By hand, with β = 0.1, λ = ½, γ = 1.
+
+    First loaf. KL of `wait`: ln(0.8/0.2) = ln 4 = 1.386, so that r = (0, 0, 0, −0.139, 1), and with
+    V = (0.5, 0.5, 0.6, 0.6, 0.9), δ = (0, 0.1, 0, −0.139 + 0.9 − 0.6, 1 − 0.9). From the end:
+    A = 0.1; 0.161 + 0.05; 0 + 0.106; 0.1 + 0.053; 0 + 0.076.
+    Second loaf, with V = 0.1 after `rush`: δ = (0, 0.1, 0, 0.139 + 0.1 − 0.6, −0.1).
+    Uniform credit: (1 − 0.139) − (0 + 0.139) = 0.723, and the negative.
+    ‖e − π‖ of two words with probabilities p and 1 − p is √2·(1 − p).
+    """
+    tables = json.loads((folder / "baker.json").read_text(encoding="utf-8"))
+    cost = 0.1 * np.log(4)
+    deltas = [[0, 0.1, 0, -cost + 0.3, 0.1], [0, 0.1, 0, cost - 0.5, -0.1]]
+    advantages = np.zeros((2, 5))
+    for loaf, row in enumerate(deltas):
+        for t in reversed(range(5)):
+            advantages[loaf, t] = row[t] + (0.5 * advantages[loaf, t + 1] if t < 4 else 0.0)
+    np.testing.assert_allclose(advantages[0], [0.076, 0.153, 0.106, 0.211, 0.1], atol=6e-4)
+    whitened = (advantages - advantages.mean()) / advantages.std(ddof=1)
+    norms = np.sqrt(2) * np.array([[0.5, 0.5, 0.5, 0.2, 0.0], [0.5, 0.5, 0.5, 0.8, 0.0]])
+    for loaf, response in enumerate(tables["gae"]):
+        columns = response["columns"]
+        np.testing.assert_allclose(columns["delta"], deltas[loaf], atol=1e-6)
+        np.testing.assert_allclose(columns["advantage"], advantages[loaf], atol=1e-6)
+        np.testing.assert_allclose(columns["whitened"], whitened[loaf], atol=1e-5)
+        strengths = np.abs(whitened[loaf]) * norms[loaf]
+        np.testing.assert_allclose(columns["strength"], strengths, atol=1e-5)
+        uniform = (1 - 2 * cost) * (1 - 2 * loaf)
+        of_rloo = tables["rloo"][loaf]["columns"]["advantage"]
+        np.testing.assert_allclose(of_rloo, [uniform] * 5, atol=1e-6)
+    assert re.search(r"wait │ -0\.139 │ 0\.600 │ 0\.161 │ 0\.211", output)
+    assert (folder / "baker.png").stat().st_size > 10_000
+
+
 Check = Callable[[str, Path], None]
 QUICK: dict[str, Check] = {
     "01_random_agent": random_agent,
     "04_own_prompts": own_prompts,
     "10_exact_optimum": exact_optimum,
+    "13_the_baker": baker,
 }
 SLOW: dict[str, Check] = {
     "02_standard_agent": standard_agent,
@@ -155,17 +191,22 @@ SLOW: dict[str, Check] = {
     "11_bias_variance": bias_variance,
     "12_one_file_ppo": one_file_ppo,
 }
-LONGEST = {"12_one_file_ppo": 150}
+EXPERIMENTS: dict[str, Check] = {}
+"""Those that have a small version, `--quick`, which is what the test runs."""
+LONGEST = {"12_one_file_ppo": 150, "13_the_baker": 180}
 """Lines of an example that is a whole algorithm; the others have at most 60."""
+EXPERIMENT = 200
+"""Lines of one of `EXPERIMENTS`, at most."""
 
 
 def test_every_example_is_run_by_a_test_and_is_short():
-    files = sorted(EXAMPLES.glob("*.py"))
-    assert [path.stem for path in files] == sorted([*QUICK, *SLOW])
+    files = sorted(EXAMPLES.glob("[0-9]*.py"))
+    assert [path.stem for path in files] == sorted([*QUICK, *SLOW, *EXPERIMENTS])
     assert [path.stem[:2] for path in files] == [f"{n:02}" for n in range(1, len(files) + 1)]
     for path in files:
         lines = path.read_text(encoding="utf-8").splitlines()
-        assert len(lines) <= LONGEST.get(path.stem, 60), path.name
+        longest = EXPERIMENT if path.stem in EXPERIMENTS else LONGEST.get(path.stem, 60)
+        assert len(lines) <= longest, path.name
 
 
 def test_no_folder_beside_the_examples_hides_a_package(tmp_path):
@@ -184,15 +225,21 @@ def test_no_folder_beside_the_examples_hides_a_package(tmp_path):
 @pytest.mark.parametrize("name", QUICK)
 def test_example_shows_what_it_says(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(EXAMPLES)  # where Python looks first when it runs a script
+    monkeypatch.setattr(sys, "argv", [name])
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     QUICK[name](capsys.readouterr().out, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("name", [*SLOW, *EXPERIMENTS])
 def test_longer_example_shows_what_it_says(name, tmp_path):
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / f"{name}.py")],
+        [
+            sys.executable,
+            str(EXAMPLES / f"{name}.py"),
+            *(["--quick"] if name in EXPERIMENTS else []),
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -200,7 +247,7 @@ def test_longer_example_shows_what_it_says(name, tmp_path):
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr
-    SLOW[name](done.stdout, tmp_path)
+    {**SLOW, **EXPERIMENTS}[name](done.stdout, tmp_path)
 
 
 # Agents of other libraries (tests/ecosystem trains them) ------------------------------------------
