@@ -10,7 +10,7 @@ from rich.text import Text
 from agents.console import literal
 from agents.report.config import ReportConfig
 from agents.report.page import NAME, write_page
-from agents.report.run_files import read_run
+from agents.report.run_files import RunFiles, read_run
 
 __all__ = ["report"]
 
@@ -36,8 +36,17 @@ def report(config: ReportConfig, console: Console) -> Path:
     for run in runs:
         for note in run.notes:
             console.print(Text.assemble(("note: ", "yellow"), literal(f"{run.name}: {note}")))
+    if config.figures is not None:
+        _draw(runs, config.figures, console)
     size = path.stat().st_size / 1e6
     console.print(
         Text.assemble("wrote ", literal(path, "bold"), f" ({size:.1f} MB): open it in a browser")
     )
     return path
+
+
+def _draw(runs: list[RunFiles], folder: Path, console: Console) -> None:
+    from agents.report.figures import draw_figures  # matplotlib takes a second
+
+    names = ", ".join(sorted({path.stem for path in draw_figures(runs, folder)}))
+    console.print(Text.assemble("drew ", names, " in ", literal(folder, "bold")))

@@ -34,6 +34,10 @@ class ReportConfig:
     megabytes: float = MEGABYTES
     """How much of the page token tables may take up; beyond it steps in between are left out."""
 
+    figures: Path | None = None
+    """Folder for figures as a paper has them, PDF and PNG: learning curves with their interval over
+    the runs, credit over the training, calibration of V, strength against entropy."""
+
     def __post_init__(self) -> None:
         """Validate the settings."""
         check_ranges(vars(self), _RANGES)
