@@ -114,9 +114,8 @@ def held_out_advantages(
             lengths,
             ended,
             settings.gamma,
-            settings.lambdas(lengths),
+            settings.gae_lambda,
             settings.group_size,
-            settings.gae_lambda_value,
         )
     return TokenAdvantages(
         *parts,

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from agents.settings import DEFAULT_LAMBDA, DEFAULT_VINE_SAMPLES, KLPenalty
-from tokenenv.maths import CRITIC_FREE, length_adaptive_lambdas
+from agents.settings import DEFAULT_LAMBDA, KLPenalty
+from tokenenv.maths import CRITIC_FREE
 
 __all__ = ["UpdateSettings", "Whitening"]
 
@@ -41,16 +41,11 @@ class UpdateSettings:
         advantage_estimator: one of `tokenenv.maths.ADVANTAGE_ESTIMATORS`.
         gamma: γ.
         gae_lambda: λ of `"gae"`.
-        gae_lambda_value: λ of the critic's targets; None: that of the advantages.
-        gae_lambda_alpha: α of a λ that depends on the length of the response; None: it does not.
-        vine_samples: continuations of every state, of `"vine"`.
-        max_new_tokens: T, which continuations end at; None: the longest response of the table.
         group_size: responses to a prompt that `"rloo"` and `"group"` compare.
         kl_coef: β; None: that of the environment.
         kl_estimator: of the KL penalty.
         use_kl_loss: whether the penalty is a loss instead of a reward.
         clip_range: of the ratio.
-        clip_range_high: of a ratio above 1; None: `clip_range`.
         clip_range_vf: of a value's change; None: none.
         ent_coef: weight of the entropy bonus.
         vf_coef: weight of the value loss.
@@ -65,16 +60,11 @@ class UpdateSettings:
     advantage_estimator: str = "gae"
     gamma: float = 1.0
     gae_lambda: float = DEFAULT_LAMBDA
-    gae_lambda_value: float | None = None
-    gae_lambda_alpha: float | None = None
-    vine_samples: int = DEFAULT_VINE_SAMPLES
-    max_new_tokens: int | None = None
     group_size: int = 1
     kl_coef: float | None = None
     kl_estimator: str = "k1"
     use_kl_loss: bool = False
     clip_range: float = 0.2
-    clip_range_high: float | None = None
     clip_range_vf: float | None = 0.2
     ent_coef: float = 0.0
     vf_coef: float = 0.1
@@ -91,27 +81,19 @@ class UpdateSettings:
         Args:
             model: with an `EpisodeRolloutBuffer` and an environment.
         """
-        buffer, remaining = model.rollout_buffer, model._current_progress_remaining
-        high, clip_vf = (
-            setting(remaining) if callable(setting) else setting
-            for setting in (model.clip_range_high, model.clip_range_vf)
-        )
+        buffer, clip_vf = model.rollout_buffer, model.clip_range_vf
+        remaining = model._current_progress_remaining
         head = model.normalized_head
         return cls(
             advantage_estimator=buffer.advantage_estimator,
             gamma=float(buffer.gamma),
             gae_lambda=float(buffer.gae_lambda),
-            gae_lambda_value=buffer.gae_lambda_value,
-            gae_lambda_alpha=buffer.gae_lambda_alpha,
-            vine_samples=buffer.vine_samples,
-            max_new_tokens=None if buffer.binding is None else buffer.binding.max_new_tokens,
             group_size=buffer.group_size,
             kl_coef=float(model.env.get_attr("kl_coef")[0]),
             kl_estimator=model.kl_estimator,
             use_kl_loss=model.use_kl_loss,
             clip_range=float(model.clip_range(remaining)),
-            clip_range_high=high,
-            clip_range_vf=clip_vf,
+            clip_range_vf=clip_vf(remaining) if callable(clip_vf) else clip_vf,
             ent_coef=float(model.ent_coef),
             vf_coef=float(model.vf_coef),
             whiten_advantages=model.whiten_advantages,
@@ -133,7 +115,6 @@ class UpdateSettings:
             cls.of_model(update.model),
             kl_coef=float(buffer.kl_coef),
             clip_range=float(update.clip_range),
-            clip_range_high=update.clip_range_high,
             clip_range_vf=update.clip_range_vf,
             whitening=whitening,
             reward_factor=factor,
@@ -160,14 +141,8 @@ class UpdateSettings:
 
     @property
     def has_critic(self) -> bool:
-        """Whether a critic learns V, which the advantages are computed with."""
+        """Whether advantages are computed with V."""
         return self.advantage_estimator not in CRITIC_FREE
-
-    def lambdas(self, lengths: np.ndarray) -> np.ndarray:
-        """(B,) λ of responses of (B,) lengths."""
-        if self.gae_lambda_alpha is not None:
-            return length_adaptive_lambdas(lengths, self.gae_lambda_alpha)
-        return np.full(len(lengths), self.gae_lambda)
 
     @property
     def penalty(self) -> KLPenalty:
@@ -187,9 +162,8 @@ class UpdateSettings:
 
 
 _IN_HEADER = (
-    *("gamma", "gae_lambda", "gae_lambda_value", "gae_lambda_alpha", "vine_samples"),
-    *("max_new_tokens", "group_size", "kl_estimator", "use_kl_loss"),
-    *("clip_range", "clip_range_high", "clip_range_vf", "ent_coef", "vf_coef"),
+    *("gamma", "gae_lambda", "group_size", "kl_estimator", "use_kl_loss"),
+    *("clip_range", "clip_range_vf", "ent_coef", "vf_coef"),
 )
 """Settings that a table's header has under their own names."""
 

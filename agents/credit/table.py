@@ -21,8 +21,7 @@ from agents.credit.states import TokenStates, evaluate_states
 from agents.credit.texts import alternative_texts, token_texts
 from agents.credit.truth import Truth
 from agents.policy import LMActorCriticPolicy
-from agents.rollout import VineValues
-from tokenenv.maths import UNIFORM, kl_estimate, sample_deviation
+from tokenenv.maths import kl_estimate, sample_deviation
 from tokenenv.models import LanguageModel
 from tokenenv.rewards import Episode, EpisodeScorer, EpisodeScores
 
@@ -95,8 +94,6 @@ def token_table(
         check_size(policy)
     prompts, responses = [e.prompt for e in episodes], [e.response for e in episodes]
     states = evaluate_states(policy, scorer.reference, prompts, responses)
-    if settings.advantage_estimator == "vine":
-        states = replace(states, values=_vine_values(policy, scorer, episodes, settings))
     scores = scorer.score(episodes)
     paid = np.concatenate(scores.token_rewards)  # (n,)
     advantages = held_out_advantages(episodes, states, paid, settings)
@@ -164,30 +161,6 @@ def describe_responses(
     return described
 
 
-def _vine_values(
-    policy: LMActorCriticPolicy,
-    scorer: EpisodeScorer,
-    episodes: Sequence[Episode],
-    settings: UpdateSettings,
-) -> np.ndarray:
-    """(n,) values of the states from continuations, which the estimator has instead of a critic."""
-    lengths = np.array([len(episode.response) for episode in episodes])
-    vine = VineValues(
-        policy.actor,
-        scorer,
-        int(lengths.max()) if settings.max_new_tokens is None else settings.max_new_tokens,
-        settings.penalty,
-        settings.vine_samples,
-    )
-    assert settings.kl_coef is not None
-    values, firsts = np.zeros(lengths.sum()), np.cumsum(lengths) - lengths
-    for length in range(int(lengths.max())):  # sampling has one limit for all states
-        longer = np.flatnonzero(lengths > length)
-        states = [(episodes[i].prompt, episodes[i].response[:length]) for i in longer.tolist()]
-        values[firsts[longer] + length] = vine.of_states(states, settings.kl_coef)[0]
-    return values
-
-
 def _whitened(settings: UpdateSettings, advantages: np.ndarray) -> UpdateSettings:
     """The settings, with a whitening of these advantages where the agent whitens and none is set.
 
@@ -235,11 +208,10 @@ def token_columns(
     """
     n, unknown = len(states.actions), np.full(len(states.actions), np.nan)
     language_model = scorer.reference.language_model
-    has_values = settings.advantage_estimator not in UNIFORM
     whitening = settings.whitening
     whitened = advantages.advantages if whitening is None else whitening(advantages.advantages)
     ratio = np.ones(n) if advantages.ratios is None else advantages.ratios
-    stops = clip_sides(ratio, whitened, settings.clip_range, settings.clip_range_high)
+    stops = clip_sides(ratio, whitened, settings.clip_range)
     weights = np.where(stops == "", whitened * ratio, 0.0)
     norms = output_layer_norms(policy, states)
     columns: dict[str, Any] = {
@@ -256,8 +228,8 @@ def token_columns(
         "reward_kl": advantages.kl_rewards,
         "reward_score": advantages.score_rewards,
         "reward": advantages.rewards,
-        "value": advantages.values if has_values else unknown,
-        "delta": advantages.deltas if has_values else unknown,
+        "value": advantages.values if settings.has_critic else unknown,
+        "delta": advantages.deltas if settings.has_critic else unknown,
         "advantage": advantages.advantages,
         "whitened": whitened,
         "return": advantages.returns,
@@ -285,12 +257,7 @@ def token_columns(
     return columns
 
 
-def clip_sides(
-    ratios: np.ndarray,
-    advantages: np.ndarray,
-    clip_range: float,
-    clip_range_high: float | None = None,
-) -> np.ndarray:
+def clip_sides(ratios: np.ndarray, advantages: np.ndarray, clip_range: float) -> np.ndarray:
     """(n,) `"high"` or `"low"` where PPO's surrogate has no gradient, else `""`.
 
     The surrogate is min(A·r, A·clip(r, 1 − ε, 1 + ε)) (Schulman et al. 2017, eq. 7): a ratio
@@ -300,10 +267,8 @@ def clip_sides(
         ratios: (n,) r.
         advantages: (n,) A, whitened as the loss has them.
         clip_range: ε.
-        clip_range_high: ε above 1; None: the same.
     """
-    above = clip_range if clip_range_high is None else clip_range_high
-    high = (advantages > 0) & (ratios > 1 + above)
+    high = (advantages > 0) & (ratios > 1 + clip_range)
     low = (advantages < 0) & (ratios < 1 - clip_range)
     return np.where(high, "high", np.where(low, "low", ""))
 

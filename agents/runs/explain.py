@@ -15,7 +15,7 @@ from agents.evaluation import exact_solution
 from agents.policy import LMActorCriticPolicy
 from agents.runs.config import ExplainConfig
 from agents.runs.folder import RunFolder
-from agents.settings import DEFAULT_VINE_SAMPLES, value_loss_weight
+from agents.settings import value_loss_weight
 from tokenenv.maths import GROUPED
 from tokenenv.mdp import TokenMDP
 from tokenenv.models import sample_responses
@@ -59,7 +59,7 @@ def explain_response(config: ExplainConfig) -> TokenTable:
     trained = run.read_config(config.trust_code)
     mdp = TokenMDP(EnvSettings(**{**trained.environment("eval"), "group_size": 1}), num_envs=1)
     policy = LMActorCriticPolicy.from_pretrained(run.policy, mdp.settings.device)
-    settings = _settings(run, trained, mdp.kl_coef, mdp.max_new_tokens)
+    settings = _settings(run, trained, mdp.kl_coef)
     prompt = mdp.encode_prompt(config.prompt)
     episodes = [_given(config.response, prompt, mdp)] if config.response is not None else []
     group = max(2, settings.group_size) if settings.advantage_estimator in GROUPED else 1
@@ -72,25 +72,16 @@ def explain_response(config: ExplainConfig) -> TokenTable:
     return TokenTable(table.header, table.responses[:1])
 
 
-def _settings(
-    run: RunFolder, trained: TrainConfig, kl_coef: float, max_new_tokens: int
-) -> UpdateSettings:
+def _settings(run: RunFolder, trained: TrainConfig, kl_coef: float) -> UpdateSettings:
     """Those of the run's last token table, with its whitening; else those of its configuration."""
     if token_files(run.root):
         return UpdateSettings.from_header(read_tokens(run.root).header)
     buffer, agent = trained.rollout_buffer(), trained.agent()
-    names = (
-        *("gamma", "gae_lambda", "kl_estimator", "use_kl_loss"),
-        *("clip_range", "clip_range_high", "clip_range_vf"),
-    )
+    names = ("gamma", "gae_lambda", "kl_estimator", "use_kl_loss", "clip_range", "clip_range_vf")
     estimator = buffer["advantage_estimator"]
     return UpdateSettings(
         advantage_estimator=estimator,
         group_size=buffer["group_size"],
-        gae_lambda_value=buffer.get("gae_lambda_value"),
-        gae_lambda_alpha=buffer.get("gae_lambda_alpha"),
-        vine_samples=buffer.get("vine_samples", DEFAULT_VINE_SAMPLES),
-        max_new_tokens=max_new_tokens,
         kl_coef=kl_coef,
         ent_coef=trained.ent_coef,
         vf_coef=value_loss_weight(trained.vf_coef, estimator),

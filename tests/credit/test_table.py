@@ -314,39 +314,3 @@ def test_true_advantages_are_those_of_the_enumerated_tree():
         truth=truth,
     )
     assert np.isnan(discounted.column("true_advantage")).all()
-
-
-@pytest.mark.parametrize("alpha", [0.3, 2.0])
-def test_lambda_follows_the_length_of_each_response_where_it_does(folder, alpha):
-    model = trained(folder, 1, scoring="deferred")
-    settings = UpdateSettings(gae_lambda_alpha=alpha, gae_lambda_value=1.0, kl_coef=0.1)
-    table = token_table(model.policy, scorer_of(model), episodes_of(model), settings)
-    for response in table.responses:
-        columns = response["columns"]
-        rewards, values = np.array([columns["reward"]]), np.array([columns["value"]])
-        length = rewards.shape[1]
-        gae_lambda = np.clip(1 - 1 / (alpha * length), 0, 1)
-        expected = generalized_advantages(rewards, values, [length], [0.0], 1.0, gae_lambda)[0]
-        np.testing.assert_allclose(columns["advantage"], expected, atol=1e-5)
-        to_come = np.cumsum(rewards[0][::-1])[::-1]  # λ = 1: what the critic learns
-        np.testing.assert_allclose(columns["return"], to_come, atol=1e-5)
-
-
-def test_vine_values_are_of_continuations_and_end_with_the_score(folder):
-    """At the last state of a response of T tokens a continuation is one token long."""
-    model = trained(folder, 1, scoring="deferred")
-    settings = UpdateSettings(
-        advantage_estimator="vine", vine_samples=3, kl_coef=0.1, vf_coef=0.0, max_new_tokens=8
-    )
-    table = token_table(model.policy, scorer_of(model), episodes_of(model, 1), settings)
-    for response in table.responses:
-        columns = response["columns"]
-        following = np.append(columns["value"][1:], 0.0)
-        expected = np.array(columns["reward"]) + following - np.array(columns["value"])
-        np.testing.assert_allclose(columns["advantage"], expected, atol=1e-5)
-        assert columns["value_loss"] == [None] * len(following)
-
-
-def test_the_upper_clip_range_stands_by_itself():
-    ratios, advantages = np.array([1.25, 1.35, 0.75]), np.array([1.0, 1.0, -1.0])
-    assert clip_sides(ratios, advantages, 0.2, 0.3).tolist() == ["", "high", "low"]
