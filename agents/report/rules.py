@@ -221,8 +221,10 @@ def optimum_is_rough(evidence: Evidence) -> Answer | None:
     if is_reliable is None:
         return None
     share = evidence.summary.get("least_effective_sample_size")
-    counts = [evidence.summary.get(name) for name in ("prompts", "responses_per_prompt")]
-    words = [] if None in counts else [f"{counts[0] * counts[1] // 2:,} samples of the reference"]
+    prompts, each = (evidence.summary.get(n) for n in ("prompts", "responses_per_prompt"))
+    words = []
+    if prompts is not None and each is not None:
+        words.append(f"{prompts * each // 2:,.0f} samples of the reference")
     words += [] if share is None else [f"{share:.1%} of the samples carry it at some prompt"]
     return Answer(not is_reliable, ", ".join(words) or "the samples are not counted")
 
