@@ -55,7 +55,7 @@ CHARTS = (
     Chart("score", "score", "rlhf/score", "eval/score", (("score_reference", "untrained"),)),
     Chart(
         "gold_reward",
-        "gold reward, unseen in training",
+        "gold reward",
         "rlhf/gold_reward",
         "eval/gold_reward",
         (("gold_reward_reference", "untrained"),),
