@@ -55,7 +55,7 @@ CHARTS = (
     Chart("score", "score", "rlhf/score", "eval/score", (("score_reference", "untrained"),)),
     Chart(
         "gold_reward",
-        "gold reward, unseen in training",
+        "gold reward",
         "rlhf/gold_reward",
         "eval/gold_reward",
         (("gold_reward_reference", "untrained"),),
@@ -198,11 +198,11 @@ def _lines(chart: Chart, group: Group, number: int) -> list[dict[str, Any]]:
             role = "optimum" if is_optimum else "reference"
             lines.append({"value": _short(level), "label": label, "role": role, "group": number})
     if chart.name == "kl":
-        targets = {run.config.get("kl_target") for run in group.runs} - {None}
+        settings = (run.config.get("kl_target") for run in group.runs)
+        targets = {float(target) for target in settings if isinstance(target, int | float)}
         lines += [
-            {"value": t, "label": "target", "role": "reference", "group": number}
-            for t in sorted(targets)
-            if isinstance(t, int | float)
+            {"value": target, "label": "target", "role": "reference", "group": number}
+            for target in sorted(targets)
         ]
     return lines
 

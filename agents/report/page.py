@@ -222,10 +222,10 @@ def _scale(run: RunFiles) -> dict[str, Any] | None:
     """
     of = run.summary
     optimum = of.get("optimum", of.get("optimum_lower_bound"))
-    marks = {"reference": of.get("objective_reference"), "J": of.get("objective")}
-    if optimum is None or None in marks.values():
+    reference, reached = of.get("objective_reference"), of.get("objective")
+    if optimum is None or reference is None or reached is None:
         return None
-    marks["optimum"] = optimum
+    marks = {"reference": reference, "J": reached, "optimum": optimum}
     interval = of.get("optimum_interval") or [optimum, optimum]
     low, high = min(*marks.values(), *interval), max(*marks.values(), *interval)
     if not high > low:
@@ -240,7 +240,6 @@ def _scale(run: RunFiles) -> dict[str, Any] | None:
         "is_exact": of.get("optimum") is not None,
         "fraction": of.get("objective_fraction"),
         "fraction_interval": of.get("fraction_interval"),
-        "kl_coef": of.get("kl_coef"),
     }
 
 

@@ -29,6 +29,10 @@ STILL = 0.01
 NEAR = 0.95
 
 
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
 def quarter_mean(curve: Curve, number: int) -> tuple[float, float]:
     """Mean of a quarter of a curve, and the standard error of that mean.
 
@@ -165,7 +169,9 @@ def responses_do_not_end(evidence: Evidence) -> Answer | None:
     if curves is None:
         return None
     first, last = float(curves[0].values[0]), quarter_mean(curves[0], -1)[0]
-    words = f"{first:.0%} of the responses ended by themselves at first, {last:.0%} at last"
+    words = (
+        f"{_percent(first)} of the responses ended by themselves at first, {_percent(last)} at last"
+    )
     return Answer(last < HALF * first, words)
 
 
@@ -185,7 +191,7 @@ def steps_are_large(evidence: Evidence) -> Answer | None:
     if curves is None:
         return None
     median = float(np.median(curves[0].quarter(-1)))
-    return Answer(median > CLIPPED, f"the clip holds {median:.0%} of the tokens")
+    return Answer(median > CLIPPED, f"the clip holds {_percent(median)} of the tokens")
 
 
 def hardly_moved(evidence: Evidence) -> Answer | None:
@@ -221,9 +227,13 @@ def optimum_is_rough(evidence: Evidence) -> Answer | None:
     if is_reliable is None:
         return None
     share = evidence.summary.get("least_effective_sample_size")
-    counts = [evidence.summary.get(name) for name in ("prompts", "responses_per_prompt")]
-    words = [] if None in counts else [f"{counts[0] * counts[1] // 2:,} samples of the reference"]
-    words += [] if share is None else [f"{share:.1%} of the samples carry it at some prompt"]
+    prompts, each = (evidence.summary.get(n) for n in ("prompts", "responses_per_prompt"))
+    words = []
+    if prompts is not None and each is not None:
+        words.append(f"{prompts * each // 2:,.0f} samples of the reference")
+    words += (
+        [] if share is None else [f"{_percent(share, 1)} of the samples carry it at some prompt"]
+    )
     return Answer(not is_reliable, ", ".join(words) or "the samples are not counted")
 
 
@@ -252,7 +262,8 @@ RULES = (
     Rule(
         "The entropy collapsed",
         "bad",
-        f"The entropy of the last quarter is below {COLLAPSED:.0%} of that of the first rollout.",
+        f"The entropy of the last quarter is below {_percent(COLLAPSED)} of that of the first "
+        "rollout.",
         entropy_collapsed,
     ),
     Rule(
@@ -290,7 +301,7 @@ RULES = (
     Rule(
         "Updates are large",
         "warning",
-        f"In the last quarter the clip holds more than {CLIPPED:.0%} of the tokens (median).",
+        f"In the last quarter the clip holds more than {_percent(CLIPPED)} of the tokens (median).",
         steps_are_large,
     ),
     Rule(

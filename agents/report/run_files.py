@@ -15,6 +15,16 @@ from tokenenv.json_files import parse_json, read_json_object
 
 __all__ = ["RunFiles", "read_run"]
 
+_NUMBERS = (
+    *("objective", "objective_reference", "optimum", "optimum_lower_bound", "objective_fraction"),
+    *("score", "score_reference", "gold_reward", "gold_reward_reference", "kl", "kl_coef"),
+    *("response_length", "eos_rate", "tokens", "tokens_per_second", "prompts"),
+    *("responses_per_prompt", "least_effective_sample_size"),
+)
+"""Of a summary, what the page calculates with."""
+
+_INTERVALS = ("optimum_interval", "fraction_interval")
+
 Check = Callable[[dict[str, Any], str], None]
 
 TOKENS = "time/total_timesteps"
@@ -119,6 +129,7 @@ def _read_config(run: RunFolder) -> dict[str, Any]:
             f"give the folder that `tokenrlhf train` has written ({run.root.parent.name!r} above "
             "it?)."
         )
+    _check_number(config, "total_tokens", str(run.config))
     return config
 
 
@@ -126,9 +137,16 @@ def _read_summary(run: RunFolder) -> dict[str, Any]:
     if not run.summary.is_file():
         return {}
     summary = read_json_object(run.summary, "the summary of a run", allow_nan=True)
-    for name in ("objective", "objective_reference", "optimum", "optimum_lower_bound", "score"):
-        _check_number(summary, name, str(run.summary))
-    return summary
+    where = str(run.summary)
+    for name in _NUMBERS:
+        _check_number(summary, name, where)
+    for name in _INTERVALS:
+        ends = summary.get(name)
+        is_interval = isinstance(ends, list) and len(ends) == 2
+        if ends is not None and not (is_interval and all(type(v) in (int, float) for v in ends)):
+            raise ValueError(f"{where}: {name!r} is {ends!r:.60}, it must be two numbers or null.")
+    # Older files have NaN where a number is not known.
+    return {name: None if value != value else value for name, value in summary.items()}
 
 
 def _read_rows(path: Path, check: Check, notes: list[str]) -> list[dict[str, Any]]:

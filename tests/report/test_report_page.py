@@ -283,6 +283,7 @@ def test_a_number_that_is_a_text_is_refused_by_its_name(tmp_path, capsys):
     run = make_run(tmp_path / "run", steps=())
     for file, row in (
         ("metrics.jsonl", {"time/total_timesteps": 1, "rlhf/score": "<b>"}),
+        ("summary.json", {"score": "high"}),
         ("samples.jsonl", {"tokens": 1, "score": [], "prompt": "", "response": ""}),
     ):
         before = (run / file).read_text()
@@ -331,3 +332,19 @@ def test_the_parts_of_the_page_are_installed_with_the_package():
     project = (PARTS.parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     assert '"report/page_parts/*"' in project
     assert {path.suffix for path in PARTS.iterdir()} == {".js", ".css", ".j2"}
+
+
+def test_an_interval_is_two_numbers(tmp_path, capsys):
+    run = make_run(tmp_path / "run", steps=())
+    (run / "summary.json").write_text('{"fraction_interval": [0.1, "x"]}')
+    assert main(["report", str(run)]) == 2
+    assert "'fraction_interval' is [0.1, 'x'], it must be two numbers or null" in said(capsys)
+
+
+def test_what_is_not_finite_in_a_summary_is_not_known(tmp_path):
+    run = make_run(tmp_path / "run", steps=())
+    summary = json.loads((run / "summary.json").read_text())
+    summary |= {"objective": float("nan"), "score": float("nan")}
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = make_page([read_run(run, 0)])
+    assert "nan" not in page.replace("NaN", "").lower().split("<script")[0]

@@ -162,7 +162,7 @@ def test_the_optimum_is_known_roughly():
     found = answer(title, is_reliable=False, **summary)
     assert found.holds
     assert found.numbers == (
-        "8,192 samples of the reference, 2.0% of the samples carry it at some prompt"
+        "8,192 samples of the reference, 2.0 % of the samples carry it at some prompt"
     )
     assert not answer(title, is_reliable=True).holds
 
