@@ -184,6 +184,7 @@ def test_no_folder_beside_the_examples_hides_a_package(tmp_path):
 @pytest.mark.parametrize("name", QUICK)
 def test_example_shows_what_it_says(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NO_COLOR", "1")
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     QUICK[name](capsys.readouterr().out, tmp_path)
 
