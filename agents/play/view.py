@@ -113,7 +113,7 @@ class View:
     def result(self, game: Game, others: Sequence[Result]) -> None:
         """The end: what was paid, what others get, and how that compares."""
         assert game.ending is not None
-        you = own_result(game)
+        you = player_result(game)
         table = Table(box=SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
         headers = ("score", "KL", f"score − {game.kl_coef:g}·KL", "gold")
         table.add_column("")
@@ -140,7 +140,7 @@ class View:
         self.console.print(said, highlight=False)
 
 
-def own_result(game: Game) -> Result:
+def player_result(game: Game) -> Result:
     """What the player got."""
     ending = game.ending
     assert ending is not None

@@ -17,7 +17,7 @@ from tokenenv.env import TokenEnv
 from tokenenv.models import ReferenceDecoder
 from tokenenv.models.decode_step import StepCapture
 from tokenenv.models.slot_cache import SlotDecoder
-from tokenenv.optimum import true_advantages
+from tokenenv.optimum import enumerate_task, solve, true_advantages
 from tokenenv.vector_env import TokenVectorEnv
 from tokenenv.wrappers import fork, vector
 
@@ -373,12 +373,18 @@ def continuations(env, policy, tree, prompt, forks, rng) -> np.ndarray:
     return np.concatenate(returns)
 
 
+@pytest.fixture(scope="module")
+def short_solution():
+    """The optimum of `exact` with responses of four tokens at most."""
+    return solve(enumerate_task("exact", max_new_tokens=4, device="cpu"))
+
+
 @pytest.mark.parametrize("tokens", [[], [4], [4, 2]])
-def test_continuations_of_a_fork_agree_with_the_exact_values(exact_solution, tokens, rng):
-    tree, prompt = exact_solution.tree, 1
-    policy = exact_solution.policy_between(0.5)
+def test_continuations_of_a_fork_agree_with_the_exact_values(short_solution, tokens, rng):
+    tree, prompt = short_solution.tree, 1
+    policy = short_solution.policy_between(0.5)
     exact = true_advantages(policy, tree)
-    env = TokenVectorEnv(num_envs=64, task="exact", autoreset_mode="SameStep", split="eval")
+    env = TokenVectorEnv(64, "SameStep", task="exact", max_new_tokens=4, device="cpu")
     env.reset(options={"prompt": tree.prompts[prompt]})
     for token in tokens:
         env.step(np.full(64, token))

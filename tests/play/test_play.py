@@ -25,7 +25,7 @@ from agents.play.comparisons import Comparisons, Result
 from agents.play.config import PlayConfig
 from agents.play.game import Game
 from agents.play.moves import Move, read_move
-from agents.play.view import View, own_result, verdict
+from agents.play.view import View, player_result, verdict
 from tokenenv.env import TokenEnv
 from tokenenv.models import load_frozen
 from tokenenv.optimum import enumerate_task, solve
@@ -158,7 +158,7 @@ def test_rewards_and_kl_are_those_of_the_environment(game):
         total, ref_log_probs = total + reward, ref_log_probs + info["ref_logprob"]
     assert sum(game.rewards) == pytest.approx(total) and game.kl == pytest.approx(-ref_log_probs)
     assert game.ending is not None and game.tokens == [FA, SOL, EOS]
-    you = own_result(game)
+    you = player_result(game)
     assert you.objective == pytest.approx(you.score - game.kl_coef * you.kl, abs=1e-5)
 
 
@@ -218,7 +218,7 @@ def test_the_best_response_is_the_greatest_of_all_responses():
     assert comparisons.of("sol") is comparisons.of("sol")  # computed once
     for token in response:
         game.take(int(token))
-    assert verdict(own_result(game), list(results.values())) == "No single answer gets more."
+    assert verdict(player_result(game), list(results.values())) == "No single answer gets more."
 
 
 def test_where_nothing_can_be_listed_the_reference_is_sampled():
@@ -231,9 +231,9 @@ def test_where_nothing_can_be_listed_the_reference_is_sampled():
     for token in game.language_model.tokenizer(" The plot was great.")["input_ids"]:
         game.take(token)
     game.take(game.language_model.eos_token_ids[0])
-    said = verdict(own_result(game), [reference])
+    said = verdict(player_result(game), [reference])
     assert said.startswith("The score is more than the reference's mean, score − β·KL ")
-    assert own_result(game).score > 1 and "The optimum is not known here." in said
+    assert player_result(game).score > 1 and "The optimum is not known here." in said
 
 
 # The command -------------------------------------------------------------------------------------

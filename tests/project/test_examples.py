@@ -227,6 +227,7 @@ def test_example_shows_what_it_says(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(EXAMPLES)  # where Python looks first when it runs a script
     monkeypatch.setattr(sys, "argv", [name])
+    monkeypatch.setenv("NO_COLOR", "1")
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     QUICK[name](capsys.readouterr().out, tmp_path)
 
