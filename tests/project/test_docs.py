@@ -114,6 +114,7 @@ SMALLER = {
     "--eval-responses 8 --device cpu",
     "evaluate": "--eval-prompts 4 --eval-responses 8",
     "sample": "--n 1",
+    "explain": "--seed 1",
     "play": "--device cpu",
     "reward-model": "--epochs 1 --device cpu",
     "verify": "--no-learning",
