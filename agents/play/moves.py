@@ -126,7 +126,8 @@ def _spelt(typed: str, spellings: Sequence[str], language_model: Any) -> tuple[i
             f"{typed[:_SHOWN]!r} can't be spelt in the reference's tokens ({some}, …): type words "
             "of its vocabulary, or the number of a token in the list."
         )
-    return tuple(min(known, key=lambda ids: len(ids)))
+    shortest: list[int] = min(known, key=len)
+    return tuple(shortest)
 
 
 def _encoded(text: str, language_model: Any) -> list[int]:
