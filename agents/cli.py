@@ -1,4 +1,4 @@
-"""The command line: `tokenrlhf train | evaluate | sample | play | reward-model | verify | compare`.
+"""The command line: train, evaluate, sample, explain, play, reward-model, verify and compare.
 
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
@@ -18,9 +18,15 @@ from rich.console import Console
 from rich.text import Text
 
 from agents.compare.config import CompareConfig
-from agents.config import EvaluateConfig, RewardModelConfig, SampleConfig, TrainConfig
+from agents.config import TrainConfig
 from agents.console import literal, new_console
 from agents.play.config import PlayConfig
+from agents.runs.config import (
+    EvaluateConfig,
+    ExplainConfig,
+    RewardModelConfig,
+    SampleConfig,
+)
 from agents.runs.tables import (
     print_before_and_after,
     print_places,
@@ -41,6 +47,7 @@ Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
+    | Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
     | Annotated[PlayConfig, tyro.conf.subcommand("play")]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
@@ -248,6 +255,12 @@ def _play(config: PlayConfig, console: Console) -> None:
     play(config, console)
 
 
+def _explain(config: ExplainConfig, console: Console) -> None:
+    from agents.runs.explain import explain
+
+    explain(config, console)
+
+
 def _reward_model(config: RewardModelConfig, console: Console) -> None:
     from agents.runs.reward_model import train_from_file
 
@@ -271,6 +284,7 @@ _RUNNERS: dict[type, Any] = {
     TrainConfig: _train,
     EvaluateConfig: _evaluate,
     SampleConfig: _sample,
+    ExplainConfig: _explain,
     PlayConfig: _play,
     RewardModelConfig: _reward_model,
     VerifyConfig: _verify,
