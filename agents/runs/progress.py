@@ -107,7 +107,8 @@ class ProgressCallback(BaseCallback):
     def close(self) -> None:
         """Give the screen's last lines back; safe to call twice."""
         if self._display is not None:
-            self._display.stop()
+            with contextlib.suppress(OSError):  # of a terminal that is gone
+                self._display.stop()
             self._display = None
 
 

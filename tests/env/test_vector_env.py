@@ -284,7 +284,8 @@ def test_seeds_and_kl_coef(settings):
     assert rewards.tolist() == [0.0, 0.0] and infos["kl_coef"].tolist() == [0.0, 0.0]
 
 
-def test_rendering(settings):
+def test_rendering(settings, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
     vector = TokenVectorEnv(2, render_mode="ansi", **settings)
     vector.reset(options={"prompt": ["w4", "w5"]})
     vector.step(np.array([9, EOS]))
