@@ -1,4 +1,4 @@
-"""The typed settings of the command line; every field's text is its `--help`.
+"""The typed settings of `tokenrlhf train`; every field's text is its `--help`.
 
 Importing this loads neither torch nor transformers, so that `--help` answers at once.
 """
@@ -8,9 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from agents.settings import (
     DEFAULT_DUAL_RATE,
@@ -29,18 +27,15 @@ from tokenenv.maths import CRITIC_FREE
 from tokenenv.ranges import (
     COUNT,
     COUNT_OR_0,
-    OPTIONAL_COUNT,
-    OPTIONAL_RESPONSES,
     RESPONSES,
     SEED,
-    WEIGHT,
     Range,
     check_ranges,
     count,
 )
 from tokenenv.tasks import names_code
 
-__all__ = ["EvaluateConfig", "RewardModelConfig", "SampleConfig", "TrainConfig"]
+__all__ = ["TrainConfig"]
 
 MOST_ENVS = 65_536
 """Limit of `n_envs`: every environment needs a cache."""
@@ -53,6 +48,8 @@ _TRAIN_RANGES: dict[str, Range] = {
     "eval_prompts": COUNT,
     "eval_responses": RESPONSES,
     "eval_every": COUNT_OR_0,
+    "explain_every": COUNT_OR_0,
+    "explain_prompts": COUNT,
     "checkpoint_every": COUNT_OR_0,
     "num_threads": count(1, 1024, ", or None (leave it out)", is_optional=True),
 }
@@ -175,6 +172,11 @@ class TrainConfig:
     """Responses for each of them at the end: half the policy's, half the reference's."""
     eval_every: int = 8
     """Updates between two quick evaluations of J during training; 0 for none."""
+    explain_every: int = 8
+    """Updates between two token tables (tokens/STEP.jsonl), which `report` and `explain` read; 0
+    for none."""
+    explain_prompts: int = 8
+    """Held-out prompts in a token table."""
     checkpoint_every: int = 16
     """Updates between two checkpoints; 0: only the last. TokenPPO.load unpickles them, which can
     run code: share policy/ instead, and load only checkpoints that you trust."""
@@ -266,85 +268,3 @@ class TrainConfig:
         named = {name: getattr(self, name) for name in ("reward_model", "prompts")}
         code = {name: value for name, value in named.items() if names_code(value)}
         return {"task": self.task, **code} if ":" in self.task else code
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """Measure a run again on held-out prompts: J, the bound on J*, KL, score, gold reward."""
-
-    run: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run."""
-    seed: int = 1
-    """Seed of the sampling."""
-    eval_prompts: int | None = None
-    """Held-out prompts; as in the run unless given."""
-    eval_responses: int | None = None
-    """Responses for each; as in the run unless given."""
-    trust_code: bool = False
-    """Import the code that the run's files name (reward_model, task or prompts as
-    'module:attribute'). Without it such a run is refused: it could run any code."""
-
-    def __post_init__(self) -> None:
-        """Validate the settings."""
-        ranges = {"eval_prompts": OPTIONAL_COUNT, "eval_responses": OPTIONAL_RESPONSES}
-        check_ranges(vars(self), {"seed": SEED, **ranges})
-
-
-@dataclass(frozen=True)
-class SampleConfig:
-    """Sample responses to a prompt from a run's policy, and from the reference."""
-
-    run: Annotated[Path, tyro.conf.Positional]
-    """Folder of a run."""
-    prompt: str
-    """The prompt."""
-    n: int = 3
-    """Responses of each."""
-    greedy: bool = False
-    """Take the most likely token instead of sampling."""
-    seed: int = 0
-    """Seed of the sampling."""
-    trust_code: bool = False
-    """Import the code that the run's files name (reward_model, task or prompts as
-    'module:attribute'). Without it such a run is refused: it could run any code."""
-
-    def __post_init__(self) -> None:
-        """Validate the settings."""
-        check_ranges(vars(self), {"n": COUNT, "seed": SEED})
-
-
-@dataclass(frozen=True)
-class RewardModelConfig:
-    """Train a reward model on preference pairs."""
-
-    pairs: Path
-    """JSON Lines of {"prompt", "chosen", "rejected"[, "margin"]}."""
-    base: str
-    """Task name, folder or hub id of the model to start from: a causal LM or a classifier."""
-    out: Path
-    """Folder to write it to."""
-    overwrite: bool = False
-    """Write into a folder that exists already."""
-    epochs: int = 2
-    """Passes over the pairs."""
-    batch_size: int = 32
-    """Pairs per step."""
-    learning_rate: float = 3e-4
-    """AdamW's peak, with warm-up and linear decay."""
-    centering_coef: float = 0.0
-    """Weight of the loss term that keeps rewards near 0."""
-    eval_fraction: float = 0.1
-    """Share of the prompts held out to choose the weights by."""
-    report_fraction: float = 0.1
-    """Share of the prompts held out for the report alone; 0: it is made on those of the choice."""
-    max_tokens: int | None = None
-    """Drop pairs with a side longer than this many tokens; default: the limit of the model."""
-    device: str = "auto"
-    """Torch device."""
-    seed: int = 0
-    """Seed of head, split and order."""
-
-    def __post_init__(self) -> None:
-        """Validate the settings that `RewardTrainingSettings` does not."""
-        ranges = {"max_tokens": OPTIONAL_COUNT, "centering_coef": WEIGHT, "seed": SEED}
-        check_ranges(vars(self), ranges)

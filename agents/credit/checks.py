@@ -98,7 +98,7 @@ _RESPONSE: dict[str, Rule] = {
     "index": _INDEX,
     "prompt": _TEXT,
     "response": _TEXT,
-    "score": _NUMBER,
+    "score": (_number_or(None), "a finite number, or null of a response that was cut"),
     "gold_reward": _OPTIONAL,
     "finish_reason": _one_of(*_FINISHES),
     "bootstrap_value": _NUMBER,
@@ -200,8 +200,8 @@ def _check_column(name: str, entries: list[Any], where: str) -> None:
     for value in entries:
         if not holds(value):
             raise ValueError(f"{where}: the column {name!r} holds {value!r:.60}, not {words}.")
-    if name == "position" and entries != list(range(len(entries))):
-        raise ValueError(f"{where}: the column 'position' must count from 0: {entries!r:.60}.")
+    if name == "position" and entries and entries != [entries[0] + i for i in range(len(entries))]:
+        raise ValueError(f"{where}: the column 'position' must count up by 1: {entries!r:.60}.")
 
 
 def _rule_of(name: str) -> Rule:

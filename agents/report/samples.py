@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.credit import TokenFile
 from agents.report.run_files import RunFiles
 
 __all__ = ["before_and_after", "best_and_worst", "correlation", "score_against_length"]
@@ -17,6 +18,11 @@ SHOWN = 4
 
 FEWEST = 8
 """Pairs below which a correlation is not worth a number."""
+
+
+def _of_the_policy(table: TokenFile) -> list[dict[str, Any]]:
+    """Its finished responses; fixed ones are another policy's, and cut ones have no score."""
+    return [r for r in table.responses if r["kind"] != "fixed" and r["score"] is not None]
 
 
 def before_and_after(samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -57,8 +63,7 @@ def best_and_worst(run: RunFiles) -> dict[str, Any] | None:
     """
     if run.tables:
         table = run.tables[-1]
-        # Fixed responses are none of this policy's.
-        responses = [r for r in table.responses if r["kind"] != "fixed"]
+        responses = _of_the_policy(table)
         source = f"{len(responses)} responses in the token tables after {table.step:,} tokens"
     else:
         last = max((sample["tokens"] for sample in run.samples), default=0)
@@ -87,10 +92,7 @@ def score_against_length(run: RunFiles) -> dict[str, Any] | None:
     if run.tables:
         unit = "tokens"
         steps = [
-            (
-                table.step,
-                [(r["tokens"], r["score"]) for r in table.responses if r["kind"] != "fixed"],
-            )
+            (table.step, [(r["tokens"], r["score"]) for r in _of_the_policy(table)])
             for table in run.tables
         ]
     else:

@@ -74,6 +74,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             `"group"`, group after group. Without a critic, `returns` are the rewards to come.
         actions: (n,) int32.
         ref_log_probs: (n,) float32 log π_ref of the tokens, or (0,) where the update needs none.
+        context_lengths: (S,) int32 response tokens before each segment, which are not trained on.
+        ended: (S,) bool, whether the episode ended with the segment.
+        following_values: (S,) float32 V of the state after each segment; 0 where it ended.
+        kl_coefs: (n,) float32 β under which each token was sampled.
         old_log_probs: (n,) float32, what ratios divide by: `log_probs`, or the same policy's as the
             update computes them where it computes in another precision.
         kl_coef: β of the last rollout.
@@ -338,6 +342,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         prefixes = [s.prefix for s in segments]
         self._prefixes = concatenate(prefixes, np.int32)  # (tokens before all segments,)
         self._prefix_offsets = offsets([len(prefix) for prefix in prefixes])  # (S + 1,)
+        self.context_lengths = np.array([len(s.context) for s in segments], dtype=np.int32)  # (S,)
+        self.ended = np.array([s.ended for s in segments], dtype=bool)  # (S,)
+        self.kl_coefs = concatenate([s.kl_coefs for s in segments], np.float32)  # (n,)
+        self.following_values = np.zeros(len(segments), dtype=np.float32)  # (S,)
 
     def prefix(self, segment: int) -> np.ndarray:
         """The (tokens,) int32 ids that a segment of the update follows: prompt and context."""
@@ -345,12 +353,14 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         return self._prefixes[start:end]
 
     def _compute_advantages(self, segments: Sequence[Segment], last_values: np.ndarray) -> None:
+        following = np.array([_following_value(s, last_values) for s in segments])  # (S,)
+        self.following_values = following.astype(np.float32)
         self.advantages, self.returns = token_advantages(
             self.advantage_estimator,
             whiten_rewards(self.rewards) if self.whiten_rewards else self.rewards,
             self.values,
             self.lengths,
-            np.array([_following_value(s, last_values) for s in segments]),  # (S,)
+            following,
             self.gamma,
             self.gae_lambda,
             self.group_size,
@@ -377,6 +387,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             self.returns,
             self._prefixes,
             self._prefix_offsets,
+            self.context_lengths,
+            self.ended,
+            self.kl_coefs,
+            self.following_values,
             *([] if self.old_log_probs is self.log_probs else [self.old_log_probs]),
         )
         still_open = sum(segment.nbytes for segment in self._open if segment is not None)

@@ -1,7 +1,7 @@
 """A run's folder: the paths of its files, creating it, and reading it again.
 
-`config.json`, `metrics.jsonl` (and TensorBoard), `samples.jsonl`, `checkpoints/`, `policy/`,
-`reward_model/`, `summary.json`, `curves.png`, `tokens/`, `report.html`.
+`config.json`, `metrics.jsonl` (and TensorBoard), `samples.jsonl`, `tokens/`, `checkpoints/`,
+`policy/`, `reward_model/`, `summary.json`, `curves.png`, `report.html`.
 """
 
 from __future__ import annotations
@@ -126,6 +126,11 @@ class RunFolder:
         return self.root / "samples.jsonl"
 
     @property
+    def tokens(self) -> Path:
+        """Token tables, one file for each of some steps."""
+        return self.root / "tokens"
+
+    @property
     def checkpoints(self) -> Path:
         """SB3 archives that `TokenPPO.load` reads, and `best/`."""
         return self.root / "checkpoints"
@@ -151,11 +156,6 @@ class RunFolder:
         return self.root / "curves.png"
 
     @property
-    def tokens(self) -> Path:
-        """Token tables, one file per step."""
-        return self.root / "tokens"
-
-    @property
     def report(self) -> Path:
         """The run on one page."""
         return self.root / "report.html"
@@ -169,7 +169,7 @@ class RunFolder:
 
 _CONTENTS = (
     *("config.json", "metrics.jsonl", "samples.jsonl", "summary.json", "curves.png"),
-    *("tensorboard", "checkpoints", "policy", "reward_model", "tokens", "report.html"),
+    *("tensorboard", "tokens", "checkpoints", "policy", "reward_model", "report.html"),
 )
 
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.atomic_files import discard, write_json, writing
-from agents.config import RewardModelConfig
 from agents.console import literal
+from agents.runs.config import RewardModelConfig
 from agents.runs.output_folder import OutputFolder
 from agents.runs.progress import progress_bar
 from tokenenv.models import resolve_device

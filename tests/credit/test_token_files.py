@@ -188,7 +188,7 @@ COLUMN_FAULTS = {
     "token": (1.5, "not a whole number"),
     "text": (None, "not a text"),
     "clip": ("middle", "not 'high', 'low', '' or null"),
-    "position": (9, "must count from 0"),
+    "position": (9, "must count up by 1"),
     "top_tokens": (7, "must be a list of at most 5"),
     "top_texts": ([1], "not a text"),
     "top_probs": ([0.1] * 6, "must be a list of at most 5"),
@@ -231,7 +231,7 @@ def test_a_header_with_a_wrong_or_missing_field_is_refused(path, responses, name
 
 RESPONSE_FAULTS = {
     "kind": "other",
-    "score": None,
+    "score": "1",
     "prompt": 3,
     "finish_reason": "tired",
     "uniform": {"rloo": 1.0},

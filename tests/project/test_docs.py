@@ -276,7 +276,9 @@ def test_how_often_the_cadence_is_played_is_said_as_the_card_has_it():
 
 def defaults() -> dict[str, dict[str, object]]:
     """Owner of options, as the page calls it → name → default."""
-    from agents import EpisodeRolloutBuffer, LMActorCriticPolicy, TokenPPO, config
+    from agents import EpisodeRolloutBuffer, LMActorCriticPolicy, TokenPPO
+    from agents.config import TrainConfig
+    from agents.runs.config import EvaluateConfig, RewardModelConfig, SampleConfig
     from tokenenv.env import TokenEnv
 
     owners = {
@@ -284,10 +286,10 @@ def defaults() -> dict[str, dict[str, object]]:
         "TokenPPO": TokenPPO,
         "buffer": EpisodeRolloutBuffer,
         "policy": LMActorCriticPolicy,
-        "train": config.TrainConfig,
-        "evaluate": config.EvaluateConfig,
-        "sample": config.SampleConfig,
-        "reward-model": config.RewardModelConfig,
+        "train": TrainConfig,
+        "evaluate": EvaluateConfig,
+        "sample": SampleConfig,
+        "reward-model": RewardModelConfig,
     }
     return {
         owner: {name: p.default for name, p in inspect.signature(it).parameters.items()}

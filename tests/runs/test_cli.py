@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 
-from agents.cli import _shown, main
+from agents.cli import main
 from agents.config import TrainConfig
 from agents.runs.curves import read_metrics
 from agents.runs.folder import RunFolder
+from agents.runs.tables import _shown
 
 TINY = [
     *("--total-tokens", "512", "--n-envs", "16", "--n-steps", "16", "--batch-size", "128"),
