@@ -20,9 +20,6 @@ __all__ = ["Texts", "packed_column", "packed_table", "script_json"]
 _EXACT = ("reward", "value")
 """What advantages are computed from in the page."""
 
-_IMPLIED = ("position", "response")
-"""Follow from the lengths of the responses."""
-
 _ESCAPES = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
 
 
@@ -81,7 +78,7 @@ def packed_table(table: TokenFile, texts: Texts) -> dict[str, Any]:
     columns = {
         name: packed_column(name, values, texts)
         for name, values in table.arrays.items()
-        if name not in _IMPLIED
+        if name != "response"  # follows from their lengths
     }
     return {"header": header, "responses": responses, "columns": columns}
 

@@ -151,11 +151,6 @@ class RunFolder:
         return self.root / "curves.png"
 
     @property
-    def tokens(self) -> Path:
-        """Token tables, one file per step."""
-        return self.root / "tokens"
-
-    @property
     def report(self) -> Path:
         """The run on one page."""
         return self.root / "report.html"

@@ -194,3 +194,30 @@ def test_without_a_critic_the_runs_advantages_are_shown_until_a_slider_moves(bro
     rewards = table.columns_of(0)["reward"]
     to_come = sum(0.5**k * rewards[k] for k in range(len(rewards)))
     assert numbers(browser, "advantage")[0] == pytest.approx(to_come, abs=1e-6)
+
+
+def test_a_segment_that_was_cut_has_its_own_positions_and_no_score(browser, tmp_path):
+    header = make_header(16)
+    responses = make_responses(header, {"fresh": 4, "rollout": 3}, is_exact=True)
+    cut = responses[-1]
+    count = len(cut["columns"]["token"])
+    cut |= {"score": None, "gold_reward": None, "finish_reason": "cut"}
+    cut["columns"]["position"] = np.arange(5, 5 + count)
+    for response in responses[4:]:
+        response["columns"]["true_advantage"] = [None] * len(response["columns"]["token"])
+    root = make_run(tmp_path / "run", steps=())
+    write_tokens(root / "tokens" / "16.jsonl", header, responses)
+    browser.open(write_report(root))
+    browser.choose("kind", "rollout")
+    browser.choose("response", 6)
+    assert "position 5," in browser.text("#details")
+    assert "score –" in browser.text("#response-facts")
+    # What is known of no response of this kind has no strip: uniform and true advantages.
+    assert [name.split(",")[0] for name in browser.texts("#estimators b")] == [
+        "GAE",
+        "Monte Carlo",
+        "TD",
+    ]
+    assert "rloo, group, reinforce: not known" in browser.text("#estimator-note")
+    browser.choose("kind", "fresh")
+    assert browser.count("#estimators b") == 7

@@ -156,3 +156,10 @@ def test_correlation_is_pearsons_and_needs_eight_pairs_that_vary():
 )
 def test_steps_are_left_out_evenly_and_never_the_last(sizes, budget, places):
     assert evenly(sizes, budget) == places
+
+
+def test_a_response_that_was_cut_is_in_no_ranking(tmp_path):
+    run = read_run(make_run(tmp_path / "run", steps=(16,), counts={"rollout": 4}), 1e6)
+    run.tables[0].responses[1]["score"] = None
+    assert best_and_worst(run)["source"].startswith("3 responses")
+    assert len(score_against_length(run)["series"][0]["x"]) == 3

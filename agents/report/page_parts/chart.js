@@ -29,7 +29,7 @@ function drawChart(container, spec, width = null) {
     new ResizeObserver(([entry]) =>
       requestAnimationFrame(() => {
         const now = widthOf(entry.contentRect.width);
-        if (now !== box.width) box.redraw(now);
+        if (entry.contentRect.width && now !== box.width) box.redraw(now); // 0: not on the screen
       }),
     ).observe(box);
   }

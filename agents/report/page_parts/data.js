@@ -65,6 +65,27 @@ class Step {
     return [...new Set(this.responses.map((response) => response.kind))];
   }
 
+  /** Whether anything is known of the responses of a kind. */
+  isKnownOf(values, kind) {
+    return this.ofKind(kind).some((i) =>
+      values.subarray(...this.range(i)).some((value) => !Number.isNaN(value)),
+    );
+  }
+
+  /** What is one number for a whole response, for each of its tokens; null becomes NaN. */
+  uniform(name) {
+    this.uniforms = this.uniforms || {};
+    if (!this.uniforms[name]) {
+      const all = new Float64Array(this.count);
+      this.responses.forEach((response, i) => {
+        const value = response.uniform[name];
+        all.fill(value === null ? NaN : value, ...this.range(i));
+      });
+      this.uniforms[name] = all;
+    }
+    return this.uniforms[name];
+  }
+
   /** The first token of a response and the one after its last. */
   range(response) {
     return [this.starts[response], this.starts[response + 1]];

@@ -13,7 +13,7 @@ function drawDetails() {
     el(
       "p",
       { class: "muted" },
-      `id ${step().column("token")[token]}, position ${state.token}, probability ${percent(prob)}`,
+      `id ${step().column("token")[token]}, position ${step().column("position")[token]}, probability ${percent(prob)}`,
     ),
   );
   const others = Object.keys(run().columns).filter((name) => !DATA.known_columns.includes(name));

@@ -11,10 +11,6 @@ function setting(value) {
   return String(+value.toPrecision(6));
 }
 
-function constant(values) {
-  return Float64Array.from(values);
-}
-
 /** The estimators that can be shown: label, note, values of all tokens of the step. */
 function estimators() {
   const of = step(),
@@ -39,31 +35,20 @@ function estimators() {
     { label: "TD, λ = 0", values: of.bounds.td, isOwn: isGae("td") },
   ];
   for (const [name, [label, note]] of Object.entries(UNIFORM)) {
-    of.uniform = of.uniform || {};
-    of.uniform[name] =
-      of.uniform[name] ||
-      constant(
-        of.responses.flatMap((r) =>
-          Array(r.tokens).fill(r.uniform[name] === null ? NaN : r.uniform[name]),
-        ),
-      );
+    const values = of.uniform(name);
+    if (!of.isKnownOf(values, state.kind)) continue;
     const isMissing = response().uniform[name] === null;
-    if (of.responses.every((r) => r.uniform[name] === null)) continue;
     rows.push({
       label: `${label}: one number for all`,
       about: isMissing ? "not known: no other response to compare with" : note,
-      values: of.uniform[name],
+      values,
       isOwn: header.estimator === name,
       isApart: name === "group",
     });
   }
-  if (of.isKnown("true_advantage"))
-    rows.push({
-      label: "true advantage A^π",
-      about: "exact",
-      values: of.column("true_advantage"),
-      isTrue: true,
-    });
+  const truth = of.column("true_advantage");
+  if (of.isKnownOf(truth, state.kind))
+    rows.push({ label: "true advantage A^π", about: "exact", values: truth, isTrue: true });
   return rows;
 }
 
@@ -101,7 +86,7 @@ function aboutEstimators(rows, truth) {
       ? "r: correlation with the true advantage, over the tokens of this response, and of all " +
         "responses of this kind; an estimate that is the same for all tokens of a response has " +
         "none there."
-      : "The true advantage is known on tasks whose responses can all be listed, as exact.",
+      : "The true advantage is known of held-out responses on tasks where all can be listed, as exact.",
   ].join(" ");
 }
 

@@ -45,11 +45,13 @@ function drawInequality() {
   drawByPosition(strength);
 }
 
+/** Segments of a response may begin later than at 0. */
 function drawByPosition(strength) {
+  const position = step().column("position");
   const ranges = step()
     .ofKind(state.kind)
     .map((i) => step().range(i));
-  const longest = greatest(ranges.map(([from, to]) => to - from));
+  const longest = greatest(ranges.map(([, to]) => position[to - 1] + 1));
   const fewest = Math.min(3, ranges.length);
   const x = [],
     middle = [],
@@ -58,7 +60,10 @@ function drawByPosition(strength) {
   const column = new Float64Array(ranges.length);
   for (let t = 0; t < longest; t++) {
     let n = 0;
-    for (const [from, to] of ranges) if (from + t < to) column[n++] = strength[from + t];
+    for (const [from, to] of ranges) {
+      const at = from + t - position[from];
+      if (at >= from && at < to) column[n++] = strength[at];
+    }
     const here = sorted(column.subarray(0, n));
     if (here.length < fewest) continue;
     x.push(t);

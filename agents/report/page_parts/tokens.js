@@ -98,7 +98,7 @@ function drawStrips() {
   const [from, to] = span();
   const own = (name) => step().column(name).subarray(from, to);
   const part = (name) => numbers(name).subarray(from, to);
-  const isTrue = step().isKnown("true_advantage");
+  const isTrue = step().isKnownOf(step().column("true_advantage"), state.kind);
   const truth = isTrue ? step().column("true_advantage") : null;
   const rows = [
     ["value", "line", [part("value")]],
