@@ -20,11 +20,6 @@ FEWEST = 8
 """Pairs below which a correlation is not worth a number."""
 
 
-def _of_the_policy(table: TokenFile) -> list[dict[str, Any]]:
-    """Its finished responses; fixed ones are another policy's, and cut ones have no score."""
-    return [r for r in table.responses if r["kind"] != "fixed" and r["score"] is not None]
-
-
 def before_and_after(samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """To each prompt the first response and the last one.
 

@@ -126,6 +126,11 @@ class RunFolder:
         return self.root / "samples.jsonl"
 
     @property
+    def tokens(self) -> Path:
+        """Token tables, one file per step."""
+        return self.root / "tokens"
+
+    @property
     def checkpoints(self) -> Path:
         """SB3 archives that `TokenPPO.load` reads, and `best/`."""
         return self.root / "checkpoints"
