@@ -95,6 +95,7 @@ NAMES = {
         "-v0",
     ),
     "prompt": (),
+    "response": (),
 }
 """Settings that are texts → texts that can't be right."""
 
