@@ -98,6 +98,7 @@ NAMES = {
         "-v0",
     ),
     "prompt": (),
+    "response": (),
 }
 """Settings that are texts → texts that can't be right."""
 
