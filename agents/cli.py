@@ -20,7 +20,12 @@ from rich.text import Text
 from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
 from agents.console import literal, new_console
-from agents.runs.config import EvaluateConfig, RewardModelConfig, SampleConfig
+from agents.runs.config import (
+    EvaluateConfig,
+    ExplainConfig,
+    RewardModelConfig,
+    SampleConfig,
+)
 from agents.runs.tables import (
     print_before_and_after,
     print_places,
@@ -41,6 +46,7 @@ Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
+    | Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
@@ -241,6 +247,12 @@ def _sample(config: SampleConfig, console: Console) -> None:
         print_responses(console, title, reports)
 
 
+def _explain(config: ExplainConfig, console: Console) -> None:
+    from agents.runs.explain import explain
+
+    explain(config, console)
+
+
 def _reward_model(config: RewardModelConfig, console: Console) -> None:
     from agents.runs.reward_model import train_from_file
 
@@ -264,6 +276,7 @@ _RUNNERS: dict[type, Any] = {
     TrainConfig: _train,
     EvaluateConfig: _evaluate,
     SampleConfig: _sample,
+    ExplainConfig: _explain,
     RewardModelConfig: _reward_model,
     VerifyConfig: _verify,
     CompareConfig: _compare,

@@ -48,6 +48,8 @@ _TRAIN_RANGES: dict[str, Range] = {
     "eval_prompts": COUNT,
     "eval_responses": RESPONSES,
     "eval_every": COUNT_OR_0,
+    "explain_every": COUNT_OR_0,
+    "explain_prompts": COUNT,
     "checkpoint_every": COUNT_OR_0,
     "num_threads": count(1, 1024, ", or None (leave it out)", is_optional=True),
 }
@@ -199,6 +201,11 @@ class TrainConfig:
     """Responses for each of them at the end: half the policy's, half the reference's."""
     eval_every: int = 8
     """Updates between two quick evaluations of J during training; 0 for none."""
+    explain_every: int = 8
+    """Updates between two token tables (tokens/STEP.jsonl), which `report` and `explain` read; 0
+    for none."""
+    explain_prompts: int = 8
+    """Held-out prompts in a token table."""
     checkpoint_every: int = 16
     """Updates between two checkpoints; 0: only the last. TokenPPO.load unpickles them, which can
     run code: share policy/ instead, and load only checkpoints that you trust."""

@@ -1,8 +1,84 @@
 """Which token got which update, and why: the token table.
 
-* `columns`: what the columns of a table are.
+* `table`: `token_table` of responses that no update has used; `rollout`: `rollout_table` of those
+  that one has; `columns`: what the columns are.
+* `settings`: how an agent turns rewards into updates; `advantages`: rewards → advantages;
+  `truth`: true advantages, where a task can be enumerated.
+* `states`: what actor, critic and reference say of tokens; `texts`: tokens as text.
+* `output_layer`: the strength of an update in closed form; `exact_strength`: over all parameters;
+  `effect`: what one optimiser step does; `concentration`: how unequal the strengths are.
+* `files`: files of token tables, with every check (`checks`).
+
+Names that need torch are loaded when they are asked for: a page is made of files without it.
 """
 
-from agents.credit.columns import COLUMNS, SCHEMA, TOP, WHOLE_COLUMNS
+from __future__ import annotations
 
-__all__ = ["COLUMNS", "SCHEMA", "TOP", "WHOLE_COLUMNS"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from agents.credit.columns import COLUMNS, SCHEMA, TOP, WHOLE_COLUMNS
+from agents.credit.concentration import by_decile, by_position, gini, lorenz
+from agents.credit.files import TokenFile, read_tokens, token_files, write_tokens
+
+if TYPE_CHECKING:
+    from agents.credit.effect import StepEffect, step_effect
+    from agents.credit.exact_strength import MAX_PARAMETERS, exact_norms_and_shares
+    from agents.credit.output_layer import output_layer_norms, output_layer_shares
+    from agents.credit.rollout import rollout_table
+    from agents.credit.settings import UpdateSettings, Whitening
+    from agents.credit.states import evaluate_states
+    from agents.credit.table import TokenTable, clip_sides, token_table
+    from agents.credit.truth import Truth
+
+__all__ = [
+    "COLUMNS",
+    "MAX_PARAMETERS",
+    "SCHEMA",
+    "TOP",
+    "WHOLE_COLUMNS",
+    "StepEffect",
+    "TokenFile",
+    "TokenTable",
+    "Truth",
+    "UpdateSettings",
+    "Whitening",
+    "by_decile",
+    "by_position",
+    "clip_sides",
+    "evaluate_states",
+    "exact_norms_and_shares",
+    "gini",
+    "lorenz",
+    "output_layer_norms",
+    "output_layer_shares",
+    "read_tokens",
+    "rollout_table",
+    "step_effect",
+    "token_files",
+    "token_table",
+    "write_tokens",
+]
+
+_HOMES = {
+    "MAX_PARAMETERS": "agents.credit.exact_strength",
+    "StepEffect": "agents.credit.effect",
+    "TokenTable": "agents.credit.table",
+    "Truth": "agents.credit.truth",
+    "UpdateSettings": "agents.credit.settings",
+    "Whitening": "agents.credit.settings",
+    "clip_sides": "agents.credit.table",
+    "evaluate_states": "agents.credit.states",
+    "exact_norms_and_shares": "agents.credit.exact_strength",
+    "output_layer_norms": "agents.credit.output_layer",
+    "output_layer_shares": "agents.credit.output_layer",
+    "rollout_table": "agents.credit.rollout",
+    "step_effect": "agents.credit.effect",
+    "token_table": "agents.credit.table",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'agents.credit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

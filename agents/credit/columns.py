@@ -11,7 +11,7 @@ TOP = 5
 """Alternatives listed for every token."""
 
 COLUMNS: dict[str, str] = {
-    "position": "index t of the token in its response, from 0",
+    "position": "index t of the token in its response, from 0; a segment may begin later",
     "token": "token id",
     "text": "what the token adds to the text; bytes that are no character yet show as �",
     "log_prob": "log π(a|s), nats",

@@ -4,7 +4,7 @@
 * `held_out`: the prompts, the scorer and, where there is one, the solution.
 """
 
-from agents.evaluation.held_out import HeldOut
+from agents.evaluation.held_out import HeldOut, exact_solution
 from agents.evaluation.measuring import EvaluationCallback, ResponseReport, evaluate, respond
 
 __all__ = [
@@ -12,5 +12,6 @@ __all__ = [
     "HeldOut",
     "ResponseReport",
     "evaluate",
+    "exact_solution",
     "respond",
 ]

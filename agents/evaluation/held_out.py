@@ -16,7 +16,7 @@ from tokenenv.rewards import EpisodeScorer, LearnedReward
 from tokenenv.settings import EnvSettings, ResolvedSettings
 from tokenenv.tasks import load_task
 
-__all__ = ["HeldOut"]
+__all__ = ["HeldOut", "exact_solution"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class HeldOut:
             count,
             mdp.max_new_tokens,
             _card_optimum(mdp.settings, len(texts)),
-            _solution(mdp, texts),
+            exact_solution(mdp, texts),
         )
 
 
@@ -102,8 +102,15 @@ MAX_WORK = 10**10
 """Limit of responses times parameters for an enumeration: seconds on one core."""
 
 
-def _solution(mdp: TokenMDP, texts: list[str]) -> Solution | None:
-    """The exact optimum for `texts` where that is cheap; a user's function may be slow."""
+def exact_solution(mdp: TokenMDP, texts: list[str]) -> Solution | None:
+    """The exact optimum for some prompts, where all responses can be enumerated cheaply, else None.
+
+    Where the reward is a user's function there is none either: that may be slow.
+
+    Args:
+        mdp: the task.
+        texts: the prompts.
+    """
     count, reward = count_mdp_responses(mdp, len(texts)), mdp.scorer.reward
     if count > MAX_RESPONSES or mdp.kl_coef == 0 or not isinstance(reward, LearnedReward):
         return None

@@ -306,7 +306,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
                 chosen_log_probs, actions = log_probs.max(dim=-1)
             else:
                 actions, chosen_log_probs = sample_tokens(log_probs)
-            values = self._value(hidden[-1])
+            values = self.values_of(hidden[-1])
         if actions.is_cuda:
             actions, values, chosen_log_probs = in_one_transfer(actions, values, chosen_log_probs)
         refuse_nan(chosen_log_probs, "the actor")
@@ -327,7 +327,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         """
         if self.attention == "eager":  # score_tokens can be differentiated once
             return self.evaluate_with_logits(obs, actions)[:3]
-        hidden, critic_hidden = self._hidden_states(self._packed(obs))
+        hidden, critic_hidden = self.trunk_states(self._packed(obs))
         scores = score_tokens(
             self.actor,
             hidden,
@@ -335,16 +335,16 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             self.temperature,
             self.entropy_needs_gradient,
         )
-        return self._value(critic_hidden), *scores
+        return self.values_of(critic_hidden), *scores
 
     def evaluate_with_logits(
         self, obs: PyTorchObs | PackedSequences, actions: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `evaluate_actions`, and the (n, V) logits, divided by the temperature."""
-        hidden, critic_hidden = self._hidden_states(self._packed(obs))
+        hidden, critic_hidden = self.trunk_states(self._packed(obs))
         logits = tempered_logits(self.actor, hidden, self.temperature)
         scores = scores_of_logits(logits, actions.long().flatten(), self.entropy_needs_gradient)
-        return self._value(critic_hidden), *scores, logits
+        return self.values_of(critic_hidden), *scores, logits
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """The distribution over the next token at (N, P+T) observations, by a full forward."""
@@ -362,8 +362,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         follows = len(obs) > 1 and self.decoders.have_followed("rollout", len(obs))
         if follows and not torch.is_grad_enabled():
             hidden = self.decoders.follow("rollout", self._trunks(), as_token_ids(obs))
-            return self._value(hidden[-1])
-        return self._value(self._hidden_states(self._packed(obs))[1])
+            return self.values_of(hidden[-1])
+        return self.values_of(self.trunk_states(self._packed(obs))[1])
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
         """Actions for `predict`, which has a cache of its own."""
@@ -390,7 +390,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         as_token_ids(obs)
         return pack_observations(obs)
 
-    def _hidden_states(self, packed: PackedSequences) -> tuple[torch.Tensor, torch.Tensor]:
+    def trunk_states(self, packed: PackedSequences) -> tuple[torch.Tensor, torch.Tensor]:
         """(n, h) of the actor's trunk and (n, h') of the critic's; the same where it is shared."""
         hidden = hidden_states(self.actor, packed)
         if self.critic is None:
@@ -405,7 +405,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         assert isinstance(self.value_net, ValueHead)
         return self.value_net
 
-    def _value(self, hidden: torch.Tensor) -> torch.Tensor:
+    def values_of(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(n, 1) V, in units of the reward, at (n, h') hidden states of the critic's trunk."""
         head = self.critic_head
         with torch.autocast(hidden.device.type, enabled=False):
             return head(hidden.to(head.weight.dtype))

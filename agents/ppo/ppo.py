@@ -140,6 +140,8 @@ class TokenPPO(PPO):
         num_updates: updates in the model's life; each is `n_epochs` passes over a rollout.
         update_precision: `"float32"` or `"bfloat16"`: what `precision` came to; a loaded model
             measures `"auto"` again.
+        on_updated: called with the `Update` after each one, while the buffer still holds its
+            rollout; None for nothing. It is not saved.
 
     Raises:
         ValueError: a setting can't be used, alone or with the others.
@@ -218,6 +220,7 @@ class TokenPPO(PPO):
         self.loss_aggregation, self.loss_divisor = loss_aggregation, loss_divisor
         check_agent({**sb3_settings, **vars(self), "vf_coef": vf_coef})
         self.num_updates, self.has_met_rounding = 0, False
+        self.on_updated: Callable[[Update], None] | None = None
         with warnings.catch_warnings():
             # It counts steps that do not divide into minibatches; sequences never do, exactly.
             warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
@@ -364,7 +367,13 @@ class TokenPPO(PPO):
         buffer = self.rollout_buffer
         if isinstance(buffer, EpisodeRolloutBuffer) and not buffer.num_tokens:
             return
-        Update(self).run()
+        update = Update(self)
+        update.run()
+        if self.on_updated is not None:
+            self.on_updated(update)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "on_updated"]
 
     def rollout_kl_coef(self) -> float:
         """β of the last rollout; 0 where there is no KL."""

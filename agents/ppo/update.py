@@ -56,7 +56,9 @@ class Update:
 
     Attributes:
         magnitude: of the numbers that advantages were computed from; they round relative to it.
-        advantage_std: what the advantages of the rollout were divided by.
+        raw_advantages: (n,) as the buffer had them before they were whitened.
+        advantage_mean: what was subtracted from the advantages of the rollout.
+        advantage_std: what they were divided by.
         return_deviation: what values and returns are divided by in the value loss.
         first_pass_is_old: whether ratios divide by the log-probabilities of the first forward pass.
         epoch: from 0.
@@ -65,7 +67,8 @@ class Update:
 
     def __init__(self, model: Any) -> None:
         self.model, self.policy, self.buffer = model, model.policy, model.rollout_buffer
-        self.magnitude, self.advantage_std = 0.0, 1.0
+        self.magnitude, self.advantage_mean, self.advantage_std = 0.0, 0.0, 1.0
+        self.raw_advantages = self.buffer.advantages
         self.return_deviation: float | torch.Tensor = 1.0
         if (head := model.normalized_head) is not None:
             self.return_deviation = head.deviation
@@ -97,11 +100,13 @@ class Update:
 
     def whiten_advantages(self) -> None:
         """Give the rollout's advantages mean 0 and deviation 1, unless they are rounding only."""
-        advantages = self.buffer.advantages
+        self.raw_advantages = advantages = self.buffer.advantages
         self.magnitude = advantage_magnitude(self.buffer, self.model.rollout_kl_coef())
         if not self.model.whiten_advantages:
             return
         self.advantage_std = whitening_divisor(advantages, self.magnitude)
+        if np.size(advantages) > 1:
+            self.advantage_mean = float(np.mean(advantages, dtype=np.float64))
         self.buffer.advantages = whiten(advantages, self.magnitude)
         is_rounding = bool(np.ptp(advantages) > 0 and not self.buffer.advantages.any())
         self.model.logger.record("train/advantages_are_rounding", float(is_rounding))

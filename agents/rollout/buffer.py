@@ -86,6 +86,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             `"vine"`, `values` are the means of continuations.
         actions: (n,) int32.
         ref_log_probs: (n,) float32 log π_ref of the tokens, or (0,) where the update needs none.
+        context_lengths: (S,) int32 response tokens before each segment, which are not trained on.
+        ended: (S,) bool, whether the episode ended with the segment.
+        following_values: (S,) float32 V of the state after each segment; 0 where it ended.
+        kl_coefs: (n,) float32 β under which each token was sampled.
         old_log_probs: (n,) float32, what ratios divide by: `log_probs`, or the same policy's as the
             update computes them where it computes in another precision.
         kl_coef: β of the last rollout.
@@ -350,6 +354,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         prefixes = [s.prefix for s in segments]
         self._prefixes = concatenate(prefixes, np.int32)  # (tokens before all segments,)
         self._prefix_offsets = offsets([len(prefix) for prefix in prefixes])  # (S + 1,)
+        self.context_lengths = np.array([len(s.context) for s in segments], dtype=np.int32)  # (S,)
+        self.ended = np.array([s.ended for s in segments], dtype=bool)  # (S,)
+        self.kl_coefs = concatenate([s.kl_coefs for s in segments], np.float32)  # (n,)
+        self.following_values = np.zeros(len(segments), dtype=np.float32)  # (S,)
 
     def prefix(self, segment: int) -> np.ndarray:
         """The (tokens,) int32 ids that a segment of the update follows: prompt and context."""
@@ -361,12 +369,14 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         if self.gae_lambda_alpha is not None:
             gae_lambda = length_adaptive_lambdas(self.lengths, self.gae_lambda_alpha)
         value_lambda = self._bound().value_lambda()
+        following = np.array([s.following_value(last_values) for s in segments])  # (S,)
+        self.following_values = following.astype(np.float32)
         self.advantages, self.returns = token_advantages(
             self.advantage_estimator,
             whiten_rewards(self.rewards) if self.whiten_rewards else self.rewards,
             self.values,
             self.lengths,
-            np.array([s.following_value(last_values) for s in segments]),  # (S,)
+            following,
             self.gamma,
             gae_lambda,
             self.group_size,
@@ -394,6 +404,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             self.returns,
             self._prefixes,
             self._prefix_offsets,
+            self.context_lengths,
+            self.ended,
+            self.kl_coefs,
+            self.following_values,
             *([] if self.old_log_probs is self.log_probs else [self.old_log_probs]),
         )
         still_open = sum(segment.nbytes for segment in self._open if segment is not None)

@@ -1,6 +1,6 @@
-"""The typed settings of `tokenrlhf evaluate`, `sample` and `reward-model`.
+"""The typed settings of the commands that read a run, and of `tokenrlhf reward-model`.
 
-Importing this loads neither torch nor transformers, so that `--help` answers at once.
+Every field's text is its `--help`. Importing this loads no torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tokenenv.ranges import (
     check_ranges,
 )
 
-__all__ = ["EvaluateConfig", "RewardModelConfig", "SampleConfig"]
+__all__ = ["EvaluateConfig", "ExplainConfig", "RewardModelConfig", "SampleConfig"]
 
 
 @dataclass(frozen=True)
@@ -103,3 +103,32 @@ class RewardModelConfig:
         """Validate the settings that `RewardTrainingSettings` does not."""
         ranges = {"max_tokens": OPTIONAL_COUNT, "centering_coef": WEIGHT, "seed": SEED}
         check_ranges(vars(self), ranges)
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """Show which token of a response got which update, and why: the token table.
+
+    Numbers are those of the run's policy as it is saved; the response was in no update.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a run."""
+    prompt: str
+    """The prompt."""
+    response: str | None = None
+    """The response; sampled from the policy unless given. It ends with EOS where it is shorter than
+    the longest response."""
+    exact: bool = False
+    """Compute the strength over all trainable parameters too, not in the output layer alone."""
+    json: bool = False
+    """Print the table as JSON."""
+    seed: int = 0
+    """Seed of the sampling."""
+    trust_code: bool = False
+    """Import the code that the run's files name (reward_model, task or prompts as
+    'module:attribute'). Without it such a run is refused: it could run any code."""
+
+    def __post_init__(self) -> None:
+        """Validate the settings."""
+        check_ranges({"seed": self.seed}, {"seed": SEED})

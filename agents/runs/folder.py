@@ -1,7 +1,7 @@
 """A run's folder: the paths of its files, creating it, and reading it again.
 
-`config.json`, `metrics.jsonl` (and TensorBoard), `samples.jsonl`, `checkpoints/`, `policy/`,
-`reward_model/`, `summary.json`, `curves.png`.
+`config.json`, `metrics.jsonl` (and TensorBoard), `samples.jsonl`, `tokens/`, `checkpoints/`,
+`policy/`, `reward_model/`, `summary.json`, `curves.png`, `report.html`.
 """
 
 from __future__ import annotations
@@ -126,6 +126,11 @@ class RunFolder:
         return self.root / "samples.jsonl"
 
     @property
+    def tokens(self) -> Path:
+        """Token tables, one file for each of some steps."""
+        return self.root / "tokens"
+
+    @property
     def checkpoints(self) -> Path:
         """SB3 archives that `TokenPPO.load` reads, and `best/`."""
         return self.root / "checkpoints"
@@ -159,7 +164,7 @@ class RunFolder:
 
 _CONTENTS = (
     *("config.json", "metrics.jsonl", "samples.jsonl", "summary.json", "curves.png"),
-    *("tensorboard", "checkpoints", "policy", "reward_model"),
+    *("tensorboard", "tokens", "checkpoints", "policy", "reward_model", "report.html"),
 )
 
 

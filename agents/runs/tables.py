@@ -140,6 +140,7 @@ def print_places(console: Console, root: Path, prompt: str, needs_trust: bool) -
         "policy/": "the trained model, for transformers; no code in it: the form to pass on",
         "metrics.jsonl": "every update",
         "samples.jsonl": "responses as they changed",
+        "tokens/": "which token got which update: `tokenrlhf explain` shows one response",
         "checkpoints/": "TokenPPO.load reads them; it unpickles: only from those you trust",
     }
     console.print(Text.assemble("in ", literal(root, "bold"), ":"))

@@ -30,6 +30,7 @@ from agents.runs.progress import (
     SamplesCallback,
     evaluation_progress,
 )
+from agents.runs.tokens import TokensCallback
 from agents.vec_env import TokenVecEnv, make_vec_env
 from tokenenv.optimum import Comparison, ExactEvaluation
 from tokenenv.rewards import LearnedReward
@@ -75,6 +76,9 @@ class TrainingRun:
         self.run = RunFolder.create(config)
         assert self.run.output is not None
         self.samples = SamplesCallback(self.run, self.held_out, max(1, config.eval_every))
+        self.tokens = TokensCallback(
+            self.run, self.held_out, config.explain_every, config.explain_prompts, config.seed
+        )
         self.checkpoints = CheckpointCallback(
             self.run.checkpoints, config.checkpoint_every, self.run.output.keep
         )
@@ -127,6 +131,7 @@ class TrainingRun:
                 self.model.learn(self.config.total_tokens, callback=callbacks)
         finally:
             progress.close()
+            self.tokens.close()
         with hold_signals():
             for part, save in self._saves(f"tokens-{self.model.num_timesteps}").items():
                 save()
@@ -136,7 +141,9 @@ class TrainingRun:
         config, run = self.config, self.run
         metrics = RLHFCallback()
         progress = ProgressCallback(self.console, metrics, config.total_tokens)
-        callbacks: list[BaseCallback] = [metrics, self.samples, self.checkpoints, progress]
+        callbacks: list[BaseCallback] = [
+            *(metrics, self.samples, self.checkpoints, self.tokens, progress)
+        ]
         if config.eval_every:
             callbacks.append(
                 EvaluationCallback(

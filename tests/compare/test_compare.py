@@ -99,6 +99,7 @@ def test_other_settings_are_refused_with_the_reason(finished):
         compare(config(finished, fingerprint_episodes=8), quiet())
 
 
+@pytest.mark.slow
 def test_more_seeds_are_added_and_overwrite_begins_anew(tmp_path):
     out, console = tmp_path / "out", quiet()
     compare(config(out, seeds=1, steps=512), console)

@@ -24,6 +24,7 @@ from agents.verification.learning import (
 from tokenenv.optimum import evaluate_exactly
 
 
+@pytest.mark.slow
 def test_verify_passes_on_this_installation(capsys, tmp_path):
     assert main(["verify", "--no-learning", "--json", str(tmp_path / "found.json")]) == 0
     said = capsys.readouterr().out

@@ -16,7 +16,12 @@ from support.hostile import ESCAPES, SURROGATE, acting, sample, time_limit
 from agents.cli import main
 from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
-from agents.runs.config import EvaluateConfig, RewardModelConfig, SampleConfig
+from agents.runs.config import (
+    EvaluateConfig,
+    ExplainConfig,
+    RewardModelConfig,
+    SampleConfig,
+)
 from agents.verification.config import VerifyConfig
 
 LONG = "x" * 5000
@@ -51,6 +56,7 @@ REQUIRED: dict[type, dict[str, str]] = {
     TrainConfig: {"out": "OUT", "total-tokens": "64", "task": "exact", "device": "cpu"},
     EvaluateConfig: {"": "/nowhere"},
     SampleConfig: {"": "/nowhere", "prompt": "x"},
+    ExplainConfig: {"": "/nowhere", "prompt": "x"},
     RewardModelConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT"},
     VerifyConfig: {"json": "/nowhere/x", "no-learning": ""},
     CompareConfig: {"out": "FILE", "envs": "CartPole-v1", "seeds": "1", "steps": "64"},
@@ -62,6 +68,7 @@ COMMANDS = {
     TrainConfig: "train",
     EvaluateConfig: "evaluate",
     SampleConfig: "sample",
+    ExplainConfig: "explain",
     RewardModelConfig: "reward-model",
     VerifyConfig: "verify",
     CompareConfig: "compare",

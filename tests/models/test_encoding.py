@@ -160,3 +160,19 @@ def test_the_environment_and_a_pair_of_preferences_hold_the_same_prompt(tmp_path
     trained = as_token_pair(PreferencePair("w4 <eos>", "w9", "w10"), rewards).chosen
     assert trained.tolist() == [BOS, 4, EOS, 9, EOS]
     assert raw == pytest.approx(rewards.raw_rewards([trained])[0], abs=1e-5)
+
+
+def test_a_response_is_encoded_without_special_tokens_or_refused():
+    """The notes of `exact` are all that its tokenizer can spell."""
+    from tokenenv.models import load_frozen
+    from tokenenv.tasks import model_source
+
+    language_model = load_frozen(model_source("exact", "reference"))
+    ids = language_model.encode_response("do mi")
+    assert language_model.decode(ids) == "do mi" and len(ids) == 2
+    with pytest.raises(ValueError, match=r"response 'do la' can't be encoded.*do, re, mi"):
+        language_model.encode_response("do la")
+    with pytest.raises(
+        ValueError, match=r"'do  mi' comes back from the tokenizer of .* as 'do mi'"
+    ):
+        language_model.encode_response("do  mi")

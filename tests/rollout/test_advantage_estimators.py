@@ -543,6 +543,7 @@ def test_an_update_without_a_complete_group_is_skipped_by_token_ppo_and_explaine
     assert buffer.num_tokens > 0 and model._n_updates == model.n_epochs
 
 
+@pytest.mark.slow
 def test_a_rollout_of_the_least_length_completes_a_group_however_long_the_responses(
     tiny_task_kwargs,
 ):

@@ -80,7 +80,7 @@ def expected_rewards(estimator, actor, reference, steps, kl_coef) -> dict[tuple,
 # In the reward ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cut", ["bootstrap", "carry"])
+@pytest.mark.parametrize("cut", ["bootstrap", pytest.param("carry", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_rewards_are_score_minus_beta_times_the_estimate(tiny_task_kwargs, estimator, cut):
     """By full forwards of the very weights that sampled each step; for both ways of scoring."""

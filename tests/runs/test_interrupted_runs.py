@@ -210,6 +210,7 @@ def do(tmp_path: Path, chosen: list[Stop], old: Path) -> None:
     assert not errors, "\n".join(errors)
 
 
+@pytest.mark.slow
 def test_a_run_in_the_background_of_a_script_ends_by_sigterm_and_keeps_everything(tmp_path):
     interrupt(tmp_path / "run", Stop(signal.SIGTERM, True, 1, 0.1, overwrite=False), tmp_path)
 

@@ -209,6 +209,7 @@ def test_a_tiny_build_is_deterministic(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_full_build_reaches_the_targets(tmp_path):
     built = build(tmp_path)
     assert built["reference"]["cross_entropy_over_entropy"] < 1.05

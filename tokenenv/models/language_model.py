@@ -7,8 +7,9 @@ where a token is scored.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,14 +80,38 @@ class LanguageModel:
         Raises:
             ValueError: the text has words that the tokenizer does not know, and it can't spell.
         """
-        try:
+        with self._encoding("prompt", text):
             ids = prompt_ids(self.tokenizer, text, self.eos_token_ids)
+        return np.asarray(ids, dtype=np.int64)
+
+    def encode_response(self, text: str) -> np.ndarray:
+        """(n,) int64 token ids of a response: no special token before or after them.
+
+        Raises:
+            ValueError: the tokenizer does not know its words, or does not give the text back, so
+                that the ids are another's.
+        """
+        with self._encoding("response", text):
+            ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        again = self.decode(ids)
+        if again != text:
+            raise ValueError(
+                f"the response {text[:60]!r} comes back from the tokenizer of {self.name!r} as "
+                f"{again[:60]!r}: give one that it can give back, with its spaces as the policy "
+                "writes them (`tokenrlhf sample` shows some)."
+            )
+        return np.asarray(ids, dtype=np.int64)
+
+    @contextlib.contextmanager
+    def _encoding(self, what: str, text: str) -> Iterator[None]:
+        """Errors of the tokenizer as ValueError, with words that it knows."""
+        try:
+            yield
         except Exception as error:  # tokenizers raises nothing narrower
             raise ValueError(
-                f"the prompt {text[:60]!r} can't be encoded by the tokenizer of {self.name!r} "
+                f"the {what} {text[:60]!r} can't be encoded by the tokenizer of {self.name!r} "
                 f"({error}): use words of its vocabulary, {self._some_words()}."
             ) from error
-        return np.asarray(ids, dtype=np.int64)
 
     def _some_words(self, count: int = 10) -> str:
         words = [self.tokenizer.decode([i]) for i in range(min(count, len(self.tokenizer)))]

@@ -1,0 +1,92 @@
+"""The policy gradient of single tokens in the output layer, in closed form, for models of any size.
+
+With raw logits u = W·h + b, soft-capped to c·tanh(u/c) where the model does so, divided by the
+temperature τ, and π their softmax:
+
+    ∂ log π_a / ∂u = g = (e_a − π)·(1 − tanh²(u/c))/τ     ∂/∂W = g·hᵀ     ∂/∂b = g
+
+so that the norm over the layer's weights is ‖g‖·‖h‖, or ‖g‖·√(‖h‖² + 1) with a bias. Where W is
+tied to the input embedding, this is the gradient through its use as the output layer.
+
+Axes: `n` tokens, `m` of a chunk, `h` hidden size, `V` the vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from agents.credit.states import TokenStates, logit_chunks
+from agents.policy import LMActorCriticPolicy
+
+__all__ = ["normalized_shares", "output_layer_norms", "output_layer_shares"]
+
+
+@torch.no_grad()
+def output_layer_norms(policy: LMActorCriticPolicy, states: TokenStates) -> np.ndarray:
+    """(n,) float64 ‖∇ log π(a|s)‖ over weight and bias of the output layer."""
+    norms = [
+        gradients.norm(dim=-1) * inputs.norm(dim=-1)
+        for gradients, inputs in _factors(policy, states)
+    ]
+    return torch.cat(norms).cpu().numpy()
+
+
+@torch.no_grad()
+def output_layer_shares(
+    policy: LMActorCriticPolicy, states: TokenStates, weights: np.ndarray
+) -> np.ndarray:
+    """(n,) float64 share of each token's policy term in their sum, in the output layer.
+
+    With terms v_t = w_t·∇ log π(a_t|s_t) and their sum G, the share is ⟨v_t, G⟩/‖G‖²: the
+    projection on the direction in which all of them together move. The shares add up to 1; one
+    below 0 pulls against the others. NaN where the sum is 0.
+
+    Args:
+        policy: whose output layer it is.
+        states: of the tokens.
+        weights: (n,) w_t.
+    """
+    weight = torch.as_tensor(np.asarray(weights, dtype=np.float64), device=states.hidden.device)
+    total: torch.Tensor | None = None  # (V, h), with the bias as a further column
+    start = 0
+    for gradients, inputs in _factors(policy, states):
+        terms = gradients * weight[start : start + len(gradients), None]  # (m, V)
+        product = terms.T @ inputs  # (V, m) @ (m, h) → (V, h)
+        total = product if total is None else total.add_(product)
+        start += len(gradients)
+    assert total is not None
+    projections = [
+        (gradients @ total * inputs).sum(dim=-1)  # (m, V) @ (V, h) → (m, h) → (m,)
+        for gradients, inputs in _factors(policy, states)
+    ]
+    return normalized_shares((torch.cat(projections) * weight).cpu().numpy())
+
+
+def normalized_shares(projections: np.ndarray) -> np.ndarray:
+    """(n,) shares from (n,) projections ⟨v_t, G⟩, whose sum is ‖G‖²; NaN where that is 0."""
+    squared = projections.sum()
+    return projections / squared if squared > 0 else np.full(len(projections), np.nan)
+
+
+def _factors(
+    policy: LMActorCriticPolicy, states: TokenStates
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """(m, V) g and (m, h) inputs of the layer, a 1 behind them where it has a bias; float64."""
+    layer = policy.actor.get_output_embeddings()
+    softcap = getattr(policy.actor.config, "final_logit_softcapping", None)
+    actions = torch.as_tensor(states.actions, device=states.hidden.device)
+    for part, logits in logit_chunks(policy, states.hidden):
+        wide = logits.double()  # (m, V)
+        gradients = -torch.softmax(wide, dim=-1)
+        gradients.scatter_add_(
+            -1, actions[part, None], torch.ones_like(gradients[:, :1])
+        )  # e_a − π
+        if softcap:
+            gradients *= 1.0 - (wide * policy.temperature / softcap).square()
+        inputs = states.hidden[part].double()  # (m, h)
+        if getattr(layer, "bias", None) is not None:
+            inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=-1)
+        yield gradients / policy.temperature, inputs

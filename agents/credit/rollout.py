@@ -1,0 +1,133 @@
+"""The token table of what an update has used: with ratio and clip after its last epoch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from agents.credit.advantages import TokenAdvantages, Uniform, deltas, reward_parts
+from agents.credit.settings import UpdateSettings
+from agents.credit.states import TokenStates, evaluate_states
+from agents.credit.table import (
+    TokenTable,
+    describe_responses,
+    split_columns,
+    table_header,
+    token_columns,
+)
+from tokenenv.maths import CRITIC_FREE
+from tokenenv.rewards import Episode, EpisodeScorer
+
+__all__ = ["rollout_table"]
+
+
+def rollout_table(
+    update: Any, scorer: EpisodeScorer, count: int, exact: bool = False
+) -> TokenTable:
+    """The token table of a fixed sample of the segments that an update has used.
+
+    Rewards, values, advantages and returns are those of the update; log-probabilities, entropies
+    and strengths those of the policy that it left, and the ratio is that of the two.
+
+    Args:
+        update: of a `TokenPPO` with `EpisodeRolloutBuffer`, which holds its rollout still: what
+            `TokenPPO.on_updated` is called with.
+        scorer: of the environment.
+        count: segments, at most; they are spread evenly over the buffer.
+        exact: compute exact strengths as well, over all trainable parameters.
+
+    Raises:
+        ValueError: the model is too large for exact strengths.
+    """
+    buffer, policy = update.buffer, update.model.policy
+    segments = len(buffer.lengths)
+    sample = np.unique(np.linspace(0, segments - 1, min(count, segments)).round().astype(int))
+    spans = [np.arange(buffer.offsets[i], buffer.offsets[i + 1]) for i in sample]
+    tokens = np.concatenate(spans)  # (n,)
+    prefixes = [buffer.prefix(i).astype(np.int64) for i in sample]
+    responses = [buffer.actions[span].astype(np.int64) for span in spans]
+    settings = UpdateSettings.of_update(update)
+    states = evaluate_states(policy, scorer.reference, prefixes, responses)
+    advantages = _used(update, states, sample, tokens, settings)
+    ended = buffer.ended[sample]
+    episodes = _episodes(buffer, scorer, sample, prefixes, responses)
+    finished = [episode for episode, has_ended in zip(episodes, ended, strict=True) if has_ended]
+    columns = token_columns(
+        policy, scorer, prefixes, responses, states, advantages, settings, exact
+    )
+    return TokenTable(
+        table_header(settings, policy.temperature),
+        describe_responses(
+            scorer.reference.language_model,
+            episodes,
+            scorer.score(finished) if finished else None,
+            kind="rollout",
+            uniform=advantages.uniform,
+            columns=split_columns(columns, responses),
+            following_values=buffer.following_values[sample],
+            ended=ended,
+        ),
+    )
+
+
+def _used(
+    update: Any,
+    states: TokenStates,
+    sample: np.ndarray,
+    tokens: np.ndarray,
+    settings: UpdateSettings,
+) -> TokenAdvantages:
+    """What the update had of the n sampled tokens."""
+    buffer = update.buffer
+    lengths = buffer.lengths[sample]
+
+    def wide(numbers: np.ndarray) -> np.ndarray:
+        return numbers[tokens].astype(np.float64)
+
+    rewards, values = wide(buffer.rewards), wide(buffer.values)
+    advantages = wide(update.raw_advantages)
+    parts = reward_parts(
+        wide(buffer.log_probs),
+        states.ref_log_probs,
+        states.full_kls,
+        settings,
+        wide(buffer.kl_coefs),
+    )
+    scaled = settings.reward_factor * rewards + settings.reward_shift
+    following = buffer.following_values[sample].astype(np.float64)
+    firsts = np.cumsum(lengths) - lengths
+    return TokenAdvantages(
+        *parts,
+        score_rewards=rewards - parts[2],
+        values=values,
+        deltas=deltas(scaled, values, lengths, following, settings.gamma),
+        advantages=advantages,
+        returns=wide(buffer.returns),
+        uniform=[_uniform(settings, advantage) for advantage in advantages[firsts]],
+        ratios=np.exp(states.log_probs - wide(buffer.old_log_probs)),
+        skipped=np.repeat(buffer.context_lengths[sample], lengths),
+    )
+
+
+def _uniform(settings: UpdateSettings, advantage: float) -> Uniform:
+    """The advantage of a response where the estimator gives all of its tokens the same."""
+    estimator = settings.advantage_estimator
+    return {name: float(advantage) if name == estimator else None for name in CRITIC_FREE}
+
+
+def _episodes(
+    buffer: Any,
+    scorer: EpisodeScorer,
+    sample: np.ndarray,
+    prefixes: list[np.ndarray],
+    responses: list[np.ndarray],
+) -> list[Episode]:
+    """The sampled segments as prompts and responses; the context is part of the response."""
+    eos = scorer.reference.language_model.eos_token_ids
+    episodes = []
+    for i, prefix, response in zip(sample, prefixes, responses, strict=True):
+        prompt, context = np.split(prefix, [len(prefix) - buffer.context_lengths[i]])
+        whole = np.concatenate([context, response])
+        episodes.append(Episode(prompt, whole, bool(buffer.ended[i] and whole[-1] in eos)))
+    return episodes

@@ -1,0 +1,177 @@
+"""How an agent turns the rewards of tokens into updates: what a token table is computed by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from agents.settings import DEFAULT_LAMBDA, KLPenalty
+from tokenenv.maths import CRITIC_FREE
+
+__all__ = ["UpdateSettings", "Whitening"]
+
+
+@dataclass(frozen=True, slots=True)
+class Whitening:
+    """What advantages are whitened with: (A − mean)/deviation.
+
+    Attributes:
+        mean: subtracted.
+        deviation: divided by.
+        of: where the two come from: `"the last rollout"` or `"these responses"`.
+    """
+
+    mean: float
+    deviation: float
+    of: str
+
+    def __call__(self, advantages: np.ndarray) -> np.ndarray:
+        """(n,) whitened advantages."""
+        return (np.asarray(advantages, dtype=np.float64) - self.mean) / self.deviation
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSettings:
+    """The settings of an agent that decide on the update of a token.
+
+    Args:
+        advantage_estimator: one of `tokenenv.maths.ADVANTAGE_ESTIMATORS`.
+        gamma: γ.
+        gae_lambda: λ of `"gae"`.
+        group_size: responses to a prompt that `"rloo"` and `"group"` compare.
+        kl_coef: β; None: that of the environment.
+        kl_estimator: of the KL penalty.
+        use_kl_loss: whether the penalty is a loss instead of a reward.
+        clip_range: of the ratio.
+        clip_range_vf: of a value's change; None: none.
+        ent_coef: weight of the entropy bonus.
+        vf_coef: weight of the value loss.
+        whiten_advantages: whether advantages are whitened over the rollout.
+        whitening: with what; None: computed from the responses of the table.
+        reward_factor: rewards enter the advantages as `reward_factor`·r + `reward_shift`, which are
+            1 and 0 unless the agent whitens rewards.
+        reward_shift: see there.
+        return_deviation: what values and returns are divided by in the value loss.
+    """
+
+    advantage_estimator: str = "gae"
+    gamma: float = 1.0
+    gae_lambda: float = DEFAULT_LAMBDA
+    group_size: int = 1
+    kl_coef: float | None = None
+    kl_estimator: str = "k1"
+    use_kl_loss: bool = False
+    clip_range: float = 0.2
+    clip_range_vf: float | None = 0.2
+    ent_coef: float = 0.0
+    vf_coef: float = 0.1
+    whiten_advantages: bool = True
+    whitening: Whitening | None = None
+    reward_factor: float = 1.0
+    reward_shift: float = 0.0
+    return_deviation: float = 1.0
+
+    @classmethod
+    def of_model(cls, model: Any) -> UpdateSettings:
+        """Those of a `TokenPPO` between two updates; nothing is known of a whitening.
+
+        Args:
+            model: with an `EpisodeRolloutBuffer` and an environment.
+        """
+        buffer, clip_vf = model.rollout_buffer, model.clip_range_vf
+        remaining = model._current_progress_remaining
+        head = model.normalized_head
+        return cls(
+            advantage_estimator=buffer.advantage_estimator,
+            gamma=float(buffer.gamma),
+            gae_lambda=float(buffer.gae_lambda),
+            group_size=buffer.group_size,
+            kl_coef=float(model.env.get_attr("kl_coef")[0]),
+            kl_estimator=model.kl_estimator,
+            use_kl_loss=model.use_kl_loss,
+            clip_range=float(model.clip_range(remaining)),
+            clip_range_vf=clip_vf(remaining) if callable(clip_vf) else clip_vf,
+            ent_coef=float(model.ent_coef),
+            vf_coef=float(model.vf_coef),
+            whiten_advantages=model.whiten_advantages,
+            return_deviation=1.0 if head is None else float(head.deviation),
+        )
+
+    @classmethod
+    def of_update(cls, update: Any) -> UpdateSettings:
+        """Those of the update that a `TokenPPO` has just made, with what it whitened by.
+
+        Args:
+            update: `agents.ppo.update.Update`, while the buffer holds its rollout.
+        """
+        buffer, whitening = update.buffer, None
+        if update.model.whiten_advantages:
+            whitening = Whitening(update.advantage_mean, update.advantage_std, "the last rollout")
+        factor, shift = _reward_scale(buffer.rewards) if buffer.whiten_rewards else (1.0, 0.0)
+        return replace(
+            cls.of_model(update.model),
+            kl_coef=float(buffer.kl_coef),
+            clip_range=float(update.clip_range),
+            clip_range_vf=update.clip_range_vf,
+            whitening=whitening,
+            reward_factor=factor,
+            reward_shift=shift,
+            return_deviation=float(update.return_deviation),
+        )
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, Any]) -> UpdateSettings:
+        """Those that `header` wrote, with the whitening of the rollout that the table was made of.
+
+        Args:
+            header: of a token table.
+        """
+        whitening, scale = header["whitening"], header["reward_scale"]
+        return cls(
+            advantage_estimator=header["estimator"],
+            whiten_advantages=whitening is not None,
+            whitening=None if whitening is None else Whitening(**whitening),
+            reward_factor=scale["factor"],
+            reward_shift=scale["shift"],
+            **{name: header[name] for name in (*_IN_HEADER, "kl_coef", "return_deviation")},
+        )
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether advantages are computed with V."""
+        return self.advantage_estimator not in CRITIC_FREE
+
+    @property
+    def penalty(self) -> KLPenalty:
+        """The KL penalty."""
+        return KLPenalty(self.kl_estimator, self.use_kl_loss)
+
+    def header(self) -> dict[str, Any]:
+        """For a table's header."""
+        return {
+            "estimator": self.advantage_estimator,
+            **{name: getattr(self, name) for name in (*_IN_HEADER, "kl_coef")},
+            "has_critic": self.has_critic,
+            "whitening": None if self.whitening is None else asdict(self.whitening),
+            "reward_scale": {"factor": self.reward_factor, "shift": self.reward_shift},
+            "return_deviation": self.return_deviation,
+        }
+
+
+_IN_HEADER = (
+    *("gamma", "gae_lambda", "group_size", "kl_estimator", "use_kl_loss"),
+    *("clip_range", "clip_range_vf", "ent_coef", "vf_coef"),
+)
+"""Settings that a table's header has under their own names."""
+
+
+def _reward_scale(rewards: np.ndarray) -> tuple[float, float]:
+    """Factor and shift of `tokenenv.maths.whiten_rewards` on a rollout's (n,) rewards."""
+    wide = np.asarray(rewards, dtype=np.float64)
+    if wide.size < 2:
+        return 1.0, 0.0
+    deviation = float(np.sqrt(wide.var(ddof=1) + 1e-8))
+    return 1.0 / deviation, float(wide.mean()) * (1.0 - 1.0 / deviation)

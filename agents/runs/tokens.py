@@ -1,0 +1,132 @@
+"""`tokens/STEP.jsonl`: the token tables of a run, written as it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.credit import (
+    TokenTable,
+    Truth,
+    UpdateSettings,
+    rollout_table,
+    token_table,
+    write_tokens,
+)
+from agents.evaluation import HeldOut
+from agents.runs.folder import RunFolder
+from tokenenv.models import sample_responses
+from tokenenv.rewards import Episode
+
+__all__ = ["TokensCallback"]
+
+MAX_TOKENS = 16_384
+"""Response tokens in one file, at most: some megabytes of text."""
+
+SMALLEST_GROUP = 2
+"""Responses to each prompt, so that they can be compared with each other."""
+
+
+class TokensCallback(BaseCallback):
+    """Writes token tables before the first update, after every few, and after the last one.
+
+    A file holds fresh responses to a few held-out prompts; the responses of the untrained policy to
+    the same prompts, scored again; and a sample of the rollout that the update used. Held-out
+    responses are whitened with the mean and deviation of that rollout.
+
+    Args:
+        run: its `tokens/`.
+        held_out: where the prompts come from.
+        every: updates between two files; 0 for none.
+        prompts: held-out prompts.
+        seed: of the sampling, the same each time.
+    """
+
+    def __init__(
+        self, run: RunFolder, held_out: HeldOut, every: int, prompts: int, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.run, self.held_out, self.every, self.seed = run, held_out, every, seed
+        self.prompts = prompts
+        self._fixed: list[Episode] = []
+        self._waiting: Any = None
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_training_start(self) -> None:
+        if not self.every:
+            return
+        model: Any = self.model
+        model.on_updated = self.after_update
+        self._fixed = self._sample()
+        self._write(UpdateSettings.of_model(model), None)
+
+    def after_update(self, update: Any) -> None:
+        """Write a file where it is time; `TokenPPO.on_updated`."""
+        self._waiting = update
+        if update.model.num_updates % self.every == 0:
+            self._export(update)
+
+    def _on_training_end(self) -> None:
+        if self._waiting is not None:
+            self._export(self._waiting)
+        self.close()
+
+    def close(self) -> None:
+        """Leave the model alone again; safe to call twice."""
+        if getattr(self, "model", None) is not None:
+            self.model.on_updated = None  # type: ignore[attr-defined]
+        self._waiting = None
+
+    def _export(self, update: Any) -> None:
+        self._waiting = None
+        share = MAX_TOKENS // (3 * self.held_out.max_new_tokens) or 1
+        used = rollout_table(update, self.held_out.scorer, min(len(self._fixed), share))
+        self._write(UpdateSettings.of_update(update), used)
+
+    def _write(self, settings: UpdateSettings, used: TokenTable | None) -> None:
+        model: Any = self.model
+        solution = self.held_out.solution
+        truth = None
+        if solution is not None and settings.kl_coef is not None and settings.gamma == 1.0:
+            truth = Truth.of(model.policy, solution, settings.kl_coef)
+        fresh = self._table(self._sample(), settings, "fresh", truth)
+        fixed = self._table(self._fixed, settings, "fixed", truth)
+        responses = [*fresh.responses, *fixed.responses, *([] if used is None else used.responses)]
+        header = {
+            **fresh.header,
+            "step": int(model.num_timesteps),
+            "update": int(model.num_updates),
+            "task": self.held_out.settings.task,
+        }
+        write_tokens(self.run.tokens / f"{model.num_timesteps}.jsonl", header, responses)
+
+    def _table(
+        self, episodes: list[Episode], settings: UpdateSettings, kind: str, truth: Truth | None
+    ) -> TokenTable:
+        policy: Any = self.model.policy
+        return token_table(policy, self.held_out.scorer, episodes, settings, kind=kind, truth=truth)
+
+    def _sample(self) -> list[Episode]:
+        """Responses of the policy, as many to each prompt as it compares, prompts fixed."""
+        held_out = self.held_out
+        policy: Any = self.model.policy
+        buffer: Any = self.model.rollout_buffer  # type: ignore[attr-defined]
+        group = max(SMALLEST_GROUP, buffer.group_size)
+        most = max(1, MAX_TOKENS // (3 * held_out.max_new_tokens * group))
+        count = min(self.prompts, len(held_out.prompts), most)
+        chosen = np.linspace(0, len(held_out.prompts) - 1, count).round().astype(int)
+        prompts = [held_out.prompts[i] for i in chosen for _ in range(group)]
+        reference = held_out.scorer.reference
+        sampled = sample_responses(
+            policy.actor,
+            reference.language_model.eos_token_ids,
+            prompts,
+            held_out.max_new_tokens,
+            temperature=reference.temperature,
+            seed=self.seed,
+        )
+        return [Episode(p, s.tokens, s.stopped) for p, s in zip(prompts, sampled, strict=True)]
