@@ -3,7 +3,7 @@
 * `table`: `token_table` of responses that no update has used; `rollout`: `rollout_table` of those
   that one has; `columns`: what the columns are.
 * `settings`: how an agent turns rewards into updates; `advantages`: rewards → advantages;
-  `truth`: true advantages, where a task can be enumerated.
+  `truth`: true advantages, where a task can be enumerated; `vine`: values from continuations.
 * `states`: what actor, critic and reference say of tokens; `texts`: tokens as text.
 * `output_layer`: the strength of an update in closed form; `exact_strength`: over all parameters;
   `effect`: what one optimiser step does; `concentration`: how unequal the strengths are.

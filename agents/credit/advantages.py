@@ -39,7 +39,7 @@ class TokenAdvantages:
         actor_halves: (n,) −β·log π; likewise.
         kl_rewards: (n,) the KL penalty that is paid as a reward.
         score_rewards: (n,) what of the score is paid.
-        values: (n,) V.
+        values: (n,) V; of the estimator `"vine"`, means of continuations.
         deltas: (n,) δ.
         advantages: (n,) before whitening.
         returns: (n,).
@@ -71,6 +71,7 @@ def held_out_advantages(
     states: TokenStates,
     score_rewards: np.ndarray,
     settings: UpdateSettings,
+    vine_values: np.ndarray | None = None,
 ) -> TokenAdvantages:
     """Advantages of finished responses as the agent's estimator would compute them.
 
@@ -79,11 +80,13 @@ def held_out_advantages(
         states: of their n tokens.
         score_rewards: (n,) what of the scores is paid with each token.
         settings: of the agent.
+        vine_values: (n,) means of continuations, for the estimator that has them for V.
 
     Raises:
         ValueError: the estimator compares responses to a prompt, and one has no other.
     """
     lengths = np.array([len(e.response) for e in episodes])
+    values = states.values if vine_values is None else vine_values
     assert settings.kl_coef is not None
     parts = reward_parts(
         states.log_probs, states.ref_log_probs, states.full_kls, settings, settings.kl_coef
@@ -103,25 +106,24 @@ def held_out_advantages(
                 "responses for each prompt."
             )
         advantages = np.repeat(np.array(per_response, dtype=np.float64), lengths)
-        _, to_come = token_advantages(
-            "reinforce", rewards, states.values, lengths, ended, 1.0, 1.0, 1
-        )
+        _, to_come = token_advantages("reinforce", rewards, values, lengths, ended, 1.0, 1.0, 1)
     else:
         advantages, to_come = token_advantages(
             estimator,
             scaled,
-            states.values,
+            values,
             lengths,
             ended,
             settings.gamma,
-            settings.gae_lambda,
+            settings.lambda_of(lengths),
             settings.group_size,
+            settings.gae_lambda_value,
         )
     return TokenAdvantages(
         *parts,
         score_rewards=score_rewards,
-        values=states.values,
-        deltas=deltas(scaled, states.values, lengths, ended, settings.gamma),
+        values=values,
+        deltas=deltas(scaled, values, lengths, ended, settings.gamma),
         advantages=np.asarray(advantages, dtype=np.float64),
         returns=np.asarray(to_come, dtype=np.float64),
         uniform=uniform,

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from agents.credit.columns import COLUMNS, SCHEMA, TOP, WHOLE_COLUMNS
-from tokenenv.maths import ADVANTAGE_ESTIMATORS
+from agents.settings import LOSS_AGGREGATIONS
+from tokenenv.maths import ADVANTAGE_ESTIMATORS, UNIFORM
 
 __all__ = ["KINDS", "check_header", "check_response"]
 
@@ -19,7 +20,6 @@ KINDS = ("fresh", "fixed", "rollout")
 
 _WHITENED_BY = ("the last rollout", "these responses")
 _FINISHES = ("stop", "length", "cut")
-_UNIFORM = ("rloo", "group", "reinforce")
 _TEXTS = ("text", "top_texts")
 _INTEGERS = ("position", "token", "top_tokens")
 _CLIPS = ("", "high", "low")
@@ -93,6 +93,14 @@ _HEADER: dict[str, Rule] = {
 }
 """Field of the header → its rule."""
 
+_OPTIONS: dict[str, Rule] = {
+    **dict.fromkeys(("clip_range_high", "gae_lambda_value", "gae_lambda_alpha"), _OPTIONAL),
+    "vine_samples": _INDEX,
+    "loss_aggregation": _one_of(*LOSS_AGGREGATIONS),
+    **dict.fromkeys(("loss_divisor", "max_new_tokens"), _OPTIONAL),
+}
+"""Fields that a header may lack → their rules."""
+
 _RESPONSE: dict[str, Rule] = {
     "kind": _one_of(*KINDS),
     "index": _INDEX,
@@ -103,8 +111,8 @@ _RESPONSE: dict[str, Rule] = {
     "finish_reason": _one_of(*_FINISHES),
     "bootstrap_value": _NUMBER,
     "uniform": (
-        _object(**dict.fromkeys(_UNIFORM, _OPTIONAL)),
-        f"an object with {', '.join(_UNIFORM)}, each a finite number or null",
+        _object(**dict.fromkeys(UNIFORM, _OPTIONAL)),
+        f"an object with {', '.join(UNIFORM)}, each a finite number or null",
     ),
 }
 """Field of a response → its rule."""
@@ -139,6 +147,7 @@ def check_header(header: Mapping[str, Any], where: str) -> None:
             f"{SCHEMA}: read the file with the version that wrote it, or make the run again."
         )
     _check(header, _HEADER, where)
+    _check(header, {name: rule for name, rule in _OPTIONS.items() if name in header}, where)
     meanings = header.get("columns")
     if not isinstance(meanings, Mapping) or not all(map(_is_text, meanings.values())):
         raise ValueError(f"{where}: 'columns' must be an object of names and their meanings.")

@@ -25,15 +25,18 @@ COLUMNS: dict[str, str] = {
     "reward_kl": "the whole KL penalty that is paid as a reward; 0 where it is a loss",
     "reward_score": "what of the score R(x, y) is paid with this token",
     "reward": "reward_kl + reward_score",
-    "value": "V(s), before the token; null without a critic",
-    "delta": "δ = r + γ·V(s′) − V(s); null without a critic",
+    "value": "V(s), before the token; of the estimator vine, the mean of continuations; null where "
+    "the estimator needs neither",
+    "delta": "δ = r + γ·V(s′) − V(s); null without V",
     "advantage": "by the run's estimator",
     "whitened": "the same, whitened as the update does it",
-    "return": "advantage + V: what the critic is trained towards; without one, the rewards to come",
+    "return": "what the critic is trained towards: advantage + V, unless it has a λ of its own; "
+    "without a critic, the rewards to come",
     "true_advantage": "A^π(s, a), exact; null where the task can't be enumerated",
     "ratio": "π(a|s)/π_old(a|s) after the last epoch; null for tokens that no update used",
     "clip": "'high' or 'low' where the clip range stops the gradient, else ''; null likewise",
-    "weight": "w = whitened advantage × ratio; 0 where the surrogate has no gradient",
+    "weight": "w = whitened advantage × ratio; 0 where the surrogate has no gradient; where the "
+    "loss is no mean over tokens, times what the token counts in it (1 in a mean over the table's)",
     "strength": "|w|·‖∇ log π(a|s)‖ over the weights of the output layer",
     "share": "the token's share of the sum of all tokens' policy terms, in the output layer",
     "exact_strength": "|w|·‖∇ log π(a|s)‖ over all trainable parameters; null unless asked for",

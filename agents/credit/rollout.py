@@ -16,7 +16,7 @@ from agents.credit.table import (
     table_header,
     token_columns,
 )
-from tokenenv.maths import CRITIC_FREE
+from tokenenv.maths import UNIFORM
 from tokenenv.rewards import Episode, EpisodeScorer
 
 __all__ = ["rollout_table"]
@@ -113,7 +113,7 @@ def _used(
 def _uniform(settings: UpdateSettings, advantage: float) -> Uniform:
     """The advantage of a response where the estimator gives all of its tokens the same."""
     estimator = settings.advantage_estimator
-    return {name: float(advantage) if name == estimator else None for name in CRITIC_FREE}
+    return {name: float(advantage) if name == estimator else None for name in UNIFORM}
 
 
 def _episodes(

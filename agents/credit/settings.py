@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
-from agents.settings import DEFAULT_LAMBDA, KLPenalty
-from tokenenv.maths import CRITIC_FREE
+from agents.ppo import aggregation_weights
+from agents.settings import DEFAULT_LAMBDA, DEFAULT_VINE_SAMPLES, KLPenalty
+from tokenenv.maths import CRITIC_FREE, UNIFORM, length_adaptive_lambdas
 
 __all__ = ["UpdateSettings", "Whitening"]
 
@@ -55,6 +57,13 @@ class UpdateSettings:
             1 and 0 unless the agent whitens rewards.
         reward_shift: see there.
         return_deviation: what values and returns are divided by in the value loss.
+        clip_range_high: of a ratio above 1; None: `clip_range`.
+        gae_lambda_value: λ of the returns; None: that of the advantages.
+        gae_lambda_alpha: α of the length-adaptive λ; None: `gae_lambda`.
+        vine_samples: continuations of every state, of `"vine"`.
+        loss_aggregation: by token, by sequence or by a constant.
+        loss_divisor: tokens, of the constant; None: `max_new_tokens`.
+        max_new_tokens: T; None: not known, which `"vine"` and the constant can't do without.
     """
 
     advantage_estimator: str = "gae"
@@ -73,6 +82,13 @@ class UpdateSettings:
     reward_factor: float = 1.0
     reward_shift: float = 0.0
     return_deviation: float = 1.0
+    clip_range_high: float | None = None
+    gae_lambda_value: float | None = None
+    gae_lambda_alpha: float | None = None
+    vine_samples: int = DEFAULT_VINE_SAMPLES
+    loss_aggregation: str = "token"
+    loss_divisor: int | None = None
+    max_new_tokens: int | None = None
 
     @classmethod
     def of_model(cls, model: Any) -> UpdateSettings:
@@ -81,9 +97,12 @@ class UpdateSettings:
         Args:
             model: with an `EpisodeRolloutBuffer` and an environment.
         """
-        buffer, clip_vf = model.rollout_buffer, model.clip_range_vf
+        buffer, head = model.rollout_buffer, model.normalized_head
         remaining = model._current_progress_remaining
-        head = model.normalized_head
+        clip_range_high, clip_range_vf = (
+            clip(remaining) if callable(clip) else clip
+            for clip in (model.clip_range_high, model.clip_range_vf)
+        )
         return cls(
             advantage_estimator=buffer.advantage_estimator,
             gamma=float(buffer.gamma),
@@ -93,11 +112,18 @@ class UpdateSettings:
             kl_estimator=model.kl_estimator,
             use_kl_loss=model.use_kl_loss,
             clip_range=float(model.clip_range(remaining)),
-            clip_range_vf=clip_vf(remaining) if callable(clip_vf) else clip_vf,
+            clip_range_high=clip_range_high,
+            clip_range_vf=clip_range_vf,
             ent_coef=float(model.ent_coef),
             vf_coef=float(model.vf_coef),
             whiten_advantages=model.whiten_advantages,
             return_deviation=1.0 if head is None else float(head.deviation),
+            gae_lambda_value=buffer.gae_lambda_value,
+            gae_lambda_alpha=buffer.gae_lambda_alpha,
+            vine_samples=buffer.vine_samples,
+            loss_aggregation=model.loss_aggregation,
+            loss_divisor=model.loss_divisor,
+            max_new_tokens=model.env.get_attr("settings")[0].max_new_tokens,
         )
 
     @classmethod
@@ -115,6 +141,7 @@ class UpdateSettings:
             cls.of_model(update.model),
             kl_coef=float(buffer.kl_coef),
             clip_range=float(update.clip_range),
+            clip_range_high=update.clip_range_high,
             clip_range_vf=update.clip_range_vf,
             whitening=whitening,
             reward_factor=factor,
@@ -137,12 +164,39 @@ class UpdateSettings:
             reward_factor=scale["factor"],
             reward_shift=scale["shift"],
             **{name: header[name] for name in (*_IN_HEADER, "kl_coef", "return_deviation")},
+            **{name: header[name] for name in _OPTIONS if name in header},
         )
 
     @property
     def has_critic(self) -> bool:
         """Whether advantages are computed with V."""
         return self.advantage_estimator not in CRITIC_FREE
+
+    @property
+    def has_values(self) -> bool:
+        """Whether they are computed with values of states, a critic's or those of continuations."""
+        return self.advantage_estimator not in UNIFORM
+
+    def lambda_of(self, lengths: np.ndarray) -> float | np.ndarray:
+        """λ of the advantages of responses of (B,) `lengths`: one, or (B,) of them."""
+        if self.gae_lambda_alpha is None:
+            return self.gae_lambda
+        return length_adaptive_lambdas(lengths, self.gae_lambda_alpha)
+
+    def token_weights(self, lengths: np.ndarray) -> np.ndarray:
+        """(n,) what the tokens of responses of (B,) `lengths` count in the loss.
+
+        Relative to a mean over these n tokens, where each counts 1; see `aggregation_weights`.
+        """
+        rows = torch.repeat_interleave(torch.as_tensor(np.asarray(lengths)))  # (n,)
+        divisor = self.loss_divisor or self.max_new_tokens
+        if self.loss_aggregation == "constant" and divisor is None:
+            raise ValueError(
+                "loss_aggregation='constant' divides by loss_divisor or max_new_tokens, and both "
+                "are None: give one."
+            )
+        weights = aggregation_weights(rows, self.loss_aggregation, divisor or 1)
+        return np.ones(len(rows)) if weights is None else weights.numpy()
 
     @property
     def penalty(self) -> KLPenalty:
@@ -153,7 +207,7 @@ class UpdateSettings:
         """For a table's header."""
         return {
             "estimator": self.advantage_estimator,
-            **{name: getattr(self, name) for name in (*_IN_HEADER, "kl_coef")},
+            **{name: getattr(self, name) for name in (*_IN_HEADER, "kl_coef", *_OPTIONS)},
             "has_critic": self.has_critic,
             "whitening": None if self.whitening is None else asdict(self.whitening),
             "reward_scale": {"factor": self.reward_factor, "shift": self.reward_shift},
@@ -166,6 +220,12 @@ _IN_HEADER = (
     *("clip_range", "clip_range_vf", "ent_coef", "vf_coef"),
 )
 """Settings that a table's header has under their own names."""
+
+_OPTIONS = (
+    *("clip_range_high", "gae_lambda_value", "gae_lambda_alpha", "vine_samples"),
+    *("loss_aggregation", "loss_divisor", "max_new_tokens"),
+)
+"""Those that a header may lack: they have their defaults then."""
 
 
 def _reward_scale(rewards: np.ndarray) -> tuple[float, float]:

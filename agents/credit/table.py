@@ -20,6 +20,7 @@ from agents.credit.settings import UpdateSettings, Whitening
 from agents.credit.states import TokenStates, evaluate_states
 from agents.credit.texts import alternative_texts, token_texts
 from agents.credit.truth import Truth
+from agents.credit.vine import vine_values
 from agents.policy import LMActorCriticPolicy
 from tokenenv.maths import kl_estimate, sample_deviation
 from tokenenv.models import LanguageModel
@@ -96,7 +97,8 @@ def token_table(
     states = evaluate_states(policy, scorer.reference, prompts, responses)
     scores = scorer.score(episodes)
     paid = np.concatenate(scores.token_rewards)  # (n,)
-    advantages = held_out_advantages(episodes, states, paid, settings)
+    of_vine = vine_values(policy, scorer, episodes, settings)
+    advantages = held_out_advantages(episodes, states, paid, settings, of_vine)
     settings = _whitened(settings, advantages.advantages)
     columns = token_columns(policy, scorer, prompts, responses, states, advantages, settings, exact)
     if truth is not None:
@@ -211,8 +213,9 @@ def token_columns(
     whitening = settings.whitening
     whitened = advantages.advantages if whitening is None else whitening(advantages.advantages)
     ratio = np.ones(n) if advantages.ratios is None else advantages.ratios
-    stops = clip_sides(ratio, whitened, settings.clip_range)
+    stops = clip_sides(ratio, whitened, settings.clip_range, settings.clip_range_high)
     weights = np.where(stops == "", whitened * ratio, 0.0)
+    weights *= settings.token_weights(np.array([len(response) for response in responses]))
     norms = output_layer_norms(policy, states)
     columns: dict[str, Any] = {
         "position": np.concatenate([np.arange(len(r)) for r in responses]) + advantages.skipped,
@@ -228,8 +231,8 @@ def token_columns(
         "reward_kl": advantages.kl_rewards,
         "reward_score": advantages.score_rewards,
         "reward": advantages.rewards,
-        "value": advantages.values if settings.has_critic else unknown,
-        "delta": advantages.deltas if settings.has_critic else unknown,
+        "value": advantages.values if settings.has_values else unknown,
+        "delta": advantages.deltas if settings.has_values else unknown,
         "advantage": advantages.advantages,
         "whitened": whitened,
         "return": advantages.returns,
@@ -257,7 +260,12 @@ def token_columns(
     return columns
 
 
-def clip_sides(ratios: np.ndarray, advantages: np.ndarray, clip_range: float) -> np.ndarray:
+def clip_sides(
+    ratios: np.ndarray,
+    advantages: np.ndarray,
+    clip_range: float,
+    clip_range_high: float | None = None,
+) -> np.ndarray:
     """(n,) `"high"` or `"low"` where PPO's surrogate has no gradient, else `""`.
 
     The surrogate is min(A·r, A·clip(r, 1 − ε, 1 + ε)) (Schulman et al. 2017, eq. 7): a ratio
@@ -267,8 +275,10 @@ def clip_sides(ratios: np.ndarray, advantages: np.ndarray, clip_range: float) ->
         ratios: (n,) r.
         advantages: (n,) A, whitened as the loss has them.
         clip_range: ε.
+        clip_range_high: ε of a ratio above 1; None: the same.
     """
-    high = (advantages > 0) & (ratios > 1 + clip_range)
+    above = clip_range if clip_range_high is None else clip_range_high
+    high = (advantages > 0) & (ratios > 1 + above)
     low = (advantages < 0) & (ratios < 1 - clip_range)
     return np.where(high, "high", np.where(low, "low", ""))
 

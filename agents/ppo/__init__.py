@@ -6,10 +6,12 @@
 * `losses`: PPO's losses, the KL loss, whitening; `precision`: autocast, and what ratios divide by.
 """
 
+from agents.ppo.losses import aggregation_weights
 from agents.ppo.ppo import TokenPPO
 from agents.ppo.update import Update
 
 __all__ = [
     "TokenPPO",
     "Update",
+    "aggregation_weights",
 ]

@@ -17,10 +17,12 @@ from agents.rollout.buffer import EpisodeRolloutBuffer
 from agents.rollout.callback import RLHFCallback, has_rlhf_callback
 from agents.rollout.compatibility import check_plain_environment, find_env_settings
 from agents.rollout.numbers import advantage_magnitude, refuse_non_finite_rollout
+from agents.rollout.vine import VineValues
 
 __all__ = [
     "EpisodeRolloutBuffer",
     "RLHFCallback",
+    "VineValues",
     "advantage_magnitude",
     "check_plain_environment",
     "find_env_settings",

@@ -10,7 +10,6 @@ policy of then sampled, at the β of then; they are valued by the present one al
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +40,7 @@ class VineValues:
         max_new_tokens: T, the longest response; a continuation has what is left of it.
         penalty: the agent's KL penalty.
         samples: K, continuations of every state.
+        seed: of the sampling; None draws from torch's global generator.
     """
 
     actor: Any
@@ -48,6 +48,7 @@ class VineValues:
     max_new_tokens: int
     penalty: KLPenalty
     samples: int = DEFAULT_VINE_SAMPLES
+    seed: int | None = None
 
     def store_values(self, segments: Sequence[Segment], kl_coef: float) -> int:
         """Replace the values of finished episodes by V̂ of their states; returns sampled tokens.
@@ -56,19 +57,36 @@ class VineValues:
             segments: whole episodes; their `values` change in place.
             kl_coef: β.
         """
-        # Tokens of response → (segment, its step) of the states: sampling has one limit for all.
-        states: dict[int, list[tuple[Segment, int]]] = defaultdict(list)
-        for segment in segments:
-            for step in range(len(segment.actions)):
-                states[len(segment.context) + step].append((segment, step))
-        tokens = 0
-        for length, of_length in sorted(states.items()):
-            prefixes = [(s.prompt, s.response[:length]) for s, _ in of_length]
-            values, sampled = self.of_states(prefixes, kl_coef)
-            tokens += sampled
-            for (segment, step), value in zip(of_length, values.tolist(), strict=True):
-                segment.values[step] = value
+        values, tokens = self.of_responses(
+            [(segment.prompt, segment.response) for segment in segments], kl_coef
+        )
+        for segment, of_response in zip(segments, values, strict=True):
+            segment.values[:] = of_response[len(segment.context) :]
         return tokens
+
+    def of_responses(
+        self, responses: Sequence[tuple[np.ndarray, np.ndarray]], kl_coef: float
+    ) -> tuple[list[np.ndarray], int]:
+        """V̂ of the states that the tokens of responses were taken in, and the tokens sampled.
+
+        Args:
+            responses: B pairs of prompt and response, token ids.
+            kl_coef: β.
+
+        Returns:
+            B float64 arrays, one number for each token of the response, and the tokens of all
+            continuations.
+        """
+        values, tokens = [np.zeros(len(response)) for _, response in responses], 0
+        # Sampling has one limit of tokens for all: states with as many left at a time.
+        for length in range(max(map(len, values), default=0)):
+            longer = [i for i, of_response in enumerate(values) if len(of_response) > length]
+            states = [(responses[i][0], responses[i][1][:length]) for i in longer]
+            found, sampled = self.of_states(states, kl_coef)
+            tokens += sampled
+            for i, value in zip(longer, found.tolist(), strict=True):
+                values[i][length] = value
+        return values, tokens
 
     def of_states(
         self, states: Sequence[tuple[np.ndarray, np.ndarray]], kl_coef: float
@@ -91,6 +109,7 @@ class VineValues:
             [np.concatenate(state).astype(np.int64) for state in repeated],
             self.max_new_tokens - start,
             temperature=self.scorer.reference.temperature,
+            seed=None if self.seed is None else self.seed + start,  # no two lengths the same draws
         )
         episodes = [
             Episode(

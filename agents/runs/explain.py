@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -59,7 +61,7 @@ def explain_response(config: ExplainConfig) -> TokenTable:
     trained = run.read_config(config.trust_code)
     mdp = TokenMDP(EnvSettings(**{**trained.environment("eval"), "group_size": 1}), num_envs=1)
     policy = LMActorCriticPolicy.from_pretrained(run.policy, mdp.settings.device)
-    settings = _settings(run, trained, mdp.kl_coef)
+    settings = _settings(run, trained, mdp)
     prompt = mdp.encode_prompt(config.prompt)
     episodes = [_given(config.response, prompt, mdp)] if config.response is not None else []
     group = max(2, settings.group_size) if settings.advantage_estimator in GROUPED else 1
@@ -72,21 +74,27 @@ def explain_response(config: ExplainConfig) -> TokenTable:
     return TokenTable(table.header, table.responses[:1])
 
 
-def _settings(run: RunFolder, trained: TrainConfig, kl_coef: float) -> UpdateSettings:
+def _settings(run: RunFolder, trained: TrainConfig, mdp: TokenMDP) -> UpdateSettings:
     """Those of the run's last token table, with its whitening; else those of its configuration."""
     if token_files(run.root):
         return UpdateSettings.from_header(read_tokens(run.root).header)
     buffer, agent = trained.rollout_buffer(), trained.agent()
-    names = ("gamma", "gae_lambda", "kl_estimator", "use_kl_loss", "clip_range", "clip_range_vf")
+    names = (
+        *("gamma", "gae_lambda", "kl_estimator", "use_kl_loss", "clip_range", "clip_range_vf"),
+        *("clip_range_high", "loss_aggregation", "loss_divisor"),
+    )
+    of_buffer = ("gae_lambda_value", "gae_lambda_alpha", "vine_samples")
     estimator = buffer["advantage_estimator"]
     return UpdateSettings(
         advantage_estimator=estimator,
         group_size=buffer["group_size"],
-        kl_coef=kl_coef,
+        kl_coef=mdp.kl_coef,
         ent_coef=trained.ent_coef,
         vf_coef=value_loss_weight(trained.vf_coef, estimator),
         whiten_advantages=trained.whiten_advantages,
+        max_new_tokens=mdp.max_new_tokens,
         **{name: agent[name] for name in names},
+        **{name: buffer[name] for name in of_buffer if name in buffer},
     )
 
 
@@ -171,6 +179,14 @@ def _cell(value: float | None, form: str) -> str:
     return "" if value is None else format(round(value, 3) + 0.0, form)
 
 
+def _lambda_note(header: dict[str, Any]) -> str:
+    """λ of the advantages, where the estimator leaves one to choose."""
+    if header["estimator"] != "gae":
+        return ""
+    alpha = header.get("gae_lambda_alpha")
+    return f", λ = {header['gae_lambda']:g}" if alpha is None else f", λ = 1 − 1/({alpha:g}·length)"
+
+
 def _notes(table: TokenTable) -> list[str]:
     header, response = table.header, table.responses[0]
     gold = response["gold_reward"]
@@ -178,8 +194,7 @@ def _notes(table: TokenTable) -> list[str]:
         f"score {response['score']:+.2f}"
         + ("" if gold is None else f", gold reward {gold:+.2f}")
         + f", ended by {response['finish_reason']}; β = {header['kl_coef']:g}",
-        f"A by {header['estimator']}, γ = {header['gamma']:g}"
-        + (f", λ = {header['gae_lambda']:g}" if header["estimator"] == "gae" else ""),
+        f"A by {header['estimator']}, γ = {header['gamma']:g}" + _lambda_note(header),
     ]
     whitening = header["whitening"]
     if whitening is not None:

@@ -94,8 +94,8 @@ def test_values_and_advantages_by_hand(monkeypatch, penalty, kl_coef, of_kl):
     }
     limits = {}
 
-    def sample(actor, eos, prompts, max_new_tokens, *, temperature):
-        assert actor == "actor" and tuple(eos) == (9,) and temperature == 1.0
+    def sample(actor, eos, prompts, max_new_tokens, *, temperature, seed):
+        assert actor == "actor" and tuple(eos) == (9,) and (temperature, seed) == (1.0, None)
         states = [tuple(prompt.tolist()) for prompt in prompts]
         limits.update(dict.fromkeys(states, max_new_tokens))
         return [known[state][i % 2] for i, state in enumerate(states)]
