@@ -13,7 +13,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -40,9 +40,6 @@ from agents.verification.config import VerifyConfig
 from tokenenv.memory import is_out_of_memory
 from tokenenv.printable import printable
 from tokenenv.stop_signals import StopSignal, stop_signals
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["main"]
 
@@ -198,11 +195,11 @@ def _train(config: TrainConfig, console: Console) -> None:
 
 def _write_report(root: Path, console: Console) -> None:
     """Make the page of a finished run; what the run has saved does not depend on it."""
-    from agents.report.page import write_report
-
     try:
+        from agents.report.page import write_report
+
         write_report(root)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever it is, the training is done
         reason = _file_error(error) if isinstance(error, OSError) else str(error)
         console.print(Text.assemble(("note: ", "yellow"), literal(f"no report.html: {reason}")))
 

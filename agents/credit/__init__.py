@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from agents.credit.settings import UpdateSettings, Whitening
     from agents.credit.states import evaluate_states
     from agents.credit.table import TokenTable, clip_sides, token_table
-    from agents.credit.truth import Truth
+    from agents.credit.truth import Truth, has_truth
 
 __all__ = [
     "COLUMNS",
@@ -51,6 +51,7 @@ __all__ = [
     "evaluate_states",
     "exact_norms_and_shares",
     "gini",
+    "has_truth",
     "lorenz",
     "output_layer_norms",
     "output_layer_shares",
@@ -68,6 +69,7 @@ _HOMES = {
     "StepEffect": "agents.credit.effect",
     "TokenTable": "agents.credit.table",
     "Truth": "agents.credit.truth",
+    "has_truth": "agents.credit.truth",
     "UpdateSettings": "agents.credit.settings",
     "Whitening": "agents.credit.settings",
     "clip_sides": "agents.credit.table",

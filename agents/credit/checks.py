@@ -98,6 +98,7 @@ _OPTIONS: dict[str, Rule] = {
     "vine_samples": _INDEX,
     "loss_aggregation": _one_of(*LOSS_AGGREGATIONS),
     **dict.fromkeys(("loss_divisor", "max_new_tokens"), _OPTIONAL),
+    "return_deviation": _POSITIVE,
 }
 """Fields that a header may lack → their rules."""
 

@@ -43,7 +43,9 @@ COLUMNS: dict[str, str] = {
     "exact_share": "the share in that gradient; null unless asked for",
     "value_loss": "(return − V)², in units of the returns' variance where they are normalised",
     "entropy_bonus": "ent_coef × entropy",
-    "kl_loss": "β × the KL estimate, where the KL is a loss; else 0",
+    "gradient_norm": "‖∇ log π(a|s)‖ over the weights of the output layer",
+    "kl_loss": "β × the KL estimate where the KL is a loss, before the update divides it as it "
+    "divides advantages; else 0",
 }
 """Name → meaning, in the order of the files; null: not known, or not defined."""
 

@@ -66,7 +66,6 @@ def step_effect(
     check_size(policy)
     twin, optimizer = _in_float64(policy, learning_rate)
     before = [parameter.detach().clone() for parameter in trainable(twin)]
-    gradients = list(token_gradients(twin, prefixes, responses))
     start = _log_probs(twin, prefixes, responses)
     loss = -(torch.as_tensor(weights, device=start.device) * start).mean()
     optimizer.zero_grad()
@@ -80,7 +79,10 @@ def step_effect(
     )
     with torch.no_grad():
         end = _log_probs(twin, prefixes, responses)
-    predicted = torch.cat([block @ change for block in gradients])
+        for parameter, old in zip(trainable(twin), before, strict=True):
+            parameter.copy_(old)
+    # One response after another: all gradients together would not fit.
+    predicted = torch.cat([block @ change for block in token_gradients(twin, prefixes, responses)])
     actual = end - start.detach()
     return StepEffect(predicted.cpu().numpy(), actual.cpu().numpy())
 

@@ -24,6 +24,10 @@ from agents.policy import LMActorCriticPolicy
 __all__ = ["normalized_shares", "output_layer_norms", "output_layer_shares"]
 
 
+MAX_WEIGHTS = 2**27
+"""Weights of the output layer up to which shares are computed: 1 GiB of float64."""
+
+
 @torch.no_grad()
 def output_layer_norms(policy: LMActorCriticPolicy, states: TokenStates) -> np.ndarray:
     """(n,) float64 ‖∇ log π(a|s)‖ over weight and bias of the output layer."""
@@ -42,20 +46,24 @@ def output_layer_shares(
 
     With terms v_t = w_t·∇ log π(a_t|s_t) and their sum G, the share is ⟨v_t, G⟩/‖G‖²: the
     projection on the direction in which all of them together move. The shares add up to 1; one
-    below 0 pulls against the others. NaN where the sum is 0.
+    below 0 pulls against the others. NaN where the sum is 0, and for layers of more than
+    `MAX_WEIGHTS` weights: G has their size, in float64.
 
     Args:
         policy: whose output layer it is.
         states: of the tokens.
         weights: (n,) w_t.
     """
+    if policy.actor.get_output_embeddings().weight.numel() > MAX_WEIGHTS:
+        return np.full(len(states.actions), np.nan)
     weight = torch.as_tensor(np.asarray(weights, dtype=np.float64), device=states.hidden.device)
     total: torch.Tensor | None = None  # (V, h), with the bias as a further column
     start = 0
     for gradients, inputs in _factors(policy, states):
         terms = gradients * weight[start : start + len(gradients), None]  # (m, V)
-        product = terms.T @ inputs  # (V, m) @ (m, h) → (V, h)
-        total = product if total is None else total.add_(product)
+        if total is None:
+            total = terms.new_zeros(terms.shape[1], inputs.shape[1])
+        total.addmm_(terms.T, inputs)  # (V, m) @ (m, h) → (V, h)
         start += len(gradients)
     assert total is not None
     projections = [

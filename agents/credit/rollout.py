@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,14 @@ from agents.credit.settings import UpdateSettings
 from agents.credit.states import TokenStates, evaluate_states
 from agents.credit.table import (
     TokenTable,
+    check_temperatures,
     describe_responses,
     split_columns,
     table_header,
     token_columns,
 )
 from tokenenv.maths import UNIFORM
-from tokenenv.rewards import Episode, EpisodeScorer
+from tokenenv.rewards import Episode, EpisodeScorer, EpisodeScores
 
 __all__ = ["rollout_table"]
 
@@ -38,9 +40,16 @@ def rollout_table(
         exact: compute exact strengths as well, over all trainable parameters.
 
     Raises:
-        ValueError: the model is too large for exact strengths.
+        ValueError: the buffer holds no rollout any more, or the model is too large for exact
+            strengths.
     """
     buffer, policy = update.buffer, update.model.policy
+    if not buffer.num_tokens:
+        raise ValueError(
+            "the buffer holds no token of this update any more: call rollout_table in "
+            "TokenPPO.on_updated, before the next rollout."
+        )
+    check_temperatures(policy, scorer)
     segments = len(buffer.lengths)
     sample = np.unique(np.linspace(0, segments - 1, min(count, segments)).round().astype(int))
     spans = [np.arange(buffer.offsets[i], buffer.offsets[i + 1]) for i in sample]
@@ -49,10 +58,15 @@ def rollout_table(
     responses = [buffer.actions[span].astype(np.int64) for span in spans]
     settings = UpdateSettings.of_update(update)
     states = evaluate_states(policy, scorer.reference, prefixes, responses)
-    advantages = _used(update, states, sample, tokens, settings)
     ended = buffer.ended[sample]
     episodes = _episodes(buffer, scorer, sample, prefixes, responses)
     finished = [episode for episode, has_ended in zip(episodes, ended, strict=True) if has_ended]
+    scores = scorer.score(finished) if finished else None
+    advantages = _used(update, states, sample, tokens, settings)
+    if settings.penalty.pays_full:  # by the policy that sampled, which is gone
+        paid = _paid_scores(scores, ended, responses)
+        rewards = advantages.rewards
+        advantages = replace(advantages, score_rewards=paid, kl_rewards=rewards - paid)
     columns = token_columns(
         policy, scorer, prefixes, responses, states, advantages, settings, exact
     )
@@ -61,7 +75,7 @@ def rollout_table(
         describe_responses(
             scorer.reference.language_model,
             episodes,
-            scorer.score(finished) if finished else None,
+            scores,
             kind="rollout",
             uniform=advantages.uniform,
             columns=split_columns(columns, responses),
@@ -107,6 +121,19 @@ def _used(
         uniform=[_uniform(settings, advantage) for advantage in advantages[firsts]],
         ratios=np.exp(states.log_probs - wide(buffer.old_log_probs)),
         skipped=np.repeat(buffer.context_lengths[sample], lengths),
+    )
+
+
+def _paid_scores(
+    scores: EpisodeScores | None, ended: np.ndarray, responses: list[np.ndarray]
+) -> np.ndarray:
+    """(n,) what of the scores was paid with each token of the segments; 0 where one was cut."""
+    of_finished = iter([] if scores is None else scores.token_rewards)
+    return np.concatenate(
+        [
+            next(of_finished)[-len(response) :] if has_ended else np.zeros(len(response))
+            for has_ended, response in zip(ended, responses, strict=True)
+        ]
     )
 
 

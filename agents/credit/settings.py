@@ -96,7 +96,15 @@ class UpdateSettings:
 
         Args:
             model: with an `EpisodeRolloutBuffer` and an environment.
+
+        Raises:
+            ValueError: it normalises advantages per minibatch.
         """
+        if model.normalize_advantage:
+            raise ValueError(
+                "normalize_advantage=True divides the advantages of every minibatch by a deviation "
+                "of its own, so that a token has no one weight for a table: use whiten_advantages."
+            )
         buffer, head = model.rollout_buffer, model.normalized_head
         remaining = model._current_progress_remaining
         clip_range_high, clip_range_vf = (
@@ -160,10 +168,12 @@ class UpdateSettings:
         return cls(
             advantage_estimator=header["estimator"],
             whiten_advantages=whitening is not None,
-            whitening=None if whitening is None else Whitening(**whitening),
+            whitening=None
+            if whitening is None
+            else Whitening(**{name: whitening[name] for name in ("mean", "deviation", "of")}),
             reward_factor=scale["factor"],
             reward_shift=scale["shift"],
-            **{name: header[name] for name in (*_IN_HEADER, "kl_coef", "return_deviation")},
+            **{name: header[name] for name in (*_IN_HEADER, "kl_coef")},
             **{name: header[name] for name in _OPTIONS if name in header},
         )
 
@@ -211,9 +221,12 @@ class UpdateSettings:
             "has_critic": self.has_critic,
             "whitening": None if self.whitening is None else asdict(self.whitening),
             "reward_scale": {"factor": self.reward_factor, "shift": self.reward_shift},
-            "return_deviation": self.return_deviation,
+            "clip_range": min(self.clip_range, NO_CLIP),
         }
 
+
+NO_CLIP = 1e9
+"""A clip range that no ratio reaches, which a file has for infinity: JSON has none."""
 
 _IN_HEADER = (
     *("gamma", "gae_lambda", "group_size", "kl_estimator", "use_kl_loss"),
@@ -223,7 +236,7 @@ _IN_HEADER = (
 
 _OPTIONS = (
     *("clip_range_high", "gae_lambda_value", "gae_lambda_alpha", "vine_samples"),
-    *("loss_aggregation", "loss_divisor", "max_new_tokens"),
+    *("loss_aggregation", "loss_divisor", "max_new_tokens", "return_deviation"),
 )
 """Those that a header may lack: they have their defaults then."""
 

@@ -28,6 +28,7 @@ from tokenenv.rewards import Episode, EpisodeScorer, EpisodeScores
 
 __all__ = [
     "TokenTable",
+    "check_temperatures",
     "clip_sides",
     "describe_responses",
     "split_columns",
@@ -91,6 +92,7 @@ def token_table(
         )
     if settings.kl_coef is None:
         raise ValueError("kl_coef=None: give β, the environment's kl_coef.")
+    check_temperatures(policy, scorer)
     if exact:
         check_size(policy)
     prompts, responses = [e.prompt for e in episodes], [e.response for e in episodes]
@@ -161,6 +163,16 @@ def describe_responses(
         )
         scored += is_scored
     return described
+
+
+def check_temperatures(policy: LMActorCriticPolicy, scorer: EpisodeScorer) -> None:
+    """Raise ValueError where policy and reference divide their logits by different numbers."""
+    if scorer.reference.temperature != policy.temperature:
+        raise ValueError(
+            f"the policy has the temperature {policy.temperature}, the environment "
+            f"{scorer.reference.temperature}: their log-probabilities can't be compared. Give the "
+            "scorer of an environment with the policy's temperature."
+        )
 
 
 def _whitened(settings: UpdateSettings, advantages: np.ndarray) -> UpdateSettings:
@@ -246,6 +258,7 @@ def token_columns(
         "exact_share": unknown,
         "value_loss": unknown,
         "entropy_bonus": settings.ent_coef * states.entropies,
+        "gradient_norm": norms,
         "kl_loss": _kl_losses(states, settings),
         "top_tokens": states.top_tokens,
         "top_texts": alternative_texts(language_model, states.top_tokens),

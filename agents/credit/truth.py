@@ -7,11 +7,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from agents.credit.settings import UpdateSettings
 from agents.policy import LMActorCriticPolicy
 from tokenenv.optimum import ActionValues, PrefixTree, Solution, true_advantages
 from tokenenv.rewards import Episode
 
-__all__ = ["Truth"]
+__all__ = ["Truth", "has_truth"]
+
+
+def has_truth(settings: UpdateSettings) -> bool:
+    """Whether the exact values are those of the rewards that the agent is paid.
+
+    They have k1 in the reward and no discount; with a KL loss, or another estimator, the agent's
+    advantages are of other rewards.
+    """
+    is_k1 = settings.kl_estimator == "k1" and not settings.use_kl_loss
+    return is_k1 and settings.gamma == 1.0
 
 
 @dataclass(frozen=True)

@@ -372,6 +372,10 @@ class TokenPPO(PPO):
         if self.on_updated is not None:
             self.on_updated(update)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: a copy's updates are nobody's business."""
+        return {**self.__dict__, "on_updated": None}
+
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "on_updated"]
 

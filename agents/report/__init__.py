@@ -7,5 +7,6 @@
 - `verdict.py` `rules.py`: what a run has come to, by rules that the page states; `samples.py`:
   responses.
 - `embedding.py`: data inside of a page, where nothing of it can act; `page.py`: the page.
+- `figures.py`: figures for papers.
 - `page_parts/`: the template, the style and the script, as they are put into the page.
 """

@@ -50,9 +50,9 @@ def draw_figures(runs: Sequence[RunFiles], folder: Path) -> list[Path]:
     tables = runs[0].tables
     if tables:
         figures["strength_entropy"] = _strength_against_entropy(tables[-1])
-        if len(tables) > 1:
+        if len(tables) > 1 and _of_kind(tables[-1], "fixed"):
             figures["credit"] = _credit_heat_map(tables)
-        if tables[-1].header["has_critic"]:
+        if tables[-1].header["has_critic"] and _of_kind(tables[-1], "fresh"):
             figures["value_calibration"] = _calibration(tables[-1])
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -175,12 +175,13 @@ def value_calibration(table: TokenFile) -> tuple[np.ndarray, np.ndarray, np.ndar
         error of the latter (tokens of a response share rewards, so it is a lower one).
     """
     predicted, followed = [], []
-    gamma = float(table.header["gamma"])
+    gamma, scale = float(table.header["gamma"]), table.header["reward_scale"]
     for index in _of_kind(table, "fresh"):
         columns = table.columns_of(index)
-        to_come, total = np.zeros(len(columns["reward"])), 0.0
+        rewards = scale["factor"] * columns["reward"] + scale["shift"]  # as the critic has them
+        to_come, total = np.zeros(len(rewards)), 0.0
         for t in reversed(range(len(to_come))):
-            total = columns["reward"][t] + gamma * total
+            total = rewards[t] + gamma * total
             to_come[t] = total
         predicted.append(columns["value"])
         followed.append(to_come)

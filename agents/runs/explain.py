@@ -12,7 +12,15 @@ from rich.text import Text
 from agents.atomic_files import json_text
 from agents.config import TrainConfig
 from agents.console import literal
-from agents.credit import TokenTable, Truth, UpdateSettings, read_tokens, token_files, token_table
+from agents.credit import (
+    TokenTable,
+    Truth,
+    UpdateSettings,
+    has_truth,
+    read_tokens,
+    token_files,
+    token_table,
+)
 from agents.evaluation import exact_solution
 from agents.policy import LMActorCriticPolicy
 from agents.runs.config import ExplainConfig
@@ -68,7 +76,7 @@ def explain_response(config: ExplainConfig) -> TokenTable:
     episodes += _sampled(policy, mdp, prompt, group - len(episodes), config.seed)
     solution = exact_solution(mdp, [config.prompt])
     truth = None
-    if solution is not None and settings.kl_coef is not None and settings.gamma == 1.0:
+    if solution is not None and settings.kl_coef is not None and has_truth(settings):
         truth = Truth.of(policy, solution, settings.kl_coef)
     table = token_table(policy, mdp.scorer, episodes, settings, exact=config.exact, truth=truth)
     return TokenTable(table.header, table.responses[:1])

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.credit import (
     TokenTable,
     Truth,
     UpdateSettings,
+    has_truth,
     rollout_table,
     token_table,
     write_tokens,
@@ -21,6 +27,8 @@ from tokenenv.models import sample_responses
 from tokenenv.rewards import Episode
 
 __all__ = ["TokensCallback"]
+
+logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 16_384
 """Response tokens in one file, at most: some megabytes of text."""
@@ -61,8 +69,12 @@ class TokensCallback(BaseCallback):
             return
         model: Any = self.model
         model.on_updated = self.after_update
-        self._fixed = self._sample()
-        self._write(UpdateSettings.of_model(model), None)
+        with self._harmless():
+            self._fixed = self._sample()
+            self._write(UpdateSettings.of_model(model), None)
+
+    def _on_rollout_start(self) -> None:
+        self._waiting = None  # its rollout is gone
 
     def after_update(self, update: Any) -> None:
         """Write a file where it is time; `TokenPPO.on_updated`."""
@@ -83,6 +95,32 @@ class TokensCallback(BaseCallback):
 
     def _export(self, update: Any) -> None:
         self._waiting = None
+        with self._harmless():
+            self._write_of_update(update)
+
+    @contextlib.contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """A fault in a table is logged and ends the tables, never the training.
+
+        The reward and gold functions are asked for held-out responses here. Whatever they draw from
+        the global generators of Python, NumPy and torch, training draws what it would have drawn.
+        """
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        try:
+            yield
+        except Exception as error:
+            logger.warning(
+                "no more token tables in this run, which goes on without them (%s: %s)",
+                type(error).__name__,
+                " ".join(str(error).split()),
+            )
+            self.close()
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])
+
+    def _write_of_update(self, update: Any) -> None:
         share = MAX_TOKENS // (3 * self.held_out.max_new_tokens) or 1
         used = rollout_table(update, self.held_out.scorer, min(len(self._fixed), share))
         self._write(UpdateSettings.of_update(update), used)
@@ -91,7 +129,7 @@ class TokensCallback(BaseCallback):
         model: Any = self.model
         solution = self.held_out.solution
         truth = None
-        if solution is not None and settings.kl_coef is not None and settings.gamma == 1.0:
+        if solution is not None and settings.kl_coef is not None and has_truth(settings):
             truth = Truth.of(model.policy, solution, settings.kl_coef)
         fresh = self._table(self._sample(), settings, "fresh", truth)
         fixed = self._table(self._fixed, settings, "fixed", truth)

@@ -187,6 +187,7 @@ class TrainingRun:
                 except OSError as error:
                     lost.append(f"{part} ({error.strerror})")
         logs = [path.name for path in (self.run.metrics, self.run.samples) if path.is_file()]
+        logs += ["tokens/"] if self.run.tokens.is_dir() else []
         message = f"Kept in {root}: {', '.join([*saved, *logs])}."
         if any(part.startswith("checkpoints/") for part in saved):
             message += (
@@ -200,8 +201,8 @@ class TrainingRun:
             self._summarize_unfinished(reason, start)
         return (
             f"training is done, the evaluation was stopped. Kept in {self.run.root}: policy/, "
-            "checkpoints/, metrics.jsonl and samples.jsonl. Measure it with: tokenrlhf evaluate "
-            f"{self.run.root}"
+            "checkpoints/, metrics.jsonl, samples.jsonl and tokens/. Measure it with: tokenrlhf "
+            f"evaluate {self.run.root}"
         )
 
     def _summarize_unfinished(self, reason: BaseException, start: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -159,10 +160,14 @@ def test_a_rollouts_table_is_what_the_update_used(folder, kwargs):
     assert any(r["finish_reason"] == "cut" for r in table.responses) == (buffer.cut == "bootstrap")
 
 
-def test_parts_of_a_rollouts_reward_are_what_was_paid(folder):
-    """Score at the end and nothing before it, to the rounding of float32."""
+@pytest.mark.parametrize("estimator", ["k1", "k2", "full"])
+def test_parts_of_a_rollouts_reward_are_what_was_paid(folder, estimator):
+    """Score at the end and nothing before it, to the rounding of float32.
+
+    The full KL was that of the policy that sampled, which the update has changed.
+    """
     tables: list[Any] = []
-    trained(folder, 2, tables, scoring="step")
+    trained(folder, 2, tables, scoring="step", kl_estimator=estimator, learning_rate=1e-2)
     _, table = tables[-1]
     for response in table.responses:
         paid = np.array(response["columns"]["reward_score"])
@@ -314,3 +319,35 @@ def test_true_advantages_are_those_of_the_enumerated_tree():
         truth=truth,
     )
     assert np.isnan(discounted.column("true_advantage")).all()
+
+
+def test_policy_and_reference_must_have_one_temperature(folder):
+    model = trained(folder, 1, policy_kwargs={"temperature": 1.0})
+    model.policy.temperature = 0.7
+    with pytest.raises(ValueError, match=r"temperature 0.7, the environment 1.0"):
+        token_table(
+            model.policy, scorer_of(model), episodes_of(model, 1), UpdateSettings(kl_coef=0.1)
+        )
+
+
+def test_advantages_that_are_normalised_per_minibatch_have_no_table(folder):
+    tables: list[Any] = []
+    with pytest.raises(ValueError, match=r"normalize_advantage=True.*use whiten_advantages"):
+        trained(folder, 1, tables, normalize_advantage=True, whiten_advantages=False)
+
+
+def test_a_buffer_that_was_refilled_is_refused(folder):
+    tables: list[Any] = []
+    model = trained(folder, 1, tables)
+    model.rollout_buffer.reset()
+    with pytest.raises(ValueError, match="before the next rollout"):
+        rollout_table(tables[0][0], scorer_of(model), 4)
+
+
+def test_copies_and_archives_leave_the_listener_behind(folder, tmp_path):
+    tables: list[Any] = []
+    model = trained(folder, 1, tables)
+    assert copy.deepcopy(model).on_updated is None
+    model.save(tmp_path / "model.zip")
+    assert TokenPPO.load(tmp_path / "model.zip").on_updated is None
+    assert model.on_updated is not None

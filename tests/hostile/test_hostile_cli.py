@@ -99,6 +99,7 @@ NAMES = {
     ),
     "prompt": (),
     "response": (),
+    "figures": (),  # read after the run, which comes first
 }
 """Settings that are texts → texts that can't be right."""
 

@@ -127,3 +127,41 @@ def test_a_response_that_cannot_be_is_refused(run, capsys, arguments, message):
 def test_no_run_is_refused(tmp_path, capsys):
     assert main(["explain", str(tmp_path), "--prompt", "x"]) == 2
     assert "holds no run" in " ".join(capsys.readouterr().err.split())
+
+
+def test_tables_change_nothing_of_the_training(tmp_path, monkeypatch):
+    """Not even where the reward draws from the generators that training draws from."""
+    (tmp_path / "noisy.py").write_text(
+        "import numpy as np, random, torch\n"
+        "def reward(prompts, responses):\n"
+        "    noise = np.random.rand() + random.random() + float(torch.rand(()))\n"
+        "    return [0.1 * len(r) + noise for r in responses]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    weights = []
+    for every in ("0", "1"):
+        out = tmp_path / every
+        arguments = [*TRAIN, "--reward-model", "noisy:reward", "--explain-every", every]
+        assert main([*arguments, "--total-tokens", "512", "--out", str(out)]) == 0
+        weights.append((out / "policy" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert list(token_files(tmp_path / "1")) == [0, 256, 512]
+
+
+def test_a_fault_in_a_table_ends_the_tables_and_not_the_training(tmp_path, monkeypatch, caplog):
+    """The reward fails for the responses of the second table alone: it has three more of them."""
+    (tmp_path / "moody.py").write_text(
+        "calls = []\n"
+        "def reward(prompts, responses):\n"
+        "    calls.append(len(responses))\n"
+        "    if len(responses) == 6 and calls.count(6) == 3:\n"
+        "        raise RuntimeError('not these')\n"
+        "    return [float(len(r)) for r in responses]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out = tmp_path / "run"
+    arguments = [*TRAIN, "--reward-model", "moody:reward", "--explain-every", "1"]
+    assert main([*arguments, "--total-tokens", "1024", "--out", str(out)]) == 0
+    assert list(token_files(out)) == [0]
+    assert "no more token tables in this run" in caplog.text and "not these" in caplog.text
+    assert json.loads((out / "summary.json").read_text())["finished"]

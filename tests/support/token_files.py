@@ -173,6 +173,9 @@ def _columns(
         "exact_share": unknown,
         "value_loss": (advantage) ** 2,
         "entropy_bonus": np.zeros(length),
+        "gradient_norm": np.divide(
+            strength, np.abs(weight), out=np.ones(length), where=np.asarray(weight) != 0
+        ),
         "kl_loss": np.zeros(length),
     }
 

@@ -161,6 +161,17 @@ function advantagesAt(step, gamma, lambda) {
   return { delta, advantage };
 }
 
+/** What each token counts in the loss: the file's weight beside whitened advantage × ratio; 1 where it is 0. */
+function aggregation(step) {
+  const weight = step.column("weight"),
+    whitened = step.column("whitened"),
+    ratio = step.column("ratio");
+  return weight.map((value, i) => {
+    const plain = whitened[i] * (Number.isNaN(ratio[i]) ? 1 : ratio[i]);
+    return value !== 0 && plain !== 0 ? value / plain : 1;
+  });
+}
+
 /** Everything that γ and λ change, of all tokens of a step. */
 function credit(step, gamma, lambda) {
   const { delta, advantage } = advantagesAt(step, gamma, lambda);
@@ -168,17 +179,17 @@ function credit(step, gamma, lambda) {
   const whitened = advantage.map((value) => (value - mean) / deviation);
   const returns = advantage.map((value, i) => value + step.values[i]);
   const ratio = step.column("ratio"),
-    ownWeight = step.column("weight"),
-    ownStrength = step.column("strength");
+    counts = aggregation(step),
+    norm = step.column("gradient_norm");
   const range = step.header.clip_range;
+  const high = step.header.clip_range_high ?? range;
   const weight = new Float64Array(step.count),
     strength = new Float64Array(step.count);
   for (let i = 0; i < step.count; i++) {
     const hasRatio = !Number.isNaN(ratio[i]);
-    const isClipped = hasRatio && (whitened[i] > 0 ? ratio[i] > 1 + range : ratio[i] < 1 - range);
-    weight[i] = isClipped ? 0 : whitened[i] * (hasRatio ? ratio[i] : 1);
-    // ‖∇ log π‖ is in the file as strength / |weight|, and not known where both are 0.
-    strength[i] = isClipped ? 0 : Math.abs(weight[i]) * (ownStrength[i] / Math.abs(ownWeight[i]));
+    const isClipped = hasRatio && (whitened[i] > 0 ? ratio[i] > 1 + high : ratio[i] < 1 - range);
+    weight[i] = isClipped ? 0 : counts[i] * whitened[i] * (hasRatio ? ratio[i] : 1);
+    strength[i] = Math.abs(weight[i]) * norm[i];
   }
   return { delta, advantage, whitened, return: returns, weight, strength };
 }
