@@ -1,7 +1,7 @@
 """Which token got which update, and why: the token table.
 
 * `table`: `token_table` of responses that no update has used; `rollout`: `rollout_table` of those
-  that one has; `columns`: what the columns are.
+  that one has; `token_columns`: their numbers; `columns`: what the columns are.
 * `settings`: how an agent turns rewards into updates; `advantages`: rewards → advantages;
   `truth`: true advantages, where a task can be enumerated; `vine`: values from continuations.
 * `states`: what actor, critic and reference say of tokens; `texts`: tokens as text.
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from agents.credit.rollout import rollout_table
     from agents.credit.settings import UpdateSettings, Whitening
     from agents.credit.states import evaluate_states
-    from agents.credit.table import TokenTable, clip_sides, token_table
+    from agents.credit.table import TokenTable, token_table
+    from agents.credit.token_columns import clip_sides
     from agents.credit.truth import Truth, has_truth
 
 __all__ = [
@@ -72,7 +73,7 @@ _HOMES = {
     "has_truth": "agents.credit.truth",
     "UpdateSettings": "agents.credit.settings",
     "Whitening": "agents.credit.settings",
-    "clip_sides": "agents.credit.table",
+    "clip_sides": "agents.credit.token_columns",
     "evaluate_states": "agents.credit.states",
     "exact_norms_and_shares": "agents.credit.exact_strength",
     "output_layer_norms": "agents.credit.output_layer",

@@ -98,14 +98,7 @@ def held_out_advantages(
     uniform = uniform_advantages(returns, [e.prompt.tobytes() for e in episodes])
     estimator = settings.advantage_estimator
     if estimator in GROUPED:
-        per_response = [u[estimator] for u in uniform]
-        if None in per_response:
-            raise ValueError(
-                f"advantage_estimator={estimator!r} compares responses to the same prompt, and "
-                f"{per_response.count(None)} of {len(episodes)} have no other: give 2 or more "
-                "responses for each prompt."
-            )
-        advantages = np.repeat(np.array(per_response, dtype=np.float64), lengths)
+        advantages = np.repeat(_of_groups(estimator, uniform), lengths)
         _, to_come = token_advantages("reinforce", rewards, values, lengths, ended, 1.0, 1.0, 1)
     else:
         advantages, to_come = token_advantages(
@@ -128,6 +121,18 @@ def held_out_advantages(
         returns=np.asarray(to_come, dtype=np.float64),
         uniform=uniform,
     )
+
+
+def _of_groups(estimator: str, uniform: Sequence[Uniform]) -> np.ndarray:
+    """(B,) advantages of an estimator that compares responses to one prompt."""
+    per_response = [advantages[estimator] for advantages in uniform]
+    if None in per_response:
+        raise ValueError(
+            f"advantage_estimator={estimator!r} compares responses to the same prompt, and "
+            f"{per_response.count(None)} of {len(uniform)} have no other: give 2 or more "
+            "responses for each prompt."
+        )
+    return np.array(per_response, dtype=np.float64)
 
 
 def reward_parts(

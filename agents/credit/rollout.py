@@ -14,10 +14,9 @@ from agents.credit.table import (
     TokenTable,
     check_temperatures,
     describe_responses,
-    split_columns,
     table_header,
-    token_columns,
 )
+from agents.credit.token_columns import split_columns, token_columns
 from tokenenv.maths import UNIFORM
 from tokenenv.rewards import Episode, EpisodeScorer, EpisodeScores
 

@@ -16,7 +16,7 @@ from tokenenv import wrappers
 from tokenenv.env import TokenEnv
 from tokenenv.models import ReferenceDecoder
 from tokenenv.models.decode_step import StepCapture
-from tokenenv.models.slot_cache import SlotDecoder
+from tokenenv.models.slot_decoder import SlotDecoder
 from tokenenv.optimum import enumerate_task, solve, true_advantages
 from tokenenv.vector_env import TokenVectorEnv
 from tokenenv.wrappers import fork, vector

@@ -26,7 +26,7 @@ from tokenenv.models.decode_step import (
     storage_addresses,
 )
 from tokenenv.models.language_model import build_language_model
-from tokenenv.models.slot_cache import SlotDecoder
+from tokenenv.models.slot_decoder import SlotDecoder
 
 # Where a model computes in float64, only its norms round to float32: a wrong mask is 1e-2 and more.
 P, T, V, TOLERANCE = 9, 14, 40, 1e-6

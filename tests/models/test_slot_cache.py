@@ -10,7 +10,7 @@ from support.models import ARCHITECTURES, small_model
 from tokenenv.episodes import EpisodeBatch
 from tokenenv.models.forward import trunk_hidden_states
 from tokenenv.models.language_model import build_language_model
-from tokenenv.models.slot_cache import SlotDecoder
+from tokenenv.models.slot_decoder import SlotDecoder
 
 N, P, T, V = 5, 9, 14, 40
 

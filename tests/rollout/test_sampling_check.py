@@ -14,7 +14,7 @@ from support.tiny_task import make_agent
 from agents import RLHFCallback, TokenPPO
 from agents.ppo.update import Update
 from agents.rollout.sampling_check import KL_OF_ROUNDING
-from tokenenv.models.slot_cache import SlotDecoder
+from tokenenv.models.slot_decoder import SlotDecoder
 
 MESSAGE = "before any step of the update"
 

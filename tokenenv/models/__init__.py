@@ -2,8 +2,8 @@
 
 * `loading`: what a name may be, one load at a time; `language_model`: loading and building;
   `forward`: trunk and head; `preparation`: fused weights; `encoding`: text and ids.
-* `slot_cache`, `decode_step`: one token for many sequences of different age; `cache_check`,
-  `step_comparison`: the cached step is the plain forward, or the model is refused;
+* `slot_cache`, `slot_decoder`, `decode_step`: one token for many sequences of different age;
+  `cache_check`, `step_comparison`: the cached step is the plain forward, or the model is refused;
   `weight_watch`: notices weights that were written.
 * `packing`: whole sequences for one forward; `log_probs`: of tokens and responses.
 * `sampling`: responses; `reference`, `reference_decoder`: the frozen model, step by step.
@@ -58,7 +58,7 @@ from tokenenv.models.preparation import check_weights, prepare
 from tokenenv.models.reference import Reference
 from tokenenv.models.reference_decoder import ReferenceDecoder
 from tokenenv.models.sampling import SampledResponse, sample_responses
-from tokenenv.models.slot_cache import SlotDecoder
+from tokenenv.models.slot_decoder import SlotDecoder
 
 __all__ = [
     "GPU_FACTOR",

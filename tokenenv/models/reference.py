@@ -10,7 +10,7 @@ import torch
 from tokenenv.models.cache_check import check_cached_step
 from tokenenv.models.language_model import LanguageModel
 from tokenenv.models.log_probs import response_log_probs, token_log_probs
-from tokenenv.models.slot_cache import SlotDecoder
+from tokenenv.models.slot_decoder import SlotDecoder
 
 __all__ = ["Reference"]
 

@@ -10,7 +10,7 @@ import torch
 from tokenenv.episodes import NO_TOKEN
 from tokenenv.models.log_probs import log_softmax
 from tokenenv.models.reference import Reference
-from tokenenv.models.slot_cache import SlotDecoder
+from tokenenv.models.slot_decoder import SlotDecoder
 from tokenenv.models.weight_watch import WeightWatch
 
 __all__ = ["ReferenceDecoder", "top_tokens"]

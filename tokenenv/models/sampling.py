@@ -12,7 +12,7 @@ import torch
 from tokenenv.episodes import EpisodeBatch
 from tokenenv.models.cache_check import check_cached_step
 from tokenenv.models.log_probs import log_softmax, refuse_nan, sample_tokens
-from tokenenv.models.slot_cache import SlotDecoder
+from tokenenv.models.slot_decoder import SlotDecoder
 
 __all__ = ["SampledResponse", "sample_responses"]
 
@@ -65,8 +65,8 @@ def sample_responses(
         ValueError: the model can't be decoded token by token.
     """
     slots = max(1, min(num_slots, len(prompts)))
-    vocabulary_size = model.get_output_embeddings().weight.shape[0]
     longest = max((len(p) for p in prompts), default=1)
+    vocabulary_size = model.get_output_embeddings().weight.shape[0]
     episodes = EpisodeBatch(slots, longest, max_new_tokens, vocabulary_size, eos_token_ids)
     check_cached_step(model, longest, max_new_tokens, "model to sample from")
     decoder = SlotDecoder(model, slots, longest + max_new_tokens)
@@ -74,24 +74,16 @@ def sample_responses(
     log_probs = np.zeros((slots, max_new_tokens))
     results: list[SampledResponse | None] = [None] * len(prompts)
     serving = np.arange(slots)
-    for slot in range(min(slots, len(prompts))):
-        episodes.start(slot, prompts[slot])
     started, finished = min(slots, len(prompts)), 0
+    for slot in range(started):
+        episodes.start(slot, prompts[slot])
     while episodes.running.any():
         distribution = log_softmax(model, decoder.hidden_states(episodes.observations), temperature)
         tokens, token_log_probs = _draw(distribution, greedy, generator)
         rows = np.flatnonzero(episodes.running)
-        token_log_probs = token_log_probs.cpu()
-        refuse_nan(token_log_probs, "the model to sample from")
-        log_probs[rows, episodes.response_lengths[rows]] = token_log_probs.numpy()[rows]
-        ended = episodes.append(tokens.cpu().numpy(), rows)
-        for slot in rows[ended]:
-            length = episodes.response_lengths[slot]
-            results[serving[slot]] = SampledResponse(
-                episodes.response(slot),
-                log_probs[slot, :length].copy(),
-                bool(episodes.stopped[slot]),
-            )
+        log_probs[rows, episodes.response_lengths[rows]] = token_log_probs[rows]
+        for slot in rows[episodes.append(tokens, rows)]:
+            results[serving[slot]] = _finished(episodes, slot, log_probs[slot])
             finished += 1
             if on_finished is not None:
                 on_finished(finished)
@@ -104,9 +96,23 @@ def sample_responses(
 
 def _draw(
     log_probs: torch.Tensor, greedy: bool, generator: torch.Generator | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(N,) tokens of (N, V) log-probabilities, the likeliest or drawn, and their own."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) tokens of (N, V) log-probabilities, the likeliest or drawn, and (N,) their own.
+
+    Raises:
+        ValueError: one is NaN.
+    """
     if greedy:
-        of_likeliest, likeliest = log_probs.max(dim=-1)
-        return likeliest, of_likeliest
-    return sample_tokens(log_probs, generator)
+        token_log_probs, tokens = log_probs.max(dim=-1)
+    else:
+        tokens, token_log_probs = sample_tokens(log_probs, generator)
+    token_log_probs = token_log_probs.cpu()
+    refuse_nan(token_log_probs, "the model to sample from")
+    return tokens.cpu().numpy(), token_log_probs.numpy()
+
+
+def _finished(episodes: EpisodeBatch, slot: int, log_probs: np.ndarray) -> SampledResponse:
+    """The response that has ended in a slot, from the (T,) log-probabilities of its tokens."""
+    length = episodes.response_lengths[slot]
+    stopped = bool(episodes.stopped[slot])
+    return SampledResponse(episodes.response(slot), log_probs[:length].copy(), stopped)

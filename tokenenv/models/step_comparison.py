@@ -21,7 +21,7 @@ from tokenenv.episodes import NO_TOKEN
 from tokenenv.models.decode_step import no_capture
 from tokenenv.models.forward import output_logits, trunk_hidden_states
 from tokenenv.models.packing import pad_right
-from tokenenv.models.slot_cache import SlotDecoder
+from tokenenv.models.slot_decoder import SlotDecoder
 
 __all__ = ["Fault", "StepComparison", "makes_logits"]
 
