@@ -36,7 +36,8 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not long" $(PARALLEL) 2
 
-# Half an hour and more: further seeds of what `test-slow` claims about learning with one.
+# Half an hour and more: full builds of the bundled models, further seeds of what `test-slow` claims
+# about learning with one.
 test-long: setup
 	$(BIN)/python -m pytest -m long $(PARALLEL) 2
 

@@ -119,6 +119,7 @@ def test_the_same_run_gives_the_same_numbers(finished, tmp_path):
     assert report["fingerprints"]["CartPole-v1"]["return_mean"] > 0
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished_and_reports_it(tmp_path, monkeypatch):
     out, count, real = tmp_path / "out", [0], workers.run_job
 

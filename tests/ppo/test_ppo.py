@@ -69,7 +69,7 @@ def logged(model, *names: str) -> list[float]:
 
 
 @pytest.mark.parametrize("normalize", [False, True])
-@pytest.mark.parametrize("clip_range_vf", [None, 0.05])
+@pytest.mark.parametrize("clip_range_vf", [None, pytest.param(0.05, marks=pytest.mark.slow)])
 def test_the_three_losses_agree_on_one_rollout(tiny_task_kwargs, normalize, clip_range_vf):
     found, lengths = [], set()
     for way in THREE:

@@ -475,6 +475,7 @@ def test_a_loaded_controller_goes_on_from_the_saved_beta(tiny_task_kwargs, tmp_p
     assert first_beta(again) == 0.6, "0.3 was no controller's, but the other environment's"
 
 
+@pytest.mark.slow
 def test_the_range_of_beta_is_that_of_its_first_start_and_its_end_warns(tiny_task_kwargs, tmp_path):
     controls = {"kl_controller": "dual", "kl_target": 1e-9, "kl_dual_rate": 100.0}
     model = make_agent(tiny_task_kwargs, **controls)  # β = 0.1, e times as great each rollout
@@ -497,6 +498,7 @@ def test_the_range_of_beta_is_that_of_its_first_start_and_its_end_warns(tiny_tas
     assert loaded.kl_coef_start == 0.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONTROLS)
 def test_stock_algorithms_keep_a_moved_beta_through_saving_too(tiny_task_kwargs, tmp_path, name):
     model = make_agent(tiny_task_kwargs, PPO)

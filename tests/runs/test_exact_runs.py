@@ -46,6 +46,7 @@ def test_evaluations_on_the_way_are_exact_too(run):
     assert rows[1]["eval/kl"] > 0
 
 
+@pytest.mark.slow
 def test_evaluate_and_sample_work_on_it(run, capsys):
     capsys.readouterr()
     assert main(["evaluate", str(run)]) == 0

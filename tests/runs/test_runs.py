@@ -106,6 +106,7 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert [path.name for path in place.iterdir()] == ["b"]
 
 
+@pytest.mark.slow
 def test_under_a_moving_beta_a_run_is_drawn_and_judged_at_the_one_it_was_given(
     tmp_path, monkeypatch
 ):
@@ -192,6 +193,7 @@ def test_whatever_a_reward_function_raises_what_was_learned_is_kept(
     assert not (out / ".lock").exists()
 
 
+@pytest.mark.slow
 def test_overwrite_gives_the_old_run_up_only_for_a_checkpoint(tmp_path, monkeypatch):
     out = tmp_path / "run"
     train(out)
@@ -233,6 +235,7 @@ def test_runs_without_a_name_never_share_a_folder(tmp_path, monkeypatch):
         run.output.close()
 
 
+@pytest.mark.slow
 def test_linked_parts_of_a_run_are_unlinked_and_a_linked_run_is_refused(tmp_path):
     out, other = tmp_path / "run", tmp_path / "other"
     train(out)

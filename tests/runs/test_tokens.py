@@ -84,6 +84,7 @@ def test_advantages_follow_from_the_files_own_rewards_and_values(run):
         np.testing.assert_allclose(columns["advantage"], advantages, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_explain_every_0_writes_none(tmp_path, capsys):
     arguments = [*TRAIN, "--explain-every", "0", "--out", str(tmp_path / "run")]
     assert main(arguments) == 0

@@ -397,6 +397,7 @@ def test_a_tiny_build_is_deterministic(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_full_build_reaches_the_targets(tmp_path):
     built = build(tmp_path)
     # weights drift apart where another machine rounds otherwise, what the task promises does not
