@@ -112,6 +112,7 @@ def test_more_seeds_are_added_and_overwrite_begins_anew(tmp_path):
     assert len(list((out / "runs").iterdir())) == 1
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_numbers(finished, tmp_path):
     report = compare(config(tmp_path / "again", seeds=1), quiet())
     known = json.loads((finished / "compare.json").read_text(encoding="utf-8"))["runs"][0]
@@ -174,6 +175,7 @@ def test_kinds_of_environments():
     assert top_k(make_env("TokenRLHF-v0")) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["ppo", "a2c", "dqn"])
 @pytest.mark.parametrize("env_id", ["TokenRLHF-Exact-v0", "TokenRLHF-Features-TopK-v0"])
 def test_standard_agents_learn_on_text_unmodified(agent, env_id):

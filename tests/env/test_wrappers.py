@@ -181,6 +181,7 @@ def test_likely_tokens_and_masks_read_the_same_states(settings):
     assert env.unwrapped.mdp.reference_decoder.forwards == steps + 1
 
 
+@pytest.mark.slow
 def test_every_state_of_the_exact_task_has_finite_features_of_its_own():
     """All 19,530 states of `exact` with fewer than T tokens, against plain full forwards."""
     mdp = gym.make(FEATURES, task="exact").unwrapped.mdp
@@ -263,6 +264,7 @@ def test_the_temperature_of_the_reference_moves_the_mass_and_not_the_order(setti
     assert hot.step(0)[4]["left_out_mass"] > cold.step(0)[4]["left_out_mass"] + 0.1
 
 
+@pytest.mark.slow
 def test_default_k_is_16_or_the_whole_vocabulary_and_keeps_what_its_docstring_says():
     env = gym.make(TOP_K)
     assert env.action_space.n == 16 and gym.make(TOP_K, task="exact").action_space.n == 6

@@ -258,6 +258,7 @@ def test_with_the_kl_loss_the_reward_is_the_score_alone(tiny_task_kwargs, estima
         assert model.logger.name_to_value["train/kl_loss"] > 0
 
 
+@pytest.mark.slow
 def test_log_probs_of_the_reference_cost_4_bytes_a_token_and_only_where_needed(tiny_task_kwargs):
     sizes = {}
     for name, given in {
@@ -529,6 +530,7 @@ def test_the_environments_settings_hold_the_beta_that_holds(tiny_task_kwargs):
 # The critic's warm-up -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value_head", ["shared", "separate"])
 @pytest.mark.parametrize("given", [{}, {"kl_estimator": "full", "use_kl_loss": True}])
 def test_in_the_warm_up_only_the_critic_learns(tiny_task_kwargs, tmp_path, value_head, given):

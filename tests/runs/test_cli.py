@@ -398,6 +398,7 @@ def test_the_summary_shows_numbers_ranges_and_names():
     assert _shown((1.25, 2)) == "1.250 … 2" and _shown("bfloat16") == "bfloat16"
 
 
+@pytest.mark.slow
 def test_a_run_says_which_precision_auto_chose(tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["train", "--out", str(out), "--precision", "auto", *TINY]) == 0

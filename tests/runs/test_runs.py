@@ -134,6 +134,7 @@ def test_under_a_moving_beta_a_run_is_drawn_and_judged_at_the_one_it_was_given(
     assert "kl_coef_final" not in train(tmp_path / "fixed")[1]
 
 
+@pytest.mark.slow
 def test_the_summary_is_json_that_anyone_reads(tmp_path):
     train(tmp_path / "run")
     text = (tmp_path / "run" / "summary.json").read_text()
