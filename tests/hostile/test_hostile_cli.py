@@ -106,18 +106,18 @@ NAMES = {
 
 def wrong_values(name: str, hint: Any) -> tuple[str, ...]:
     """Values of a setting that can't be right, as arguments."""
-    if name in NAMES:
-        return NAMES[name]
     optional = typing.get_origin(hint) in (Union, types.UnionType)
     kinds = set(typing.get_args(hint)) if optional else {hint}
+    if kinds - {type(None)} == {bool}:  # `json` of one command is a file, of another a flag
+        return ("=maybe",)
+    if name in NAMES:
+        return NAMES[name]
     if int in kinds:
         return NO_WHOLE_NUMBERS
     if float in kinds:
         return NO_NUMBERS
     if any(typing.get_origin(kind) is Literal for kind in kinds) or "agents" in name:
         return NO_CHOICES
-    if kinds - {type(None)} == {bool}:
-        return ("=maybe",)
     raise AssertionError(f"the suite knows no wrong values for {name}: {hint}")
 
 
