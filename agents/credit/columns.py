@@ -38,7 +38,8 @@ COLUMNS: dict[str, str] = {
     "weight": "w = whitened advantage × ratio; 0 where the surrogate has no gradient; where the "
     "loss is no mean over tokens, times what the token counts in it (1 in a mean over the table's)",
     "strength": "|w|·‖∇ log π(a|s)‖ over the weights of the output layer",
-    "share": "the token's share of the sum of all tokens' policy terms, in the output layer",
+    "share": "the token's share of the sum of all tokens' policy terms, in the output layer; "
+    "null for a layer of more than 2^27 weights",
     "exact_strength": "|w|·‖∇ log π(a|s)‖ over all trainable parameters; null unless asked for",
     "exact_share": "the share in that gradient; null unless asked for",
     "value_loss": "(return − V)², in units of the returns' variance where they are normalised",

@@ -17,9 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from agents.credit.exact_strength import check_size, token_gradients, trainable
+from agents.credit.exact_strength import (
+    check_size,
+    differentiable_log_probs,
+    token_gradients,
+    trainable,
+)
 from agents.policy import LMActorCriticPolicy
-from tokenenv.models import pack
 
 __all__ = ["StepEffect", "step_effect"]
 
@@ -66,7 +70,7 @@ def step_effect(
     check_size(policy)
     twin, optimizer = _in_float64(policy, learning_rate)
     before = [parameter.detach().clone() for parameter in trainable(twin)]
-    start = _log_probs(twin, prefixes, responses)
+    start = differentiable_log_probs(twin, prefixes, responses)
     loss = -(torch.as_tensor(weights, device=start.device) * start).mean()
     optimizer.zero_grad()
     loss.backward()
@@ -78,7 +82,7 @@ def step_effect(
         ]
     )
     with torch.no_grad():
-        end = _log_probs(twin, prefixes, responses)
+        end = differentiable_log_probs(twin, prefixes, responses)
         for parameter, old in zip(trainable(twin), before, strict=True):
             parameter.copy_(old)
     # One response after another: all gradients together would not fit.
@@ -104,11 +108,3 @@ def _in_float64(
         if learning_rate is not None:
             group["lr"] = learning_rate
     return twin, optimizer
-
-
-def _log_probs(
-    policy: LMActorCriticPolicy, prefixes: Sequence[np.ndarray], responses: Sequence[np.ndarray]
-) -> torch.Tensor:
-    packed = pack(prefixes, responses, policy.device)
-    actions = torch.as_tensor(np.concatenate(list(responses)), device=policy.device)
-    return policy.evaluate_with_logits(packed, actions)[1]

@@ -21,6 +21,7 @@ from tokenenv.models import pack
 __all__ = [
     "MAX_PARAMETERS",
     "check_size",
+    "differentiable_log_probs",
     "exact_norms_and_shares",
     "token_gradients",
     "trainable",
@@ -91,7 +92,7 @@ def token_gradients(
     with sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop")
         for prefix, response in zip(prefixes, responses, strict=True):
-            log_probs = _log_probs(policy, [prefix], [response])  # (T,)
+            log_probs = differentiable_log_probs(policy, [prefix], [response])  # (T,)
             basis = torch.eye(len(log_probs), dtype=log_probs.dtype, device=log_probs.device)
             for part in basis.split(rows):  # (m, T)
                 gradients = torch.autograd.grad(
@@ -125,7 +126,7 @@ def _sum_of_terms(
     start = 0
     with torch.enable_grad():
         for prefix, response in zip(prefixes, responses, strict=True):
-            log_probs = _log_probs(policy, [prefix], [response])
+            log_probs = differentiable_log_probs(policy, [prefix], [response])
             weight = torch.as_tensor(weights[start : start + len(response)]).to(log_probs)
             start += len(response)
             gradients = torch.autograd.grad(
@@ -142,7 +143,7 @@ def _sum_of_terms(
     return total
 
 
-def _log_probs(
+def differentiable_log_probs(
     policy: LMActorCriticPolicy, prefixes: Sequence[np.ndarray], responses: Sequence[np.ndarray]
 ) -> torch.Tensor:
     """(n,) log π(a|s) with gradient, by operations that can be differentiated in batches."""

@@ -42,6 +42,7 @@ def rollout_table(
         ValueError: the buffer holds no rollout any more, or the model is too large for exact
             strengths.
     """
+    settings = UpdateSettings.of_update(update)
     buffer, policy = update.buffer, update.model.policy
     if not buffer.num_tokens:
         raise ValueError(
@@ -55,7 +56,6 @@ def rollout_table(
     tokens = np.concatenate(spans)  # (n,)
     prefixes = [buffer.prefix(i).astype(np.int64) for i in sample]
     responses = [buffer.actions[span].astype(np.int64) for span in spans]
-    settings = UpdateSettings.of_update(update)
     states = evaluate_states(policy, scorer.reference, prefixes, responses)
     ended = buffer.ended[sample]
     episodes = _episodes(buffer, scorer, sample, prefixes, responses)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from agents.ppo import aggregation_weights
+from agents.rollout import EpisodeRolloutBuffer
 from agents.settings import DEFAULT_LAMBDA, DEFAULT_VINE_SAMPLES, KLPenalty
 from tokenenv.maths import CRITIC_FREE, UNIFORM, length_adaptive_lambdas
 
@@ -98,12 +99,17 @@ class UpdateSettings:
             model: with an `EpisodeRolloutBuffer` and an environment.
 
         Raises:
-            ValueError: it normalises advantages per minibatch.
+            ValueError: it normalises advantages per minibatch, or has another buffer.
         """
         if model.normalize_advantage:
             raise ValueError(
                 "normalize_advantage=True divides the advantages of every minibatch by a deviation "
                 "of its own, so that a token has no one weight for a table: use whiten_advantages."
+            )
+        if not isinstance(model.rollout_buffer, EpisodeRolloutBuffer):
+            raise ValueError(
+                f"a token table is made of an EpisodeRolloutBuffer, and the model has a "
+                f"{type(model.rollout_buffer).__name__}: leave rollout_buffer_class out."
             )
         buffer, head = model.rollout_buffer, model.normalized_head
         remaining = model._current_progress_remaining
@@ -141,12 +147,13 @@ class UpdateSettings:
         Args:
             update: `agents.ppo.update.Update`, while the buffer holds its rollout.
         """
+        of_model = cls.of_model(update.model)
         buffer, whitening = update.buffer, None
         if update.model.whiten_advantages:
             whitening = Whitening(update.advantage_mean, update.advantage_std, "the last rollout")
         factor, shift = _reward_scale(buffer.rewards) if buffer.whiten_rewards else (1.0, 0.0)
         return replace(
-            cls.of_model(update.model),
+            of_model,
             kl_coef=float(buffer.kl_coef),
             clip_range=float(update.clip_range),
             clip_range_high=update.clip_range_high,

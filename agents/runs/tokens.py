@@ -105,9 +105,11 @@ class TokensCallback(BaseCallback):
         The reward and gold functions are asked for held-out responses here. Whatever they draw from
         the global generators of Python, NumPy and torch, training draws what it would have drawn.
         """
-        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        states = random.getstate(), np.random.get_state()
+        device = self.model.device
         try:
-            yield
+            with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                yield
         except Exception as error:
             logger.warning(
                 "no more token tables in this run, which goes on without them (%s: %s)",
@@ -118,7 +120,6 @@ class TokensCallback(BaseCallback):
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
-            torch.set_rng_state(states[2])
 
     def _write_of_update(self, update: Any) -> None:
         share = MAX_TOKENS // (3 * self.held_out.max_new_tokens) or 1

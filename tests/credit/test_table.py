@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.buffers import RolloutBuffer
 from support.tiny_task import PROMPTS, make_agent, task_kwargs
 
 from agents import LMActorCriticPolicy, TokenPPO, make_vec_env
@@ -351,3 +352,9 @@ def test_copies_and_archives_leave_the_listener_behind(folder, tmp_path):
     model.save(tmp_path / "model.zip")
     assert TokenPPO.load(tmp_path / "model.zip").on_updated is None
     assert model.on_updated is not None
+
+
+def test_another_buffer_is_refused(folder):
+    tables: list[Any] = []
+    with pytest.raises(ValueError, match=r"EpisodeRolloutBuffer, and the model has a Rollout"):
+        trained(folder, 1, tables, rollout_buffer_class=RolloutBuffer)
