@@ -2,6 +2,7 @@
 
 * `table`: `token_table` of responses that no update has used; `rollout`: `rollout_table` of those
   that one has; `token_columns`: their numbers; `columns`: what the columns are.
+* `text_table`: `table_of_texts`, from prompts and responses as text (`episodes`).
 * `settings`: how an agent turns rewards into updates; `advantages`: rewards → advantages;
   `truth`: true advantages, where a task can be enumerated; `vine`: values from continuations.
 * `states`: what actor, critic and reference say of tokens; `texts`: tokens as text.
@@ -25,12 +26,14 @@ from agents.credit.rank_accuracy import rank_accuracy
 
 if TYPE_CHECKING:
     from agents.credit.effect import StepEffect, step_effect
+    from agents.credit.episodes import given_response, sampled_responses
     from agents.credit.exact_strength import MAX_PARAMETERS, exact_norms_and_shares
     from agents.credit.output_layer import output_layer_norms, output_layer_shares
     from agents.credit.rollout import rollout_table
     from agents.credit.settings import UpdateSettings, Whitening
     from agents.credit.states import evaluate_states
     from agents.credit.table import TokenTable, token_table
+    from agents.credit.text_table import table_of_texts
     from agents.credit.token_columns import clip_sides
     from agents.credit.truth import Truth, has_truth
 
@@ -52,6 +55,7 @@ __all__ = [
     "evaluate_states",
     "exact_norms_and_shares",
     "gini",
+    "given_response",
     "has_truth",
     "lorenz",
     "output_layer_norms",
@@ -59,7 +63,9 @@ __all__ = [
     "rank_accuracy",
     "read_tokens",
     "rollout_table",
+    "sampled_responses",
     "step_effect",
+    "table_of_texts",
     "token_files",
     "token_table",
     "write_tokens",
@@ -74,6 +80,9 @@ _HOMES = {
     "UpdateSettings": "agents.credit.settings",
     "Whitening": "agents.credit.settings",
     "clip_sides": "agents.credit.token_columns",
+    "given_response": "agents.credit.episodes",
+    "sampled_responses": "agents.credit.episodes",
+    "table_of_texts": "agents.credit.text_table",
     "evaluate_states": "agents.credit.states",
     "exact_norms_and_shares": "agents.credit.exact_strength",
     "output_layer_norms": "agents.credit.output_layer",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,8 +15,10 @@ from agents.credit import (
     TokenTable,
     Truth,
     UpdateSettings,
+    given_response,
     has_truth,
     read_tokens,
+    sampled_responses,
     token_files,
     token_table,
 )
@@ -28,8 +29,6 @@ from agents.runs.folder import RunFolder
 from agents.settings import value_loss_weight
 from tokenenv.maths import GROUPED
 from tokenenv.mdp import TokenMDP
-from tokenenv.models import sample_responses
-from tokenenv.rewards import Episode
 from tokenenv.settings import EnvSettings
 
 __all__ = ["explain", "explain_response"]
@@ -71,9 +70,9 @@ def explain_response(config: ExplainConfig) -> TokenTable:
     policy = LMActorCriticPolicy.from_pretrained(run.policy, mdp.settings.device)
     settings = _settings(run, trained, mdp)
     prompt = mdp.encode_prompt(config.prompt)
-    episodes = [_given(config.response, prompt, mdp)] if config.response is not None else []
+    episodes = [] if config.response is None else [given_response(config.response, prompt, mdp)]
     group = max(2, settings.group_size) if settings.advantage_estimator in GROUPED else 1
-    episodes += _sampled(policy, mdp, prompt, group - len(episodes), config.seed)
+    episodes += sampled_responses(policy, mdp, [prompt] * (group - len(episodes)), config.seed)
     solution = exact_solution(mdp, [config.prompt])
     truth = None
     if solution is not None and settings.kl_coef is not None and has_truth(settings):
@@ -104,42 +103,6 @@ def _settings(run: RunFolder, trained: TrainConfig, mdp: TokenMDP) -> UpdateSett
         **{name: agent[name] for name in names},
         **{name: buffer[name] for name in of_buffer if name in buffer},
     )
-
-
-def _given(text: str, prompt: np.ndarray, mdp: TokenMDP) -> Episode:
-    """A response that was given as text; it ends with EOS where it is shorter than T tokens.
-
-    Raises:
-        ValueError: it is longer than T, or the tokenizer does not give it back.
-    """
-    language_model = mdp.language_model
-    tokens = language_model.encode_response(text)
-    if len(tokens) > mdp.max_new_tokens:
-        raise ValueError(
-            f"the response {text[:60]!r} has {len(tokens)} tokens, more than max_new_tokens="
-            f"{mdp.max_new_tokens} of the run: shorten it."
-        )
-    stops = len(tokens) < mdp.max_new_tokens
-    if stops:
-        tokens = np.append(tokens, language_model.eos_token_ids[0])
-    return Episode(prompt, tokens, stops)
-
-
-def _sampled(
-    policy: LMActorCriticPolicy, mdp: TokenMDP, prompt: np.ndarray, count: int, seed: int
-) -> list[Episode]:
-    """Responses of the policy to one prompt."""
-    if count < 1:
-        return []
-    sampled = sample_responses(
-        policy.actor,
-        mdp.language_model.eos_token_ids,
-        [prompt] * count,
-        mdp.max_new_tokens,
-        temperature=policy.temperature,
-        seed=seed,
-    )
-    return [Episode(prompt, s.tokens, s.stopped) for s in sampled]
 
 
 # What is printed ---------------------------------------------------------------------------------

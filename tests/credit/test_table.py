@@ -12,7 +12,15 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from support.tiny_task import PROMPTS, make_agent, task_kwargs
 
 from agents import LMActorCriticPolicy, TokenPPO, make_vec_env
-from agents.credit import Truth, UpdateSettings, Whitening, clip_sides, rollout_table, token_table
+from agents.credit import (
+    Truth,
+    UpdateSettings,
+    Whitening,
+    clip_sides,
+    rollout_table,
+    table_of_texts,
+    token_table,
+)
 from agents.credit.advantages import uniform_advantages
 from agents.credit.columns import COLUMNS, WHOLE_COLUMNS
 from agents.evaluation import HeldOut
@@ -358,3 +366,19 @@ def test_another_buffer_is_refused(folder):
     tables: list[Any] = []
     with pytest.raises(ValueError, match=r"EpisodeRolloutBuffer, and the model has a Rollout"):
         trained(folder, 1, tables, rollout_buffer_class=RolloutBuffer)
+
+
+def test_texts_give_the_table_of_their_tokens(folder):
+    model = trained(folder, 1)
+    environment, settings = task_kwargs(folder, "llama"), UpdateSettings(kl_coef=0.1)
+    episodes = episodes_of(model, 1)
+    sampled = table_of_texts(model.policy, environment, PROMPTS, settings=settings)
+    expected = token_table(model.policy, scorer_of(model), episodes, settings)
+    assert sampled.header == expected.header | {"max_new_tokens": 8}
+    for name in ("token", "reward", "advantage", "strength"):
+        np.testing.assert_allclose(sampled.column(name), expected.column(name), rtol=1e-6)
+    given = table_of_texts(model.policy, environment, ["w3", "w3"], ["w4 w6", "w7"])
+    assert [r["columns"]["text"][-1] for r in given.responses] == ["</s>", "</s>"]
+    assert given.header["kl_coef"] == environment["kl_coef"]
+    with pytest.raises(ValueError, match="2 prompts and 1 responses"):
+        table_of_texts(model.policy, environment, ["w3", "w4"], ["w4"])
