@@ -17,11 +17,11 @@ from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
 from agents.evaluation.held_out import HeldOut
 from agents.runs.folder import RunFolder
 from tokenenv import wrappers
+from tokenenv.data import PreferencePair, read_pairs, read_prompts
 from tokenenv.env import TokenEnv
-from tokenenv.rewards.pairs import PreferencePair, read_pairs
 from tokenenv.rewards.preferences import RewardTrainingSettings
 from tokenenv.settings import EnvSettings
-from tokenenv.tasks import load_task, read_prompts
+from tokenenv.tasks import load_task
 from tokenenv.wrappers import vector
 
 ID = "TokenRLHF-Exact-v0"

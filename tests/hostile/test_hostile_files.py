@@ -27,9 +27,8 @@ from agents.config import TrainConfig
 from agents.policy.policy import LMActorCriticPolicy
 from agents.runs.curves import read_metrics
 from agents.runs.folder import RunFolder
+from tokenenv.data import read_pairs, read_prompts
 from tokenenv.env import TokenEnv
-from tokenenv.rewards.pairs import read_pairs
-from tokenenv.tasks import read_prompts
 
 VALUES = [
     *(None, True, False, 0, -1, 1.5, 1e308, 10**20, "", "x", "\x1b[31m\u202e", [], {}, [[]]),

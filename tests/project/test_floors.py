@@ -21,8 +21,10 @@ STOREYS: list[list[str]] = [
         *("tokenenv.stop_signals", "tokenenv.episodes"),
     ],
     ["tokenenv.user_code", "tokenenv.maths"],
-    # what a task is; language models
-    ["tokenenv.tasks", "tokenenv.models"],
+    # what a task is; what people bring; language models
+    ["tokenenv.tasks"],
+    ["tokenenv.data"],
+    ["tokenenv.models"],
     ["tokenenv.settings"],
     ["tokenenv.rewards"],
     # the environments

@@ -13,8 +13,9 @@ from support.models import save_classifier, save_language_model, word_tokenizer
 from support.pairs import separable_pairs
 from transformers import AutoModelForSequenceClassification
 
+from tokenenv.data import read_pairs
 from tokenenv.models.language_model import load_frozen
-from tokenenv.rewards.pairs import PreferencePair, TokenPair, read_pairs
+from tokenenv.rewards.pairs import PreferencePair, TokenPair
 from tokenenv.rewards.preferences import (
     RewardTrainingSettings,
     evaluate_preferences,

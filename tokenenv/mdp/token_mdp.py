@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from tokenenv.data import read_prompts
 from tokenenv.episodes import EpisodeBatch
 from tokenenv.maths import reference_half
 from tokenenv.models import LanguageModel, ReferenceDecoder
 from tokenenv.rewards import Episode, build_scorer
 from tokenenv.settings import EnvSettings, check_kl_coef
-from tokenenv.tasks import Task, is_bundled, load_task, names_code, read_prompts
+from tokenenv.tasks import Task, is_bundled, load_task, names_code
 from tokenenv.user_code import user_code
 
 __all__ = ["StepResult", "TokenMDP"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenenv.tasks.prompts import SPLITS, check_split, read_prompts
+from tokenenv.tasks.splits import SPLITS, check_split
 
 __all__ = [
     "ASSETS",
@@ -24,7 +24,6 @@ __all__ = [
     "load_task",
     "model_source",
     "names_code",
-    "read_prompts",
 ]
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"

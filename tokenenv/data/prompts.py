@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from tokenenv.data.messages import Message
 from tokenenv.json_files import parse_json, read_lines
+from tokenenv.tasks import SPLITS, check_split
 
-__all__ = ["SPLITS", "check_split", "read_prompts"]
-
-SPLITS = ("train", "eval")
+__all__ = ["Prompt", "read_prompts"]
 
 _EVAL_EVERY = 10
 """Without a `"split"` field, every tenth prompt of a file is held out for evaluation."""
 
 
-def check_split(split: str) -> None:
-    """Raise ValueError unless `split` is one of `SPLITS`."""
-    if split not in SPLITS:
-        raise ValueError(
-            f"split={split!r} is unknown: choose one of {', '.join(map(repr, SPLITS))}."
-        )
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What an episode starts from, and what else its row holds.
+
+    Attributes:
+        content: a text, or the messages of a conversation, to which the response is the next turn.
+        columns: the other fields of its row, by name; reward functions ask for them.
+    """
+
+    content: str | tuple[Message, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_prompts(path: str | Path, split: str) -> list[str]:
