@@ -27,6 +27,8 @@ from tokenenv.maths import CRITIC_FREE
 from tokenenv.ranges import (
     COUNT,
     COUNT_OR_0,
+    OPTIONAL_COUNT,
+    OPTIONAL_POSITIVE_FINITE,
     RESPONSES,
     SEED,
     Range,
@@ -52,6 +54,8 @@ _TRAIN_RANGES: dict[str, Range] = {
     "explain_prompts": COUNT,
     "checkpoint_every": COUNT_OR_0,
     "num_threads": count(1, 1024, ", or None (leave it out)", is_optional=True),
+    "lora_rank": OPTIONAL_COUNT,
+    "lora_alpha": OPTIONAL_POSITIVE_FINITE,
 }
 
 
@@ -190,6 +194,19 @@ class TrainConfig:
     critic_warmup_lambda: float | None = None
     """λ of the critic's targets in these updates, 1 for Monte-Carlo returns (exact ones with --cut
     carry); as later unless given."""
+    lora_rank: int | None = None
+    """Train low-rank adapters (LoRA) of this rank instead of all weights. Actor and reference then
+    share one copy of the weights; the run keeps the adapter and the merged model."""
+    lora_alpha: float | None = None
+    """α of the adapters, ΔW = (α/rank)·B·A; twice the rank unless given."""
+    lora_target_modules: tuple[str, ...] | None = None
+    """Names of the linear layers that get adapters; those that peft has for the architecture unless
+    given, else all but the output layer."""
+    gradient_checkpointing: bool = False
+    """Compute the activations of layers again in the backward pass instead of keeping them: less
+    memory, more time, same result."""
+    optimizer: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
+    """Torch's optimiser, in one kernel. AdamW also decays the weights by 0.01 times the rate."""
     cut: Literal["bootstrap", "carry"] | None = None
     """What happens to episodes that the end of a rollout cuts: 'bootstrap' uses them at once with
     the critic's value, 'carry' keeps them for the update after their end. Default: 'carry' for
@@ -225,6 +242,16 @@ class TrainConfig:
                 raise ValueError(
                     f"{name}={value!r} is empty: give a name or a path, or leave it out."
                 )
+        for name in ("lora_alpha", "lora_target_modules"):
+            if self.lora_rank is None and getattr(self, name) is not None:
+                raise ValueError(f"{name} is for adapters: give lora_rank with it, or leave it out.")
+        if self.lora_target_modules is not None and not all(
+            name.strip() for name in self.lora_target_modules or ("",)
+        ):
+            raise ValueError(
+                f"lora_target_modules={self.lora_target_modules!r} must be names of linear layers, "
+                "or be left out."
+            )
         if self.value_head == "shared" and self.critic != "actor":
             raise ValueError(
                 f"critic={self.critic!r} is for a critic with a separate trunk, but value_head is "
@@ -233,7 +260,7 @@ class TrainConfig:
         buffer = self.rollout_buffer()
         estimator = buffer.pop("advantage_estimator")
         check_estimator(estimator, gamma=self.gamma, **buffer)
-        policy = {"value_head": self.value_head, "dtype": self.dtype}
+        policy = {"value_head": self.value_head, "dtype": self.dtype, "lora": self.lora()}
         check_agent({**self.agent(), "normalize_advantage": False, "policy_kwargs": policy})
         check_controller(
             kl_controller(self.kl_controller, self.kl_target, self.kl_horizon, self.kl_dual_rate),
@@ -245,6 +272,17 @@ class TrainConfig:
         names = (*PPO_RANGES, *PPO_CHOICES)
         hyperparameters = {name: getattr(self, name) for name in names}
         return {**hyperparameters, "rollout_buffer_kwargs": self.rollout_buffer()}
+
+    def lora(self) -> dict[str, Any] | None:
+        """The settings of the adapters in `policy_kwargs`; None: all weights are trained."""
+        if self.lora_rank is None:
+            return None
+        names, alpha = self.lora_target_modules, self.lora_alpha
+        return {
+            "rank": self.lora_rank,
+            **({} if alpha is None else {"alpha": alpha}),
+            **({} if names is None else {"target_modules": list(names)}),
+        }
 
     def rollout_buffer(self) -> dict[str, Any]:
         """The keyword arguments of the rollout buffer."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -11,8 +10,11 @@ from transformers import AutoConfig
 
 from agents.policy.value_head import ValueHead
 from tokenenv.models import (
+    LoraSettings,
+    add_lora,
     build_language_model,
     check_source,
+    copy_sharing_frozen,
     load_trainable,
     loading_errors,
     quiet_loading,
@@ -47,7 +49,12 @@ def new_value_head(hidden_size: int, dtype: str) -> ValueHead:
 
 
 def build_critic(
-    source: str, actor: Any, tokenizer: Any, config: dict[str, Any] | None, dtype: str
+    source: str,
+    actor: Any,
+    tokenizer: Any,
+    config: dict[str, Any] | None,
+    dtype: str,
+    lora: LoraSettings | None = None,
 ) -> SeparateCritic:
     """The critic that `source` names.
 
@@ -58,6 +65,8 @@ def build_critic(
         tokenizer: the actor's; None where it is unknown (a saved model, filled by a state dict).
         config: build the trunk from this instead, to be filled by a state dict.
         dtype: of the weights.
+        lora: train adapters of the trunk instead of all of it. A critic that starts from the actor
+            then shares the actor's frozen weights.
 
     Raises:
         ValueError: `source` can't be used, reads a smaller vocabulary than the actor, or has
@@ -67,7 +76,7 @@ def build_critic(
     if config is not None:
         model = build_language_model(config, dtype)
     elif source == "actor":
-        model = copy.deepcopy(actor)
+        model = copy_sharing_frozen(actor)
     elif _is_classifier(source):
         reward_model = load_reward_model(source, "cpu", dtype)
         _check_tokenizer(source, tokenizer, reward_model.tokenizer)
@@ -76,8 +85,11 @@ def build_critic(
         loaded = load_trainable(source, dtype=dtype)
         _check_tokenizer(source, tokenizer, loaded.tokenizer)
         model = loaded.model
+    if lora is None:
+        model.requires_grad_(True)
+    elif source != "actor":  # a copy of the actor has its adapters already, of zeros
+        add_lora(model, lora, f"critic={source!r}")
     _drop_output_layer(model)
-    model.requires_grad_(True)
     rows = model.get_input_embeddings().weight.shape[0]  # of (V', h)
     actor_rows = actor.get_output_embeddings().weight.shape[0]
     if rows < actor_rows:

@@ -6,16 +6,48 @@ from typing import Any
 
 import torch
 
-__all__ = ["fused_where_possible", "in_one_transfer"]
+__all__ = ["OPTIMIZERS", "fused_where_possible", "in_one_transfer", "optimizer_of"]
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+}
+"""Torch's optimisers that step all weights in one kernel, by name."""
+
+EPSILON = 1e-5
+"""ε of Adam and AdamW, as in SB3's PPO and in RLHF's."""
+
+
+def optimizer_of(
+    kind: str | type[torch.optim.Optimizer], kwargs: dict[str, Any] | None
+) -> tuple[type[torch.optim.Optimizer], dict[str, Any]]:
+    """The class of an optimiser and its arguments; those of Adam and AdamW get ε = 1e-5.
+
+    Args:
+        kind: one of `OPTIMIZERS`, or a class.
+        kwargs: the user's arguments.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if isinstance(kind, str):
+        if kind not in OPTIMIZERS:
+            allowed = ", ".join(map(repr, OPTIMIZERS))
+            raise ValueError(f"optimizer={kind!r} is unknown: choose one of {allowed}.")
+        kind = OPTIMIZERS[kind]
+    is_adam = kind in (torch.optim.Adam, torch.optim.AdamW)
+    return kind, {**({"eps": EPSILON} if is_adam else {}), **(kwargs or {})}
 
 
 def fused_where_possible(
     kind: type[torch.optim.Optimizer], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
-    """`kwargs` of an optimiser; torch's Adam in one kernel unless they choose an implementation."""
+    """`kwargs` of an optimiser; torch's in one kernel unless they choose an implementation."""
     implementations = {"fused", "foreach", "capturable", "differentiable"} & set(kwargs)
-    is_adam = kind in (torch.optim.Adam, torch.optim.AdamW)
-    return {**kwargs, "fused": True} if is_adam and not implementations else kwargs
+    is_fused = kind in OPTIMIZERS.values()
+    return {**kwargs, "fused": True} if is_fused and not implementations else kwargs
 
 
 def in_one_transfer(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -19,12 +19,20 @@ from agents.atomic_files import write_json
 from agents.settings import settings_from_json
 from tokenenv.episodes import NO_TOKEN
 from tokenenv.json_files import read_json_object
-from tokenenv.models import check_config, load_tokenizer, quiet_loading
+from tokenenv.models import (
+    check_config,
+    load_adapter,
+    load_tokenizer,
+    merged,
+    quiet_loading,
+    save_adapter,
+)
 
 __all__ = ["json_config", "load_policy", "save_policy", "store_rebuild_kwargs"]
 
 _POLICY_FILE = "policy.json"
 _CRITIC_FILE = "critic.pt"
+_ADAPTER_FOLDER = "adapter"
 _ACTOR_PREFIX = "actor."
 
 
@@ -32,9 +40,12 @@ def save_policy(policy: Any, folder: Path, tokenizer: Any) -> None:
     """See `LMActorCriticPolicy.save_pretrained`."""
     if tokenizer is None:
         tokenizer = load_tokenizer(policy.actor_source, "actor")
+    actor = policy.actor if policy.lora is None else merged(policy.actor)
     with quiet_loading():
-        policy.actor.save_pretrained(folder)
+        actor.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    if policy.lora is not None:
+        save_adapter(policy.actor, folder / _ADAPTER_FOLDER, policy.actor_source)
     weights = policy.state_dict()
     critic = {name: w for name, w in weights.items() if not name.startswith(_ACTOR_PREFIX)}
     torch.save(critic, folder / _CRITIC_FILE)
@@ -69,6 +80,9 @@ def load_policy(policy_class: type[Any], folder: Path) -> Any:
             raise
         raise ValueError(f"{str(folder / _POLICY_FILE)!r} describes no policy: {error}") from error
     _load_critic(policy, folder / _CRITIC_FILE)
+    if policy.lora is not None:
+        load_adapter(policy.actor, folder / _ADAPTER_FOLDER, repr(str(folder)))
+        policy.drop_caches()
     return policy
 
 
@@ -78,18 +92,21 @@ def _read_arguments(folder: Path) -> dict[str, Any]:
     try:
         description = read_json_object(file, "the description of a policy")
         _check_description(description)
-        _check_same_config(description["config"], folder)
+        if "lora" not in description:
+            _check_same_config(description["config"], folder)
     except ValueError as error:
         raise ValueError(
             f"{str(file)!r} is broken ({str(error).rstrip('.')}): save the policy again, or "
             "restore the file."
         ) from error
     width, vocabulary_size = description.pop("width"), description.pop("vocabulary_size")
+    if "lora" not in description:
+        description |= {"actor": str(folder), "config": None}
     return {
         "observation_space": spaces.Box(NO_TOKEN, vocabulary_size - 1, (width,), np.int64),
         "action_space": spaces.Discrete(vocabulary_size),
         "lr_schedule": lambda _: 0.0,
-        **{**description, "actor": str(folder), "config": None},
+        **description,
     }
 
 
@@ -105,6 +122,7 @@ class _Description:
     width: int
     vocabulary_size: int
     attention: str | None
+    gradient_checkpointing: bool
 
     def __post_init__(self) -> None:
         """Validate the sizes."""
@@ -114,12 +132,16 @@ class _Description:
 
 def _check_description(description: dict[str, Any]) -> None:
     """Raise ValueError where a setting of the policy is missing, unknown or of another type."""
-    needed = ["config", *(["critic_config"] if description.get("value_head") == "separate" else [])]
+    is_separate = description.get("value_head") == "separate"
+    needed = ["config", *(["critic_config"] if is_separate else [])]
+    if "lora" in description:
+        needed = ["lora"]
     plain = {name: value for name, value in description.items() if name not in needed}
-    settings_from_json(_Description, {"attention": None, **plain})
+    defaults = {"attention": None, "gradient_checkpointing": False}
+    settings_from_json(_Description, {**defaults, **plain})
     for name in needed:
         if not isinstance(description.get(name), dict):
-            raise ValueError(f"{name!r} must be an object, a transformers config")
+            raise ValueError(f"{name!r} must be an object")
 
 
 _NOT_OF_THE_MODEL = {

@@ -17,8 +17,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from agents.policy.checks import as_token_ids, check_spaces, check_vocabulary
 from agents.policy.critic import SeparateCritic, build_critic, new_value_head
 from agents.policy.decoders import PolicyDecoders
-from agents.policy.fast_paths import fused_where_possible, in_one_transfer
+from agents.policy.fast_paths import fused_where_possible, in_one_transfer, optimizer_of
 from agents.policy.files import json_config, load_policy, save_policy
+from agents.policy.lora import leave_out_frozen, load_adapted, lora_kwargs, lora_settings
 from agents.policy.token_scores import score_tokens, scores_of_logits
 from agents.policy.value_head import ValueHead
 from tokenenv.models import (
@@ -26,6 +27,7 @@ from tokenenv.models import (
     build_language_model,
     check_cached_step,
     check_context,
+    enable_checkpointing,
     hidden_states,
     load_trainable,
     log_softmax,
@@ -68,8 +70,13 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             loading `actor`; a saved model carries it, so that it loads without the first
             checkpoint.
         critic_config: likewise for a separate critic.
-        optimizer_class: torch optimiser.
-        optimizer_kwargs: of the optimiser; Adam's ε is 1e-5 unless given.
+        lora: train low-rank adapters alone: `{"rank": r}`, with `"alpha"` (2·r unless given) and
+            `"target_modules"` (peft's for the architecture). The frozen weights are those of the
+            environment's reference, not a copy; a separate critic gets adapters as well.
+        gradient_checkpointing: compute the layers' activations again in the backward pass of an
+            update instead of keeping them: less memory, a third more time.
+        optimizer_class: torch optimiser, or `"adam"`, `"adamw"`, `"sgd"` or `"adagrad"`.
+        optimizer_kwargs: of the optimiser; ε of Adam and AdamW is 1e-5 unless given.
         use_sde: not available for token ids.
         **sb3_kwargs: nothing else is known; it is refused by name.
 
@@ -91,7 +98,9 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         attention: str | None = None,
         config: dict[str, Any] | None = None,
         critic_config: dict[str, Any] | None = None,
-        optimizer_class: type[torch.optim.Optimizer] = torch.optim.Adam,
+        lora: dict[str, Any] | None = None,
+        gradient_checkpointing: bool = False,
+        optimizer_class: str | type[torch.optim.Optimizer] = torch.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
         use_sde: bool = False,
         **sb3_kwargs: Any,
@@ -119,14 +128,17 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         self.dtype_name = dtype
         self.attention = attention
         self._config, self._critic_config = config, critic_config
+        self.lora, self._base_digest = lora_settings(lora)
+        self.gradient_checkpointing = gradient_checkpointing
         self.entropy_weight: Callable[[], float] | None = None
+        optimizer, optimizer_kwargs = optimizer_of(optimizer_class, optimizer_kwargs)
         with one_at_a_time():  # a value head, too, must find torch's own initialisers
             super().__init__(
                 observation_space,
                 action_space,
                 lr_schedule,
                 ortho_init=False,
-                optimizer_class=optimizer_class,
+                optimizer_class=optimizer,
                 optimizer_kwargs=optimizer_kwargs,
             )
 
@@ -136,7 +148,12 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         """Load the actor, add the critic, and set up the optimiser; called by SB3's constructor."""
         width = int(self.observation_space.shape[0])  # type: ignore[index]
         tokenizer = None
-        if self._config is not None:
+        if self.lora is not None:
+            loaded = load_adapted(
+                self.actor_source, self.dtype_name, self.lora, self._base_digest
+            )
+            self.actor, tokenizer = loaded.model, loaded.tokenizer
+        elif self._config is not None:
             self.actor = build_language_model(self._config, self.dtype_name)
         else:
             loaded = load_trainable(self.actor_source, dtype=self.dtype_name)
@@ -146,7 +163,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         self.critic: SeparateCritic | None = None
         if self.value_head == "separate":
             self.critic = build_critic(
-                self.critic_source, self.actor, tokenizer, self._critic_config, self.dtype_name
+                *(self.critic_source, self.actor, tokenizer, self._critic_config),
+                *(self.dtype_name, self.lora),
             )
         else:
             hidden_size = self.actor.get_output_embeddings().weight.shape[1]
@@ -155,8 +173,14 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             for trunk in self._trunks():
                 trunk.set_attn_implementation(self.attention)
         self._check_trunks(width)
+        if self.gradient_checkpointing:
+            for trunk in self._trunks():
+                enable_checkpointing(trunk)
+        if self.lora is not None:
+            trunks = dict(zip(("actor.", "critic.model."), self._trunks(), strict=False))
+            leave_out_frozen(self, trunks)
         self.optimizer = self.optimizer_class(
-            self.parameters(),
+            [weight for weight in self.parameters() if weight.requires_grad],
             lr=lr_schedule(1),  # type: ignore[call-arg]
             **fused_where_possible(self.optimizer_class, self.optimizer_kwargs),
         )
@@ -195,10 +219,14 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             "critic": self.critic_source,
             "temperature": self.temperature,
             "dtype": self.dtype_name,
-            "config": json_config(self.actor),
         }
+        if self.gradient_checkpointing:
+            kwargs["gradient_checkpointing"] = True
         if self.attention is not None:
             kwargs["attention"] = self.attention
+        if self.lora is not None:  # over the frozen weights, which no archive holds
+            return {**kwargs, "lora": lora_kwargs(self.lora, self.actor)}
+        kwargs["config"] = json_config(self.actor)
         if self.critic is not None:
             kwargs["critic_config"] = json_config(self.critic.model)
         return kwargs

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, 
 
 from agents.policy import LMActorCriticPolicy
 from agents.rollout.buffer import EpisodeRolloutBuffer
-from agents.settings import KLPenalty
+from agents.settings import KLPenalty, check_trainable_dtype
 from tokenenv.models import load_tokenizer
 from tokenenv.settings import ResolvedSettings
 
@@ -137,7 +137,11 @@ def refuse_other_widths(env: VecEnv, settings: ResolvedSettings) -> None:
 
 
 def check_policy(policy: LMActorCriticPolicy, settings: ResolvedSettings) -> None:
-    """Raise ValueError where policy and reference differ in temperature or tokenizer."""
+    """Raise ValueError where policy and reference differ in temperature or tokenizer.
+
+    Also where the weights that would be trained are too coarse for it.
+    """
+    check_trainable_dtype(policy.dtype_name, is_adapted=policy.lora is not None)
     if policy.temperature != settings.temperature:
         raise ValueError(
             f"the policy samples at temperature {policy.temperature}, the environment's reference "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -32,6 +31,7 @@ from agents.runs.progress import (
 )
 from agents.runs.tokens import TokensCallback
 from agents.vec_env import TokenVecEnv, make_vec_env
+from tokenenv.models import copy_sharing_frozen
 from tokenenv.optimum import Comparison, ExactEvaluation
 from tokenenv.rewards import LearnedReward
 from tokenenv.stop_signals import StopSignal, hold_signals, stop_signals
@@ -71,7 +71,8 @@ class TrainingRun:
         # The reference, unless training starts from another model: then a copy of that.
         self.starting_actor = self.held_out.scorer.reference.language_model.model
         if config.actor is not None:
-            self.starting_actor = copy.deepcopy(self.model.policy.actor).requires_grad_(False)
+            twin = copy_sharing_frozen(self.model.policy.actor)
+            self.starting_actor = twin.requires_grad_(False)
         self.tokenizer = self.held_out.scorer.reference.language_model.tokenizer
         self.run = RunFolder.create(config)
         assert self.run.output is not None
@@ -305,6 +306,9 @@ def build_agent(config: TrainConfig, env: TokenVecEnv) -> TokenPPO:
             "critic": settings.reward_model if config.critic == "reward_model" else config.critic,
             "temperature": config.temperature,
             "dtype": config.dtype,
+            "optimizer_class": config.optimizer,
+            **({"gradient_checkpointing": True} if config.gradient_checkpointing else {}),
+            **({"lora": config.lora()} if config.lora_rank is not None else {}),
         },
         seed=config.seed,
         device=settings.device,

@@ -24,6 +24,7 @@ from agents.settings.ranges import (
     PPO_RANGES,
     check_agent,
     check_rollout_length,
+    check_trainable_dtype,
     normalizes_returns,
     value_loss_weight,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "check_controller",
     "check_estimator",
     "check_rollout_length",
+    "check_trainable_dtype",
     "kl_controller",
     "normalizes_returns",
     "resolve_kl",

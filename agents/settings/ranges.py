@@ -32,6 +32,7 @@ __all__ = [
     "check_agent",
     "check_precision",
     "check_rollout_length",
+    "check_trainable_dtype",
     "normalizes_returns",
     "value_loss_weight",
 ]
@@ -144,6 +145,27 @@ def check_precision(precision: str, dtype: str) -> None:
         )
 
 
+def check_trainable_dtype(dtype: str, is_adapted: bool) -> None:
+    """Raise ValueError where weights would be trained that are too coarse to move.
+
+    A weight in bfloat16 has 8 significant bits: an update of less than 1/256 of it, which Adam's
+    are at usual learning rates, is rounded away. (Copies of the weights in float32 for the
+    optimiser would cost the memory that the coarse ones save.)
+
+    Args:
+        dtype: of the actor's weights.
+        is_adapted: whether adapters (LoRA) alone are trained, which are in float32.
+    """
+    if dtype in ("bfloat16", "float16") and not is_adapted:
+        raise ValueError(
+            f"dtype={dtype!r} are the weights that would be trained, and too coarse for it: most "
+            "updates are less than half a unit in the last place of a weight, and are rounded "
+            "away. Train adapters in float32 over frozen weights in it (lora_rank; in Python "
+            "policy_kwargs={'lora': {'rank': 16}, …}), or keep float32 weights and compute in "
+            "bfloat16 (precision='bfloat16')."
+        )
+
+
 def check_agent(settings: Mapping[str, Any]) -> None:
     """Check the settings of `TokenPPO`, each and in combination.
 
@@ -164,7 +186,9 @@ def check_agent(settings: Mapping[str, Any]) -> None:
             "same thing twice: choose one."
         )
     policy_kwargs = settings["policy_kwargs"] or {}
-    check_precision(settings["precision"], policy_kwargs.get("dtype", "float32"))
+    dtype = policy_kwargs.get("dtype", "float32")
+    check_precision(settings["precision"], dtype)
+    check_trainable_dtype(dtype, is_adapted=policy_kwargs.get("lora") is not None)
     KLPenalty(settings["kl_estimator"], settings["use_kl_loss"])
     names = ("kl_controller", "kl_target", "kl_horizon", "kl_dual_rate")
     kl_controller(*(settings[name] for name in names))

@@ -5,10 +5,20 @@
 * `slot_cache`, `slot_decoder`, `decode_step`: one token for many sequences of different age;
   `cache_check`, `step_comparison`: the cached step is the plain forward, or the model is refused;
   `weight_watch`: notices weights that were written.
+* `adapters`: low-rank adapters over frozen weights that several models share.
 * `packing`: whole sequences for one forward; `log_probs`: of tokens and responses.
 * `sampling`: responses; `reference`, `reference_decoder`: the frozen model, step by step.
 """
 
+from tokenenv.models.adapters import (
+    LoraSettings,
+    add_lora,
+    copy_sharing_frozen,
+    is_adapter_weight,
+    load_adapter,
+    merged,
+    save_adapter,
+)
 from tokenenv.models.cache_check import check_cached_step
 from tokenenv.models.decode_step import graph_capture, no_capture
 from tokenenv.models.encoding import decode_all, eos_ids_of, join_ids, prompt_ids, prompt_text
@@ -54,22 +64,26 @@ from tokenenv.models.packing import (
     pad_right,
     token_batches,
 )
-from tokenenv.models.preparation import check_weights, prepare
+from tokenenv.models.preparation import check_weights, enable_checkpointing, prepare
 from tokenenv.models.reference import Reference
 from tokenenv.models.reference_decoder import ReferenceDecoder
 from tokenenv.models.sampling import SampledResponse, sample_responses
 from tokenenv.models.slot_decoder import SlotDecoder
+from tokenenv.models.weight_watch import WeightWatch, contents_digest
 
 __all__ = [
     "GPU_FACTOR",
     "MICRO_BATCH_TOKENS",
     "LanguageModel",
+    "LoraSettings",
     "PackedSequences",
     "Reference",
     "ReferenceDecoder",
     "SampledResponse",
     "SharedLoader",
     "SlotDecoder",
+    "WeightWatch",
+    "add_lora",
     "build_language_model",
     "check_cached_step",
     "check_complete",
@@ -77,17 +91,23 @@ __all__ = [
     "check_context",
     "check_source",
     "check_weights",
+    "contents_digest",
+    "copy_sharing_frozen",
     "decode_all",
+    "enable_checkpointing",
     "eos_ids_of",
     "freeze",
     "graph_capture",
     "hidden_states",
+    "is_adapter_weight",
     "join_ids",
+    "load_adapter",
     "load_frozen",
     "load_tokenizer",
     "load_trainable",
     "loading_errors",
     "log_softmax",
+    "merged",
     "minibatch_indices",
     "no_capture",
     "one_at_a_time",
@@ -107,6 +127,7 @@ __all__ = [
     "rows_at_once",
     "sample_responses",
     "sample_tokens",
+    "save_adapter",
     "tempered_logits",
     "token_batches",
     "token_log_probs",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,12 +24,14 @@ from transformers import (
 )
 
 from tokenenv.memory import is_out_of_memory
+from tokenenv.models.adapters import adapter_base, merge_adapter
 from tokenenv.models.encoding import eos_ids_of, prompt_ids
 from tokenenv.models.forward import output_logits, trunk_hidden_states
 from tokenenv.models.loading import (
     SharedLoader,
     check_config,
     check_source,
+    is_adapter,
     load_tokenizer,
     loading_errors,
     one_at_a_time,
@@ -161,7 +164,38 @@ def load_trainable(name: str, device: str = "cpu", dtype: str = "float32") -> La
 
 
 def _load(name: str, device: str, dtype: str, what: str) -> LanguageModel:
-    check_source(name, what)
+    model = _load_model(name, dtype, what)
+    tokenizer = load_tokenizer(_with_tokenizer(name, what), what)
+    with loading_errors(name, what):
+        eos_ids = eos_ids_of(model, tokenizer)
+    language_model = LanguageModel(name, model.to(device), tokenizer, eos_ids)
+    prepare(model)
+    if not language_model.eos_token_ids:
+        raise ValueError(
+            f"{what}={name!r} has no EOS token, neither in its config nor its tokenizer."
+        )
+    _check_logits(language_model, what)
+    return language_model
+
+
+def _load_model(name: str, dtype: str, what: str, adapters: tuple[str, ...] = ()) -> Any:
+    """The transformers model in `name`, with all weights; an adapter is merged into its model.
+
+    Args:
+        name: folder or hub id.
+        dtype: of the weights.
+        what: the argument that named it.
+        adapters: folders of adapters that led here, each adapting the next.
+    """
+    check_source(name, what, may_be_adapter=True)
+    if os.path.isdir(name) and is_adapter(name):
+        if name in adapters or len(adapters) >= MOST_ADAPTERS:
+            raise ValueError(
+                f"{what}={(adapters or (name,))[0]!r} is an adapter of an adapter, and so on, in a "
+                "circle or without end: give one whose config names a model."
+            )
+        base = adapter_base(name, what)
+        return merge_adapter(_load_model(base, dtype, what, (*adapters, name)), name, what)
     with quiet_loading(), loading_errors(name, what):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
@@ -174,17 +208,20 @@ def _load(name: str, device: str, dtype: str, what: str) -> LanguageModel:
     model, report = loaded
     check_complete(report, name, what)
     check_weights(model, name, what)
-    tokenizer = load_tokenizer(name, what)
-    with loading_errors(name, what):
-        eos_ids = eos_ids_of(model, tokenizer)
-    language_model = LanguageModel(name, model.to(device), tokenizer, eos_ids)
-    prepare(model)
-    if not language_model.eos_token_ids:
-        raise ValueError(
-            f"{what}={name!r} has no EOS token, neither in its config nor its tokenizer."
-        )
-    _check_logits(language_model, what)
-    return language_model
+    return model
+
+
+MOST_ADAPTERS = 16
+"""Adapters upon each other, at most."""
+
+
+def _with_tokenizer(name: str, what: str) -> str:
+    """The place of a model's tokenizer: an adapter's folder may leave it to its model."""
+    while os.path.isdir(name) and is_adapter(name):
+        if os.path.isfile(os.path.join(name, "tokenizer_config.json")):
+            return name
+        name = adapter_base(name, what)
+    return name
 
 
 def build_language_model(config: dict[str, Any], dtype: str = "float32") -> Any:

@@ -19,9 +19,11 @@ from tokenenv.json_files import read_json_object
 from tokenenv.memory import is_out_of_memory
 
 __all__ = [
+    "ADAPTER_CONFIG",
     "SharedLoader",
     "check_config",
     "check_source",
+    "is_adapter",
     "load_tokenizer",
     "loading_errors",
     "one_at_a_time",
@@ -123,12 +125,31 @@ def output_folder(folder: Any) -> Path:
     return path
 
 
-def check_source(name: str, what: str) -> None:
-    """Raise ValueError where `name` can be neither a model folder nor a hub id."""
+def check_source(name: str, what: str, may_be_adapter: bool = False) -> None:
+    """Raise ValueError where `name` can be neither a model folder nor a hub id.
+
+    Args:
+        name: of a model.
+        what: the argument that named it.
+        may_be_adapter: whether the folder of an adapter will do, which has no model of its own.
+    """
+    if isinstance(name, torch.nn.Module):
+        raise ValueError(
+            f"{what} is a {type(name).__name__}, a torch module: save it with save_pretrained, and "
+            "give its folder."
+        )
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{what}={name!r}: give a model's folder or hub id as a string.")
     # Of `os.path`, which answers False where `Path` raises: for names too long, for NUL in them.
     if os.path.isdir(name):
+        if is_adapter(name):
+            if may_be_adapter:
+                return  # its model is checked when it is loaded
+            raise ValueError(
+                f"{what}={name!r} is the folder of an adapter, which only an actor and a reference "
+                "may be: merge it into its model (peft's merge_and_unload), save that, and give "
+                "its folder."
+            )
         if not os.path.isfile(os.path.join(name, "config.json")):
             raise ValueError(f"{what}={name!r} is a folder without config.json: it holds no model.")
         with loading_errors(name, what):
@@ -136,6 +157,14 @@ def check_source(name: str, what: str) -> None:
         check_config(config, what, name)
     elif os.path.exists(name) or not _HUB_ID.fullmatch(name):
         raise ValueError(f"{what}={name!r} is neither a model's folder nor a hub id.")
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a folder holds an adapter of peft, and no model of its own."""
+    return os.path.isfile(os.path.join(name, ADAPTER_CONFIG))
 
 
 MOST_LAYERS = 10_000
@@ -233,6 +262,7 @@ class SharedLoader(Generic[Loaded]):
     def __init__(self, load: Callable[[str, str, str], Loaded]) -> None:
         update_wrapper(self, load)
         self._load = load
+        self._devices: dict[tuple[str, str], str] = {}
         self._cached = lru_cache(maxsize=16)(
             lambda name, device, dtype, _: load(name, device, dtype)
         )
@@ -242,8 +272,15 @@ class SharedLoader(Generic[Loaded]):
         if not isinstance(name, str):
             return self._load(name, device, dtype)  # raises: it is no name
         with one_at_a_time():
-            return self._cached(name, device, dtype, _folder_version(name))
+            loaded = self._cached(name, device, dtype, _folder_version(name))
+            self._devices[name, dtype] = device
+            return loaded
+
+    def device_of(self, name: str, dtype: str) -> str | None:
+        """The device that a model was last loaded to, with this name and dtype; None: to none."""
+        return self._devices.get((name, dtype))
 
     def cache_clear(self) -> None:
         """Forget all models; existing references stay valid."""
         self._cached.cache_clear()
+        self._devices.clear()

@@ -11,7 +11,13 @@ import torch
 from torch import nn
 from transformers.activations import ACT2FN
 
-__all__ = ["check_weights", "disable_dropout", "fuse_activations", "prepare"]
+__all__ = [
+    "check_weights",
+    "disable_dropout",
+    "enable_checkpointing",
+    "fuse_activations",
+    "prepare",
+]
 
 _TANH_GELUS = tuple(type(ACT2FN[name]) for name in ("gelu_new", "gelu_fast"))
 """transformers writes the tanh approximation of GELU out, operation by operation: on a CPU its
@@ -53,6 +59,29 @@ def check_weights(model: nn.Module, name: str, what: str) -> None:
             "output would be NaN. The training that wrote it diverged, the file is damaged, or the "
             "dtype is too narrow for its weights: give another checkpoint or a wider dtype."
         )
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Let a model's layers compute their activations again in the backward pass.
+
+    In training mode alone; the outputs and gradients stay the same.
+
+    Args:
+        model: of transformers; changed in place.
+
+    Raises:
+        ValueError: its architecture can't.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise ValueError(
+            f"{type(model).__name__} has no gradient checkpointing: leave it out, and take smaller "
+            "micro-batches (micro_batch_tokens) for less memory."
+        )
+    kwargs = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # its name since transformers 5.20
+        model.activation_checkpointing_enable(kwargs)
+    else:
+        model.gradient_checkpointing_enable(kwargs)
 
 
 def fuse_activations(model: nn.Module) -> None:

@@ -7,14 +7,15 @@ parametrization.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["WeightWatch"]
+__all__ = ["WeightWatch", "contents_digest"]
 
 _SAMPLES = 4
 """Elements of every tensor that the quick look compares."""
@@ -88,15 +89,29 @@ class WeightWatch:
         Exact, so that a change of one bit shows; the diagonal shows elements that only changed
         places.
         """
-        sums: dict[torch.device, list[torch.Tensor]] = {}
-        for tensor in self._tensors:
-            flat = _as_integers(tensor)
-            last = tensor.shape[-1] if tensor.ndim else 1
-            step = last * tensor.element_size() // flat.element_size() + 1
-            tensor_sums = [flat.sum(dtype=torch.int64), flat[::step].sum(dtype=torch.int64)]
-            sums.setdefault(tensor.device, []).extend(tensor_sums)
-        read = [torch.stack(on_device).cpu() for on_device in sums.values()]
-        return torch.cat(read) if read else torch.zeros(0)
+        return _read_contents(self._tensors)
+
+
+@torch.no_grad()
+def contents_digest(weights: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Hexadecimal digest of named tensors, the same on every device."""
+    ordered = sorted(weights, key=lambda named: named[0])
+    digest = hashlib.sha256("\n".join(name for name, _ in ordered).encode())
+    for _, weight in ordered:
+        digest.update(_read_contents([weight]).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _read_contents(tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+    sums: dict[torch.device, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        flat = _as_integers(tensor)
+        last = tensor.shape[-1] if tensor.ndim else 1
+        step = last * tensor.element_size() // flat.element_size() + 1
+        tensor_sums = [flat.sum(dtype=torch.int64), flat[::step].sum(dtype=torch.int64)]
+        sums.setdefault(tensor.device, []).extend(tensor_sums)
+    read = [torch.stack(on_device).cpu() for on_device in sums.values()]
+    return torch.cat(read) if read else torch.zeros(0)
 
 
 def _places(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
