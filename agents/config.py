@@ -201,7 +201,7 @@ class TrainConfig:
     """α of the adapters, ΔW = (α/rank)·B·A; twice the rank unless given."""
     lora_target_modules: tuple[str, ...] | None = None
     """Names of the linear layers that get adapters; those that peft has for the architecture unless
-    given, else all but the output layer."""
+    given, else those of attention."""
     gradient_checkpointing: bool = False
     """Compute the activations of layers again in the backward pass instead of keeping them: less
     memory, more time, same result."""

@@ -49,7 +49,7 @@ class LoraSettings:
         rank: r, columns of B.
         alpha: α; ΔW = (α/r)·B·A. None: twice the rank.
         target_modules: names of the linear layers, or the last parts of names; None: those that
-            peft has for the architecture, else all linear layers but the output layer.
+            peft has for the architecture, else those of attention.
     """
 
     rank: int
@@ -213,27 +213,35 @@ def add_lora(model: Any, settings: LoraSettings, what: str) -> Any:
 
 
 def _target_modules(model: Any, settings: LoraSettings) -> list[str] | str:
-    """The names for peft: the user's, those that peft knows for the architecture, or all."""
+    """The names for peft: the user's, peft's for the architecture, of attention layers, or all."""
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     if settings.target_modules is not None:
         return list(settings.target_modules)
     known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
-    return known or "all-linear"
+    return known or linear_layers(model, of_attention=True) or "all-linear"
 
 
-def linear_layers(model: Any) -> list[str]:
-    """The last parts of the names of a model's linear layers, each once, without the output."""
+def linear_layers(model: Any, of_attention: bool = False) -> list[str]:
+    """The last parts of the names of a model's linear layers, each once, without the output.
+
+    Args:
+        model: of transformers.
+        of_attention: only those that are in modules called attention and nowhere else.
+    """
     from transformers.pytorch_utils import Conv1D
 
     output = model.get_output_embeddings()
-    return sorted(
-        {
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and module is not output
-        }
-    )
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not output
+    ]
+    everywhere = {name.rpartition(".")[2] for name in names}
+    if not of_attention:
+        return sorted(everywhere)
+    elsewhere = {n.rpartition(".")[2] for n in names if "att" not in n.rpartition(".")[0].lower()}
+    return sorted(everywhere - elsewhere)
 
 
 def is_adapter_weight(name: str) -> bool:
@@ -251,23 +259,24 @@ def merged(model: Any) -> Any:
 
     with torch.no_grad():
         twin = copy_sharing_frozen(model)
-        adapted = [
-            (name, module)
-            for name, module in twin.named_modules()
-            if isinstance(module, BaseTunerLayer)
-        ]
-        for name, module in adapted:
-            layer: Any = module.get_base_layer()
-            weight = layer.weight
-            change = module.get_delta_weight(_NAME)  # type: ignore[operator]
-            wide = torch.promote_types(weight.dtype, torch.float32)
-            total = (weight.to(wide) + change.to(wide)).to(weight.dtype)
-            layer.weight = nn.Parameter(total, requires_grad=False)
-            twin.set_submodule(name, layer)
+        while adapted := _outermost(twin, BaseTunerLayer):  # one may stand in another
+            for name, module in adapted:
+                # A safe merge writes into new tensors; the others are shared.
+                module.merge(safe_merge=True)
+                twin.set_submodule(name, module.base_layer)
     for leftover in ("peft_config", "peft_type"):
         if leftover in vars(twin):
             delattr(twin, leftover)
     return twin
+
+
+def _outermost(model: Any, kind: type) -> list[tuple[str, Any]]:
+    """Modules of a kind that stand in no other of it, with their names."""
+    names: list[tuple[str, Any]] = []
+    for name, module in model.named_modules():  # parents come before their children
+        if isinstance(module, kind) and not any(name.startswith(f"{n}.") for n, _ in names):
+            names.append((name, module))
+    return names
 
 
 def save_adapter(model: Any, folder: Path, base: str) -> None:
