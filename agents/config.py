@@ -244,7 +244,9 @@ class TrainConfig:
                 )
         for name in ("lora_alpha", "lora_target_modules"):
             if self.lora_rank is None and getattr(self, name) is not None:
-                raise ValueError(f"{name} is for adapters: give lora_rank with it, or leave it out.")
+                raise ValueError(
+                    f"{name} is for adapters: give lora_rank with it, or leave it out."
+                )
         if self.lora_target_modules is not None and not all(
             name.strip() for name in self.lora_target_modules or ("",)
         ):

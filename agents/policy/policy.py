@@ -149,9 +149,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         width = int(self.observation_space.shape[0])  # type: ignore[index]
         tokenizer = None
         if self.lora is not None:
-            loaded = load_adapted(
-                self.actor_source, self.dtype_name, self.lora, self._base_digest
-            )
+            loaded = load_adapted(self.actor_source, self.dtype_name, self.lora, self._base_digest)
             self.actor, tokenizer = loaded.model, loaded.tokenizer
         elif self._config is not None:
             self.actor = build_language_model(self._config, self.dtype_name)

@@ -1,4 +1,4 @@
-"""Low-rank adapters: W + (α/r)·B·A over frozen weights that are shared, merged and saved as peft's."""
+"""Low-rank adapters: W + (α/r)·B·A over frozen weights that are shared; merged, saved as peft."""
 
 from __future__ import annotations
 
@@ -49,9 +49,7 @@ def logits(model: Any) -> torch.Tensor:
 
 def adapter_folder(folder: Path, base: str, seed: int = 0, rank: int = 2) -> str:
     """An adapter over the model in `base`, with weights that matter."""
-    model = add_lora(
-        copy_sharing_frozen(load_frozen(base).model), LoraSettings(rank), "actor"
-    )
+    model = add_lora(copy_sharing_frozen(load_frozen(base).model), LoraSettings(rank), "actor")
     randomize(model, seed)
     save_adapter(model, folder, base)
     return str(folder)
@@ -118,7 +116,9 @@ def test_merging_leaves_the_adapted_model_and_shares_what_was_not_adapted():
     plain = merged(adapted)
     assert torch.equal(logits(adapted), before)
     assert type(plain) is type(adapted) and not any("lora" in n for n, _ in plain.named_modules())
-    assert plain.model.embed_tokens.weight.data_ptr() == adapted.model.embed_tokens.weight.data_ptr()
+    assert (
+        plain.model.embed_tokens.weight.data_ptr() == adapted.model.embed_tokens.weight.data_ptr()
+    )
 
 
 def test_adapters_over_half_precision_are_in_float32():
@@ -134,7 +134,9 @@ def test_peft_loads_what_is_saved_and_we_load_what_peft_saves(tmp_path):
     ours = add_lora(load_trainable(base).model, LoraSettings(3), "actor")
     randomize(ours)
     save_adapter(ours, tmp_path / "ours", base)
-    theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), tmp_path / "ours")
+    theirs = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base), tmp_path / "ours"
+    )
     torch.testing.assert_close(logits(theirs), logits(ours), rtol=1e-5, atol=1e-5)
 
     config = LoraConfig(r=3, target_modules=["c_proj", "c_attn"], task_type="CAUSAL_LM")

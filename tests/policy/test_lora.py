@@ -1,4 +1,4 @@
-"""Training an adapter: π = π_ref until the first update, one copy of the weights, all of it saved."""
+"""Training an adapter: π = π_ref until the first update, one copy of the weights, all saved."""
 
 from __future__ import annotations
 
@@ -73,9 +73,7 @@ def test_before_the_first_update_the_kl_is_exactly_0_and_the_reference_never_mov
     model = make_agent(kwargs, policy_kwargs=LORA, learning_rate=1e-2)
     frozen = reference(kwargs)
     before = weights(frozen)
-    ours, theirs = (
-        response_log_probs(m, *sequences(m), 1.0) for m in (model.policy.actor, frozen)
-    )
+    ours, theirs = (response_log_probs(m, *sequences(m), 1.0) for m in (model.policy.actor, frozen))
     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
     model.learn(2 * STEPS, callback=RLHFCallback())
     after = response_log_probs(model.policy.actor, *sequences(frozen), 1.0)

@@ -459,17 +459,6 @@ def test_token_ppo_on_sb3s_own_buffer_trains(tiny_task_kwargs):
     assert largest_difference(before, weights(model.policy)) > 1e-4
 
 
-def test_half_precision_weights_train(tiny_task_kwargs):
-    kwargs = {**tiny_task_kwargs, "scoring": "deferred"}
-    model = make_agent(kwargs, policy_kwargs={"dtype": "bfloat16", "value_head": "shared"})
-    assert model.policy.value_net.weight.dtype == torch.float32
-    before = weights(model.policy)
-    model.learn(20 * 6)
-    after = weights(model.policy)
-    assert all(torch.isfinite(weight).all() for weight in after.values())
-    assert largest_difference(before, after) > 1e-4
-
-
 # Other algorithms and environments ----------------------------------------------------------------
 
 
