@@ -21,6 +21,7 @@ from agents.settings import (
     check_controller,
     check_estimator,
     kl_controller,
+    run_name,
     settings_from_json,
 )
 from tokenenv.maths import CRITIC_FREE
@@ -71,7 +72,7 @@ class TrainConfig:
     """Train a language model with PPO in the token environment; the defaults train `reviews`."""
 
     out: Path | None = None
-    """Folder of the run; runs/TASK-DATE-TIME unless given."""
+    """Folder of the run; runs/NAME-DATE-TIME unless given, named after task, model and prompts."""
     overwrite: bool = False
     """Write into a run folder that exists already, replacing the run in it."""
     seed: int = 0
@@ -268,6 +269,11 @@ class TrainConfig:
             kl_controller(self.kl_controller, self.kl_target, self.kl_horizon, self.kl_dual_rate),
             self.kl_coef,
         )
+
+    @property
+    def name(self) -> str:
+        """What the run is called: see `agents.settings.run_name`."""
+        return run_name(vars(self))
 
     def agent(self) -> dict[str, Any]:
         """The keyword arguments of `TokenPPO` that need no environment to be known."""

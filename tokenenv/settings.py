@@ -11,7 +11,7 @@ from typing import Any
 from tokenenv.maths import KL_SHAPINGS
 from tokenenv.models import resolve_device, resolve_dtype
 from tokenenv.ranges import POSITIVE_FINITE, WEIGHT, check_ranges, count
-from tokenenv.tasks import Task, check_split, model_source
+from tokenenv.tasks import Task, check_split, is_bundled, model_source
 
 __all__ = ["SCORINGS", "EnvSettings", "ResolvedSettings", "check_kl_coef"]
 
@@ -77,7 +77,13 @@ class EnvSettings:
         check_ranges(numbers, _NUMBERS)
 
     def resolved(self, task: Task) -> ResolvedSettings:
-        """The same settings, with those of the task in place of None."""
+        """The same settings, with those of the task in place of None.
+
+        Raises:
+            ValueError: reference or prompts are the user's own, and the reward is left to a bundled
+                task.
+        """
+        self._refuse_inherited_reward(task)
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         for name in _OF_THE_TASK:
             if values[name] is None:
@@ -89,6 +95,25 @@ class EnvSettings:
         values["kl_coef"] = float(values["kl_coef"])
         values["device"] = resolve_device(self.device)
         return ResolvedSettings(**values)
+
+
+    def _refuse_inherited_reward(self, task: Task) -> None:
+        """Raise ValueError where a bundled task's reward would judge a user's model or prompts."""
+        if self.reward_model is not None or not is_bundled(self.task):
+            return
+        own_reference = self.reference is not None and (
+            model_source(self.reference, "reference") != task.reference
+        )
+        own_prompts = self.prompts is not None and self.prompts != self.task
+        brought = [("reference", own_reference), ("prompts", own_prompts)]
+        names = " and ".join(name for name, is_own in brought if is_own)
+        if names:
+            raise ValueError(
+                f"reward_model is missing: with {names} of your own, the reward model of the task "
+                f"{self.task!r} would score texts that it was not trained on. Name a reward: "
+                "'module:function' (or a function), the folder or hub id of a reward model, or "
+                f"reward_model={self.task!r} if it is really meant to."
+            )
 
 
 _OF_THE_TASK = ("reference", "reward_model", "max_prompt_tokens", "max_new_tokens", "kl_coef")

@@ -18,6 +18,7 @@ from agents.credit import TokenFile
 from agents.report.charts import Group, group_runs
 from agents.report.curves import Curve, curve, objective_curve
 from agents.report.run_files import RunFiles
+from agents.settings import run_name
 
 __all__ = ["CONFIDENCE", "draw_figures", "mean_and_interval", "value_calibration"]
 
@@ -115,7 +116,7 @@ def _learning_curves(groups: Sequence[Group]) -> Figure:
         axes[0].legend(fontsize=7, frameon=False)
     counts = sorted({len(group.runs) for group in groups})
     seeds = "one seed" if counts == [1] else f"mean over seeds, {CONFIDENCE:.0%} interval"
-    figure.suptitle(f"{groups[0].runs[0].config.get('task', 'run')}: {seeds}", fontsize=10)
+    figure.suptitle(f"{run_name(groups[0].runs[0].config)}: {seeds}", fontsize=10)
     return figure
 
 

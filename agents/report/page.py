@@ -24,6 +24,7 @@ from agents.report.rules import RULES
 from agents.report.run_files import RunFiles, read_run
 from agents.report.samples import before_and_after, best_and_worst, score_against_length
 from agents.report.verdict import evidence_of, judge
+from agents.settings import run_name
 from tokenenv.printable import printable
 
 __all__ = ["GENERATOR", "make_page", "write_page", "write_report"]
@@ -171,7 +172,7 @@ def _data(runs: Sequence[RunFiles], groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def _title(runs: Sequence[RunFiles]) -> str:
-    tasks = list(dict.fromkeys(str(run.config["task"]) for run in runs))
+    tasks = list(dict.fromkeys(run_name(run.config) for run in runs))
     if len(runs) == 1:
         return f"{tasks[0]}, seed {runs[0].config['seed']}"
     return f"{len(runs)} runs of {', '.join(tasks)}"

@@ -95,7 +95,7 @@ def draw_curves(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path)
         _panel(axis, rows, name, title, lines[name])
     for axis in axes[1]:
         axis.set_xlabel("response tokens")
-    figure.suptitle(f"{summary['task']}, seed {summary['seed']}")
+    figure.suptitle(f"{summary.get('name', summary['task'])}, seed {summary['seed']}")
     with whole_file(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
 

@@ -175,8 +175,7 @@ _CONTENTS = (
 
 def _new_name(config: TrainConfig) -> Path:
     """Make a folder with a new name."""
-    name = config.task.rpartition(":")[2].lower()
-    first = Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    first = Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
     number, root = 1, first
     while True:
         try:

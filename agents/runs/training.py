@@ -214,6 +214,7 @@ class TrainingRun:
             {
                 "finished": False,
                 "ended_by": type(reason).__name__ + (f": {message}" if message else ""),
+                "name": self.config.name,
                 "task": self.config.task,
                 "seed": self.config.seed,
                 "tokens": self.model.num_timesteps,
@@ -269,6 +270,7 @@ def summarize(
     if isinstance(evaluation, Comparison):
         numbers["is_reliable"] = evaluation.is_reliable
     return {
+        "name": config.name,
         "task": config.task,
         "seed": config.seed,
         "kl_coef": held_out.settings.kl_coef,

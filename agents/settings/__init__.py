@@ -3,6 +3,7 @@
 * `ranges`: ranges of PPO's numbers, and which settings exclude one another; `estimators`: those of
   the buffer.
 * `kl`: the KL penalty and the controllers of β, by name.
+* `names`: of runs.
 * `json_values`: settings read from a JSON file, checked against their dataclass.
 """
 
@@ -17,6 +18,7 @@ from agents.settings.kl import (
     resolve_kl,
     warn_of_bound,
 )
+from agents.settings.names import run_name
 from agents.settings.ranges import (
     LATER_SETTINGS,
     LOSS_AGGREGATIONS,
@@ -47,6 +49,7 @@ __all__ = [
     "kl_controller",
     "normalizes_returns",
     "resolve_kl",
+    "run_name",
     "settings_from_json",
     "value_loss_weight",
     "warn_of_bound",
