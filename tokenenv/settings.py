@@ -96,7 +96,6 @@ class EnvSettings:
         values["device"] = resolve_device(self.device)
         return ResolvedSettings(**values)
 
-
     def _refuse_inherited_reward(self, task: Task) -> None:
         """Raise ValueError where a bundled task's reward would judge a user's model or prompts."""
         if self.reward_model is not None or not is_bundled(self.task):

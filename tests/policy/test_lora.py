@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO
 from agents.config import TrainConfig
+from agents.ppo.precision import computing_in
 from tokenenv.models import is_adapter_weight, load_frozen, response_log_probs, save_adapter
 
 pytest.importorskip("peft", reason="the extra `lora` is not installed")
@@ -203,7 +204,8 @@ def test_the_critics_warm_up_leaves_the_adapter(kwargs):
                model.policy.actor.named_parameters())  # fmt: skip
 
 
-def test_checkpointing_changes_no_gradient(kwargs):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_checkpointing_changes_no_gradient(kwargs, precision):
     """The layers are computed twice, to the same bits up to rounding."""
     gradients = []
     for checkpointing in (False, True):
@@ -215,7 +217,8 @@ def test_checkpointing_changes_no_gradient(kwargs):
         layer = policy.actor.base_model.layers[0].input_layernorm
         layer.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         for batch in model.rollout_buffer.get(None):
-            _, log_prob, _ = policy.evaluate_actions(batch.observations, batch.actions)
+            with computing_in(precision, "cpu"):
+                _, log_prob, _ = policy.evaluate_actions(batch.observations, batch.actions)
             log_prob.sum().backward()
         assert len(calls) == 1 + checkpointing
         gradients.append([w.grad.clone() for w in policy.actor.parameters()])
