@@ -3,7 +3,7 @@
 Every case is a process of its own: environment, actor, one rollout, one update. Options: all
 weights in float32; the update computed in bfloat16; activations computed again in the backward pass
 (`--gradient-checkpointing`); adapters over shared weights (`--lora-rank 16`); those with the frozen
-weights in bfloat16; and all of it. The critic is a head on the actor's trunk, the reward a function,
+weights in bfloat16; and all of it. The critic is a head on the trunk, the reward a function,
 so that actor and reference are the only models.
 
 - Copies: the bytes of all tensors of actor and reference, over those of one copy of the weights,
