@@ -147,5 +147,5 @@ def test_code_in_a_file_is_named_by_its_path(tmp_path, monkeypatch):
         load_object(f"{file}:other", "reward_model")
     (tmp_path / "broken.py").write_text("def (")
     for _ in range(2):
-        with pytest.raises(ValueError, match="can't be loaded .*invalid syntax"):
+        with pytest.raises(ValueError, match=r"can't be loaded .*invalid syntax"):
             load_object("broken.py:fn", "reward_model")
