@@ -1,7 +1,8 @@
 """Causal language models: loading, the cached step, log-probabilities, sampling.
 
 * `loading`: what a name may be, one load at a time; `language_model`: loading and building;
-  `forward`: trunk and head; `preparation`: fused weights; `encoding`: text and ids.
+  `forward`: trunk and head; `preparation`: fused weights; `encoding`: text and ids; `chat`:
+  conversations as text.
 * `slot_cache`, `slot_decoder`, `decode_step`: one token for many sequences of different age;
   `cache_check`, `step_comparison`: the cached step is the plain forward, or the model is refused;
   `weight_watch`: notices weights that were written.
@@ -10,8 +11,16 @@
 """
 
 from tokenenv.models.cache_check import check_cached_step
+from tokenenv.models.chat import ChatTemplate, answered, end_of_turn_id
 from tokenenv.models.decode_step import graph_capture, no_capture
-from tokenenv.models.encoding import decode_all, eos_ids_of, join_ids, prompt_ids, prompt_text
+from tokenenv.models.encoding import (
+    decode_all,
+    eos_ids_of,
+    join_ids,
+    prompt_ids,
+    prompt_text,
+    seam_differences,
+)
 from tokenenv.models.forward import output_logits, trunk_hidden_states
 from tokenenv.models.language_model import (
     LanguageModel,
@@ -63,6 +72,7 @@ from tokenenv.models.slot_decoder import SlotDecoder
 __all__ = [
     "GPU_FACTOR",
     "MICRO_BATCH_TOKENS",
+    "ChatTemplate",
     "LanguageModel",
     "PackedSequences",
     "Reference",
@@ -70,6 +80,7 @@ __all__ = [
     "SampledResponse",
     "SharedLoader",
     "SlotDecoder",
+    "answered",
     "build_language_model",
     "check_cached_step",
     "check_complete",
@@ -78,6 +89,7 @@ __all__ = [
     "check_source",
     "check_weights",
     "decode_all",
+    "end_of_turn_id",
     "eos_ids_of",
     "freeze",
     "graph_capture",
@@ -107,6 +119,7 @@ __all__ = [
     "rows_at_once",
     "sample_responses",
     "sample_tokens",
+    "seam_differences",
     "tempered_logits",
     "token_batches",
     "token_log_probs",
