@@ -11,6 +11,7 @@ from typing import Any
 __all__ = [
     "COUNT",
     "COUNT_OR_0",
+    "FINITE",
     "FRACTION",
     "MOST",
     "OPTIONAL_COUNT",
@@ -104,6 +105,7 @@ POSITIVE_FINITE = Range("a positive, finite number", 0, _FINITE, is_open=True)
 OPTIONAL_POSITIVE_FINITE = Range(
     "a positive, finite number, or None (leave it out)", 0, _FINITE, is_open=True, is_optional=True
 )
+FINITE = Range("a finite number", -_FINITE, _FINITE)
 WEIGHT = Range("0 or a positive, finite number", 0, _FINITE)
 OPTIONAL_WEIGHT = Range(
     "0 or a positive, finite number, or None (leave it out)", 0, _FINITE, is_optional=True

@@ -562,7 +562,7 @@ BAD_ARGUMENTS = [
     ({"reward_model": "no_such_module:f"}, r"'no_such_module:f' can't be loaded"),
     ({"reward_model": f"{__name__}:EOS"}, r"names no function"),
     ({"prompts": []}, r"prompts=\[\]: give a non-empty list"),
-    ({"prompts": ["w4", 5]}, r"give a non-empty list of strings"),
+    ({"prompts": ["w4", 5]}, r"number 2: the prompt 5 is a int"),
     ({"prompts": 5}, r"prompts=5: give a non-empty list"),
     ({"prompts": ["w4", "  "]}, r"the prompt '  ' is empty"),
     ({"prompts": ["w4 w5 w6 w7 w8 w9"]}, r"has 7 tokens, more than max_prompt_tokens=6"),
@@ -740,7 +740,7 @@ def test_anything_else_is_refused_with_what_is_allowed(settings, action):
 def test_options_that_reset_does_not_know_are_refused(settings, options, words):
     with pytest.raises(ValueError, match=words):
         make(settings).reset(options=options)
-    with pytest.raises(ValueError, match=f"{words}|must be one text"):
+    with pytest.raises(ValueError, match=f"{words}|must be one prompt"):
         TokenVectorEnv(2, **settings).reset(options=options)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from tokenenv.data.messages import Message, check_messages, is_messages
 from tokenenv.data.pairs import MOST_MARGIN, PreferencePair, read_pairs
-from tokenenv.data.prompt_values import as_prompt
+from tokenenv.data.prompt_values import as_prompt, messages_of
 from tokenenv.data.prompts import Prompt, read_prompts
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "as_prompt",
     "check_messages",
     "is_messages",
+    "messages_of",
     "read_pairs",
     "read_prompts",
 ]

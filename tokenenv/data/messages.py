@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Message", "check_messages", "is_messages"]
+__all__ = ["Message", "check_messages", "is_message", "is_messages"]
 
 Message = Mapping[str, str]
 """`{"role": "user" | "assistant" | "system" | …, "content": text}`."""
 
 
+def is_message(value: Any) -> bool:
+    """Whether a value is meant as a message: a mapping with a role."""
+    return isinstance(value, Mapping) and "role" in value
+
+
 def is_messages(value: Any) -> bool:
-    """Whether a value is meant as a conversation: a list of mappings, the first with a role."""
-    return (
-        isinstance(value, list | tuple)
-        and bool(value)
-        and isinstance(value[0], Mapping)
-        and "role" in value[0]
-    )
+    """Whether a value is meant as a conversation: a list whose first element is a message."""
+    return isinstance(value, list | tuple) and bool(value) and is_message(value[0])
 
 
 def check_messages(value: Any, what: str) -> tuple[Message, ...]:
@@ -33,7 +33,7 @@ def check_messages(value: Any, what: str) -> tuple[Message, ...]:
     """
     if not isinstance(value, list | tuple) or not value:
         raise ValueError(
-            f'{what} is {value!r:.80}: messages are a list of {{"role": …, "content": …}}, at '
+            f'{what} {value!r:.80}: messages are a list of {{"role": …, "content": …}}, at '
             "least one."
         )
     for number, message in enumerate(value, 1):

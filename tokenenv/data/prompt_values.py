@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenenv.data.messages import check_messages, is_messages
+from tokenenv.data.messages import Message, check_messages, is_message, is_messages
 from tokenenv.data.prompts import Prompt
 
-__all__ = ["as_prompt"]
+__all__ = ["as_prompt", "messages_of"]
 
 
 def as_prompt(value: Any, what: str = "the prompt") -> Prompt:
@@ -35,11 +35,13 @@ def as_prompt(value: Any, what: str = "the prompt") -> Prompt:
         return Prompt(content, columns)
     if is_messages(content):
         return Prompt(check_messages(content, what), columns)
-    hint = ""
-    if isinstance(content, Mapping) and "role" in content:
-        hint = " This is one message: give a list of them."
     raise ValueError(
-        f"{what} is {content!r:.80} ({type(content).__name__}): give a text, a list of messages "
-        f'({{"role": …, "content": …}}), or an object with one of them as "prompt" and columns '
-        f"beside it.{hint}"
+        f"{what} {content!r:.80} is a {type(content).__name__}, it must be text, a list of messages "
+        '({"role": …, "content": …}), or an object with one of these as "prompt" and columns beside '
+        "it." + " This is one message: give a list of them." * is_message(content)
     )
+
+
+def messages_of(prompt: Prompt | None) -> tuple[Message, ...] | None:
+    """The messages of a prompt that is a conversation; None for one of text."""
+    return None if prompt is None or isinstance(prompt.content, str) else prompt.content

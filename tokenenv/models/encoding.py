@@ -5,9 +5,10 @@ The environment, the training of a reward model and the scoring by one all take
     prompt ids · response ids · EOS where the response is complete.
 
 Prompt and response are tokenised apart, as the environment does (together they may merge at the
-seam into ids that no episode has; `seam_differences` counts where). Of the ids that a tokenizer adds to a text, those before it
-(BOS) stay, and an EOS is dropped: nothing would follow it. An EOS that stands in the *text* of a
-prompt, such as the end of a turn, is part of the prompt and stays, wherever it stands.
+seam into ids that no episode has; `seam_differences` counts where). Of the ids that a tokenizer
+adds to a text, those before it (BOS) stay, and an EOS is dropped: nothing would follow it. An EOS
+that stands in the *text* of a prompt, such as the end of a turn, is part of the prompt and stays,
+wherever it stands.
 """
 
 from __future__ import annotations
