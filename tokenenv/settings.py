@@ -11,7 +11,7 @@ from typing import Any
 from tokenenv.data import Message, Prompt
 from tokenenv.maths import KL_SHAPINGS
 from tokenenv.models import resolve_device, resolve_dtype
-from tokenenv.ranges import FINITE, POSITIVE_FINITE, WEIGHT, check_ranges, count
+from tokenenv.ranges import POSITIVE_FINITE, WEIGHT, check_ranges, check_reward_weights, count
 from tokenenv.tasks import Task, check_split, model_source
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "ResolvedSettings",
     "Rewards",
     "check_kl_coef",
-    "check_reward_weights",
 ]
 
 Rewards = str | Callable[..., Sequence[Any]] | Sequence[str | Callable[..., Sequence[Any]]]
@@ -166,28 +165,6 @@ def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
 
 def _without_path(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def check_reward_weights(reward_model: Any, weights: Any) -> None:
-    """Check a list of rewards, and the weights of its rewards.
-
-    Raises:
-        ValueError: the list is empty, or there are not as many finite numbers as rewards.
-    """
-    is_list = isinstance(reward_model, list | tuple)
-    if is_list and not reward_model:
-        raise ValueError(
-            f"reward_model={reward_model!r} is an empty list: give one reward or more."
-        )
-    if weights is None:
-        return
-    count = len(reward_model) if is_list else int(reward_model is not None)
-    is_numbers = isinstance(weights, list | tuple) and all(map(FINITE.holds, weights))
-    if not is_numbers or len(weights) != count:
-        raise ValueError(
-            f"reward_weights={weights!r:.80} must be a list of finite numbers, one for each of the "
-            f"{count} rewards that reward_model names, or None for 1 each."
-        )
 
 
 def check_kl_coef(kl_coef: float) -> float:

@@ -28,8 +28,8 @@ def settings_from_json(kind: type[Settings], content: Any) -> Settings:
     A missing one is refused and never filled in: today's default need not be what was used then.
 
     Args:
-        kind: a dataclass whose fields are strings, paths, numbers, truth values, literals, or
-            optional ones of these.
+        kind: a dataclass whose fields are strings, paths, numbers, truth values, literals, tuples
+            of any length, or optional ones of these.
         content: the parsed JSON.
 
     Raises:
@@ -68,6 +68,10 @@ def _as_type(name: str, value: Any, hint: Any) -> Any:
         if get_origin(option) is Literal:
             if type(value) is str and value in get_args(option):
                 return value
+        elif get_origin(option) is tuple:
+            of = get_args(option)[0]
+            if isinstance(value, list | tuple) and all(_is_of(one, of) for one in value):
+                return tuple(value)
         elif _is_of(value, option):
             return Path(value) if option is Path else value
     allowed = " or ".join(map(_in_words, options))
@@ -85,4 +89,6 @@ def _is_of(value: Any, option: Any) -> bool:
 def _in_words(option: Any) -> str:
     if get_origin(option) is Literal:
         return "one of " + ", ".join(map(repr, get_args(option)))
+    if get_origin(option) is tuple:
+        return f"a list ({_WORDS[get_args(option)[0]]} each)"
     return _WORDS[option]

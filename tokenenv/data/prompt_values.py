@@ -36,9 +36,9 @@ def as_prompt(value: Any, what: str = "the prompt") -> Prompt:
     if is_messages(content):
         return Prompt(check_messages(content, what), columns)
     raise ValueError(
-        f"{what} {content!r:.80} is a {type(content).__name__}, it must be text, a list of messages "
-        '({"role": …, "content": …}), or an object with one of these as "prompt" and columns beside '
-        "it." + " This is one message: give a list of them." * is_message(content)
+        f"{what} {content!r:.80} is a {type(content).__name__}, it must be text, a list of "
+        'messages ({"role": …, "content": …}), or an object with one of these as "prompt" and '
+        "columns beside it." + " This is one message: give a list of them." * is_message(content)
     )
 
 

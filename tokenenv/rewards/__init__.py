@@ -27,6 +27,7 @@ from tokenenv.rewards.sources import (
     RewardSource,
     WeightedRewards,
     check_rewards,
+    is_learned,
     learned_rewards,
     resolve_reward,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "check_rewards",
     "episodes_of",
     "evaluate_preferences",
+    "is_learned",
     "learned_rewards",
     "load_reward_model",
     "new_reward_model",

@@ -37,6 +37,7 @@ __all__ = [
     "RewardSource",
     "WeightedRewards",
     "check_rewards",
+    "is_learned",
     "learned_rewards",
     "resolve_reward",
 ]
@@ -178,6 +179,12 @@ def learned_rewards(reward: RewardSource) -> dict[str, LearnedReward]:
     """The reward models among the rewards of a source, by name; "" where there is one reward."""
     sources = reward.sources if isinstance(reward, WeightedRewards) else {"": reward}
     return {name: part for name, part in sources.items() if isinstance(part, LearnedReward)}
+
+
+def is_learned(reward: RewardSource) -> bool:
+    """Whether a source is a reward model, or several and nothing else."""
+    count = len(reward.sources) if isinstance(reward, WeightedRewards) else 1
+    return len(learned_rewards(reward)) == count
 
 
 def resolve_reward(
