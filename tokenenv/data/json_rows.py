@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from tokenenv.data.formats import HEADER_NAMES
 from tokenenv.data.row import BadRows, Row
 from tokenenv.data.text_lines import BOM, file_errors, numbered_lines, opened, shown
 from tokenenv.json_files import parse_json, scan_json
@@ -82,7 +83,7 @@ def _rows_of_object(value: Any, file: str, place: str) -> Iterator[Row]:
         rows = value["data"]
     elif values and all(isinstance(v, dict) for v in values):
         rows = _objects(value, file)
-    elif len(values) == 1 and _is_list_of(values[0], dict) and "content" not in values[0][0]:
+    elif len(values) == 1 and _is_list_of(values[0], dict) and not keys & HEADER_NAMES:
         name = next(iter(keys))
         raise ValueError(
             f"{file} holds its rows under the key {name!r}: save the list itself, as an array or "
