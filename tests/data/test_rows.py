@@ -239,7 +239,7 @@ def test_all_bad_rows_are_counted_and_the_first_of_each_kind_named(tmp_path):
         "JSON (Expecting value: column 2); not valid JSON (Extra data: column 3) (7 rows: line 4, "
         "line 5, line 6, line 7, line 8, …)."
     )
-    with pytest.raises(ValueError, match=r"9 of 11 rows.*go on without them \(skip_bad=True"):
+    with pytest.raises(ValueError, match=r"9 of 11 rows.*Mend or remove them; skip_bad=True"):
         list(read_rows(file))
 
 

@@ -3,9 +3,11 @@
 - `rows`: the rows of a file of any format, one at a time; `formats` recognises them, `text_lines`,
   `json_rows`, `csv_rows` and `table_rows` read them; `row`: a row, and the account of bad ones.
 - `prompts`: prompts, as text or as messages, with the columns that rewards ask for.
-- `pairs`: preference pairs; `examples`: what a model is to write, for supervised training.
-- `messages`: conversations; `columns`: what columns mean; `reading`: one pass over a file, and the
-  report of what was understood of it.
+- `pairs`: preference pairs, and `pair_layouts`, `implicit_prompts` and `labels`, what rows hold of
+  them; `preference_pair`: one pair.
+- `examples`: what a model is to write, for supervised training.
+- `messages`: conversations; `turns`: texts and messages as rows hold them; `columns`: what columns
+  mean; `reading`: one pass over a file, and the report of what was understood of it.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from tokenenv.data.columns import parse_columns
 from tokenenv.data.examples import Example, read_examples
 from tokenenv.data.formats import FileFormat
 from tokenenv.data.messages import Message
-from tokenenv.data.pairs import MOST_MARGIN, PreferencePair, read_pairs
-from tokenenv.data.prompts import Prompt, read_prompts
+from tokenenv.data.pairs import MOST_MARGIN, PreferencePair, iterate_pairs, read_pairs
+from tokenenv.data.prompts import Prompt, read_prompt_rows, read_prompts
 from tokenenv.data.reading import ReadReport
 from tokenenv.data.row import BadRows, Row
 from tokenenv.data.rows import find_format, read_rows
@@ -31,9 +33,11 @@ __all__ = [
     "ReadReport",
     "Row",
     "find_format",
+    "iterate_pairs",
     "parse_columns",
     "read_examples",
     "read_pairs",
+    "read_prompt_rows",
     "read_prompts",
     "read_rows",
 ]

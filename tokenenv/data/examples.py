@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenenv.data.messages import Turns, as_messages, as_turns, is_list, join_turns, response_of
 from tokenenv.data.reading import OpenedFile, ReadReport, good_rows, open_file
 from tokenenv.data.row import BadRows, Row
 from tokenenv.data.text_lines import numbered_lines, shown
+from tokenenv.data.turns import Turns, as_messages, as_turns, is_list, join_turns, response_of
 
 __all__ = ["Example", "read_examples"]
 

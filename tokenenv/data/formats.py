@@ -87,7 +87,8 @@ class FileFormat:
     """What a file is.
 
     Attributes:
-        name: `jsonl`, `json` (an array), `csv`, `parquet`, `text`, or `datasets`.
+        name: `jsonl`, `json` (an array of objects), `strings` (one of strings), `csv`, `parquet`,
+            `text`, or `datasets`.
         is_gzip: whether it is packed.
         delimiter: between the cells of a row of CSV.
     """
@@ -100,6 +101,7 @@ class FileFormat:
     def title(self) -> str:
         """Its name for people."""
         titles = {"jsonl": "JSON Lines", "json": "JSON", "csv": "CSV", "parquet": "Parquet"}
+        titles |= {"strings": "JSON, an array of texts", "text": "plain text"}
         title = titles.get(self.name, self.name)
         if self.name == "csv" and self.delimiter != ",":
             title = "TSV" if self.delimiter == "\t" else f"CSV with {self.delimiter!r}"
@@ -173,7 +175,7 @@ def _format_of_text(
     if _JSON_OBJECT.match(start):
         return FileFormat("jsonl", is_gzip)
     if _JSON_ARRAY.match(start) and _begins_an_array(start):
-        return FileFormat("json", is_gzip)
+        return FileFormat("strings" if start[1:].lstrip()[:1] == '"' else "json", is_gzip)
     kind = _SUFFIXES.get(suffix)
     first = start.split("\n", 1)[0].rstrip("\r")
     delimiter, cells = _header(first, kind, named_columns)

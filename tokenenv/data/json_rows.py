@@ -133,8 +133,8 @@ def _objects(value: dict[str, dict[str, Any]], file: str) -> list[dict[str, Any]
     )
 
 
-def read_array(path: Path, is_gzip: bool, bad: BadRows) -> Iterator[Row]:
-    """The elements of a JSON array, one at a time; a string counts as the row of a text.
+def read_array(path: Path, is_gzip: bool, is_strings: bool, bad: BadRows) -> Iterator[Row]:
+    """The elements of a JSON array, one at a time: objects, or strings, each the row of a text.
 
     Raises:
         ValueError: it is no JSON. What follows a defect can't be told apart, so nothing is skipped.
@@ -144,9 +144,9 @@ def read_array(path: Path, is_gzip: bool, bad: BadRows) -> Iterator[Row]:
         for number, value in enumerate(_Elements(stream, file), 1):
             bad.rows += 1
             place = f"row {number}"
-            if isinstance(value, str):
-                value = {"text": value}
-            if isinstance(value, dict):
+            if is_strings and isinstance(value, str):
+                yield Row({"text": value}, file, place)
+            elif isinstance(value, dict) and not is_strings:
                 yield Row(value, file, place)
             elif isinstance(value, list):
                 raise ValueError(
@@ -154,7 +154,8 @@ def read_array(path: Path, is_gzip: bool, bad: BadRows) -> Iterator[Row]:
                     'names its columns: write the table with orient="records".'
                 )
             else:
-                bad.add(place, f"needs an object, got {value!r:.80}")
+                needed = "a string" if is_strings else "an object"
+                bad.add(place, f"needs {needed}, got {value!r:.80}")
 
 
 class _Elements:

@@ -10,17 +10,21 @@ from typing import Any, TypeVar
 
 from tokenenv.data.columns import check_columns, missing_column, rename
 from tokenenv.data.formats import FileFormat
-from tokenenv.data.messages import parse_cell
 from tokenenv.data.row import BadRows, Row
 from tokenenv.data.rows import find_format, rows_of
 from tokenenv.data.text_lines import shown
+from tokenenv.data.turns import parse_cell
 
-__all__ = ["OpenedFile", "ReadReport", "good_rows", "open_file"]
+__all__ = ["FileFault", "OpenedFile", "ReadReport", "good_rows", "open_file"]
 
 Item = TypeVar("Item")
 
 _LOOK = 64
 """Rows whose columns say which layout a file has."""
+
+
+class FileFault(ValueError):
+    """A row shows that the file was misunderstood: no other row could be trusted either."""
 
 
 @dataclass
@@ -33,7 +37,8 @@ class ReadReport:
         columns: the names of the file's columns, in the first rows.
         unused: those that mean nothing here.
         bad: the rows that can't be used.
-        counts: what was noticed → how often: "pairs of equal ratings, which are left out".
+        counts: what was noticed → how often: "pairs of equal ratings, left out".
+        hints: sentences on what could be meant.
     """
 
     format: str = ""
@@ -42,6 +47,7 @@ class ReadReport:
     unused: list[str] = field(default_factory=list)
     bad: BadRows = field(default_factory=BadRows)
     counts: dict[str, int] = field(default_factory=dict)
+    hints: list[str] = field(default_factory=list)
 
     def count(self, what: str, number: int = 1) -> None:
         """Note that something was noticed, so many times more."""
@@ -50,7 +56,7 @@ class ReadReport:
     @property
     def notes(self) -> list[str]:
         """What a reader of the file should know, as sentences."""
-        notes = [f"{number:,} {what}." for what, number in self.counts.items()]
+        notes = [f"{what}: {number:,}." for what, number in self.counts.items()] + self.hints
         if self.bad.count and self.bad.is_skipping:
             notes.append(f"Left out: {self.bad.describe('in the file')}")
         return notes
@@ -79,7 +85,7 @@ class OpenedFile:
     @property
     def is_text(self) -> bool:
         """Whether it is plain text, a row per line, or an array of strings."""
-        return self.names == ["text"] and self.format.name in ("text", "json")
+        return self.format.name in ("text", "strings")
 
     def missing(self, wanted: str, why: str) -> ValueError:
         """The error that a column is missing."""
@@ -167,6 +173,8 @@ def good_rows(opened: OpenedFile, parse: Callable[[dict[str, Any]], list[Item]])
             if is_csv:
                 fields = {name: parse_cell(cell, name) for name, cell in fields.items()}
             items = parse(fields)
+        except FileFault as error:
+            raise ValueError(f"{row.where}: {error}.") from None
         except ValueError as error:
             bad.add(row.place, str(error))
             continue

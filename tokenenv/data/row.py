@@ -62,9 +62,10 @@ class BadRows:
     def refuse(self, file: str) -> None:
         """Raise ValueError where there are bad rows that are not to be skipped."""
         if self.count and not self.is_skipping:
+            them = "it" if self.count == 1 else "them"
             raise ValueError(
-                f"{self.describe(file)} Mend {'it' if self.count == 1 else 'them'}, or go on "
-                f"without {'it' if self.count == 1 else 'them'} (skip_bad=True, --skip-bad)."
+                f"{self.describe(file)} Mend or remove {them}; skip_bad=True (--skip-bad) reads on "
+                f"without {them}."
             )
 
     def describe(self, file: str) -> str:

@@ -34,7 +34,7 @@ def find_format(
         ValueError: there is nothing of that name, or it is of no format that is read.
     """
     if not isinstance(path, str | os.PathLike) or not str(path).strip():
-        raise ValueError(f"{what}={path!r:.80} must be the path of a file: {READ}.")
+        raise ValueError(f"{what}={path!r:.80} must be the path of a file, of {READ}.")
     if is_file(path):
         return recognise(Path(path), named_columns)
     name = str(path)
@@ -49,7 +49,10 @@ def find_format(
         )
     if is_hub_id(name) or ("@" in name and is_dataset_folder(name.partition("@")[0])):
         return FileFormat("datasets")
-    raise ValueError(f"{what}={name!r} is no file. What is read: {READ}.")
+    raise ValueError(
+        f"{what}={name!r} is no file, and no dataset of the hub is called so (owner/name). What is "
+        f"read: {READ}."
+    )
 
 
 def _is_folder(name: str) -> bool:
@@ -97,8 +100,8 @@ def rows_of(path: str | Path, file_format: FileFormat, bad: BadRows) -> Iterator
         return read_parquet(file, is_gzip, bad)
     if file_format.name == "csv":
         return read_csv(file, is_gzip, file_format.delimiter, bad)
-    if file_format.name == "json":
-        return read_array(file, is_gzip, bad)
+    if file_format.name in ("json", "strings"):
+        return read_array(file, is_gzip, file_format.name == "strings", bad)
     if file_format.name == "jsonl":
         return read_json_lines(file, is_gzip, bad)
     return _text_rows(file, is_gzip, bad)
