@@ -567,7 +567,7 @@ BAD_ARGUMENTS = [
     ({"prompts": ["w4", "  "]}, r"the prompt '  ' is empty"),
     ({"prompts": ["w4 w5 w6 w7 w8 w9"]}, r"has 7 tokens, more than max_prompt_tokens=6"),
     ({"prompts": "nowhere.jsonl"}, r"prompts='nowhere.jsonl' is no file"),
-    ({"prompts": "nowhere"}, r"prompts='nowhere' is no file and no task"),
+    ({"prompts": "nowhere"}, r"prompts='nowhere' is no file, and no dataset"),
 ]
 
 
@@ -611,9 +611,9 @@ def test_bad_prompt_options_are_refused(settings, prompt, message):
         ("p.txt", b"\n \n", r"p.txt is empty"),
         ("p.txt", b"w4\n\xff\xfe\n", r"p.txt, line 2: not UTF-8"),
         ("p.jsonl", b'{"prompt": "w4"}\n\n{"prompt": "w5"', r"p.jsonl, line 3: not valid JSON"),
-        ("p.jsonl", b'{"prompt": "w4"}\n["w5"]\n', r"p.jsonl, line 2: .*string 'prompt'"),
-        ("p.jsonl", b'{"text": "w4"}\n', r"p.jsonl, line 1: .*string 'prompt'"),
-        ("p.jsonl", b'{"prompt": 4}\n', r"p.jsonl, line 1: .*string 'prompt'"),
+        ("p.jsonl", b'{"prompt": "w4"}\n["w5"]\n', r"p.jsonl, line 2: needs a JSON object"),
+        ("p.jsonl", b'{"text": "w4"}\n', r"p.jsonl has no column 'prompt'; its columns are 'text'"),
+        ("p.jsonl", b'{"prompt": 4}\n', r"p.jsonl, line 1: the field 'prompt' is a int"),
         ("p.jsonl", b'{"prompt": " "}\n', r"p.jsonl, line 1: the prompt is empty"),
         ("p.jsonl", b'{"prompt": "w4", "split": "dev"}', r"line 1: 'split' is 'dev'"),
         ("p.jsonl", b'{"prompt": "w4", "split": "eval"}', r"no prompt whose 'split' is 'train'"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenenv.data.messages import Message, check_messages, is_message, is_messages
+from tokenenv.data.messages import Message, is_message, is_messages
 from tokenenv.data.prompts import Prompt
+from tokenenv.data.turns import as_messages
 
 __all__ = ["as_prompt", "messages_of"]
 
@@ -20,7 +21,8 @@ def as_prompt(value: Any, what: str = "the prompt") -> Prompt:
         what: names it in the message of an error.
 
     Raises:
-        ValueError: it is none of them, or an empty text.
+        ValueError: it is none of them, an empty text, or a conversation that ends with the
+            assistant's turn.
     """
     if isinstance(value, Prompt):
         return value
@@ -34,12 +36,25 @@ def as_prompt(value: Any, what: str = "the prompt") -> Prompt:
             raise ValueError(f"{what} {content!r} is empty: it needs at least one token.")
         return Prompt(content, columns)
     if is_messages(content):
-        return Prompt(check_messages(content, what), columns)
+        return Prompt(_conversation(content, what), columns)
     raise ValueError(
         f"{what} {content!r:.80} is a {type(content).__name__}, it must be text, a list of "
         'messages ({"role": …, "content": …}), or an object with one of these as "prompt" and '
         "columns beside it." + " This is one message: give a list of them." * is_message(content)
     )
+
+
+def _conversation(value: Any, what: str) -> tuple[Message, ...]:
+    try:
+        messages = as_messages(value, "prompt")
+    except ValueError as error:
+        raise ValueError(f"{what} is no conversation: {error}.") from None
+    if messages[-1]["role"] == "assistant":
+        raise ValueError(
+            f"{what} ends with an assistant turn, and nothing is left to be answered: leave that "
+            "turn out."
+        )
+    return messages
 
 
 def messages_of(prompt: Prompt | None) -> tuple[Message, ...] | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenenv.data import Prompt, as_prompt, messages_of, read_prompts
+from tokenenv.data import Prompt, as_prompt, messages_of, read_prompt_rows
 from tokenenv.models import LanguageModel
 from tokenenv.notes import note_once
 from tokenenv.settings import ResolvedSettings
@@ -31,7 +31,7 @@ def read_origins(settings: ResolvedSettings, task: Task) -> list[Prompt]:
         is_task = names_code(source) or (is_bundled(source) and not os.path.exists(source))
         if is_task:
             return _prompts_of(load_task(source, "prompts"), split)
-        return [Prompt(text) for text in read_prompts(source, split)]
+        return read_prompt_rows(source, split)
     if not isinstance(source, Sequence) or not source:
         raise ValueError(
             f"prompts={source!r:.80}: give a non-empty list of texts or of lists of messages, the "

@@ -11,7 +11,7 @@
 """
 
 from tokenenv.models.cache_check import check_cached_step
-from tokenenv.models.chat import ChatTemplate, answered, end_of_turn_id
+from tokenenv.models.chat import ChatTemplate, end_of_turn_id
 from tokenenv.models.decode_step import graph_capture, no_capture
 from tokenenv.models.encoding import (
     decode_all,
@@ -80,7 +80,6 @@ __all__ = [
     "SampledResponse",
     "SharedLoader",
     "SlotDecoder",
-    "answered",
     "build_language_model",
     "check_cached_step",
     "check_complete",

@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenenv.data import Message
 
-__all__ = ["ChatTemplate", "answered", "end_of_turn_id"]
+__all__ = ["ChatTemplate", "end_of_turn_id"]
 
 _PROBE = "Answer4711"
 """An answer that is looked for in what a template makes of it."""
@@ -37,16 +37,12 @@ class ChatTemplate:
     def prompt(self, messages: Sequence[Message]) -> str:
         """The text that an answer to `messages` continues.
 
-        After a message of another role the template writes the beginning of the assistant's turn
-        (`add_generation_prompt`). A last message of the assistant is left open, and continued
-        (`continue_final_message`).
+        The template writes the beginning of the assistant's turn (`add_generation_prompt`).
 
         Raises:
             ValueError: there is no template, it refuses these messages, or it does not begin the
                 assistant's turn.
         """
-        if messages[-1]["role"] == "assistant":
-            return self._render(messages, continue_final_message=True)
         text = self._render(messages, add_generation_prompt=True)
         roles = tuple(message["role"] for message in messages)
         if roles not in self._checked:
@@ -59,13 +55,13 @@ class ChatTemplate:
 
         Args:
             messages: the conversation.
-            answer: the assistant's answer to it, or the rest of the answer that the last message
-                begins; None where `messages` hold it.
+            answer: the assistant's answer to it; None where `messages` hold it.
 
         Raises:
             ValueError: there is no template, or it refuses these messages.
         """
-        return self._render(messages if answer is None else answered(messages, answer))
+        turn = [] if answer is None else [{"role": "assistant", "content": answer}]
+        return self._render([*messages, *turn])
 
     def _render(self, messages: Sequence[Message], **options: Any) -> str:
         if not self.exists:
@@ -107,14 +103,6 @@ class ChatTemplate:
             "role. Give its template an {% if add_generation_prompt %} part that begins the "
             "assistant's turn, or give prompts as text."
         )
-
-
-def answered(messages: Sequence[Message], answer: str) -> list[Message]:
-    """A conversation with the assistant's answer; a last turn of the assistant is continued."""
-    if messages and messages[-1]["role"] == "assistant":
-        begun = messages[-1]
-        return [*messages[:-1], {**begun, "content": begun["content"] + answer}]
-    return [*messages, {"role": "assistant", "content": answer}]
 
 
 def end_of_turn_id(tokenizer: Any) -> int | None:
