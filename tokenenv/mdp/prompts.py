@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -102,6 +103,10 @@ class PromptBook:
     def __getstate__(self) -> dict[str, Any]:
         """Everything but the model, which the token MDP loads again by its name."""
         return {key: value for key, value in self.__dict__.items() if key != "language_model"}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PromptBook:
+        """A copy that shares the prompts, which never change."""
+        return copy.copy(self)
 
     def _truncate(self) -> None:
         """Cut or drop prompts of more than P tokens, and say how many."""
