@@ -188,7 +188,7 @@ def is_learned(reward: RewardSource) -> bool:
 
 
 def resolve_reward(
-    reward_model: str | RewardFunction | Sequence[str | RewardFunction],
+    reward_model: Any,
     language_model: LanguageModel,
     device: str,
     dtype: str,
