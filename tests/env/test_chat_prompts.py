@@ -219,7 +219,7 @@ LONG = "w4 w5 w6 w7 w8"
 
 def test_long_prompts_are_refused_cut_or_left_out_and_counted(chat, said):
     kwargs = {**chat, "prompts": ["w9", LONG, "w10 w11"], "max_prompt_tokens": 4}
-    with pytest.raises(ValueError, match="has 6 tokens.*prompt_truncation to 'keep-end'"):
+    with pytest.raises(ValueError, match=r"has 6 tokens.*prompt_truncation to 'keep-end'"):
         TokenEnv(**kwargs)
     cut = TokenEnv(**kwargs, prompt_truncation="keep-end")
     assert cut.mdp.prompts == kwargs["prompts"]

@@ -19,6 +19,7 @@ from support.chat import save_chat_classifier, save_chat_model
 from tokenenv import wrappers
 from tokenenv.env import TokenEnv
 from tokenenv.feature_envs import TokenFeaturesEnv, TokenFeaturesVectorEnv
+from tokenenv.mdp import rows_of
 from tokenenv.vector_env import TokenVectorEnv
 from tokenenv.wrappers import vector
 
@@ -54,11 +55,7 @@ class Row:
         return observations[1], float(rewards[1]), *ends, self._info(infos)
 
     def _info(self, infos: dict[str, Any]) -> dict[str, Any]:
-        return {
-            key: value[1]
-            for key, value in infos.items()
-            if not key.startswith("_") and infos[f"_{key}"][1]
-        }
+        return rows_of(infos, [1])[0]
 
 
 class EnvContract:
