@@ -6,7 +6,7 @@
   `sources`: whatever `reward_model=` may be; `scoring`: `EpisodeScorer`, scores and log π_ref.
 """
 
-from tokenenv.rewards.pairs import PreferencePair, TokenPair, read_pairs
+from tokenenv.rewards.pairs import PreferencePair, TokenPair, as_token_pair, read_pairs
 from tokenenv.rewards.preference_report import evaluate_preferences
 from tokenenv.rewards.preferences import RewardTrainingSettings, train_reward_model
 from tokenenv.rewards.raw_rewards import episodes_of
@@ -47,6 +47,7 @@ __all__ = [
     "RewardTrainingSettings",
     "TokenPair",
     "WeightedRewards",
+    "as_token_pair",
     "build_reference",
     "build_scorer",
     "check_rewards",
