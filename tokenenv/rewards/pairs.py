@@ -21,12 +21,14 @@ class TokenPair:
         rejected: (m,) int64.
         prompt: identifies the prompt, so that held-out prompts are really held out.
         margin: how much better the chosen one is at least.
+        preference: probability that the chosen one is the better one.
     """
 
     chosen: np.ndarray
     rejected: np.ndarray
     prompt: str
     margin: float = 0.0
+    preference: float = 1.0
 
 
 def as_token_pair(pair: PreferencePair | TokenPair, reward_model: RewardModel) -> TokenPair:
@@ -41,4 +43,5 @@ def as_token_pair(pair: PreferencePair | TokenPair, reward_model: RewardModel) -
         encode(pair.prompt, pair.rejected),
         pair.prompt,
         pair.margin,
+        pair.preference,
     )
