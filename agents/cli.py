@@ -1,6 +1,7 @@
 """The command line: `tokenrlhf COMMAND`.
 
-The commands are train, evaluate, sample, explain, report, play, reward-model, verify and compare.
+The commands are train, evaluate, sample, explain, report, play, reward-model, data, verify and
+compare.
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
 """
@@ -22,6 +23,7 @@ from rich.text import Text
 from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
 from agents.console import literal, new_console
+from agents.inspection.config import DataConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
 from agents.runs.config import (
@@ -50,6 +52,7 @@ Command = (
     | Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
     | Annotated[PlayConfig, tyro.conf.subcommand("play")]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
+    | Annotated[DataConfig, tyro.conf.subcommand("data")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
@@ -283,6 +286,12 @@ def _reward_model(config: RewardModelConfig, console: Console) -> None:
     train_from_file(config, console)
 
 
+def _data(config: DataConfig, console: Console) -> None:
+    from agents.inspection.command import run
+
+    run(config, console)
+
+
 def _verify(config: VerifyConfig, console: Console) -> None:
     from agents.verification.command import verify
 
@@ -309,6 +318,7 @@ _RUNNERS: dict[type, Any] = {
     ExplainConfig: _explain,
     PlayConfig: _play,
     RewardModelConfig: _reward_model,
+    DataConfig: _data,
     VerifyConfig: _verify,
     CompareConfig: _compare,
     ReportConfig: _report,

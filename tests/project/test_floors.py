@@ -45,7 +45,7 @@ STOREYS: list[list[str]] = [
     ["agents.credit"],
     # runs, and what is made of agents
     ["agents.runs"],
-    ["agents.compare", "agents.verification", "agents.report", "agents.play"],
+    ["agents.compare", "agents.verification", "agents.report", "agents.play", "agents.inspection"],
     ["agents.cli"],
 ]
 """Rooms, storey by storey: a module imports from its own room and from lower storeys. A room is a
@@ -57,6 +57,7 @@ DOORLESS = {
     "agents.runs": "its door is light and `training` is not",
     "agents.compare": "one command, whose configuration the command line reads before torch",
     "agents.verification": "one command",
+    "agents.inspection": "one command, whose configuration the command line reads before torch",
     "agents.play": "one command, whose configuration the command line reads before torch",
     "agents.report": "one command, whose configuration the command line reads before jinja2",
     "tokenenv.tasks": "one package per task",
