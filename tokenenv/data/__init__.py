@@ -21,7 +21,7 @@ from tokenenv.data.formats import FileFormat
 from tokenenv.data.kinds import KINDS, guess_kind
 from tokenenv.data.messages import Message, is_messages
 from tokenenv.data.pairs import MOST_MARGIN, PreferencePair, iterate_pairs, read_pairs
-from tokenenv.data.prompt_values import as_prompt, messages_of
+from tokenenv.data.prompt_values import as_prompt, messages_of, shown_prompt
 from tokenenv.data.prompts import (
     EVAL_EVERY,
     Prompt,
@@ -63,6 +63,7 @@ __all__ = [
     "read_prompt_rows",
     "read_prompts",
     "read_rows",
+    "shown_prompt",
     "split_of",
     "truncate_pair",
     "truncate_prompt",

@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from tokenenv.data import Prompt, as_prompt, messages_of, read_prompt_rows, truncate_prompt
+from tokenenv.data import (
+    Prompt,
+    as_prompt,
+    messages_of,
+    read_prompt_rows,
+    shown_prompt,
+    truncate_prompt,
+)
 from tokenenv.models import LanguageModel
 from tokenenv.notes import note_once
 from tokenenv.settings import ResolvedSettings
@@ -164,7 +171,7 @@ class PromptBook:
         known = [self.origins[place] for place in places]
         if any(other.columns != known[0].columns for other in known):
             raise ValueError(
-                f"the prompt {str(origin.content)[:60]!r} is {len(known)} times among the prompts, "
+                f"the prompt {shown_prompt(origin)} is {len(known)} times among the prompts, "
                 "with different columns: give the row, "
                 '{"prompt": …, "column": …}, so that the reward gets the right ones.'
             )

@@ -8,7 +8,13 @@
 """
 
 from tokenenv.rewards.pair_truncation import TruncationReport, truncated_pairs
-from tokenenv.rewards.pairs import PreferencePair, TokenPair, as_token_pair, read_pairs
+from tokenenv.rewards.pairs import (
+    PreferencePair,
+    TokenPair,
+    as_token_pair,
+    read_pairs,
+    seam_differences_of,
+)
 from tokenenv.rewards.preference_report import evaluate_preferences
 from tokenenv.rewards.preferences import RewardTrainingSettings, train_reward_model
 from tokenenv.rewards.raw_rewards import episodes_of
@@ -62,6 +68,7 @@ __all__ = [
     "new_reward_model",
     "read_pairs",
     "resolve_reward",
+    "seam_differences_of",
     "train_reward_model",
     "truncated_pairs",
 ]
