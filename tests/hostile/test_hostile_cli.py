@@ -131,7 +131,7 @@ def wrong_values(name: str, hint: Any) -> tuple[str, ...]:
         return NAMES[name]
     if int in kinds:
         return NO_WHOLE_NUMBERS
-    if float in kinds:
+    if float in kinds or tuple[float, ...] in kinds:
         return NO_NUMBERS
     if any(typing.get_origin(kind) is Literal for kind in kinds) or "agents" in name:
         return NO_CHOICES
@@ -181,6 +181,7 @@ STRUCTURE = [
         *(("sample", "--prompt", "x"), ("sample", "a", "--prompt"), ("reward-model",)),
         *(("reward-model", "--pairs", "a"), ("verify", "extra"), ("compare", "--agents")),
         *(("play", "extra"), ("play", "--prompt"), ("play", "--run", "a", "--task", "exact")),
+        *(("play", "--prompt-json"), ("play", "--prompt", "[1]", "--prompt-json")),
         *(("compare", "--agents", "ppo", "ppo"), ("compare", "--envs"), ("evaluate", "")),
         *(("sample", "", "--prompt", "x"), ("compare", "--envs", "CartPole-v1", "CartPole-v1")),
         *(
