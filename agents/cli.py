@@ -1,6 +1,7 @@
 """The command line: `tokenrlhf COMMAND`.
 
-The commands are train, evaluate, sample, explain, report, play, reward-model, verify and compare.
+The commands are train, evaluate, sample, explain, report, play, reward-model, data, verify and
+compare.
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
 """
@@ -24,6 +25,7 @@ from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
 from agents.config_files import read_settings
 from agents.console import literal, new_console
+from agents.inspection.config import DataConfig
 from agents.option_hints import refuse_other_names
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
@@ -53,6 +55,7 @@ Command = (
     | Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
     | Annotated[PlayConfig, tyro.conf.subcommand("play")]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
+    | Annotated[DataConfig, tyro.conf.subcommand("data")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
@@ -283,13 +286,15 @@ def _sample(config: SampleConfig, console: Console) -> None:
     from agents.evaluation import respond
     from agents.policy import LMActorCriticPolicy
     from agents.runs.folder import RunFolder
+    from agents.runs.prompts import prompt_of
     from tokenenv.mdp import TokenMDP
     from tokenenv.settings import EnvSettings
 
     run = RunFolder.open(config.run)
     trained = run.read_config(config.trust_code)
     mdp = TokenMDP(EnvSettings(**trained.environment("eval")), num_envs=1)
-    prompt = mdp.encode_prompt(config.prompt)
+    origin = mdp.origin_of(prompt_of(config.prompt, config.prompt_json))
+    text, prompt = mdp.book.text_of(origin), mdp.encode_prompt(origin)
     policy = LMActorCriticPolicy.from_pretrained(run.policy, mdp.settings.device)
     reference = mdp.language_model.model
     for title, actor in (("policy", policy.actor), ("reference", reference)):
@@ -297,11 +302,12 @@ def _sample(config: SampleConfig, console: Console) -> None:
         reports = respond(
             actor,
             mdp.scorer,
-            [config.prompt] * count,
+            [text] * count,
             [prompt] * count,
             mdp.max_new_tokens,
             config.seed,
             config.greedy,
+            [origin] * count,
         )
         print_responses(console, title, reports)
 
@@ -322,6 +328,12 @@ def _reward_model(config: RewardModelConfig, console: Console) -> None:
     from agents.runs.reward_model import train_from_file
 
     train_from_file(config, console)
+
+
+def _data(config: DataConfig, console: Console) -> None:
+    from agents.inspection.command import run
+
+    run(config, console)
 
 
 def _verify(config: VerifyConfig, console: Console) -> None:
@@ -350,6 +362,7 @@ _RUNNERS: dict[type, Any] = {
     ExplainConfig: _explain,
     PlayConfig: _play,
     RewardModelConfig: _reward_model,
+    DataConfig: _data,
     VerifyConfig: _verify,
     CompareConfig: _compare,
     ReportConfig: _report,

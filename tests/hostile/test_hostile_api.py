@@ -17,7 +17,17 @@ from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
 from agents.evaluation.held_out import HeldOut
 from agents.runs.folder import RunFolder
 from tokenenv import wrappers
-from tokenenv.data import PreferencePair, read_pairs, read_prompts
+from tokenenv.data import (
+    PreferencePair,
+    find_format,
+    iterate_pairs,
+    parse_columns,
+    read_examples,
+    read_pairs,
+    read_prompt_rows,
+    read_prompts,
+    read_rows,
+)
 from tokenenv.env import TokenEnv
 from tokenenv.rewards.preferences import RewardTrainingSettings
 from tokenenv.settings import EnvSettings
@@ -89,7 +99,9 @@ def for_all(names: Sequence[str], values: list[Any]) -> dict[str, list[Any]]:
 ENVIRONMENT = {
     "task": [*NO_NAMES, "review", "Exact"],
     "reference": NO_NAMES,
-    "reward_model": [*NO_NAMES, [print], "os.path:sep"],
+    "reward_model": [*NO_NAMES, [1], [[print]], ["exact", "os.path:sep"], "os.path:sep"],
+    "reward_weights": [*NO_NUMBERS, [1.0], [1.0, 2.0], [math.nan], ["x"], {"exact": 1.0}, 10**400],
+    "prompt_truncation": [*NO_CHOICES, None, "keep", "Drop"],
     "prompts": [
         *NO_NAMES,
         [],
@@ -100,6 +112,11 @@ ENVIRONMENT = {
         [SURROGATE],
         [ESCAPES],
         iter([]),
+        [{"role": "user", "content": "do"}],
+        [[{"role": "user", "content": "do"}]],
+        [[{"role": "user"}]],
+        [{"answer": "do"}],
+        [{"prompt": 1}],
     ],
     "split": NO_CHOICES,
     "max_prompt_tokens": NO_COUNTS,
@@ -231,6 +248,9 @@ def stepping_calls() -> list[Call]:
     seeds = [-1, 1.5, "x", [1], [1, 2, 3], ["a", "b"], [-1, 2], {}, THING, math.nan, [1.5, 2]]
     calls += each("vector reset", lambda seed: rows().reset(seed=seed), "seed", seeds, "")
     prompts: list[Any] = ["", "  ", 1, [], {}, b"do", THING, SURROGATE, "do " * 500, ESCAPES]
+    user: dict[str, Any] = {"role": "user", "content": "do"}
+    prompts += [user, [user], [{**user, "role": 1}], [{**user, "content": None}], [user, 1]]
+    prompts += [[{**user, "content": SURROGATE}], {"prompt": 1}, {"prompt": [user]}, {"answer": 1}]
     for what, made in (("reset", env), ("vector reset", rows)):
         asked = [{"prompt": prompt} for prompt in prompts]
         reset = functools.partial(lambda made, options: made().reset(options=options), made)
@@ -283,13 +303,41 @@ def wrapping_calls() -> list[Call]:
     return calls
 
 
+def readers() -> dict[str, Callable[..., Any]]:
+    """What reads rows of files: to the end of them."""
+
+    def to_the_end(read: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **settings: list(read(*args, **settings))
+
+    return {
+        "read_rows": to_the_end(read_rows),
+        "find_format": find_format,
+        "read_pairs": read_pairs,
+        "iterate_pairs": to_the_end(iterate_pairs),
+        "read_examples": to_the_end(read_examples),
+        "read_prompt_rows": functools.partial(read_prompt_rows, split="train"),
+    }
+
+
 def reading_calls() -> list[Call]:
     """Of what reads files."""
     paths = ["", "/nowhere", "/dev/null", "/", ".", "a\0b", "x" * 5000, "a" + SURROGATE, ESCAPES]
     prompts = functools.partial(read_prompts, split="train")
     calls = each("read_prompts", prompts, "path", paths, "")
     calls += each("read_prompts", functools.partial(read_prompts, "x"), "split", NO_CHOICES)
-    calls += each("read_pairs", read_pairs, "path", paths, "")
+    for name, read in readers().items():
+        hub = ["owner/nowhere"] * (name != "find_format")  # asked for when it is read
+        calls += each(name, read, "path", [*paths, 1, None, THING, b"x", *hub], "")
+        whole = functools.partial(read, __file__)
+        if name not in ("find_format", "read_rows"):
+            columns = [1, "prompt=x", ["prompt"], {"prompt": 1}, {1: "x"}, {"a": ""}]
+            calls += each(name, whole, "columns", columns, "column")
+            calls += each(name, whole, "skip_bad", [1, "x", None, THING], "skip_bad")
+    calls += each("iterate_pairs", functools.partial(iterate_pairs, "x"), "ratings", NO_CHOICES)
+    marks = [v for v in NO_CHOICES if not isinstance(v, str)]
+    calls += each("read_examples", functools.partial(read_examples, "x"), "documents", marks)
+    texts: list[Any] = [["x"], ["="], ["a="], ["=a"], ["a=b", "a=c"], [ESCAPES]]
+    calls += each("parse_columns", parse_columns, "texts", texts, "columns")
     calls += each("from_pretrained", LMActorCriticPolicy.from_pretrained, "folder", paths, "")
     from pathlib import Path
 

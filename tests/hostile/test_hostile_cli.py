@@ -16,6 +16,7 @@ from support.hostile import ESCAPES, SURROGATE, acting, sample, time_limit
 from agents.cli import main
 from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
+from agents.inspection.config import DataConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
 from agents.runs.config import (
@@ -61,6 +62,7 @@ REQUIRED: dict[type, dict[str, str]] = {
     ExplainConfig: {"": "/nowhere", "prompt": "x"},
     PlayConfig: {"task": "exact", "device": "cpu"},
     RewardModelConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT"},
+    DataConfig: {"": "PAIRS"},
     VerifyConfig: {"json": "/nowhere/x", "no-learning": ""},
     CompareConfig: {"out": "FILE", "envs": "CartPole-v1", "seeds": "1", "steps": "64"},
     ReportConfig: {"": "RUN"},
@@ -75,6 +77,7 @@ COMMANDS = {
     ExplainConfig: "explain",
     PlayConfig: "play",
     RewardModelConfig: "reward-model",
+    DataConfig: "data inspect",
     VerifyConfig: "verify",
     CompareConfig: "compare",
     ReportConfig: "report",
@@ -82,7 +85,7 @@ COMMANDS = {
 
 NAMES = {
     **dict.fromkeys(("task", "actor", "reference", "reward_model", "prompts", "critic"), NO_NAMES),
-    **dict.fromkeys(("base", "pairs", "run", "runs"), NO_NAMES),
+    **dict.fromkeys(("base", "pairs", "run", "runs", "tokenizer"), NO_NAMES),
     "device": ("", "quantum", "cuda:-1", "cpu:x", "meta:9", ESCAPES, LONG),
     "out": NO_PLACES,
     "json": ("a\0b", LONG, "/", "/nowhere/x", "/dev/null/x", ""),
@@ -97,7 +100,21 @@ NAMES = {
         "a/b/c-v0",
         "-v0",
     ),
+    "columns": (
+        "",
+        "=",
+        "a",
+        "prompt=",
+        "=x",
+        "promt=x",
+        "prompt=nothing",
+        ESCAPES,
+        SURROGATE,
+        LONG,
+    ),
     "prompt": (),
+    "documents": (),
+    "file": tuple(name for name in NO_NAMES if "\0" not in name and SURROGATE not in name),
     "response": (),
     "figures": (),  # read after the run, which comes first
 }
@@ -114,7 +131,7 @@ def wrong_values(name: str, hint: Any) -> tuple[str, ...]:
         return NAMES[name]
     if int in kinds:
         return NO_WHOLE_NUMBERS
-    if float in kinds:
+    if float in kinds or tuple[float, ...] in kinds:
         return NO_NUMBERS
     if any(typing.get_origin(kind) is Literal for kind in kinds) or "agents" in name:
         return NO_CHOICES
@@ -125,14 +142,14 @@ def call(config: type, name: str, value: str) -> Call:
     """A call of a command with one wrong value."""
     required = dict(REQUIRED[config])
     option = "run" if name == "runs" else name.replace("_", "-")  # as messages call it
-    is_positional = name in ("run", "runs") and "" in required
+    is_positional = name in ("run", "runs", "file") and "" in required
     if is_positional:
         required[""] = value
     elif value.startswith("=") and value != "":
         required[f"{option}{value}"] = ""
     else:
         required.pop(option, None)
-    arguments = [COMMANDS[config]]
+    arguments = COMMANDS[config].split()
     for key, known in required.items():
         arguments += [f"--{key}"] * bool(key) + [known] * bool(known)
     if not is_positional and not value.startswith("="):
@@ -164,6 +181,7 @@ STRUCTURE = [
         *(("sample", "--prompt", "x"), ("sample", "a", "--prompt"), ("reward-model",)),
         *(("reward-model", "--pairs", "a"), ("verify", "extra"), ("compare", "--agents")),
         *(("play", "extra"), ("play", "--prompt"), ("play", "--run", "a", "--task", "exact")),
+        *(("play", "--prompt-json"), ("play", "--prompt", "[1]", "--prompt-json")),
         *(("compare", "--agents", "ppo", "ppo"), ("compare", "--envs"), ("evaluate", "")),
         *(("sample", "", "--prompt", "x"), ("compare", "--envs", "CartPole-v1", "CartPole-v1")),
         *(
@@ -171,6 +189,10 @@ STRUCTURE = [
             ("report", "a", "a"),
             ("report", "a", "--out"),
             ("report", "--megabytes", "1"),
+            ("data",),
+            ("data", "look", "a"),
+            ("data", "inspect"),
+            ("data", "inspect", "a", "b"),
         ),
     )
 ]

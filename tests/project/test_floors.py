@@ -18,7 +18,7 @@ STOREYS: list[list[str]] = [
     # what everything stands on: files and numbers, the state machine; pure maths
     [
         *("tokenenv.json_files", "tokenenv.memory", "tokenenv.printable", "tokenenv.ranges"),
-        *("tokenenv.stop_signals", "tokenenv.episodes"),
+        *("tokenenv.stop_signals", "tokenenv.episodes", "tokenenv.notes"),
     ],
     ["tokenenv.user_code", "tokenenv.maths"],
     # what a task is; what people bring; language models
@@ -45,7 +45,7 @@ STOREYS: list[list[str]] = [
     ["agents.credit"],
     # runs, and what is made of agents
     ["agents.runs"],
-    ["agents.compare", "agents.verification", "agents.report", "agents.play"],
+    ["agents.compare", "agents.verification", "agents.report", "agents.play", "agents.inspection"],
     ["agents.cli"],
 ]
 """Rooms, storey by storey: a module imports from its own room and from lower storeys. A room is a
@@ -57,6 +57,7 @@ DOORLESS = {
     "agents.runs": "its door is light and `training` is not",
     "agents.compare": "one command, whose configuration the command line reads before torch",
     "agents.verification": "one command",
+    "agents.inspection": "one command, whose configuration the command line reads before torch",
     "agents.play": "one command, whose configuration the command line reads before torch",
     "agents.report": "one command, whose configuration the command line reads before jinja2",
     "tokenenv.tasks": "one package per task",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from tokenenv.data import PreferencePair, read_pairs
+from tokenenv.data import Message, PreferencePair, read_pairs
+from tokenenv.models import seam_differences
 from tokenenv.rewards.reward_model import RewardModel
 
-__all__ = ["PreferencePair", "TokenPair", "as_token_pair", "read_pairs"]
+__all__ = ["PreferencePair", "TokenPair", "as_token_pair", "read_pairs", "seam_differences_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,24 +24,83 @@ class TokenPair:
         rejected: (m,) int64.
         prompt: identifies the prompt, so that held-out prompts are really held out.
         margin: how much better the chosen one is at least.
+        preference: probability that the chosen one is the better one.
     """
 
     chosen: np.ndarray
     rejected: np.ndarray
     prompt: str
     margin: float = 0.0
+    preference: float = 1.0
 
 
 def as_token_pair(pair: PreferencePair | TokenPair, reward_model: RewardModel) -> TokenPair:
-    """The pair as `reward_model` reads it; one of tokens is left as it is."""
+    """The pair as `reward_model` reads it; one of tokens is left as it is.
+
+    Conversations are rendered whole by the model's chat template, as scoring renders them.
+
+    Raises:
+        ValueError: it is no pair, or a conversation that the template does not take.
+    """
     if isinstance(pair, TokenPair):
         return pair
     if not isinstance(pair, PreferencePair):
         raise ValueError(f"{pair!r:.80} is no pair: give PreferencePair or TokenPair objects.")
-    encode = reward_model.encode
-    return TokenPair(
-        encode(pair.prompt, pair.chosen),
-        encode(pair.prompt, pair.rejected),
-        pair.prompt,
-        pair.margin,
+    turns = (pair.prompt, pair.chosen, pair.rejected)
+    if all(isinstance(part, str) for part in turns):
+        chosen, rejected = (
+            reward_model.encode(str(pair.prompt), str(answer))
+            for answer in (pair.chosen, pair.rejected)
+        )
+        return TokenPair(chosen, rejected, str(pair.prompt), pair.margin, pair.preference)
+    before = _messages(pair.prompt, "user")
+    chosen, rejected = (
+        reward_model.encode_messages([*before, *_messages(answer, "assistant")])
+        for answer in (pair.chosen, pair.rejected)
     )
+    key = json.dumps([dict(message) for message in before], sort_keys=True)
+    return TokenPair(chosen, rejected, key, pair.margin, pair.preference)
+
+
+def _messages(part: str | tuple[Message, ...], role: str) -> tuple[Message, ...]:
+    """A part of a conversation as messages; a text is one turn."""
+    return ({"role": role, "content": part},) if isinstance(part, str) else part
+
+
+MOST_COUNTED = 10_000
+"""Pairs that `seam_differences_of` looks at: a share is known well enough from them."""
+
+
+def seam_differences_of(
+    pairs: Sequence[PreferencePair | TokenPair], reward_model: RewardModel
+) -> tuple[int, int]:
+    """How many answers have other ids when they are tokenised together with their prompt.
+
+    Args:
+        pairs: those of tokens have no seam.
+        reward_model: whose tokenizer is meant.
+
+    Returns:
+        The number, and of how many; the first `MOST_COUNTED` pairs are looked at.
+    """
+    texts = [
+        text
+        for pair in pairs[:MOST_COUNTED]
+        if isinstance(pair, PreferencePair)
+        for text in _texts(pair, reward_model)
+    ]
+    eos = reward_model.eos_token_ids
+    return seam_differences(reward_model.tokenizer, texts, eos), len(texts)
+
+
+def _texts(pair: PreferencePair, reward_model: RewardModel) -> list[tuple[str, str]]:
+    """Prompt and answer as texts, for both answers."""
+    answers = (pair.chosen, pair.rejected)
+    if isinstance(pair.prompt, str) and all(isinstance(answer, str) for answer in answers):
+        return [(pair.prompt, str(answer)) for answer in answers]
+    before = _messages(pair.prompt, "user")
+    prompt = reward_model.chat.prompt(before)
+    wholes = [
+        reward_model.chat.whole([*before, *_messages(answer, "assistant")]) for answer in answers
+    ]
+    return [(prompt, whole.removeprefix(prompt)) for whole in wholes if whole.startswith(prompt)]
