@@ -21,12 +21,12 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
+from agents.command_line.option_hints import refuse_other_names
+from agents.command_line.settings_files import read_settings
 from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
-from agents.config_files import read_settings
 from agents.console import literal, new_console
 from agents.inspection.config import DataConfig
-from agents.option_hints import refuse_other_names
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
 from agents.runs.config import (
@@ -213,9 +213,9 @@ def _train(config: TrainConfig, console: Console) -> None:
     if config.seeds is None:
         _train_once(config, console)
         return
+    from agents.command_line.seeds import train_seeds
     from agents.report.page import NAME, write_page
     from agents.report.run_files import read_run
-    from agents.runs.seeds import train_seeds
 
     root = train_seeds(config, console, lambda one: _train_once(one, console))
     runs = [read_run(path, 1e6) for path in sorted(root.glob("seed-*"))]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from agents.compare.environments import CLASSIC
-from agents.statistics import (
+from agents.compare.statistics import (
     bootstrap_interval,
     interquartile_mean,
     performance_profile,

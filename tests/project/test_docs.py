@@ -76,7 +76,7 @@ LINES = [
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_there_is_no_block_that_no_test_knows(page):
     kinds = [kind for _, kind, _ in FENCE.findall(page.read_text(encoding="utf-8"))]
-    assert set(kinds) <= {"python", "bash", "text"}
+    assert set(kinds) <= {"python", "bash", "text", "yaml"}
     assert 2 * len(kinds) == page.read_text(encoding="utf-8").count("```")
 
 
@@ -165,6 +165,8 @@ def test_commands_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("1\ne\nq\n"))
     pair = '{"prompt": "We saw %d films.", "chosen": " They were fun.", "rejected": " Bad."}'
     Path("pairs.jsonl").write_text("\n".join(pair % number for number in range(40)))
+    for block in blocks(page, "yaml"):  # its first line is a comment with the file's name
+        Path(block.splitlines()[0].removeprefix("#").strip()).write_text(block)
     for program, *arguments in COMMANDS[page]:
         if program == "tokenrlhf":
             command = [*arguments, *SMALLER[arguments[0]].split()]

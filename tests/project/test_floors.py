@@ -38,7 +38,7 @@ STOREYS: list[list[str]] = [
     ["tokenenv.building"],
     ["tokenenv.tasks.reviews.build", "tokenenv.tasks.exact.build"],  # the commands
     # the agent
-    ["agents.settings", "agents.atomic_files", "agents.console", "agents.statistics"],
+    ["agents.settings", "agents.atomic_files", "agents.console"],
     ["agents.config", "agents.vec_env", "agents.policy"],
     ["agents.rollout"],
     ["agents.ppo", "agents.evaluation"],
@@ -46,6 +46,7 @@ STOREYS: list[list[str]] = [
     # runs, and what is made of agents
     ["agents.runs"],
     ["agents.compare", "agents.verification", "agents.report", "agents.play", "agents.inspection"],
+    ["agents.command_line"],
     ["agents.cli"],
 ]
 """Rooms, storey by storey: a module imports from its own room and from lower storeys. A room is a
@@ -54,6 +55,7 @@ module or a package; a module belongs to the room with the longest name that beg
 ROOMS = {room: storey for storey, rooms in enumerate(STOREYS) for room in rooms}
 
 DOORLESS = {
+    "agents.command_line": "what the command line takes one by one, some of it before torch",
     "agents.runs": "its door is light and `training` is not",
     "agents.compare": "one command, whose configuration the command line reads before torch",
     "agents.verification": "one command",

@@ -8,9 +8,9 @@ import json
 import pytest
 
 from agents.cli import _CONFIGS, _parse
+from agents.command_line.option_hints import _OTHER_NAMES, refuse_other_names
+from agents.command_line.settings_files import read_settings
 from agents.config import TrainConfig
-from agents.config_files import read_settings
-from agents.option_hints import _OTHER_NAMES, refuse_other_names
 from agents.settings import run_name
 
 

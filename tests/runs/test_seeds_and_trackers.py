@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 
 from agents.cli import main
+from agents.command_line.seeds import train_seeds
 from agents.config import TrainConfig
-from agents.runs.seeds import train_seeds
 from agents.runs.tracker import TrackerWriter, start_tracker
 from tokenenv.tasks import load_object
 

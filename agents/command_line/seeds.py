@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from agents.atomic_files import write_json
+from agents.compare.statistics import bootstrap_interval, interquartile_mean
 from agents.config import TrainConfig
 from agents.console import literal
 from agents.runs.folder import new_folder
-from agents.statistics import bootstrap_interval, interquartile_mean
 
 __all__ = ["aggregate", "train_seeds"]
 
