@@ -239,13 +239,15 @@ def _sample(config: SampleConfig, console: Console) -> None:
     from agents.evaluation import respond
     from agents.policy import LMActorCriticPolicy
     from agents.runs.folder import RunFolder
+    from agents.runs.prompts import prompt_of
     from tokenenv.mdp import TokenMDP
     from tokenenv.settings import EnvSettings
 
     run = RunFolder.open(config.run)
     trained = run.read_config(config.trust_code)
     mdp = TokenMDP(EnvSettings(**trained.environment("eval")), num_envs=1)
-    prompt = mdp.encode_prompt(config.prompt)
+    origin = mdp.origin_of(prompt_of(config.prompt, config.prompt_json))
+    text, prompt = mdp.book.text_of(origin), mdp.encode_prompt(origin)
     policy = LMActorCriticPolicy.from_pretrained(run.policy, mdp.settings.device)
     reference = mdp.language_model.model
     for title, actor in (("policy", policy.actor), ("reference", reference)):
@@ -253,11 +255,12 @@ def _sample(config: SampleConfig, console: Console) -> None:
         reports = respond(
             actor,
             mdp.scorer,
-            [config.prompt] * count,
+            [text] * count,
             [prompt] * count,
             mdp.max_new_tokens,
             config.seed,
             config.greedy,
+            [origin] * count,
         )
         print_responses(console, title, reports)
 

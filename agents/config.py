@@ -34,6 +34,7 @@ from tokenenv.ranges import (
     SEED,
     Range,
     check_ranges,
+    check_reward_weights,
     count,
 )
 from tokenenv.tasks import names_code
@@ -67,6 +68,15 @@ _BUFFER_SETTINGS = (
 """Keys of the rollout buffer's arguments, besides `cut`; those that are None are left out."""
 
 
+_BEFORE_THEY_WERE_SETTINGS: dict[str, Any] = {"reward_weights": None, "prompt_truncation": "error"}
+"""What runs did before these were settings: their config.json need not name them."""
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+    """The values of a setting that may have several."""
+    return value if isinstance(value, tuple) else (value,)
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Train a language model with PPO in the token environment; the defaults train `reviews`."""
@@ -86,10 +96,16 @@ class TrainConfig:
     """Folder or hub id of the model to train; a copy of the reference unless given."""
     reference: str | None = None
     """Folder or hub id of the frozen reference."""
-    reward_model: str | None = None
-    """Folder or hub id of a reward model, or 'package.module:function'."""
+    reward_model: str | tuple[str, ...] | None = None
+    """Folder or hub id of a reward model, or 'package.module:function'; or several of them, whose
+    weighted sum is the reward."""
+    reward_weights: tuple[float, ...] | None = None
+    """Weights of several rewards, one for each; 1 each unless given."""
     prompts: str | None = None
     """File of prompts (.jsonl or text), or the name of a task."""
+    prompt_truncation: Literal["error", "keep-end", "drop"] = "error"
+    """What is done with prompts of more than P tokens: refuse them, cut their beginnings off (but
+    for BOS), or leave them out."""
     max_prompt_tokens: int | None = None
     """Longest prompt, P."""
     max_new_tokens: int | None = None
@@ -237,12 +253,20 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Validate the settings; those that need an environment are checked when it is made."""
         check_ranges(vars(self), _TRAIN_RANGES)
+        if isinstance(self.reward_model, list):
+            object.__setattr__(self, "reward_model", tuple(self.reward_model))
         for name in ("task", "actor", "reference", "reward_model", "prompts", "critic"):
-            value = getattr(self, name)
-            if isinstance(value, str) and not value.strip():
-                raise ValueError(
-                    f"{name}={value!r} is empty: give a name or a path, or leave it out."
-                )
+            for value in _each(getattr(self, name)):
+                if isinstance(value, str) and not value.strip():
+                    raise ValueError(
+                        f"{name}={value!r} is empty: give a name or a path, or leave it out."
+                    )
+        check_reward_weights(self.reward_model, self.reward_weights)
+        if self.critic == "reward_model" and isinstance(self.reward_model, tuple):
+            raise ValueError(
+                f"critic='reward_model', but reward_model names {len(self.reward_model)} rewards: "
+                "give the folder of the one that the critic is to start from as --critic."
+            )
         for name in ("lora_alpha", "lora_target_modules"):
             if self.lora_rank is None and getattr(self, name) is not None:
                 raise ValueError(
@@ -311,7 +335,9 @@ class TrainConfig:
                 "task",
                 "reference",
                 "reward_model",
+                "reward_weights",
                 "prompts",
+                "prompt_truncation",
                 "max_prompt_tokens",
                 "max_new_tokens",
             ),
@@ -337,10 +363,13 @@ class TrainConfig:
             ValueError: a setting is missing (none is filled in), unknown, of another type or out of
                 its range; it is named.
         """
-        return settings_from_json(cls, content)
+        return settings_from_json(cls, {**_BEFORE_THEY_WERE_SETTINGS, **content})
 
     def names_of_code(self) -> dict[str, str]:
         """The settings that name code, as `"module:attribute"`: using them imports the module."""
-        named = {name: getattr(self, name) for name in ("reward_model", "prompts")}
+        named = {"reward_model": self.reward_model, "prompts": self.prompts}
+        if isinstance(self.reward_model, tuple):
+            several = {f"reward_model {n}": one for n, one in enumerate(self.reward_model, 1)}
+            named = {**several, "prompts": self.prompts}
         code = {name: value for name, value in named.items() if names_code(value)}
         return {"task": self.task, **code} if ":" in self.task else code

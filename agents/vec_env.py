@@ -238,7 +238,7 @@ class TokenVecEnv(VecEnv):
             )
 
 
-_NEXT_EPISODE_KEYS = ("prompt", "group")
+_NEXT_EPISODE_KEYS = ("prompt", "group", "origin")
 _ENV_INFOS = {
     key if is_value else f"_{key}"
     for key in ("ref_logprob", "kl_coef", "final_obs", "final_info", *_NEXT_EPISODE_KEYS)

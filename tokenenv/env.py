@@ -12,8 +12,7 @@ from gymnasium import spaces
 from tokenenv.episodes import NO_TOKEN
 from tokenenv.mdp import TokenMDP, TokenMDPMixin, check_options
 from tokenenv.rendering import LiveEpisode, draw_episode, render_episode
-from tokenenv.rewards import RewardFunction
-from tokenenv.settings import EnvSettings
+from tokenenv.settings import EnvSettings, Prompts, Rewards
 
 __all__ = ["TokenEnv", "token_spaces"]
 
@@ -54,17 +53,21 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
 
     ## Starting State
     A prompt drawn uniformly from the split, shared by `group_size` consecutive episodes; a seeded
-    reset draws a new one. `reset(options={"prompt": "text"})` sets a prompt outside of any group.
+    reset draws a new one. `reset(options={"prompt": "text"})` sets a prompt outside of any group;
+    instead of a text it takes a list of messages, which the reference's chat template renders, or
+    `{"prompt": …, "column": …}` with the columns that the reward asks for.
 
     ## Episode End
     EOS or the T-th token: `terminated=True`, and `info["finish_reason"]` is `"stop"` or
     `"length"`. Never truncated: the budget can be read off the state.
 
     ## Info
-    At a reset `prompt`; with a `group_size` of 2 or more also `group`, the number of the episode's
-    group (unless `options` set the prompt). At every step (stepwise scoring) `ref_logprob` and
-    `kl_coef`; at the end also `rm_score` (raw), `score` (paid as reward), `finish_reason`,
-    `response`, `response_length` and, if the task has one, `gold_reward`. Deferred scoring
+    At a reset `prompt`, a text; where it was given as messages or with columns also `origin`, the
+    `tokenenv.data.Prompt` that holds them; with a `group_size` of 2 or more also `group`, the
+    number of the episode's group (unless `options` set the prompt). At every step (stepwise
+    scoring) `ref_logprob` and `kl_coef`; at the end also `rm_score` (raw), `score` (paid as
+    reward), `finish_reason`, `response`, `response_length` and, if the task has one, `gold_reward`;
+    with a list of rewards `rm_scores`, each one's raw number by its name. Deferred scoring
     gives `finish_reason`, `response` and `response_length` at the end and nothing else.
 
     ## Copies
@@ -77,10 +80,12 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
         reference: folder or hub id of the causal LM that is the reference.
         reward_model: folder or hub id of a reward model; or a Python callable
             `(prompts, responses) -> one float per response`, or `"package.module:function"`
-            naming one. With deferred scoring, a callable may return one list of floats per
-            response.
-        prompts: a `.jsonl` file with a `"prompt"` per line, a text file with one per line, a list
-            of strings, or the name of a task.
+            naming one; or a list of these, whose weighted sum is the reward. Further parameters of
+            a callable are columns of the prompts; one with a parameter `completions` is called as
+            TRL calls it (`tokenenv.rewards.parameters`). With deferred scoring, a callable may
+            return one list of floats per response.
+        prompts: a file, the name of a task, or a list of prompts. A prompt is a text, a list of
+            messages (`{"role": …, "content": …}`), or `{"prompt": …, "column": …}`.
         split: `"train"` or `"eval"`: disjoint prompts.
         max_prompt_tokens: P.
         max_new_tokens: T.
@@ -103,6 +108,9 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
             (unless `NO_COLOR` is set), elsewhere a plain line for each. `"rgb_array"`: `render()`
             gives a picture, of one size for all episodes, so that `RecordVideo` makes a film. The
             palette is the same: orange below 0, blue above. Or None.
+        reward_weights: one for each reward of a list; None: 1 each.
+        prompt_truncation: what is done with prompts of more than P tokens: `"error"`,
+            `"keep-end"` (cut the beginning off, but for BOS) or `"drop"`.
 
     Raises:
         ValueError: an invalid argument; the message names the allowed values.
@@ -120,8 +128,8 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
         self,
         task: str = "reviews",
         reference: str | None = None,
-        reward_model: str | RewardFunction | None = None,
-        prompts: str | Sequence[str] | None = None,
+        reward_model: Rewards | None = None,
+        prompts: Prompts | None = None,
         split: str = "train",
         max_prompt_tokens: int | None = None,
         max_new_tokens: int | None = None,
@@ -135,6 +143,8 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
         device: str = "auto",
         dtype: str = "float32",
         render_mode: str | None = None,
+        reward_weights: Sequence[float] | None = None,
+        prompt_truncation: str = "error",
     ) -> None:
         settings = EnvSettings(
             task=task,
@@ -154,6 +164,8 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
             device=device,
             dtype=dtype,
             render_mode=render_mode,
+            reward_weights=reward_weights,
+            prompt_truncation=prompt_truncation,
         )
         self.mdp = TokenMDP(settings, num_envs=1)
         self.observation_space, self.action_space = token_spaces(self.mdp)

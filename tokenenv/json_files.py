@@ -7,6 +7,7 @@ nesting, UnicodeDecodeError without a name). Here all of it is refused alike.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -14,7 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["parse_json", "read_json", "read_json_lines", "read_json_object", "read_lines"]
+__all__ = [
+    "parse_json",
+    "read_json",
+    "read_json_lines",
+    "read_json_object",
+    "read_lines",
+    "scan_json",
+]
 
 _MOST_DIGITS = 308
 """The most digits of a whole number: a float holds these, arithmetic with longer ones overflows."""
@@ -35,13 +43,7 @@ def parse_json(text: str, where: str, allow_nan: bool = False) -> Any:
             holds, or half of a surrogate pair.
     """
     try:
-        value = json.loads(
-            text,
-            object_pairs_hook=_without_repetition,
-            parse_float=_finite,
-            parse_int=_whole,
-            parse_constant=None if allow_nan else _refuse_constant,
-        )
+        value = _decoder(allow_nan).decode(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, " if "\n" in text else ""
         raise ValueError(
@@ -54,6 +56,22 @@ def parse_json(text: str, where: str, allow_nan: bool = False) -> Any:
     if _SURROGATE_ESCAPE.search(text):
         _refuse_surrogates(value, where)
     return value
+
+
+def scan_json(text: str, start: int = 0) -> tuple[Any, int]:
+    """The JSON value that begins at `start`, and where it ends; what follows is not looked at.
+
+    Raises:
+        json.JSONDecodeError: there is none; its `pos` tells a text that was cut from a wrong one.
+        ValueError: as `parse_json`, without a place.
+    """
+    try:
+        value, end = _decoder(False).raw_decode(text, start)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply to be read.") from None
+    if _SURROGATE_ESCAPE.search(text, start, end):
+        _refuse_surrogates(value, "in it")
+    return value, end
 
 
 def read_json(path: Path, allow_nan: bool = False) -> Any:
@@ -127,6 +145,16 @@ def read_lines(file: Path) -> list[str]:
         except UnicodeDecodeError as error:
             raise ValueError(f"{file}, line {number}: not UTF-8 text ({error.reason}).") from error
     return texts
+
+
+@functools.cache
+def _decoder(allow_nan: bool) -> json.JSONDecoder:
+    return json.JSONDecoder(
+        object_pairs_hook=_without_repetition,
+        parse_float=_finite,
+        parse_int=_whole,
+        parse_constant=None if allow_nan else _refuse_constant,
+    )
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 __all__ = [
     "COUNT",
     "COUNT_OR_0",
+    "FINITE",
     "FRACTION",
     "MOST",
     "OPTIONAL_COUNT",
@@ -26,6 +27,7 @@ __all__ = [
     "WEIGHT",
     "Range",
     "check_ranges",
+    "check_reward_weights",
     "count",
 ]
 
@@ -104,6 +106,7 @@ POSITIVE_FINITE = Range("a positive, finite number", 0, _FINITE, is_open=True)
 OPTIONAL_POSITIVE_FINITE = Range(
     "a positive, finite number, or None (leave it out)", 0, _FINITE, is_open=True, is_optional=True
 )
+FINITE = Range("a finite number", -_FINITE, _FINITE)
 WEIGHT = Range("0 or a positive, finite number", 0, _FINITE)
 OPTIONAL_WEIGHT = Range(
     "0 or a positive, finite number, or None (leave it out)", 0, _FINITE, is_optional=True
@@ -117,3 +120,25 @@ def check_ranges(settings: Mapping[str, Any], ranges: Mapping[str, Range]) -> No
     for name, allowed in ranges.items():
         if not allowed.holds(settings[name]):
             raise ValueError(f"{name}={settings[name]!r} must be {allowed.words}.")
+
+
+def check_reward_weights(reward_model: Any, weights: Any) -> None:
+    """Check a list of rewards, and the weights of its rewards.
+
+    Raises:
+        ValueError: the list is empty, or there are not as many finite numbers as rewards.
+    """
+    is_list = isinstance(reward_model, list | tuple)
+    if is_list and not reward_model:
+        raise ValueError(
+            f"reward_model={reward_model!r} is an empty list: give one reward or more."
+        )
+    if weights is None:
+        return
+    count = len(reward_model) if is_list else int(reward_model is not None)
+    is_numbers = isinstance(weights, list | tuple) and all(map(FINITE.holds, weights))
+    if not is_numbers or len(weights) != count:
+        raise ValueError(
+            f"reward_weights={weights!r:.80} must be a list of finite numbers, one for each of the "
+            f"{count} rewards that reward_model names, or None for 1 each."
+        )

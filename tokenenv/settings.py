@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenenv.data import Message, Prompt
 from tokenenv.maths import KL_SHAPINGS
 from tokenenv.models import resolve_device, resolve_dtype
-from tokenenv.ranges import POSITIVE_FINITE, WEIGHT, check_ranges, count
+from tokenenv.ranges import POSITIVE_FINITE, WEIGHT, check_ranges, check_reward_weights, count
 from tokenenv.tasks import Task, check_split, is_bundled, model_source
 
-__all__ = ["SCORINGS", "EnvSettings", "ResolvedSettings", "check_kl_coef"]
+__all__ = [
+    "PROMPT_TRUNCATIONS",
+    "SCORINGS",
+    "EnvSettings",
+    "Prompts",
+    "ResolvedSettings",
+    "Rewards",
+    "check_kl_coef",
+]
+
+Rewards = str | Callable[..., Sequence[Any]] | Sequence[str | Callable[..., Sequence[Any]]]
+"""What `reward_model` may be: a name, a function, or several of them."""
+
+Prompts = str | Sequence[str | Sequence[Message] | Mapping[str, Any] | Prompt]
+"""What `prompts` may be: a name, or prompts as `tokenenv.data.as_prompt` takes them."""
+
+PROMPT_TRUNCATIONS = ("error", "keep-end", "drop")
+"""Refuse prompts of more than P tokens, keep their last P tokens, or leave them out."""
 
 SCORINGS = ("step", "deferred")
 """Rewards at every step, or all of a rollout's episodes scored together by the trainer's buffer."""
@@ -40,8 +58,8 @@ class EnvSettings:
 
     task: str = "reviews"
     reference: str | None = None
-    reward_model: str | Callable[..., Sequence[Any]] | None = None
-    prompts: str | Sequence[str] | None = None
+    reward_model: Rewards | None = None
+    prompts: Prompts | None = None
     split: str = "train"
     max_prompt_tokens: int | None = None
     max_new_tokens: int | None = None
@@ -55,14 +73,20 @@ class EnvSettings:
     device: str = "auto"
     dtype: str = "float32"
     render_mode: str | None = None
+    reward_weights: Sequence[float] | None = None
+    prompt_truncation: str = "error"
 
     def __post_init__(self) -> None:
         """Validate as much as possible without loading a model."""
         for name in ("reference", "reward_model", "prompts"):
             object.__setattr__(self, name, _without_path(getattr(self, name)))
+        if isinstance(self.reward_model, list | tuple):
+            object.__setattr__(self, "reward_model", list(map(_without_path, self.reward_model)))
         check_split(self.split)
         _one_of("kl_shaping", self.kl_shaping, KL_SHAPINGS)
         _one_of("scoring", self.scoring, SCORINGS)
+        _one_of("prompt_truncation", self.prompt_truncation, PROMPT_TRUNCATIONS)
+        check_reward_weights(self.reward_model, self.reward_weights)
         _one_of("render_mode", self.render_mode, (None, "ansi", "human", "rgb_array"))
         resolve_dtype(self.dtype)
         if not isinstance(self.task, str):
@@ -89,13 +113,16 @@ class EnvSettings:
             if values[name] is None:
                 values[name] = getattr(task, name)
         for name in ("reference", "reward_model"):
-            values[name] = model_source(_without_path(values[name]), name)
+            value = _without_path(values[name])
+            is_list = name == "reward_model" and isinstance(value, list | tuple)
+            values[name] = (
+                [model_source(one, name) for one in value] if is_list else model_source(value, name)
+            )
         values["max_prompt_tokens"] = int(values["max_prompt_tokens"])
         values["max_new_tokens"] = int(values["max_new_tokens"])
         values["kl_coef"] = float(values["kl_coef"])
         values["device"] = resolve_device(self.device)
         return ResolvedSettings(**values)
-
 
     def _refuse_inherited_reward(self, task: Task) -> None:
         """Raise ValueError where a bundled task's reward would judge a user's model or prompts."""
@@ -134,8 +161,8 @@ class ResolvedSettings:
 
     task: str
     reference: str
-    reward_model: str | Callable[..., Sequence[Any]]
-    prompts: str | Sequence[str] | None
+    reward_model: Rewards
+    prompts: Prompts | None
     split: str
     max_prompt_tokens: int
     max_new_tokens: int
@@ -149,6 +176,8 @@ class ResolvedSettings:
     device: str
     dtype: str
     render_mode: str | None
+    reward_weights: Sequence[float] | None
+    prompt_truncation: str
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:

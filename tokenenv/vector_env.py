@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from tokenenv.data import Prompt, is_messages
 from tokenenv.env import token_spaces
 from tokenenv.mdp import StepResult, TokenMDP, TokenMDPMixin, add_infos, check_options
 from tokenenv.ranges import check_ranges, count
@@ -102,8 +103,9 @@ class TokenVectorEnv(TokenMDPMixin, VectorEnv[np.ndarray, np.ndarray, np.ndarray
 
         Args:
             seed: row i gets `seed + i`, or `seed[i]`.
-            options: `"prompt"`, one text for all rows or a list with one for each; `"reset_mask"`,
-                (N,) bool.
+            options: `"prompt"`, one prompt for all rows (a text, a list of messages, or an object
+                with columns, as `TokenEnv` takes them) or a list with one for each;
+                `"reset_mask"`, (N,) bool.
 
         Raises:
             ValueError: a prompt is empty or too long, or an option is unknown or has another shape.
@@ -142,13 +144,14 @@ class TokenVectorEnv(TokenMDPMixin, VectorEnv[np.ndarray, np.ndarray, np.ndarray
             )
         return np.flatnonzero(mask)
 
-    def _row_prompts(self, prompt: Any) -> list[str | None]:
-        if prompt is None or isinstance(prompt, str):
+    def _row_prompts(self, prompt: Any) -> list[Any]:
+        is_one = prompt is None or isinstance(prompt, str | Mapping | Prompt)
+        if is_one or is_messages(prompt):
             return [prompt] * self.num_envs
         if not isinstance(prompt, list | tuple) or len(prompt) != self.num_envs:
             raise ValueError(
-                f"options['prompt'] must be one text, or a list of {self.num_envs} texts (one per "
-                f"environment), got {prompt!r}."
+                f"options['prompt'] must be one prompt, or a list of {self.num_envs} (one per "
+                f"environment), got {prompt!r:.200}."
             )
         return list(prompt)
 

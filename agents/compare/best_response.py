@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,7 +101,7 @@ class _Best:
 
 def search_best_responses(
     mdp: TokenMDP,
-    prompts: Sequence[str],
+    prompts: Sequence[Any],
     top_k: int | None = None,
     *,
     rounds: int = ROUNDS,
@@ -116,7 +117,7 @@ def search_best_responses(
 
     Args:
         mdp: the token MDP.
-        prompts: X texts.
+        prompts: X texts, or prompts as `tokenenv.data.as_prompt` takes them.
         top_k: only responses of the reference's k likeliest tokens count; None: all.
         rounds: of the search.
         width: responses per prompt and round.
@@ -148,13 +149,14 @@ class _Search:
     def __init__(
         self,
         mdp: TokenMDP,
-        prompts: Sequence[str],
+        prompts: Sequence[Any],
         top_k: int | None,
         width: int,
         rng: np.random.Generator,
     ) -> None:
         self.mdp, self.top_k, self.width, self.rng = mdp, top_k, width, rng
-        self.encoded = [mdp.encode_prompt(prompt) for prompt in prompts]
+        self.origins = [mdp.origin_of(prompt) for prompt in prompts]
+        self.encoded = [mdp.encode_prompt(origin) for origin in self.origins]
         self.best = [_Best([], []) for _ in prompts]
         eos = mdp.language_model.eos_token_ids
         self._continuing = np.setdiff1d(np.arange(mdp.language_model.vocabulary_size), eos)
@@ -212,12 +214,12 @@ class _Search:
             return parent
         response = parent.response.copy()
         response[int(self.rng.integers(changeable))] = self.rng.choice(self._continuing)
-        return Episode(parent.prompt, response, parent.stopped)
+        return Episode(parent.prompt, response, parent.stopped, parent.origin)
 
     def _transplanted(self, row: int) -> Episode:
         """A best response to another prompt."""
         donor = self._parent(int(self.rng.integers(len(self.best))))
-        return Episode(self.encoded[row], donor.response, donor.stopped)
+        return Episode(self.encoded[row], donor.response, donor.stopped, self.origins[row])
 
     def _finish(self, begun: Sequence[tuple[int, np.ndarray]], temperature: float) -> list[Episode]:
         """Let the reference finish responses; those of one length together."""
@@ -237,5 +239,5 @@ class _Search:
             for i, rest in zip(members, sampled, strict=True):
                 row, prefix = begun[i]
                 response = np.concatenate([prefix, rest.tokens])
-                episodes[i] = Episode(self.encoded[row], response, rest.stopped)
+                episodes[i] = Episode(self.encoded[row], response, rest.stopped, self.origins[row])
         return [episode for episode in episodes if episode is not None]

@@ -10,6 +10,8 @@ import gymnasium as gym
 import numpy as np
 
 from agents.compare.environments import token_mdp
+from tokenenv.data import Prompt
+from tokenenv.mdp import TokenMDP
 
 __all__ = ["Choose", "Rollout", "Start", "plain_returns_of", "play", "replay", "starts"]
 
@@ -27,7 +29,7 @@ class Start:
     """
 
     seed: int
-    prompt: str | None = None
+    prompt: str | Prompt | None = None
 
     def reset(self, env: gym.Env) -> np.ndarray:
         """Begin the episode; gives its first observation."""
@@ -39,8 +41,13 @@ def starts(env: gym.Env, count: int, seed: int = 0) -> Iterator[Start]:
     """`count` starts: seeds one after another, on text also prompts one after another."""
     mdp = token_mdp(env)
     for index in range(count):
-        prompt = None if mdp is None else mdp.prompts[index % len(mdp.prompts)]
-        yield Start(seed + index, prompt)
+        yield Start(seed + index, None if mdp is None else _prompt(mdp, index % len(mdp.prompts)))
+
+
+def _prompt(mdp: TokenMDP, index: int) -> str | Prompt:
+    """The text of a prompt, or with its columns where it has some."""
+    origin = mdp.origins[index]
+    return origin if origin.columns else mdp.prompts[index]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,12 @@ import numpy as np
 from agents.compare.best_response import episode_returns, restricted_optimum, search_best_responses
 from agents.compare.environments import constant_actions, kind_of, make_env, token_mdp, top_k
 from agents.compare.rollouts import plain_returns_of
+from tokenenv.data import Prompt
 from tokenenv.mdp import TokenMDP
 from tokenenv.models import sample_responses
 from tokenenv.optimum import MAX_RESPONSES, enumerate_mdp, plain_returns
 from tokenenv.optimum.enumeration import count_mdp_responses
-from tokenenv.rewards import Episode, LearnedReward
+from tokenenv.rewards import episodes_of, is_learned
 
 __all__ = ["Scale", "measure_scale"]
 
@@ -96,18 +97,18 @@ def _classic_scale(env_id: str, env: gym.Env, episodes: int, seed: int) -> Scale
 
 
 def _text_scale(env_id: str, env: gym.Env, mdp: TokenMDP, prompts: int, seed: int) -> Scale:
-    texts, k = mdp.prompts[:prompts], top_k(env)
+    origins, k = mdp.origins[:prompts], top_k(env)
     among = "" if k is None else f" among the reference's {k} likeliest tokens"
-    is_learned = isinstance(mdp.scorer.reward, LearnedReward)
-    is_enumerable = is_learned and count_mdp_responses(mdp, len(texts)) <= MAX_RESPONSES
+    is_small = count_mdp_responses(mdp, len(origins)) <= MAX_RESPONSES
+    is_enumerable = is_learned(mdp.scorer.reward) and is_small
     if is_enumerable:
-        tree = enumerate_mdp(mdp, texts)
+        tree = enumerate_mdp(mdp, origins)
         exact = plain_returns(tree)
         baseline, top = exact.reference, restricted_optimum(tree, k)
         top_is = f"the plain-return optimum{among}, exact"
     else:
-        baseline = _reference_return(mdp, texts, seed)
-        top = float(search_best_responses(mdp, texts, k, seed=seed).mean())
+        baseline = _reference_return(mdp, origins, seed)
+        top = float(search_best_responses(mdp, origins, k, seed=seed).mean())
         top_is = f"the best responses found{among}, a lower bound on the plain-return optimum"
     of_raw_ids = is_enumerable and kind_of(env) == "raw token ids"
     return Scale(
@@ -118,10 +119,10 @@ def _text_scale(env_id: str, env: gym.Env, mdp: TokenMDP, prompts: int, seed: in
         top=top,
         top_is=top_is,
         is_lower_bound=not is_enumerable,
-        uniform=exact.uniform if of_raw_ids else _uniform(env, len(texts), seed),
+        uniform=exact.uniform if of_raw_ids else _uniform(env, len(origins), seed),
         constant_action=exact.constant_action
         if of_raw_ids
-        else _best_constant(env, len(texts), seed),
+        else _best_constant(env, len(origins), seed),
     )
 
 
@@ -144,9 +145,10 @@ def _best_constant(env: gym.Env, count: int, seed: int) -> float | None:
     )
 
 
-def _reference_return(mdp: TokenMDP, texts: list[str], seed: int) -> float:
+def _reference_return(mdp: TokenMDP, origins: list[Prompt], seed: int) -> float:
     """The mean return of samples from the reference."""
-    prompts = [mdp.encode_prompt(text) for text in texts for _ in range(REFERENCE_SAMPLES)]
+    repeated = [origin for origin in origins for _ in range(REFERENCE_SAMPLES)]
+    prompts = [mdp.encode_prompt(origin) for origin in repeated]
     sampled = sample_responses(
         mdp.language_model.model,
         mdp.language_model.eos_token_ids,
@@ -155,5 +157,4 @@ def _reference_return(mdp: TokenMDP, texts: list[str], seed: int) -> float:
         temperature=mdp.settings.temperature,
         seed=seed,
     )
-    episodes = [Episode(p, s.tokens, s.stopped) for p, s in zip(prompts, sampled, strict=True)]
-    return float(episode_returns(mdp, episodes).mean())
+    return float(episode_returns(mdp, episodes_of(prompts, sampled, repeated)).mean())

@@ -5,7 +5,7 @@ Axes: `B` responses, `n` tokens of all of them, one response after another.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,7 +95,7 @@ def held_out_advantages(
     scaled = settings.reward_factor * rewards + settings.reward_shift
     ended = np.zeros(len(episodes))
     returns = np.add.reduceat(rewards, np.cumsum(lengths) - lengths)
-    uniform = uniform_advantages(returns, [e.prompt.tobytes() for e in episodes])
+    uniform = uniform_advantages(returns, [e.prompt_key for e in episodes])
     estimator = settings.advantage_estimator
     if estimator in GROUPED:
         advantages = np.repeat(_of_groups(estimator, uniform), lengths)
@@ -186,7 +186,7 @@ def deltas(
     return rewards + gamma * following - values
 
 
-def uniform_advantages(returns: np.ndarray, prompts: Sequence[bytes]) -> list[Uniform]:
+def uniform_advantages(returns: np.ndarray, prompts: Sequence[Hashable]) -> list[Uniform]:
     """What the estimators without a critic give each of B responses.
 
     Args:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from agents.policy import LMActorCriticPolicy
+from tokenenv.data import Prompt
 from tokenenv.mdp import TokenMDP
 from tokenenv.models import sample_responses
-from tokenenv.rewards import Episode
+from tokenenv.rewards import Episode, episodes_of
 
 __all__ = ["given_response", "sampled_responses"]
 
 
-def given_response(text: str, prompt: np.ndarray, mdp: TokenMDP) -> Episode:
+def given_response(
+    text: str, prompt: np.ndarray, mdp: TokenMDP, origin: Prompt | None = None
+) -> Episode:
     """A response that was given as text; it ends with EOS where it is shorter than T tokens.
 
     Args:
         text: of the response, with its spaces as the policy writes them.
         prompt: token ids.
         mdp: of the environment.
+        origin: the prompt as it was given.
 
     Raises:
         ValueError: it is longer than T, or the tokenizer does not give it back.
@@ -33,11 +39,15 @@ def given_response(text: str, prompt: np.ndarray, mdp: TokenMDP) -> Episode:
     stops = len(tokens) < mdp.max_new_tokens
     if stops:
         tokens = np.append(tokens, language_model.eos_token_ids[0])
-    return Episode(prompt, tokens, stops)
+    return Episode(prompt, tokens, stops, origin)
 
 
 def sampled_responses(
-    policy: LMActorCriticPolicy, mdp: TokenMDP, prompts: list[np.ndarray], seed: int
+    policy: LMActorCriticPolicy,
+    mdp: TokenMDP,
+    prompts: list[np.ndarray],
+    seed: int,
+    origins: Sequence[Prompt | None] | None = None,
 ) -> list[Episode]:
     """One response of the policy to each prompt.
 
@@ -46,6 +56,7 @@ def sampled_responses(
         mdp: of the environment.
         prompts: arrays of token ids; there may be none.
         seed: of the sampling.
+        origins: the prompts as they were given.
     """
     if not prompts:
         return []
@@ -57,4 +68,4 @@ def sampled_responses(
         temperature=policy.temperature,
         seed=seed,
     )
-    return [Episode(p, s.tokens, s.stopped) for p, s in zip(prompts, sampled, strict=True)]
+    return episodes_of(prompts, sampled, origins)

@@ -155,5 +155,6 @@ def _episodes(
     for i, prefix, response in zip(sample, prefixes, responses, strict=True):
         prompt, context = np.split(prefix, [len(prefix) - buffer.context_lengths[i]])
         whole = np.concatenate([context, response])
-        episodes.append(Episode(prompt, whole, bool(buffer.ended[i] and whole[-1] in eos)))
+        stopped = bool(buffer.ended[i] and whole[-1] in eos)
+        episodes.append(Episode(prompt, whole, stopped, buffer.origins[i]))
     return episodes

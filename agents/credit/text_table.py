@@ -19,7 +19,7 @@ __all__ = ["table_of_texts"]
 def table_of_texts(
     policy: LMActorCriticPolicy,
     environment: Mapping[str, Any],
-    prompts: Sequence[str],
+    prompts: Sequence[Any],
     responses: Sequence[str] | None = None,
     settings: UpdateSettings | None = None,
     *,
@@ -31,7 +31,8 @@ def table_of_texts(
     Args:
         policy: whose actor and critic are looked at.
         environment: keyword arguments of `gym.make("TokenRLHF-v0")`.
-        prompts: B texts; one may be there several times.
+        prompts: B texts, or prompts as `tokenenv.data.as_prompt` takes them; one may be there
+            several times.
         responses: B texts, with their spaces as the policy writes them; None: sampled.
         settings: of the agent; its defaults otherwise. β is the environment's where it has none.
         seed: of the sampling.
@@ -47,12 +48,13 @@ def table_of_texts(
             "prompt, or leave responses out to have them sampled."
         )
     mdp = TokenMDP(EnvSettings(**environment), num_envs=1)
-    encoded = [mdp.encode_prompt(prompt) for prompt in prompts]
+    origins = [mdp.origin_of(prompt) for prompt in prompts]
+    encoded = [mdp.encode_prompt(origin) for origin in origins]
     if responses is None:
-        episodes = sampled_responses(policy, mdp, encoded, seed)
+        episodes = sampled_responses(policy, mdp, encoded, seed, origins)
     else:
-        pairs = zip(responses, encoded, strict=True)
-        episodes = [given_response(text, prompt, mdp) for text, prompt in pairs]
+        rows = zip(responses, encoded, origins, strict=True)
+        episodes = [given_response(text, prompt, mdp, origin) for text, prompt, origin in rows]
     settings = settings or UpdateSettings()
     if settings.kl_coef is None:
         settings = replace(settings, kl_coef=mdp.kl_coef)

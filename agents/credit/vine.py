@@ -51,4 +51,5 @@ def vine_values(
         SEED,
     )
     responses = [(episode.prompt, episode.response) for episode in episodes]
-    return np.concatenate(values.of_responses(responses, settings.kl_coef)[0])
+    origins = [episode.origin for episode in episodes]
+    return np.concatenate(values.of_responses(responses, settings.kl_coef, origins)[0])

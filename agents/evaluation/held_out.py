@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from tokenenv.data import Prompt
 from tokenenv.json_files import read_json_object
 from tokenenv.mdp import TokenMDP
 from tokenenv.optimum import MAX_RESPONSES, Solution, enumerate_mdp, solve
 from tokenenv.optimum.enumeration import count_mdp_responses
 from tokenenv.ranges import COUNT, check_ranges
-from tokenenv.rewards import EpisodeScorer, LearnedReward
+from tokenenv.rewards import EpisodeScorer, is_learned, learned_rewards
 from tokenenv.settings import EnvSettings, ResolvedSettings
 from tokenenv.tasks import load_task
 
@@ -28,6 +30,7 @@ class HeldOut:
         scorer: its scorer.
         texts: X prompts.
         prompts: the same as token ids.
+        origins: the same as they were given, with the columns that rewards ask for.
         asked_for: the requested number of prompts; there may be fewer.
         max_new_tokens: T.
         known_optimum: the card's bound on J* for just these prompts and settings, or None.
@@ -38,6 +41,7 @@ class HeldOut:
     scorer: EpisodeScorer
     texts: list[str]
     prompts: list[np.ndarray]
+    origins: list[Prompt]
     asked_for: int
     max_new_tokens: int
     known_optimum: float | None
@@ -64,10 +68,11 @@ class HeldOut:
             mdp.scorer,
             texts,
             [mdp.encode_prompt(text) for text in texts],
+            mdp.origins[:count],
             count,
             mdp.max_new_tokens,
             _card_optimum(mdp.settings, len(texts)),
-            exact_solution(mdp, texts),
+            exact_solution(mdp, mdp.origins[:count]),
         )
 
 
@@ -102,19 +107,20 @@ MAX_WORK = 10**10
 """Limit of responses times parameters for an enumeration: seconds on one core."""
 
 
-def exact_solution(mdp: TokenMDP, texts: list[str]) -> Solution | None:
+def exact_solution(mdp: TokenMDP, prompts: Sequence[Any]) -> Solution | None:
     """The exact optimum for some prompts, where all responses can be enumerated cheaply, else None.
 
     Where the reward is a user's function there is none either: that may be slow.
 
     Args:
         mdp: the task.
-        texts: the prompts.
+        prompts: texts, or prompts as `tokenenv.data.as_prompt` takes them.
     """
-    count, reward = count_mdp_responses(mdp, len(texts)), mdp.scorer.reward
-    if count > MAX_RESPONSES or mdp.kl_coef == 0 or not isinstance(reward, LearnedReward):
+    count, reward = count_mdp_responses(mdp, len(prompts)), mdp.scorer.reward
+    if count > MAX_RESPONSES or mdp.kl_coef == 0 or not is_learned(reward):
         return None
-    models = (mdp.language_model.model, reward.reward_model.model)
+    learned = [part.reward_model.model for part in learned_rewards(reward).values()]
+    models = (mdp.language_model.model, *learned)
     if count * sum(model.num_parameters() for model in models) > MAX_WORK:
         return None
-    return solve(enumerate_mdp(mdp, texts))
+    return solve(enumerate_mdp(mdp, prompts))

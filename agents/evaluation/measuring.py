@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.atomic_files import whole_folder
 from agents.evaluation.held_out import HeldOut
+from tokenenv.data import Prompt
 from tokenenv.models import sample_responses
 from tokenenv.optimum import (
     Comparison,
@@ -25,7 +26,7 @@ from tokenenv.optimum import (
     rescaled,
     sample_mixture,
 )
-from tokenenv.rewards import Episode, EpisodeScorer
+from tokenenv.rewards import EpisodeScorer, episodes_of
 
 __all__ = ["EvaluationCallback", "ResponseReport", "evaluate", "respond"]
 
@@ -62,6 +63,7 @@ def evaluate(
         responses_per_prompt,
         seed,
         on_progress,
+        held_out.origins,
     )
     kl_coef = held_out.settings.kl_coef
     comparison = compare(samples, kl_coef, held_out.known_optimum, seed=seed)
@@ -74,6 +76,7 @@ def evaluate(
         held_out.max_new_tokens,
         responses_per_prompt,
         seed,
+        origins=held_out.origins,
     )
     # Its bound is used as well: both mixtures are proposals for the same optimum.
     return rescaled(comparison, compare(before, kl_coef, seed=seed))
@@ -108,8 +111,20 @@ def respond(
     max_new_tokens: int,
     seed: int,
     greedy: bool = False,
+    origins: Sequence[Prompt | None] | None = None,
 ) -> list[ResponseReport]:
-    """One response of `actor` to each prompt, scored."""
+    """One response of `actor` to each prompt, scored.
+
+    Args:
+        actor: a causal LM.
+        scorer: of the environment.
+        texts: B prompts.
+        prompts: the same as token ids.
+        max_new_tokens: T.
+        seed: of the sampling.
+        greedy: take the most likely token instead of sampling.
+        origins: the same as they were given, where the reward asks for messages or columns.
+    """
     language_model = scorer.reference.language_model
     sampled = sample_responses(
         actor,
@@ -120,7 +135,7 @@ def respond(
         greedy=greedy,
         seed=seed,
     )
-    episodes = [Episode(p, s.tokens, s.stopped) for p, s in zip(prompts, sampled, strict=True)]
+    episodes = episodes_of(prompts, sampled, origins)
     scores, references = scorer.score(episodes), scorer.ref_log_probs(episodes)
     gold = scores.gold_reward
     return [
@@ -197,6 +212,7 @@ class EvaluationCallback(BaseCallback):
             [prompt for prompt in held_out.prompts for _ in range(n)],
             held_out.max_new_tokens,
             self.seed,
+            origins=[origin for origin in held_out.origins for _ in range(n)],
         )
         score, kl = (
             float(np.mean([getattr(r, name) for r in reports])) for name in ("score", "kl")

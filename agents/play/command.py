@@ -16,6 +16,7 @@ from agents.play.moves import AFTER_THE_END, Move, read_move
 from agents.play.view import View
 from agents.policy import LMActorCriticPolicy
 from agents.runs.folder import RunFolder
+from agents.runs.prompts import prompt_of
 from tokenenv.env import TokenEnv
 
 __all__ = ["play"]
@@ -60,7 +61,8 @@ class _Player:
         self.game, self.view = Game(env, policy), View(console)
         self.others = Comparisons(env.mdp, policy, config.seed)
         self.objectives: list[float] = []
-        self.game.reset(config.prompt, config.seed)
+        prompt = config.prompt and prompt_of(config.prompt, config.prompt_json)
+        self.game.reset(prompt, config.seed)
         self.view.welcome(self.game, env.mdp.task.name)
 
     def run(self) -> None:
@@ -126,7 +128,7 @@ class _Player:
         view.state(game)
         if game.ending:
             with self.console.status("what others get"):
-                others = self.others.of(game.prompt)
+                others = self.others.of(game.prompt, game.origin)
             view.result(game, others)
         else:
             view.candidates(game.candidates(self.config.top), self._likeliest_eos())

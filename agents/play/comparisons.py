@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from agents.evaluation import exact_solution, respond
+from tokenenv.data import Prompt
 from tokenenv.mdp import TokenMDP
 from tokenenv.optimum import Solution, evaluate_exactly, plain_returns
 
@@ -50,18 +52,19 @@ class Comparisons:
 
     def __init__(self, mdp: TokenMDP, policy: Any, seed: int) -> None:
         self.mdp, self.policy, self.seed = mdp, policy, seed
-        self._known: dict[str, list[Result]] = {}
+        self._known: dict[tuple[str, str], list[Result]] = {}
 
-    def of(self, prompt: str) -> list[Result]:
+    def of(self, prompt: str, origin: Prompt | None = None) -> list[Result]:
         """The reference, the policy, and where all responses can be listed the optimum.
 
         The last one is then the best single response: what a person can get at most.
         """
-        if prompt not in self._known:
-            solution = exact_solution(self.mdp, [prompt])
-            results = self._exact(solution) if solution else self._sampled(prompt)
-            self._known[prompt] = list(results)
-        return self._known[prompt]
+        key = prompt, "" if origin is None else json.dumps(dict(origin.columns), default=repr)
+        if key not in self._known:
+            solution = exact_solution(self.mdp, [origin or prompt])
+            results = self._exact(solution) if solution else self._sampled(prompt, origin)
+            self._known[key] = list(results)
+        return self._known[key]
 
     def _exact(self, solution: Solution) -> Iterator[Result]:
         actors = {
@@ -76,7 +79,7 @@ class Comparisons:
                 yield Result(who, *parts, note="exact mean")
         yield best_response(solution)
 
-    def _sampled(self, prompt: str) -> Iterator[Result]:
+    def _sampled(self, prompt: str, origin: Prompt | None) -> Iterator[Result]:
         mdp = self.mdp
         actors = {"reference": mdp.language_model.model, "policy": self.policy}
         for who, actor in actors.items():
@@ -89,6 +92,7 @@ class Comparisons:
                 [mdp.encode_prompt(prompt)] * SAMPLES,
                 mdp.max_new_tokens,
                 self.seed,
+                origins=[origin] * SAMPLES,
             )
             score = float(np.mean([report.score for report in reports]))
             # The reference's is known: each of its log-ratios is 0 but for rounding.

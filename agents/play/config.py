@@ -22,7 +22,7 @@ _RANGES = {
 }
 
 _OF_THE_ENVIRONMENT = (
-    *("task", "reference", "reward_model", "prompts"),
+    *("task", "reference", "reward_model", "reward_weights", "prompts"),
     *("max_prompt_tokens", "max_new_tokens", "kl_coef"),
 )
 
@@ -42,12 +42,17 @@ class PlayConfig:
     reviews."""
     reference: str | None = None
     """Folder or hub id of the frozen reference."""
-    reward_model: str | None = None
-    """Folder or hub id of a reward model, or 'package.module:function'."""
+    reward_model: str | tuple[str, ...] | None = None
+    """Folder or hub id of a reward model, or 'package.module:function'; or several of them."""
+    reward_weights: tuple[float, ...] | None = None
+    """Weights of several rewards, one for each; 1 each unless given."""
     prompts: str | None = None
     """File of prompts (.jsonl or text), or the name of a task."""
     prompt: str | None = None
     """The prompt; default: drawn from the held-out prompts."""
+    prompt_json: bool = False
+    """Read --prompt as JSON: a list of messages for the chat template, or a row of a prompts file,
+    {"prompt": …, …}, with the columns that the reward function asks for."""
     max_prompt_tokens: int | None = None
     """Longest prompt, P."""
     max_new_tokens: int | None = None
@@ -67,6 +72,10 @@ class PlayConfig:
     def __post_init__(self) -> None:
         """Validate the settings; those of the environment are checked when it is made."""
         check_ranges(vars(self), _RANGES)
+        if self.prompt_json and self.prompt is None:
+            raise ValueError(
+                "--prompt-json says how to read --prompt, which is not there: give it."
+            )
         named = [name for name in _OF_THE_ENVIRONMENT if getattr(self, name) is not None]
         if self.run is not None and named:
             options = ", ".join(f"--{name.replace('_', '-')}" for name in named)

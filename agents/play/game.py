@@ -45,6 +45,7 @@ class Game:
 
     Attributes:
         prompt: the text of the prompt.
+        origin: the prompt as it was given, with the columns of its row; None for a text alone.
         rewards: what each token was paid.
         ref_log_probs: log π_ref of each token.
         policy_log_probs: log π of each token under the policy; empty without one.
@@ -53,7 +54,7 @@ class Game:
 
     def __init__(self, env: TokenEnv, policy: Any = None) -> None:
         self._start = self._env = env
-        self.prompt = ""
+        self.prompt, self.origin = "", None
         self._policy = None if policy is None else _decoder(env, policy)
         self._forget()
 
@@ -65,7 +66,7 @@ class Game:
 
     # Moves ---------------------------------------------------------------------------------------
 
-    def reset(self, prompt: str | None = None, seed: int | None = None) -> None:
+    def reset(self, prompt: Any = None, seed: int | None = None) -> None:
         """Begin an episode; a prompt is drawn unless given.
 
         Raises:
@@ -73,7 +74,7 @@ class Game:
         """
         options = None if prompt is None else {"prompt": prompt}
         _, info = self._env.reset(seed=seed, options=options)
-        self.prompt = info["prompt"]
+        self.prompt, self.origin = info["prompt"], info.get("origin")
         self._start = self._env.fork()  # undo goes on from here
         self._forget()
 

@@ -29,6 +29,7 @@ from agents.rollout.rewards import (
 )
 from agents.rollout.segments import RolloutStorage, Segment, concatenate, offsets
 from agents.settings import DEFAULT_VINE_SAMPLES, check_estimator, check_rollout_length
+from tokenenv.data import Prompt
 from tokenenv.episodes import split_observation
 from tokenenv.maths import GROUPED, length_adaptive_lambdas, token_advantages, whiten_rewards
 from tokenenv.models import minibatch_indices, pack
@@ -88,6 +89,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         ref_log_probs: (n,) float32 log π_ref of the tokens, or (0,) where the update needs none.
         context_lengths: (S,) int32 response tokens before each segment, which are not trained on.
         ended: (S,) bool, whether the episode ended with the segment.
+        origins: S prompts as they were given, with messages and columns; None for a text alone.
         following_values: (S,) float32 V of the state after each segment; 0 where it ended.
         kl_coefs: (n,) float32 β under which each token was sampled.
         old_log_probs: (n,) float32, what ratios divide by: `log_probs`, or the same policy's as the
@@ -129,6 +131,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self.vine_samples = DEFAULT_VINE_SAMPLES if vine_samples is None else vine_samples
         self._groups: GroupQueue | None = None
         self._next_groups: Sequence[int | None] = [None] * n_envs
+        self._next_origins: Sequence[Prompt | None] = [None] * n_envs
         self._last_dones: np.ndarray | None = None
         self.binding: RewardBinding | None = None
         self._bound_env: weakref.ref[VecEnv] | None = None
@@ -231,7 +234,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         """
         storage, started = self._storage, np.asarray(episode_start, dtype=bool)
         prompt_columns = self._bound().max_prompt_tokens
-        storage.add(obs, started, prompt_columns, self._open, self._next_groups)
+        storage.add(obs, started, prompt_columns, self._open, self._next_groups, self._next_origins)
         storage.actions[storage.pos] = np.asarray(action).reshape(self.n_envs)  # (N, 1) → (N,)
         storage.rewards[storage.pos] = reward
         values = value.detach().cpu().numpy()
@@ -247,6 +250,10 @@ class EpisodeRolloutBuffer(RolloutBuffer):
     def store_groups(self, groups: Sequence[int | None]) -> None:
         """Store the groups of the N episodes of the step that `add` adds next."""
         self._next_groups = groups
+
+    def store_origins(self, origins: Sequence[Prompt | None]) -> None:
+        """Store the prompts of the N episodes of the step that `add` adds next, as were given."""
+        self._next_origins = origins
 
     def cut_episodes(self, envs: Sequence[int], values: np.ndarray) -> None:
         """End the episodes under way in some environments, which are lost to a restart.
@@ -356,6 +363,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self._prefix_offsets = offsets([len(prefix) for prefix in prefixes])  # (S + 1,)
         self.context_lengths = np.array([len(s.context) for s in segments], dtype=np.int32)  # (S,)
         self.ended = np.array([s.ended for s in segments], dtype=bool)  # (S,)
+        self.origins = [s.origin for s in segments]  # S
         self.kl_coefs = concatenate([s.kl_coefs for s in segments], np.float32)  # (n,)
         self.following_values = np.zeros(len(segments), dtype=np.float32)  # (S,)
 

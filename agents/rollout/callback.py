@@ -42,6 +42,7 @@ from agents.settings import (
     resolve_kl,
 )
 from agents.vec_env import TokenVecEnv
+from tokenenv.data import Prompt
 from tokenenv.maths import actor_half, kl_penalties, reference_half
 from tokenenv.rewards import build_reference, build_scorer
 
@@ -138,6 +139,7 @@ class RLHFCallback(BaseCallback):
         starts = getattr(self.model, "_last_episode_starts", None)
         self._bind_buffer(env, starts)
         self._groups = self._reset_groups(range(env.num_envs))
+        self._origins = self._reset_origins(range(env.num_envs))
         under_way = np.zeros(env.num_envs, dtype=bool)
         if starts is not None and len(starts) == env.num_envs:  # else another environment's
             under_way = ~starts.astype(bool)
@@ -150,6 +152,7 @@ class RLHFCallback(BaseCallback):
         """Reset the sums of the episodes that were under way in these rows."""
         self._kl[rows] = self._ref_log_prob[rows] = 0.0
         self._groups.update(self._reset_groups(rows))
+        self._origins.update(self._reset_origins(rows))
 
     def _bind_buffer(self, env: VecEnv, episode_starts: np.ndarray | None) -> None:
         buffer = getattr(self.model, "rollout_buffer", None)
@@ -210,6 +213,11 @@ class RLHFCallback(BaseCallback):
         reset_infos = self.training_env.unwrapped.reset_infos
         return {row: reset_infos[row].get("group") for row in rows}
 
+    def _reset_origins(self, rows: Iterable[int]) -> dict[int, Prompt | None]:
+        """Row → the prompt of the episode that its last reset began, as it was given."""
+        reset_infos = self.training_env.unwrapped.reset_infos
+        return {row: reset_infos[row].get("origin") for row in rows}
+
     # Steps ---------------------------------------------------------------------------------------
 
     def _on_rollout_start(self) -> None:
@@ -257,13 +265,17 @@ class RLHFCallback(BaseCallback):
         ended = np.flatnonzero(dones).tolist()
         for env in ended:
             self._end_episode(env, infos[env])
-        self._store_groups(ended)
+        self._store_starts(ended)
         return True
 
-    def _store_groups(self, ended: list[int]) -> None:
-        """Tell the buffer the groups of this step; the environment is at the next already."""
+    def _store_starts(self, ended: list[int]) -> None:
+        """Tell the buffer groups and prompts of this step; the environment is at the next."""
         buffer = getattr(self.model, "rollout_buffer", None)
-        if self.settings.group_size > 1 and isinstance(buffer, EpisodeRolloutBuffer):
+        if not isinstance(buffer, EpisodeRolloutBuffer):
+            return
+        buffer.store_origins(list(self._origins.values()))
+        self._origins.update(self._reset_origins(ended))
+        if self.settings.group_size > 1:
             buffer.store_groups(list(self._groups.values()))
             self._groups.update(self._reset_groups(ended))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ class EpisodeRecord:
         gold_reward: the true reward, or None where it is unknown.
         length: tokens of the response.
         stopped: whether it ended with EOS.
+        parts: of several rewards, the raw numbers of those that apply, by name.
     """
 
     kl: float
@@ -34,6 +35,7 @@ class EpisodeRecord:
     gold_reward: float | None
     length: int
     stopped: bool
+    parts: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_info(cls, kl: float, ref_log_prob: float, info: Mapping[str, Any]) -> EpisodeRecord:
@@ -52,6 +54,7 @@ class EpisodeRecord:
             gold_reward=info.get("gold_reward"),
             length=info["response_length"],
             stopped=info["finish_reason"] == "stop",
+            parts=info.get("rm_scores", {}),
         )
 
     @classmethod
@@ -76,6 +79,7 @@ class EpisodeRecord:
             gold_reward=None if gold is None else float(gold[row]),
             length=len(episode.response),
             stopped=episode.stopped,
+            parts=scores.parts_of(row),
         )
 
     def whole_return(self, kl_coef: float) -> float:
@@ -84,7 +88,10 @@ class EpisodeRecord:
 
 
 def rlhf_metrics(records: Sequence[EpisodeRecord], kl_coef: float) -> dict[str, float]:
-    """Means over finished episodes; KL is per response, summed over its tokens."""
+    """Means over finished episodes; KL is per response, summed over its tokens.
+
+    Of several rewards, `reward/NAME` is the mean over the episodes that it applies to.
+    """
     if not records:
         return {}
     score = float(np.mean([r.score for r in records]))
@@ -101,4 +108,7 @@ def rlhf_metrics(records: Sequence[EpisodeRecord], kl_coef: float) -> dict[str, 
     gold = [r.gold_reward for r in records if r.gold_reward is not None]
     if gold:
         metrics["gold_reward"] = float(np.mean(gold))
+    for name in dict.fromkeys(name for record in records for name in record.parts):
+        numbers = [record.parts[name] for record in records if name in record.parts]
+        metrics[f"reward/{name}"] = float(np.mean(numbers))
     return metrics

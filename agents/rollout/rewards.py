@@ -128,6 +128,7 @@ def score_segments(
             segment.prompt.astype(np.int64),
             segment.response.astype(np.int64),
             segment.ended and int(segment.actions[-1]) in eos,
+            segment.origin,
         )
         for segment in segments
     ]

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tokenenv.data import Prompt
 from tokenenv.episodes import split_observation
 
 __all__ = ["RolloutStorage", "Segment", "concatenate", "offsets"]
@@ -38,6 +39,7 @@ class Segment:
         new_steps: how many of the steps, the last ones, are of the last rollout.
         bootstrap: V of the state after the last of the steps, where the episode was lost there.
         group: the environment's number of the group that the episode belongs to; None: of none.
+        origin: the prompt as it was given, with messages and columns; None for a text alone.
     """
 
     env: int
@@ -57,6 +59,7 @@ class Segment:
     new_steps: int = 0
     bootstrap: float | None = None
     group: int | None = None
+    origin: Prompt | None = None
 
     @property
     def prefix(self) -> np.ndarray:
@@ -131,8 +134,9 @@ class RolloutStorage:
             np.zeros(shape, dtype=np.float32) for _ in range(3)
         )
         self.pos = 0
-        # Per environment: (row, group, prompt, response so far) of the episodes that begin here.
-        self._starts: list[list[tuple[int, int | None, np.ndarray, np.ndarray]]] = [
+        # Per environment: (row, group, origin, prompt, response so far) of the episodes that begin
+        # here.
+        self._starts: list[list[tuple[int, int | None, Prompt | None, np.ndarray, np.ndarray]]] = [
             [] for _ in range(num_envs)
         ]
         # (row, environment) → V, of the episodes that were lost before that row
@@ -142,7 +146,7 @@ class RolloutStorage:
     def nbytes(self) -> int:
         """Bytes of the arrays."""
         arrays = [self.actions, self.rewards, self.values, self.log_probs, self.ref_log_probs]
-        tokens = [a for starts in self._starts for _, _, *both in starts for a in both]
+        tokens = [a for starts in self._starts for _, _, _, *both in starts for a in both]
         return sum(array.nbytes for array in arrays + tokens)
 
     def add(
@@ -152,6 +156,7 @@ class RolloutStorage:
         max_prompt_tokens: int,
         open_segments: Sequence[Segment | None],
         groups: Sequence[int | None],
+        origins: Sequence[Prompt | None],
     ) -> None:
         """Record the episodes that begin with the next row.
 
@@ -164,6 +169,7 @@ class RolloutStorage:
             max_prompt_tokens: P.
             open_segments: what the rollout before left open, per environment.
             groups: of the episodes that the next row belongs to, per environment.
+            origins: their prompts as they were given, per environment.
         """
         is_first = self.pos == 0
         begins = np.ones_like(episode_starts) if is_first else episode_starts
@@ -173,7 +179,7 @@ class RolloutStorage:
             if not episode_starts[env] and left is not None and left.is_at(prompt, response):
                 continue
             tokens = prompt.astype(np.int32), response.astype(np.int32)
-            self._starts[env].append((self.pos, groups[env], *tokens))
+            self._starts[env].append((self.pos, groups[env], origins[env], *tokens))
 
     def cut_episode(self, env: int, value: float) -> None:
         """End the episode under way in `env` before the next row: its end will not be seen.
@@ -208,9 +214,9 @@ class RolloutStorage:
                 before = open_segments[env]
                 assert before is not None
                 env_segments.append(self._continued(before, bounds[0], merge_open, kl_coef))
-            for index, (row, group, prompt, context) in enumerate(starts):
+            for index, (row, group, origin, prompt, context) in enumerate(starts):
                 segment = self._steps(env, row, bounds[index + 1], prompt, context, kl_coef)
-                segment.group = group
+                segment.group, segment.origin = group, origin
                 segment.kl_before = float("nan") if len(context) else 0.0
                 env_segments.append(segment)
             for segment in env_segments[:-1]:
@@ -265,7 +271,8 @@ class RolloutStorage:
         """
         context = before.context if merge_open else before.response
         segment = self._steps(before.env, 0, end, before.prompt, context, kl_coef)
-        segment.group, segment.kl_before = before.group, before.kl_before
+        segment.group, segment.origin = before.group, before.origin
+        segment.kl_before = before.kl_before
         segment.ref_log_prob_before = before.ref_log_prob_before
         if merge_open:
             for name in _PER_STEP:

@@ -18,6 +18,7 @@ import numpy as np
 
 from agents.rollout.segments import Segment
 from agents.settings import DEFAULT_VINE_SAMPLES, KLPenalty
+from tokenenv.data import Prompt
 from tokenenv.maths import token_rewards
 from tokenenv.models import SampledResponse, sample_responses
 from tokenenv.rewards import Episode, EpisodeScorer
@@ -58,38 +59,48 @@ class VineValues:
             kl_coef: β.
         """
         values, tokens = self.of_responses(
-            [(segment.prompt, segment.response) for segment in segments], kl_coef
+            [(segment.prompt, segment.response) for segment in segments],
+            kl_coef,
+            [segment.origin for segment in segments],
         )
         for segment, of_response in zip(segments, values, strict=True):
             segment.values[:] = of_response[len(segment.context) :]
         return tokens
 
     def of_responses(
-        self, responses: Sequence[tuple[np.ndarray, np.ndarray]], kl_coef: float
+        self,
+        responses: Sequence[tuple[np.ndarray, np.ndarray]],
+        kl_coef: float,
+        origins: Sequence[Prompt | None] | None = None,
     ) -> tuple[list[np.ndarray], int]:
         """V̂ of the states that the tokens of responses were taken in, and the tokens sampled.
 
         Args:
             responses: B pairs of prompt and response, token ids.
             kl_coef: β.
+            origins: B prompts as they were given, where the reward asks for messages or columns.
 
         Returns:
             B float64 arrays, one number for each token of the response, and the tokens of all
             continuations.
         """
         values, tokens = [np.zeros(len(response)) for _, response in responses], 0
+        sources = [None] * len(responses) if origins is None else origins
         # Sampling has one limit of tokens for all: states with as many left at a time.
         for length in range(max(map(len, values), default=0)):
             longer = [i for i, of_response in enumerate(values) if len(of_response) > length]
             states = [(responses[i][0], responses[i][1][:length]) for i in longer]
-            found, sampled = self.of_states(states, kl_coef)
+            found, sampled = self.of_states(states, kl_coef, [sources[i] for i in longer])
             tokens += sampled
             for i, value in zip(longer, found.tolist(), strict=True):
                 values[i][length] = value
         return values, tokens
 
     def of_states(
-        self, states: Sequence[tuple[np.ndarray, np.ndarray]], kl_coef: float
+        self,
+        states: Sequence[tuple[np.ndarray, np.ndarray]],
+        kl_coef: float,
+        origins: Sequence[Prompt | None] | None = None,
     ) -> tuple[np.ndarray, int]:
         """V̂ of unfinished responses of one length, and the number of tokens that were sampled.
 
@@ -97,12 +108,15 @@ class VineValues:
             states: B pairs of prompt and response so far, token ids; the responses have t < T
                 tokens each.
             kl_coef: β.
+            origins: B prompts as they were given, where the reward asks for messages or columns.
 
         Returns:
             (B,) float64, and the tokens of all B·K continuations.
         """
         start = len(states[0][1])
         repeated = [state for state in states for _ in range(self.samples)]  # B·K
+        sources = [None] * len(states) if origins is None else origins
+        repeated_origins = [origin for origin in sources for _ in range(self.samples)]
         continuations = sample_responses(
             self.actor,
             self.scorer.reference.language_model.eos_token_ids,
@@ -116,8 +130,11 @@ class VineValues:
                 prompt.astype(np.int64),
                 np.concatenate([response, continuation.tokens]).astype(np.int64),
                 continuation.stopped,
+                origin,
             )
-            for (prompt, response), continuation in zip(repeated, continuations, strict=True)
+            for (prompt, response), continuation, origin in zip(
+                repeated, continuations, repeated_origins, strict=True
+            )
         ]
         returns = self._returns(episodes, continuations, start, kl_coef)
         tokens = sum(len(continuation.tokens) for continuation in continuations)

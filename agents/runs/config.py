@@ -53,6 +53,9 @@ class SampleConfig:
     """Folder of a run."""
     prompt: str
     """The prompt."""
+    prompt_json: bool = False
+    """Read --prompt as JSON: a list of messages for the chat template, or a row of a prompts file,
+    {"prompt": …, …}, with the columns that the reward function asks for."""
     n: int = 3
     """Responses of each."""
     greedy: bool = False
@@ -116,6 +119,9 @@ class ExplainConfig:
     """Folder of a run."""
     prompt: str
     """The prompt."""
+    prompt_json: bool = False
+    """Read --prompt as JSON: a list of messages for the chat template, or a row of a prompts file,
+    {"prompt": …, …}, with the columns that the reward function asks for."""
     response: str | None = None
     """The response; sampled from the policy unless given. It ends with EOS where it is shorter than
     the longest response."""

@@ -26,6 +26,7 @@ from agents.evaluation import exact_solution
 from agents.policy import LMActorCriticPolicy
 from agents.runs.config import ExplainConfig
 from agents.runs.folder import RunFolder
+from agents.runs.prompts import prompt_of
 from agents.settings import value_loss_weight
 from tokenenv.maths import GROUPED
 from tokenenv.mdp import TokenMDP
@@ -69,11 +70,15 @@ def explain_response(config: ExplainConfig) -> TokenTable:
     mdp = TokenMDP(EnvSettings(**{**trained.environment("eval"), "group_size": 1}), num_envs=1)
     policy = LMActorCriticPolicy.from_pretrained(run.policy, mdp.settings.device)
     settings = _settings(run, trained, mdp)
-    prompt = mdp.encode_prompt(config.prompt)
-    episodes = [] if config.response is None else [given_response(config.response, prompt, mdp)]
+    origin = mdp.origin_of(prompt_of(config.prompt, config.prompt_json))
+    prompt = mdp.encode_prompt(origin)
+    episodes = []
+    if config.response is not None:
+        episodes.append(given_response(config.response, prompt, mdp, origin))
     group = max(2, settings.group_size) if settings.advantage_estimator in GROUPED else 1
-    episodes += sampled_responses(policy, mdp, [prompt] * (group - len(episodes)), config.seed)
-    solution = exact_solution(mdp, [config.prompt])
+    count = group - len(episodes)
+    episodes += sampled_responses(policy, mdp, [prompt] * count, config.seed, [origin] * count)
+    solution = exact_solution(mdp, [origin])
     truth = None
     if solution is not None and settings.kl_coef is not None and has_truth(settings):
         truth = Truth.of(policy, solution, settings.kl_coef)

@@ -209,9 +209,13 @@ def _set_aside(output: OutputFolder, config: TrainConfig) -> None:
             f"out={str(root)!r} holds {', '.join(held)}, but not of a run: nothing was removed. "
             "Choose another folder."
         )
-    sources = (config.actor, config.reference, config.reward_model, config.critic, config.prompts)
+    rewards = config.reward_model if isinstance(config.reward_model, tuple) else ()
+    sources = (
+        *(config.actor, config.reference, config.reward_model, config.critic, config.prompts),
+        *rewards,
+    )
     for source in sources:
-        if source is not None and _lies_in(source, root):
+        if isinstance(source, str) and _lies_in(source, root):
             raise ValueError(
                 f"{source!r} lies in out={str(root)!r}, which --overwrite would remove: choose "
                 "another folder."

@@ -184,4 +184,5 @@ class SamplesCallback(BaseCallback):
             [held_out.prompts[i] for i in indices],
             held_out.max_new_tokens,
             seed=0,
+            origins=[held_out.origins[i] for i in indices],
         )

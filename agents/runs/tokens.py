@@ -24,7 +24,7 @@ from agents.credit import (
 from agents.evaluation import HeldOut
 from agents.runs.folder import RunFolder
 from tokenenv.models import sample_responses
-from tokenenv.rewards import Episode
+from tokenenv.rewards import Episode, episodes_of
 
 __all__ = ["TokensCallback"]
 
@@ -159,6 +159,7 @@ class TokensCallback(BaseCallback):
         count = min(self.prompts, len(held_out.prompts), most)
         chosen = np.linspace(0, len(held_out.prompts) - 1, count).round().astype(int)
         prompts = [held_out.prompts[i] for i in chosen for _ in range(group)]
+        origins = [held_out.origins[i] for i in chosen for _ in range(group)]
         reference = held_out.scorer.reference
         sampled = sample_responses(
             policy.actor,
@@ -168,4 +169,4 @@ class TokensCallback(BaseCallback):
             temperature=reference.temperature,
             seed=self.seed,
         )
-        return [Episode(p, s.tokens, s.stopped) for p, s in zip(prompts, sampled, strict=True)]
+        return episodes_of(prompts, sampled, origins)

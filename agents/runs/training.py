@@ -33,7 +33,7 @@ from agents.runs.tokens import TokensCallback
 from agents.vec_env import TokenVecEnv, make_vec_env
 from tokenenv.models import copy_sharing_frozen
 from tokenenv.optimum import Comparison, ExactEvaluation
-from tokenenv.rewards import LearnedReward
+from tokenenv.rewards import learned_rewards
 from tokenenv.stop_signals import StopSignal, hold_signals, stop_signals
 
 __all__ = ["Interrupted", "TrainingRun", "summarize"]
@@ -163,8 +163,8 @@ class TrainingRun:
             "policy/": self._save_policy,
             f"checkpoints/{name}.zip": lambda: self.checkpoints.save(name),
         }
-        if isinstance(self.held_out.scorer.reward, LearnedReward):
-            saves["reward_model/"] = self._save_reward_model
+        if learned_rewards(self.held_out.scorer.reward):
+            saves["reward_model/"] = self._save_reward_models
         return saves
 
     def _keep(self, name: str, reason: BaseException, start: float) -> str:
@@ -233,11 +233,11 @@ class TrainingRun:
         with whole_folder(self.run.policy) as folder:
             policy.save_pretrained(folder, self.tokenizer)
 
-    def _save_reward_model(self) -> None:
-        reward = self.held_out.scorer.reward
-        assert isinstance(reward, LearnedReward)
+    def _save_reward_models(self) -> None:
+        """Save the reward model; of several rewards, each model in a folder with its name."""
         with whole_folder(self.run.reward_model) as folder:
-            reward.reward_model.save_pretrained(folder)
+            for name, learned in learned_rewards(self.held_out.scorer.reward).items():
+                learned.reward_model.save_pretrained(folder / name)
 
     def _summarize(self, seconds: float) -> dict[str, Any]:
         with evaluation_progress(self.console, self.held_out) as on_progress:

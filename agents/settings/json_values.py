@@ -29,7 +29,7 @@ def settings_from_json(kind: type[Settings], content: Any) -> Settings:
 
     Args:
         kind: a dataclass whose fields are strings, paths, numbers, truth values, literals, tuples
-            of strings, or optional ones of these.
+            of any length, or optional ones of these.
         content: the parsed JSON.
 
     Raises:
@@ -69,7 +69,8 @@ def _as_type(name: str, value: Any, hint: Any) -> Any:
             if type(value) is str and value in get_args(option):
                 return value
         elif get_origin(option) is tuple:
-            if isinstance(value, list) and all(type(item) is str for item in value):
+            of = get_args(option)[0]
+            if isinstance(value, list | tuple) and all(_is_of(one, of) for one in value):
                 return tuple(value)
         elif _is_of(value, option):
             return Path(value) if option is Path else value
@@ -89,5 +90,5 @@ def _in_words(option: Any) -> str:
     if get_origin(option) is Literal:
         return "one of " + ", ".join(map(repr, get_args(option)))
     if get_origin(option) is tuple:
-        return "a list of strings"
+        return f"a list ({_WORDS[get_args(option)[0]]} each)"
     return _WORDS[option]

@@ -126,9 +126,11 @@ def test_the_functions_of_a_task_are_named_too(tmp_path, monkeypatch, settings):
         mdp.scorer.score([_episode(mdp)])
     with pytest.raises(UserCodeError, match=r"prompts of the task 'mine' failed .*task.py:8\)"):
         TokenMDP(EnvSettings(task="users_task:NO_PROMPTS", device="cpu"), 1)
-    for name in ("NOTHING", "EMPTY", "NUMBERS"):
-        with pytest.raises(ValueError, match="must return a non-empty list of strings"):
+    for name in ("NOTHING", "EMPTY"):
+        with pytest.raises(ValueError, match="must return a non-empty list of texts"):
             TokenMDP(EnvSettings(task=f"users_task:{name}", device="cpu"), 1)
+    with pytest.raises(ValueError, match="task 'mine', number 1: the prompt 1 is a int, it must"):
+        TokenMDP(EnvSettings(task="users_task:NUMBERS", device="cpu"), 1)
     with pytest.raises(ValueError, match="'users_exit:TASK' can't be loaded"):
         TokenMDP(EnvSettings(task="users_exit:TASK", device="cpu"), 1)
     sys.modules.pop("users_task", None)

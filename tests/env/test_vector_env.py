@@ -107,7 +107,7 @@ def test_every_row_can_have_a_prompt_of_its_own(settings):
     observations, infos = vector.reset(options={"prompt": ["w4", "w5 w6", "w7"]})
     assert infos["prompt"].tolist() == ["w4", "w5 w6", "w7"]
     np.testing.assert_array_equal(observations[:, 3:6], [[-1, 1, 4], [1, 5, 6], [-1, 1, 7]])
-    with pytest.raises(ValueError, match=r"a list of 3 texts \(one per environment\)"):
+    with pytest.raises(ValueError, match=r"a list of 3 \(one per environment\)"):
         vector.reset(options={"prompt": ["w4"]})
 
 

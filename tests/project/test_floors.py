@@ -18,7 +18,7 @@ STOREYS: list[list[str]] = [
     # what everything stands on: files and numbers, the state machine; pure maths
     [
         *("tokenenv.json_files", "tokenenv.memory", "tokenenv.printable", "tokenenv.ranges"),
-        *("tokenenv.stop_signals", "tokenenv.episodes"),
+        *("tokenenv.stop_signals", "tokenenv.episodes", "tokenenv.notes"),
     ],
     ["tokenenv.user_code", "tokenenv.maths"],
     # what a task is; what people bring; language models

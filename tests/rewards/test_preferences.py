@@ -119,14 +119,12 @@ def test_pairs_are_read_with_their_margins(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is empty: it needs at least one pair"),
-        ("\n\n", "is empty: it needs at least one pair"),
+        ("", "is empty: it needs at least one row"),
+        ("\n\n", "is empty: it needs at least one row"),
         (f'{GOOD}\n{{"prompt": "p", "chosen": "c"}}', "line 2: the field 'rejected' is missing"),
         (f'{GOOD}\n\n{{"chosen": "c", "rejected": "r"}}', "line 3: the field 'prompt' is missing"),
-        ('{"prompt": "p", "chosen": "", "rejected": "r"}', "line 1: the field 'chosen' is empty"),
-        ('{"prompt": "p", "chosen": " ", "rejected": "r"}', "line 1: the field 'chosen' is empty"),
         ('{"prompt": "p", "chosen": 5, "rejected": "r"}', "'chosen' is a int, it must be a string"),
-        ('{"prompt": "p", "chosen": "c", "rejected": null}', "'rejected' is a NoneType"),
+        ('{"prompt": "p", "chosen": "c", "rejected": null}', "'rejected' is null"),
         (GOOD[:-1] + ', "margin": "1"}', "line 1: 'margin' is '1', it must be a finite number"),
         (GOOD[:-1] + ', "margin": NaN}', "line 1: NaN is no number in JSON"),
         (
@@ -135,7 +133,7 @@ def test_pairs_are_read_with_their_margins(tmp_path):
         ),
         (GOOD[:-1] + ', "margin": true}', "line 1: 'margin' is True"),
         (f"{GOOD}\n{GOOD[:-1]}", "line 2: not valid JSON"),
-        (f"{GOOD}\n[1]", r"line 2: needs an object, got '\[1\]'"),
+        (f"{GOOD}\n[1]", r"line 2: needs a JSON object, got '\[1\]'"),
     ],
 )
 def test_malformed_pairs_name_the_line(tmp_path, content, message):
@@ -146,7 +144,7 @@ def test_malformed_pairs_name_the_line(tmp_path, content, message):
 
 
 def test_a_missing_file_of_pairs_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"pairs='.*nowhere.jsonl' is no file: give JSON Lines"):
+    with pytest.raises(ValueError, match=r"pairs='.*nowhere.jsonl' is no file, and no dataset"):
         read_pairs(tmp_path / "nowhere.jsonl")
 
 

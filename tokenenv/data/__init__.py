@@ -1,13 +1,48 @@
-"""What people bring: files of prompts and of preference pairs.
+"""What people bring: files of prompts, of preference pairs and of examples, in many formats.
 
-- `prompts`: prompts, as text or as messages, with the columns that rewards ask for.
-- `pairs`: preference pairs.
+- `rows`: the rows of a file of any format, one at a time; `formats` recognises them, `text_lines`,
+  `json_rows`, `csv_rows` and `table_rows` read them; `row`: a row, and the account of bad ones.
+- `prompts`: prompts, as text or as messages, with the columns that rewards ask for;
+  `prompt_values`: what may be given for one in Python.
+- `pairs`: preference pairs, and `pair_layouts`, `implicit_prompts` and `labels`, what rows hold of
+  them; `preference_pair`: one pair.
+- `examples`: what a model is to write, for supervised training.
+- `messages`: conversations; `turns`: texts and messages as rows hold them; `columns`: what columns
+  mean; `reading`: one pass over a file, and the report of what was understood of it.
 """
 
 from __future__ import annotations
 
-from tokenenv.data.messages import Message
-from tokenenv.data.pairs import MOST_MARGIN, PreferencePair, read_pairs
-from tokenenv.data.prompts import Prompt, read_prompts
+from tokenenv.data.columns import parse_columns
+from tokenenv.data.examples import Example, read_examples
+from tokenenv.data.formats import FileFormat
+from tokenenv.data.messages import Message, is_messages
+from tokenenv.data.pairs import MOST_MARGIN, PreferencePair, iterate_pairs, read_pairs
+from tokenenv.data.prompt_values import as_prompt, messages_of
+from tokenenv.data.prompts import Prompt, read_prompt_rows, read_prompts
+from tokenenv.data.reading import ReadReport
+from tokenenv.data.row import BadRows, Row
+from tokenenv.data.rows import find_format, read_rows
 
-__all__ = ["MOST_MARGIN", "Message", "PreferencePair", "Prompt", "read_pairs", "read_prompts"]
+__all__ = [
+    "MOST_MARGIN",
+    "BadRows",
+    "Example",
+    "FileFormat",
+    "Message",
+    "PreferencePair",
+    "Prompt",
+    "ReadReport",
+    "Row",
+    "as_prompt",
+    "find_format",
+    "is_messages",
+    "iterate_pairs",
+    "messages_of",
+    "parse_columns",
+    "read_examples",
+    "read_pairs",
+    "read_prompt_rows",
+    "read_prompts",
+    "read_rows",
+]

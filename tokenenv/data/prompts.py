@@ -1,21 +1,26 @@
-"""Prompts from files: one prompt per line of text, or JSON Lines with a `"prompt"` field."""
+"""Prompts from files: one per line of text, or a column, as text or as messages."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tokenenv.data.messages import Message
-from tokenenv.json_files import parse_json, read_lines
+from tokenenv.data.reading import OpenedFile, ReadReport, good_rows, open_file
+from tokenenv.data.turns import Turns, as_messages, as_turns, is_list
 from tokenenv.tasks import SPLITS, check_split
 
-__all__ = ["Prompt", "read_prompts"]
+__all__ = ["Prompt", "read_prompt_rows", "read_prompts"]
 
 _EVAL_EVERY = 10
 """Without a `"split"` field, every tenth prompt of a file is held out for evaluation."""
+
+_LAYOUTS = (
+    "Prompts are the lines of a text, or a column 'prompt' or 'messages' of a table, with 'split' "
+    "if wanted."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,32 +37,54 @@ class Prompt:
 
 
 def read_prompts(path: str | Path, split: str) -> list[str]:
-    """The prompts of one split of a file.
-
-    A `.jsonl` file holds an object per line with a string `"prompt"` and, if wanted, a `"split"`
-    (`"train"` or `"eval"`); any other file holds one prompt per line. Blank lines are skipped.
-    Where no line names a split, every tenth prompt is held out as `"eval"`; a file of fewer than
-    ten prompts serves whole as both.
+    """The prompts of one split of a file, all of them texts; otherwise as `read_prompt_rows`.
 
     Raises:
-        ValueError: the file is missing or empty, a line is malformed (its number is named), or the
-            split holds no prompt.
+        ValueError: as `read_prompt_rows`, or a prompt is a list of messages.
+    """
+    texts = []
+    for prompt in read_prompt_rows(path, split):
+        if not isinstance(prompt.content, str):
+            raise ValueError(
+                f"prompts file {path} holds conversations: read_prompt_rows gives them, texts are "
+                "wanted here."
+            )
+        texts.append(prompt.content)
+    return texts
+
+
+def read_prompt_rows(
+    path: str | Path,
+    split: str,
+    columns: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+    report: ReadReport | None = None,
+) -> list[Prompt]:
+    """The prompts of one split of a file, with the other columns of their rows.
+
+    A table (JSON Lines, JSON, CSV, TSV, Parquet, `datasets`) has a column `prompt`, of text or of
+    messages that end with a turn to be answered; or `messages`, whole conversations, of which the
+    assistant's turns at the end are left out. A `split`, if there is one, is `"train"` or `"eval"`.
+    Of plain text every line is a prompt; blank lines are skipped. Where no row names a split, every
+    tenth prompt is held out as `"eval"`; a file of fewer than ten prompts serves whole as both.
+
+    Args:
+        path: a file of any format that is read, a folder of `datasets`, or a hub id.
+        split: which part.
+        columns: what columns mean → their names in the file: `{"prompt": "question"}`. Other names
+            than `prompt`, `messages` and `split` rename columns for the reward functions.
+        skip_bad: whether to go on without rows that can't be used.
+        report: filled in with what was understood.
+
+    Raises:
+        ValueError: the file is missing or empty, has no prompts, rows can't be used (all are
+            counted, and the first ones named), or the split holds no prompt.
     """
     check_split(split)
-    file = Path(path)
-    if not os.path.isfile(file):
-        raise ValueError(
-            f"prompts={str(path)!r} is no file and no task: give a .jsonl file with a 'prompt' per "
-            "line, a text file with one prompt per line, a list of strings, or the name of a task."
-        )
-    parse = _parse_json_line if file.suffix == ".jsonl" else _parse_text_line
-    rows = [
-        parse(line, f"{file}, line {number}")
-        for number, line in enumerate(read_lines(file), 1)
-        if line.strip()
-    ]
-    if not rows:
-        raise ValueError(f"prompts file {file} is empty: it needs at least one prompt.")
+    opened = open_file(path, columns, None, skip_bad, report, "prompts")
+    column = _column_of(opened)
+    opened.report.layout = f"prompts in {column!r}" if column != "text" else "a prompt per line"
+    rows = list(good_rows(opened, lambda fields: [_prompt_of(fields, column, opened.report)]))
     if any(named is not None for _, named in rows):
         prompts = [prompt for prompt, named in rows if (named or "train") == split]
     elif len(rows) < _EVAL_EVERY:
@@ -70,23 +97,56 @@ def read_prompts(path: str | Path, split: str) -> list[str]:
             if (index % _EVAL_EVERY == _EVAL_EVERY - 1) == held_out
         ]
     if not prompts:
-        raise ValueError(f"prompts file {file} has no prompt whose 'split' is {split!r}.")
+        raise ValueError(f"prompts file {path} has no prompt whose 'split' is {split!r}.")
     return prompts
 
 
-def _parse_text_line(line: str, _where: str) -> tuple[str, str | None]:
-    return line, None
+def _column_of(opened: OpenedFile) -> str:
+    """The column that holds the prompts."""
+    if "prompt" in opened.names:
+        return "prompt"
+    if opened.is_text:
+        return "text"
+    if "messages" in opened.names:
+        return "messages"
+    raise opened.missing("prompt", _LAYOUTS)
 
 
-def _parse_json_line(line: str, where: str) -> tuple[str, str | None]:
-    row = parse_json(line, where)
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-        raise ValueError(
-            f"{where}: needs an object with a string 'prompt', got {line.strip()[:80]!r}."
-        )
-    if not row["prompt"].strip():
-        raise ValueError(f"{where}: the prompt is empty.")
-    named = row.get("split")
+def _prompt_of(
+    fields: dict[str, Any], column: str, report: ReadReport
+) -> tuple[Prompt, str | None]:
+    """A prompt, and the split that its row names."""
+    if column not in fields:
+        raise ValueError(f"the field {column!r} is missing")
+    content = _content(fields[column], column, report)
+    named = fields.get("split")
     if named is not None and (not isinstance(named, str) or named not in SPLITS):
-        raise ValueError(f"{where}: 'split' is {named!r}, it must be one of {', '.join(SPLITS)}.")
-    return row["prompt"], named
+        raise ValueError(f"'split' is {named!r:.60}, it must be one of {', '.join(SPLITS)}")
+    more = {name: value for name, value in fields.items() if name not in (column, "split")}
+    return Prompt(content, more), named
+
+
+def _content(value: Any, column: str, report: ReadReport) -> Turns:
+    if column == "messages":
+        if not is_list(value):
+            raise ValueError(f"the field 'messages' is {value!r:.60}, it must be a list")
+        messages = as_messages(value, column)
+        if messages[-1]["role"] == "assistant":
+            report.count(
+                "conversations with an answer at their end, which is no part of the prompt"
+            )
+        while messages and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        if not messages:
+            raise ValueError("'messages' has no turn that could be answered")
+        return messages
+    content = as_turns(value, column)
+    if isinstance(content, str):
+        if not content.strip():
+            raise ValueError("the prompt is empty")
+    elif content[-1]["role"] == "assistant":
+        raise ValueError(
+            "the prompt ends with an assistant turn, and nothing is left to be answered: leave "
+            "that turn out, or call the column 'messages'"
+        )
+    return content

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tokenenv.data import read_prompts
+from tokenenv.data import Prompt
 from tokenenv.episodes import EpisodeBatch
 from tokenenv.maths import reference_half
+from tokenenv.mdp.prompts import PromptBook, read_origins
 from tokenenv.models import LanguageModel, ReferenceDecoder
 from tokenenv.rewards import Episode, build_scorer
 from tokenenv.settings import EnvSettings, check_kl_coef
-from tokenenv.tasks import Task, is_bundled, load_task, names_code
-from tokenenv.user_code import user_code
+from tokenenv.tasks import load_task
 
 __all__ = ["StepResult", "TokenMDP"]
 
@@ -53,6 +51,7 @@ class TokenMDP:
         num_envs: N.
 
     Attributes:
+        book: the prompts, as they were given, as text and as ids.
         episodes: the states, and which of them are running.
         reference_decoder: the hidden states and distributions of the reference at them.
         token_rewards: (N, T) float64, the rewards of the tokens of running episodes.
@@ -71,14 +70,18 @@ class TokenMDP:
         self.max_prompt_tokens = self.settings.max_prompt_tokens
         self.max_new_tokens = self.settings.max_new_tokens
         self._connect()
-        self.prompts = self._read_prompts()
-        self._prompt_ids: dict[str, np.ndarray] = {}
-        self._group, self._group_prompt, self._group_left = -1, "", 0
         overrides = (settings.reference, settings.prompts, settings.max_prompt_tokens)
-        # The prompts of a task fit the limits of that task.
-        if any(setting is not None for setting in overrides):
-            for prompt in self.prompts:
-                self.encode_prompt(prompt)
+        self.book = PromptBook(
+            read_origins(self.settings, self.task),
+            self.language_model,
+            self.max_prompt_tokens,
+            self.settings.prompt_truncation,
+            # The prompts of a task fit the limits of that task.
+            encodes_all=any(setting is not None for setting in overrides),
+        )
+        self.scorer.check_prompts(self.book.origins)
+        self._group, self._group_index, self._group_left = -1, 0, 0
+        self._origins: list[Prompt | None] = [None] * num_envs
         self.episodes = EpisodeBatch(
             num_envs,
             self.max_prompt_tokens,
@@ -108,6 +111,7 @@ class TokenMDP:
         self.__dict__.update(state)
         self.task = load_task(self.settings.task)
         self._connect()
+        self.book.language_model = self.language_model
 
     def fork(self) -> TokenMDP:
         """A copy in the same states, which goes on apart from this one.
@@ -119,6 +123,7 @@ class TokenMDP:
         twin = object.__new__(type(self))  # `copy.copy` would look the models up again
         twin.__dict__.update(self.__dict__)
         twin.episodes = copy.deepcopy(self.episodes)
+        twin._origins = list(self._origins)
         twin.token_rewards = self.token_rewards.copy()
         twin.reference_decoder = self.reference_decoder.fork()
         twin.is_next_scored_by_buffer = False
@@ -140,70 +145,71 @@ class TokenMDP:
 
     # Prompts -------------------------------------------------------------------------------------
 
-    def _read_prompts(self) -> list[str]:
-        source, split = self.settings.prompts, self.settings.split
-        if source is None:
-            return _prompts_of(self.task, split)
-        if isinstance(source, str):
-            is_task = names_code(source) or (is_bundled(source) and not os.path.exists(source))
-            if is_task:
-                return _prompts_of(load_task(source, "prompts"), split)
-            return read_prompts(source, split)
-        prompts = list(source) if isinstance(source, Sequence) else []
-        if not _are_prompts(prompts):
-            raise ValueError(
-                f"prompts={source!r}: give a non-empty list of strings, the name of a file, or the "
-                "name of a task."
-            )
-        return prompts
+    @property
+    def prompts(self) -> list[str]:
+        """The texts of the split's prompts; of a conversation, what its chat template writes."""
+        return self.book.texts
 
-    def encode_prompt(self, prompt: str) -> np.ndarray:
-        """(n,) int64 token ids of a prompt, 1 ≤ n ≤ P.
+    @property
+    def origins(self) -> list[Prompt]:
+        """The same prompts as they were given, with the columns of their rows."""
+        return self.book.origins
+
+    def origin_of(self, prompt: Any) -> Prompt:
+        """The `Prompt` that an episode from `prompt` starts from.
+
+        Args:
+            prompt: anything that `tokenenv.data.as_prompt` takes. A text or a conversation without
+                columns that is one of `prompts` has the columns that it has there.
 
         Raises:
-            ValueError: the prompt is no string, is empty, or is longer than P tokens.
+            ValueError: it is no prompt, or lacks a column that the reward asks for.
         """
-        if not isinstance(prompt, str):
-            raise ValueError(
-                f"the prompt {prompt!r} is a {type(prompt).__name__}, it must be text."
-            )
-        known = self._prompt_ids.get(prompt)
-        if known is not None:
-            return known
-        if not prompt.strip():
-            raise ValueError(f"the prompt {prompt!r} is empty: it needs at least one token.")
-        ids = self.language_model.encode(prompt)
-        if not len(ids):
-            raise ValueError(f"the prompt {prompt[:60]!r} is empty to the tokenizer: no token.")
-        if len(ids) > self.max_prompt_tokens:
-            raise ValueError(
-                f"the prompt {prompt[:60]!r} has {len(ids)} tokens, more than max_prompt_tokens="
-                f"{self.max_prompt_tokens}: shorten it, or raise max_prompt_tokens."
-            )
-        self._prompt_ids[prompt] = ids
-        return ids
+        origin = self.book.origin_of(prompt)
+        self.scorer.check_prompts([origin])
+        return origin
 
-    def start(self, row: int, rng: np.random.Generator, prompt: str | None) -> dict[str, Any]:
+    def encode_prompt(self, prompt: Any) -> np.ndarray:
+        """(n,) int64 token ids of a prompt, 1 ≤ n ≤ P.
+
+        Args:
+            prompt: anything that `tokenenv.data.as_prompt` takes.
+
+        Raises:
+            ValueError: it is no prompt, is empty, or is longer than P tokens.
+        """
+        return self.book.encode(prompt)
+
+    def start(self, row: int, rng: np.random.Generator, prompt: Any) -> dict[str, Any]:
         """Begin an episode in `row`; give the reset's info.
 
         Args:
             row: which.
             rng: draws a prompt where a group begins.
-            prompt: a text, outside of any group; None: the prompt of the group.
+            prompt: one for `origin_of`, outside of any group; None: the prompt of the group.
         """
         info: dict[str, Any] = {}
         if prompt is None:
             if self._group_left == 0:
                 self._group += 1
-                self._group_prompt = self.prompts[int(rng.integers(len(self.prompts)))]
+                self._group_index = int(rng.integers(len(self.prompts)))
                 self._group_left = int(self.settings.group_size)
             self._group_left -= 1
-            prompt = self._group_prompt
+            text, origin = self.prompts[self._group_index], self.origins[self._group_index]
             if self.settings.group_size > 1:
                 info["group"] = self._group
-        self.episodes.start(row, self.encode_prompt(prompt))
+        else:
+            origin = self.origin_of(prompt)
+            text = self.book.text_of(origin)
+        self.episodes.start(row, self.book.encode_text(text))
         self.token_rewards[row] = 0.0
-        return {"prompt": prompt, **info}
+        is_plain = isinstance(origin.content, str) and not origin.columns
+        self._origins[row] = None if is_plain else origin
+        return {"prompt": text, **({} if is_plain else {"origin": origin}), **info}
+
+    def origin(self, row: int) -> Prompt | None:
+        """The prompt of the episode in `row` as it was given; None for a text without columns."""
+        return self._origins[row]
 
     def begin_group(self) -> None:
         """Let the next start draw a prompt, whether or not the group before it is complete."""
@@ -273,29 +279,18 @@ class TokenMDP:
             ending["score"] = float(scores.score[i])
             if scores.gold_reward is not None:
                 ending["gold_reward"] = float(scores.gold_reward[i])
+            if scores.parts:
+                ending["rm_scores"] = scores.parts_of(i)
         return endings
 
     def episode(self, row: int) -> Episode:
         """The episode in `row` so far."""
         return Episode(
-            self.episodes.prompt(row), self.episodes.response(row), bool(self.episodes.stopped[row])
+            self.episodes.prompt(row),
+            self.episodes.response(row),
+            bool(self.episodes.stopped[row]),
+            self._origins[row],
         )
-
-
-def _are_prompts(prompts: Any) -> bool:
-    return bool(prompts) and all(isinstance(prompt, str) for prompt in prompts)
-
-
-def _prompts_of(task: Task, split: str) -> list[str]:
-    """A task's prompts; ValueError where its function raises, or gives something else."""
-    with user_code(f"prompts of the task {task.name!r}", task.prompts):
-        prompts = task.prompts(split)
-    if not isinstance(prompts, list | tuple) or not _are_prompts(prompts):
-        raise ValueError(
-            f"prompts of the task {task.name!r} gave {prompts!r:.80} for split={split!r}: it must "
-            "return a non-empty list of strings."
-        )
-    return list(prompts)
 
 
 UNSCORED = (

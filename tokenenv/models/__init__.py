@@ -1,7 +1,8 @@
 """Causal language models: loading, the cached step, log-probabilities, sampling.
 
 * `loading`: what a name may be, one load at a time; `language_model`: loading and building;
-  `forward`: trunk and head; `preparation`: fused weights; `encoding`: text and ids.
+  `forward`: trunk and head; `preparation`: fused weights; `encoding`: text and ids; `chat`:
+  conversations as text.
 * `slot_cache`, `slot_decoder`, `decode_step`: one token for many sequences of different age;
   `cache_check`, `step_comparison`: the cached step is the plain forward, or the model is refused;
   `weight_watch`: notices weights that were written.
@@ -20,8 +21,16 @@ from tokenenv.models.adapters import (
     save_adapter,
 )
 from tokenenv.models.cache_check import check_cached_step
+from tokenenv.models.chat import ChatTemplate, end_of_turn_id
 from tokenenv.models.decode_step import graph_capture, no_capture
-from tokenenv.models.encoding import decode_all, eos_ids_of, join_ids, prompt_ids, prompt_text
+from tokenenv.models.encoding import (
+    decode_all,
+    eos_ids_of,
+    join_ids,
+    prompt_ids,
+    prompt_text,
+    seam_differences,
+)
 from tokenenv.models.forward import output_logits, trunk_hidden_states
 from tokenenv.models.language_model import (
     LanguageModel,
@@ -74,6 +83,7 @@ from tokenenv.models.weight_watch import WeightWatch, contents_digest
 __all__ = [
     "GPU_FACTOR",
     "MICRO_BATCH_TOKENS",
+    "ChatTemplate",
     "LanguageModel",
     "LoraSettings",
     "PackedSequences",
@@ -95,6 +105,7 @@ __all__ = [
     "copy_sharing_frozen",
     "decode_all",
     "enable_checkpointing",
+    "end_of_turn_id",
     "eos_ids_of",
     "freeze",
     "graph_capture",
@@ -128,6 +139,7 @@ __all__ = [
     "sample_responses",
     "sample_tokens",
     "save_adapter",
+    "seam_differences",
     "tempered_logits",
     "token_batches",
     "token_log_probs",

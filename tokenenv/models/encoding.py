@@ -5,23 +5,38 @@ The environment, the training of a reward model and the scoring by one all take
     prompt ids · response ids · EOS where the response is complete.
 
 Prompt and response are tokenised apart, as the environment does (together they may merge at the
-seam into ids that no episode has). Of the ids that a tokenizer adds to a text, those before it
-(BOS) stay, and an EOS is dropped: nothing would follow it. An EOS that stands in the *text* of a
-prompt, such as the end of a turn, is part of the prompt and stays, wherever it stands.
+seam into ids that no episode has; `seam_differences` counts where). Of the ids that a tokenizer
+adds to a text, those before it (BOS) stay, and an EOS is dropped: nothing would follow it. An EOS
+that stands in the *text* of a prompt, such as the end of a turn, is part of the prompt and stays,
+wherever it stands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["decode_all", "eos_ids_of", "join_ids", "prompt_ids", "prompt_text"]
+from tokenenv.models.chat import end_of_turn_id
+from tokenenv.notes import note_once
+
+__all__ = [
+    "decode_all",
+    "eos_ids_of",
+    "join_ids",
+    "prompt_ids",
+    "prompt_text",
+    "seam_differences",
+]
 
 
 def eos_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
     """The ids that end a response: of the generation config, else the config, else the tokenizer.
+
+    To these comes the token that the tokenizer's chat template writes after an assistant's message,
+    with a note (`tokenenv.notes`) where it was not among them: a model that was trained on
+    conversations ends its answers with it.
 
     Args:
         model: a transformers model.
@@ -36,8 +51,21 @@ def eos_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
             ids = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
             if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
                 raise ValueError(f"eos_token_id={eos!r:.60} must be a token id, or several.")
-            return ids
-    return ()
+            return _with_end_of_turn(ids, model, tokenizer)
+    return _with_end_of_turn((), model, tokenizer)
+
+
+def _with_end_of_turn(ids: tuple[int, ...], model: Any, tokenizer: Any) -> tuple[int, ...]:
+    turn = end_of_turn_id(tokenizer)
+    if turn is None or turn in ids or turn >= model.get_input_embeddings().weight.shape[0]:
+        return ids
+    name = getattr(model, "name_or_path", "") or type(model).__name__
+    note_once(
+        f"{name}: {tokenizer.convert_ids_to_tokens(turn)!r} (id {turn}), which its chat template "
+        "writes after an assistant's message, ends a response too; its config does not name it "
+        f"(eos_token_id: {', '.join(map(str, ids)) or 'none'})."
+    )
+    return (*ids, turn)
 
 
 def prompt_ids(tokenizer: Any, text: str, eos_token_ids: Collection[int]) -> list[int]:
@@ -69,6 +97,27 @@ def _added(whole: list[int], plain: list[int], bos: int | None) -> tuple[list[in
         if whole[start : start + len(plain)] == plain:
             return whole[:start], whole[start + len(plain) :]
     return [], []  # the text is tokenised differently then: the added ids can't be separated
+
+
+def seam_differences(
+    tokenizer: Any, texts: Iterable[tuple[str, str]], eos_token_ids: Collection[int] = ()
+) -> int:
+    """How many prompts and responses have other ids when they are tokenised as one text.
+
+    Episodes have them tokenised apart. A model that has read such texts as one has seen other ids
+    at the seam, most often where a prompt ends with a space that the first word should begin with.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        texts: pairs of prompt and response.
+        eos_token_ids: the ids that end a response.
+    """
+    differences = 0
+    for prompt, response in texts:
+        apart = prompt_ids(tokenizer, prompt, eos_token_ids)
+        apart += tokenizer(response, add_special_tokens=False)["input_ids"]
+        differences += apart != prompt_ids(tokenizer, prompt + response, eos_token_ids)
+    return differences
 
 
 def join_ids(

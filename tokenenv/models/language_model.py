@@ -12,6 +12,7 @@ import copy
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from transformers import (
 
 from tokenenv.memory import is_out_of_memory
 from tokenenv.models.adapters import adapter_base, merge_adapter
+from tokenenv.models.chat import ChatTemplate, end_of_turn_id
 from tokenenv.models.encoding import eos_ids_of, prompt_ids
 from tokenenv.models.forward import output_logits, trunk_hidden_states
 from tokenenv.models.loading import (
@@ -77,6 +79,17 @@ class LanguageModel:
         """The device that the model is on."""
         return self.model.device
 
+    @cached_property
+    def chat(self) -> ChatTemplate:
+        """The chat template of the tokenizer."""
+        return ChatTemplate(self.tokenizer, self.name)
+
+    @cached_property
+    def _plain_end_of_turn(self) -> int | None:
+        """The token that ends a turn, where the tokenizer does not count it as special."""
+        end = end_of_turn_id(self.tokenizer)
+        return None if end in self.tokenizer.all_special_ids else end
+
     def encode(self, text: str) -> np.ndarray:
         """(n,) int64 token ids of a prompt, as `tokenenv.models.encoding` says.
 
@@ -122,8 +135,10 @@ class LanguageModel:
         return ", ".join(plain) + (", …" if len(self.tokenizer) > count else "")
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of token ids, special tokens left out."""
+        """The text of token ids, special tokens and the end of a turn left out."""
         listed = np.asarray(ids).tolist()
+        if self._plain_end_of_turn is not None:
+            listed = [i for i in listed if i != self._plain_end_of_turn]
         kind = type(self.tokenizer)
         if (kind.decode, kind._decode) == (
             PreTrainedTokenizerFast.decode,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tokenenv.data import Prompt
 from tokenenv.mdp import TokenMDP
 from tokenenv.optimum.policies import model_levels
 from tokenenv.optimum.prefix_tree import Levels, PrefixTree, count_responses
@@ -45,20 +46,22 @@ def count_mdp_responses(mdp: TokenMDP, prompts: int) -> int:
 
 
 def enumerate_mdp(
-    mdp: TokenMDP, prompts: Sequence[str] | None = None, max_responses: int = MAX_RESPONSES
+    mdp: TokenMDP, prompts: Sequence[Any] | None = None, max_responses: int = MAX_RESPONSES
 ) -> PrefixTree:
     """The tree of a token MDP.
 
     Args:
         mdp: the token MDP.
-        prompts: X texts; None: those of its split.
+        prompts: X texts, or prompts as `tokenenv.data.as_prompt` takes them; None: those of its
+            split.
         max_responses: refuse more.
 
     Raises:
         ValueError: it is too large to enumerate, or a prompt can't be used.
     """
     language_model = mdp.language_model
-    texts = list(mdp.prompts if prompts is None else prompts)
+    origins = mdp.origins if prompts is None else [mdp.origin_of(prompt) for prompt in prompts]
+    texts = [mdp.book.text_of(origin) for origin in origins]
     count = count_mdp_responses(mdp, len(texts))
     if count > max_responses:
         raise ValueError(
@@ -80,7 +83,7 @@ def enumerate_mdp(
         scores=[],
         gold_rewards=None,
     )
-    scores, gold = _score_all(tree, mdp)
+    scores, gold = _score_all(tree, mdp, origins)
     log_probs = model_levels(language_model.model, tree)
     return replace(tree, ref_log_probs=log_probs, scores=scores, gold_rewards=gold)
 
@@ -89,12 +92,14 @@ def _about(count: int) -> str:
     return f"{count:,}" if count < 10**9 else f"about 10^{len(str(count)) - 1}"
 
 
-def _score_all(tree: PrefixTree, mdp: TokenMDP) -> tuple[Levels, Levels | None]:
+def _score_all(
+    tree: PrefixTree, mdp: TokenMDP, origins: Sequence[Prompt]
+) -> tuple[Levels, Levels | None]:
     """Scores of every finished response, as levels."""
     responses, stopped = tree.responses(), tree.response_stopped.tolist()
     episodes = [
-        Episode(prompt, response, ended)
-        for prompt in tree.prompt_tokens
+        Episode(prompt, response, ended, origin)
+        for prompt, origin in zip(tree.prompt_tokens, origins, strict=True)
         for response, ended in zip(responses, stopped, strict=True)
     ]
     scores = mdp.scorer.score(episodes)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from tokenenv.data import Prompt
 from tokenenv.models import SampledResponse, response_log_probs, sample_responses
-from tokenenv.rewards import Episode, EpisodeScorer
+from tokenenv.rewards import EpisodeScorer, episodes_of
 
 __all__ = ["MixtureSamples", "sample_mixture"]
 
@@ -53,6 +54,7 @@ def sample_mixture(
     responses_per_prompt: int,
     seed: int,
     on_progress: Callable[[int, int], None] | None = None,
+    origins: Sequence[Prompt | None] | None = None,
 ) -> MixtureSamples:
     """Sample half of the responses from `actor` and half from the reference, and score them all.
 
@@ -64,11 +66,15 @@ def sample_mixture(
         responses_per_prompt: of both kinds together.
         seed: of the sampling.
         on_progress: called with (responses done, all).
+        origins: X prompts as they were given, where the reward asks for messages or columns.
     """
     n = responses_per_prompt // 2
     repeated = [prompt for prompt in prompts for _ in range(n)]
     shape = (2, len(prompts), n)
-    episodes = _episodes_of_both(actor, scorer, repeated, max_new_tokens, seed, on_progress)
+    sampled = _responses_of_both(actor, scorer, repeated, max_new_tokens, seed, on_progress)
+    of_prompts = [None] * len(prompts) if origins is None else origins
+    repeated_origins = [origin for origin in of_prompts for _ in range(n)]
+    episodes = episodes_of(repeated * 2, sampled, repeated_origins * 2)
     scores = scorer.score(episodes)
     responses = [e.response for e in episodes]
     log_probs = response_log_probs(actor, repeated * 2, responses, scorer.reference.temperature)
@@ -87,14 +93,14 @@ def sample_mixture(
     )
 
 
-def _episodes_of_both(
+def _responses_of_both(
     actor: Any,
     scorer: EpisodeScorer,
     prompts: list[np.ndarray],
     max_new_tokens: int,
     seed: int,
     on_progress: Callable[[int, int], None] | None,
-) -> list[Episode]:
+) -> list[SampledResponse]:
     """A response of the actor to each prompt, then one of the reference to each."""
     reference = scorer.reference
     models = (actor, reference.language_model.model)
@@ -112,7 +118,4 @@ def _episodes_of_both(
             if on_progress is None
             else lambda k, d=done: on_progress(d + k, 2 * len(prompts)),  # type: ignore[misc]
         )
-    return [
-        Episode(prompt, response.tokens, response.stopped)
-        for prompt, response in zip(prompts * len(models), sampled, strict=True)
-    ]
+    return sampled

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tokenenv.data import messages_of
 from tokenenv.mdp import TokenMDP
 from tokenenv.models import decode_all
 from tokenenv.printable import printable
@@ -137,7 +138,14 @@ class LiveEpisode:
 
 
 def _prompt_line(mdp: TokenMDP, row: int) -> str:
-    return f"prompt    {printable(mdp.language_model.decode(mdp.episodes.prompt(row)))}"
+    """The prompt; of a conversation a line for each message, with its role."""
+    prompt = mdp.episodes.prompt(row)
+    messages = messages_of(mdp.origin(row))
+    may_be_cut = mdp.settings.prompt_truncation != "error" and len(prompt) == mdp.max_prompt_tokens
+    if messages is None or may_be_cut:
+        return f"prompt    {printable(mdp.language_model.decode(prompt))}"
+    lines = [printable(f"{message['role']}: {message['content']}") for message in messages]
+    return "prompt    " + "\n          ".join(lines)
 
 
 def _token_line(mdp: TokenMDP, token: int, reward: float, in_colours: bool) -> str:

@@ -2,12 +2,14 @@
 
 * `reward_model`: the classifier and its normalisation; `pairs`: preferences and their
   files; `preferences`: training on them; `preference_report`: how well rewards agree with them.
-* `sources`: whatever `reward_model=` may be; `scoring`: `EpisodeScorer`, scores and log π_ref.
+* `raw_rewards`: episodes in, rewards out; `functions` and `parameters`: functions of the user's;
+  `sources`: whatever `reward_model=` may be; `scoring`: `EpisodeScorer`, scores and log π_ref.
 """
 
 from tokenenv.rewards.pairs import PreferencePair, TokenPair, read_pairs
 from tokenenv.rewards.preference_report import evaluate_preferences
 from tokenenv.rewards.preferences import RewardTrainingSettings, train_reward_model
+from tokenenv.rewards.raw_rewards import episodes_of
 from tokenenv.rewards.reward_model import RewardModel, load_reward_model, new_reward_model
 from tokenenv.rewards.scoring import (
     EpisodeScorer,
@@ -23,7 +25,10 @@ from tokenenv.rewards.sources import (
     RawRewards,
     RewardFunction,
     RewardSource,
+    WeightedRewards,
     check_rewards,
+    is_learned,
+    learned_rewards,
     resolve_reward,
 )
 
@@ -41,10 +46,14 @@ __all__ = [
     "RewardSource",
     "RewardTrainingSettings",
     "TokenPair",
+    "WeightedRewards",
     "build_reference",
     "build_scorer",
     "check_rewards",
+    "episodes_of",
     "evaluate_preferences",
+    "is_learned",
+    "learned_rewards",
     "load_reward_model",
     "new_reward_model",
     "read_pairs",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
 
-from tokenenv.data import PreferencePair, read_pairs
+from tokenenv.data import Message, PreferencePair, read_pairs
 from tokenenv.rewards.reward_model import RewardModel
 
 __all__ = ["PreferencePair", "TokenPair", "as_token_pair", "read_pairs"]
@@ -30,15 +31,33 @@ class TokenPair:
 
 
 def as_token_pair(pair: PreferencePair | TokenPair, reward_model: RewardModel) -> TokenPair:
-    """The pair as `reward_model` reads it; one of tokens is left as it is."""
+    """The pair as `reward_model` reads it; one of tokens is left as it is.
+
+    Conversations are rendered whole by the model's chat template, as scoring renders them.
+
+    Raises:
+        ValueError: it is no pair, or a conversation that the template does not take.
+    """
     if isinstance(pair, TokenPair):
         return pair
     if not isinstance(pair, PreferencePair):
         raise ValueError(f"{pair!r:.80} is no pair: give PreferencePair or TokenPair objects.")
-    encode = reward_model.encode
-    return TokenPair(
-        encode(pair.prompt, pair.chosen),
-        encode(pair.prompt, pair.rejected),
-        pair.prompt,
-        pair.margin,
+    turns = (pair.prompt, pair.chosen, pair.rejected)
+    if all(isinstance(part, str) for part in turns):
+        chosen, rejected = (
+            reward_model.encode(str(pair.prompt), str(answer))
+            for answer in (pair.chosen, pair.rejected)
+        )
+        return TokenPair(chosen, rejected, str(pair.prompt), pair.margin)
+    before = _messages(pair.prompt, "user")
+    chosen, rejected = (
+        reward_model.encode_messages([*before, *_messages(answer, "assistant")])
+        for answer in (pair.chosen, pair.rejected)
     )
+    key = json.dumps([dict(message) for message in before], sort_keys=True)
+    return TokenPair(chosen, rejected, key, pair.margin)
+
+
+def _messages(part: str | tuple[Message, ...], role: str) -> tuple[Message, ...]:
+    """A part of a conversation as messages; a text is one turn."""
+    return ({"role": role, "content": part},) if isinstance(part, str) else part

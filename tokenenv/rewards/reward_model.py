@@ -6,6 +6,7 @@ import math
 import numbers
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from tokenenv.data import Message
 from tokenenv.models import (
     MICRO_BATCH_TOKENS,
+    ChatTemplate,
     SharedLoader,
     check_complete,
     check_source,
@@ -148,6 +151,27 @@ class RewardModel:
             stopped,
         )
 
+    @cached_property
+    def chat(self) -> ChatTemplate:
+        """The chat template of the tokenizer."""
+        return ChatTemplate(self.tokenizer, self.name)
+
+    def encode_messages(self, messages: Sequence[Message], answer: str | None = None) -> np.ndarray:
+        """(n,) int64 token ids of a whole conversation, as the chat template writes it.
+
+        The template completes the last turn, also where the answer was cut off: whoever labelled
+        conversations saw them whole, and so did the model that learned from them.
+
+        Args:
+            messages: the conversation.
+            answer: the assistant's answer to it; None where `messages` hold it.
+
+        Raises:
+            ValueError: there is no template, or it refuses these messages.
+        """
+        text = self.chat.whole(messages, answer)
+        return np.asarray(prompt_ids(self.tokenizer, text, self.eos_token_ids), dtype=np.int64)
+
     def join(
         self,
         prompt: Sequence[int] | np.ndarray,
@@ -253,9 +277,17 @@ def _check_classifier(config: Any, name: str) -> None:
             "reward model on it with `tokenrlhf reward-model --pairs FILE --base MODEL --out DIR`."
         )
     if config.num_labels != 1:
+        labels = list((getattr(config, "id2label", None) or {}).values())
+        two = (
+            f" Its log-odds of {labels[1]!r} may be what you want: the difference of the outputs, "
+            "as a reward function (docs/rewards.md has one)."
+            if len(labels) == config.num_labels == 2
+            else ""
+        )
         raise ValueError(
-            f"reward_model={name!r} has {config.num_labels} outputs; a reward model has exactly "
-            "one (num_labels=1)."
+            f"reward_model={name!r} has {config.num_labels} outputs "
+            f"({', '.join(map(str, labels[:4]))}{', …' * (len(labels) > 4)}); a reward model has "
+            f"exactly one (num_labels=1).{two}"
         )
     for key, allowed, is_allowed in (
         ("reward_mean", "a finite number", lambda value: True),

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from tokenenv.data import Prompt
 from tokenenv.models import Reference, check_cached_step, check_context, load_frozen
-from tokenenv.rewards.sources import (
-    Episode,
-    LearnedReward,
-    RewardSource,
-    check_rewards,
-    resolve_reward,
-)
+from tokenenv.rewards.raw_rewards import Episode, RewardSource, check_rewards
+from tokenenv.rewards.sources import learned_rewards, resolve_reward
 from tokenenv.settings import ResolvedSettings
 from tokenenv.tasks import load_task
 from tokenenv.user_code import user_code
@@ -33,6 +29,8 @@ class EpisodeScores:
         token_rewards: B float64 arrays whose sums are the scores: all on the last token, or, where
             the reward is a function that pays per token, as it paid.
         is_per_token: whether the reward was paid per token.
+        parts: of several rewards, each one's raw numbers by its name, (B,); NaN where it said that
+            it does not apply.
     """
 
     rm_score: np.ndarray
@@ -40,6 +38,12 @@ class EpisodeScores:
     gold_reward: np.ndarray | None
     token_rewards: list[np.ndarray]
     is_per_token: bool
+    parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def parts_of(self, row: int) -> dict[str, float]:
+        """The raw numbers of several rewards for one episode, without those that do not apply."""
+        numbers = {name: float(values[row]) for name, values in self.parts.items()}
+        return {name: number for name, number in numbers.items() if not np.isnan(number)}
 
 
 class EpisodeScorer:
@@ -86,7 +90,16 @@ class EpisodeScorer:
             self._gold(episodes),
             self._distribute(episodes, score, rewards.per_token),
             rewards.per_token is not None,
+            rewards.parts,
         )
+
+    def check_prompts(self, origins: Sequence[Prompt]) -> None:
+        """Check prompts before there is an episode of them.
+
+        Raises:
+            ValueError: one of them lacks what the reward asks for.
+        """
+        self.reward.check_prompts(origins)
 
     def _distribute(
         self, episodes: Sequence[Episode], score: np.ndarray, per_token: list[np.ndarray] | None
@@ -158,9 +171,16 @@ def build_scorer(settings: ResolvedSettings) -> EpisodeScorer:
         f"reference {settings.reference!r}",
         cached=settings.scoring == "step",
     )
-    reward = resolve_reward(settings.reward_model, language_model, settings.device, settings.dtype)
-    if isinstance(reward, LearnedReward) and reward.feeds_tokens:
-        check_context(reward.reward_model.model, prompt + response, "reward model")
+    reward = resolve_reward(
+        settings.reward_model,
+        language_model,
+        settings.device,
+        settings.dtype,
+        settings.reward_weights,
+    )
+    for learned in learned_rewards(reward).values():
+        if learned.feeds_tokens:
+            check_context(learned.reward_model.model, prompt + response, "reward model")
     return EpisodeScorer(
         reference,
         reward,

@@ -1,31 +1,31 @@
-"""Where the score of a finished response comes from: a reward model, or a function of the user's.
+"""Where the score of a finished response comes from: whatever `reward_model=` may be.
 
-Both are `RewardSource`s: finished episodes in, raw rewards out. A function takes
-`(prompts: list[str], responses: list[str])` and returns one float per response, or one list of
-floats per response: rewards per token. True and False count as 1 and 0. A function with a third
-parameter `response_tokens` also gets the text of each token, so that it can count them as the
-actor did.
-
-Rewards end up in float32: one beyond its range would be infinite there, and the weights NaN after
-the first update. So it is refused here, like one that is not finite.
+A reward model, a function of the user's, or several of them with weights: all are `RewardSource`s,
+finished episodes in, raw rewards out.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
-import numbers
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
-from typing import Any, Protocol
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch import nn
 
+from tokenenv.data import Prompt, messages_of
 from tokenenv.models import LanguageModel, decode_all, prompt_text
+from tokenenv.notes import note_once
+from tokenenv.rewards.functions import FunctionReward, RewardFunction
+from tokenenv.rewards.raw_rewards import (
+    MAX_REWARD,
+    Episode,
+    RawRewards,
+    RewardSource,
+    check_rewards,
+)
 from tokenenv.rewards.reward_model import RewardModel, load_reward_model
 from tokenenv.tasks import load_object, names_code
-from tokenenv.user_code import user_code
 
 __all__ = [
     "MAX_REWARD",
@@ -35,80 +35,19 @@ __all__ = [
     "RawRewards",
     "RewardFunction",
     "RewardSource",
+    "WeightedRewards",
     "check_rewards",
+    "is_learned",
+    "learned_rewards",
     "resolve_reward",
 ]
-
-RewardFunction = Callable[..., Sequence[Any]]
-
-MAX_REWARD = float(np.finfo(np.float32).max)
-"""The greatest absolute value of a reward."""
-
-
-def check_rewards(values: np.ndarray, said: str, where: Callable[[int], str]) -> None:
-    """Refuse rewards that float32 can't hold.
-
-    Args:
-        values: (B,) rewards.
-        said: the source, such as "f returned"; begins the message.
-        where: index → the place of the reward, for the message.
-
-    Raises:
-        ValueError: one is NaN, infinite, or beyond ±`MAX_REWARD`.
-    """
-    is_good = np.abs(values) <= MAX_REWARD
-    if is_good.all():
-        return
-    index = int(np.flatnonzero(~is_good)[0])
-    value = float(values[index])
-    if not math.isfinite(value):
-        raise ValueError(f"{said} {value} for {where(index)}; a reward must be finite.")
-    raise ValueError(
-        f"{said} {value:.4g} for {where(index)}; a reward must lie within ±{MAX_REWARD:.2e}, the "
-        "range of float32, in which advantages and losses are computed: scale it."
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Episode:
-    """A prompt and a response, finished or not.
-
-    Attributes:
-        prompt: (n,) int64 token ids.
-        response: (m,) int64 token ids, EOS included.
-        stopped: whether the response ended with EOS.
-    """
-
-    prompt: np.ndarray
-    response: np.ndarray
-    stopped: bool
-
-
-@dataclass(frozen=True, slots=True)
-class RawRewards:
-    """Rewards of B finished episodes, from a source.
-
-    Attributes:
-        raw: (B,) float64 as the source gave them (summed where they are per token).
-        normalized: (B,) float64 after the reward model's normalisation; raw, for a function.
-        per_token: B float64 arrays as long as the responses, or None.
-    """
-
-    raw: np.ndarray
-    normalized: np.ndarray
-    per_token: list[np.ndarray] | None = None
-
-
-class RewardSource(Protocol):
-    """Finished episodes in, raw rewards out."""
-
-    def __call__(self, episodes: Sequence[Episode]) -> RawRewards:
-        """Rewards of `episodes`, in their order."""
-        ...
 
 
 class LearnedReward:
     """A reward model: fed token ids where it shares the actor's tokenizer, text where it does not.
+
+    A prompt that is a conversation reaches it as its own chat template writes it, with the response
+    as the assistant's turn; where it has none, as the actor's template writes it.
 
     Args:
         reward_model: the reward model.
@@ -121,6 +60,31 @@ class LearnedReward:
         self.feeds_tokens = reward_model.shares_tokenizer(
             language_model.tokenizer, language_model.vocabulary_size
         )
+        if not self.feeds_tokens:
+            note_once(
+                f"the reward model {reward_model.name!r} has another vocabulary than the reference "
+                f"{language_model.name!r}: it reads responses as text, tokenised again."
+            )
+
+    def check_prompts(self, origins: Sequence[Prompt]) -> None:
+        """Check that the chat template takes the conversations among the prompts.
+
+        Raises:
+            ValueError: it does not.
+        """
+        seen: set[tuple[str, ...]] = set()
+        for messages in filter(None, map(messages_of, origins)):
+            roles = tuple(message["role"] for message in messages)
+            if roles in seen:
+                continue
+            seen.add(roles)
+            if self.reward_model.chat.exists:
+                self.reward_model.encode_messages(messages, "")
+            else:
+                note_once(
+                    f"the reward model {self.reward_model.name!r} has no chat template: it reads "
+                    "conversations as the reference's template writes them."
+                )
 
     def __call__(self, episodes: Sequence[Episode]) -> RawRewards:
         """Rewards of `episodes`, in one length-sorted pass."""
@@ -140,165 +104,158 @@ class LearnedReward:
     def _sequence(self, episode: Episode) -> np.ndarray:
         """(n,) int64 ids of an episode as the reward model reads them."""
         prompt, response = episode.prompt, episode.response
-        if self.feeds_tokens:
+        messages = messages_of(episode.origin)
+        is_conversation = messages is not None and self.reward_model.chat.exists
+        if self.feeds_tokens and not is_conversation:
             return self.reward_model.join(prompt, response, episode.stopped)
         # As text, special tokens included, as training from text has them.
         tokenizer = self.language_model.tokenizer
-        return self.reward_model.encode(
-            prompt_text(tokenizer, prompt),
-            decode_all(tokenizer, (response[:-1] if episode.stopped else response).tolist()),
-            episode.stopped,
-        )
+        text = decode_all(tokenizer, (response[:-1] if episode.stopped else response).tolist())
+        if is_conversation:
+            assert messages is not None
+            return self.reward_model.encode_messages(messages, text)
+        return self.reward_model.encode(prompt_text(tokenizer, prompt), text, episode.stopped)
 
 
-class FunctionReward:
-    """A plain Python function as reward.
+class WeightedRewards:
+    """Several rewards with weights: the score is the weighted sum of the normalised rewards.
+
+    A function's None, "does not apply", counts as 0 in the sum; at least one has to apply.
 
     Args:
-        function: see the module's text.
-        name: its name in error messages.
-        language_model: turns token ids into text.
+        sources: the rewards by their names.
+        weights: one for each.
     """
 
-    def __init__(self, function: RewardFunction, name: str, language_model: LanguageModel) -> None:
-        self.function = function
-        self.name = name
-        self.language_model = language_model
-        self._wants_tokens = _takes_response_tokens(function)
+    def __init__(self, sources: dict[str, RewardSource], weights: Sequence[float]) -> None:
+        self.sources, self.weights = sources, tuple(weights)
 
-    def __call__(self, episodes: Sequence[Episode]) -> RawRewards:
-        """Rewards of `episodes`.
+    def check_prompts(self, origins: Sequence[Prompt]) -> None:
+        """Check prompts by each of the rewards.
 
         Raises:
-            ValueError: the function returned something else.
-            UserCodeError: it raised; a ValueError too.
+            ValueError: one of them can't use a prompt.
         """
-        decode = self.language_model.decode
-        texts = [decode(e.prompt) for e in episodes], [decode(e.response) for e in episodes]
-        extra = {}
-        if self._wants_tokens:
-            extra["response_tokens"] = [[decode([i]) for i in e.response] for e in episodes]
-        with user_code(self.name, self.function):
-            returned = self.function(*texts, **extra)
-            if isinstance(returned, Iterator):  # its code (a generator's, a map's) runs only now
-                returned = list(returned)
-        rewards = self._as_list(returned, len(episodes))
-        is_list = [isinstance(r, list | tuple) for r in rewards]
-        if not any(is_list):
-            raw = np.array([self._number(r, f"response {i}") for i, r in enumerate(rewards)])
-            return RawRewards(raw, raw)
-        if not all(is_list):
+        for source in self.sources.values():
+            source.check_prompts(origins)
+
+    def __call__(self, episodes: Sequence[Episode]) -> RawRewards:
+        """The weighted sums, with each reward's raw numbers as `parts`.
+
+        Raises:
+            ValueError: no reward applies to an episode, or a sum is beyond float32.
+        """
+        found = {name: source(episodes) for name, source in self.sources.items()}
+        values = np.array([rewards.normalized for rewards in found.values()])  # (sources, B)
+        nowhere = np.flatnonzero(np.isnan(values).all(axis=0))
+        if len(nowhere):
             raise ValueError(
-                f"{self.name} mixed floats and lists: return one float per response, or one list "
-                "of floats per response."
+                f"{', '.join(found)} returned None, all of them, for response {nowhere[0]}: at "
+                "least one reward has to apply to every response. Return a number, 0 for instance."
             )
-        per_token = [
-            self._token_rewards(r, e, i)
-            for i, (r, e) in enumerate(zip(rewards, episodes, strict=True))
-        ]
-        raw = np.array([r.sum() for r in per_token])
-        check_rewards(raw, f"{self.name} returned", lambda i: f"all tokens of response {i}")
-        return RawRewards(raw, raw, per_token)
+        total = np.array(self.weights) @ np.nan_to_num(values, posinf=np.inf, neginf=-np.inf)
+        check_rewards(total, "the weighted rewards have a sum of", lambda i: f"response {i}")
+        return RawRewards(
+            total,
+            total,
+            self._per_token(list(found.values()), episodes),
+            {name: rewards.raw for name, rewards in found.items()},
+        )
 
-    def _as_list(self, returned: Any, count: int) -> list[Any]:
-        try:
-            if _is_unordered(returned):
-                raise TypeError("its elements are no rewards in the order of the responses")
-            rewards = list(returned)
-        except TypeError as error:
-            raise ValueError(
-                f"{self.name} returned {_kind(returned)}; it must return a list with one "
-                f"reward per response, here {count}, in their order."
-            ) from error
-        if len(rewards) != count:
-            raise ValueError(
-                f"{self.name} returned {len(rewards)} rewards for {count} responses; it must "
-                "return one per response."
-            )
-        # NumPy's and torch's arrays and scalars become Python's.
-        return [r.tolist() if hasattr(r, "tolist") else r for r in rewards]
-
-    def _number(self, reward: Any, where: str) -> float:
-        if hasattr(reward, "tolist"):
-            reward = reward.tolist()
-        if not isinstance(reward, numbers.Real):
-            raise ValueError(
-                f"{self.name} returned {_shortened(reward)} ({type(reward).__name__}) for {where}; "
-                "a reward is a float."
-            )
-        try:
-            value = float(reward)
-        except OverflowError as error:
-            raise ValueError(
-                f"{self.name} returned {_shortened(reward)} for {where}; a reward must lie within "
-                f"±{MAX_REWARD:.2e}: scale it."
-            ) from error
-        if not abs(value) <= MAX_REWARD:
-            check_rewards(np.array([value]), f"{self.name} returned", lambda _: where)
-        return value
-
-    def _token_rewards(self, rewards: Any, episode: Episode, index: int) -> np.ndarray:
-        numbers_ = [
-            self._number(r, f"token {t} of response {index}") for t, r in enumerate(rewards)
-        ]
-        length = len(episode.response)
-        if episode.stopped and len(numbers_) == length - 1:
-            numbers_.append(0.0)
-        if len(numbers_) != length:
-            raise ValueError(
-                f"{self.name} returned {len(numbers_)} token rewards for response {index}, which "
-                f"has {length} tokens (EOS counted; its reward may be left out). A third parameter "
-                "'response_tokens' gives your function the tokens."
-            )
-        return np.array(numbers_)
+    def _per_token(
+        self, found: list[RawRewards], episodes: Sequence[Episode]
+    ) -> list[np.ndarray] | None:
+        """The weighted sums of the rewards per token; what is not per token is on no token yet."""
+        if all(rewards.per_token is None for rewards in found):
+            return None
+        sums = [np.zeros(len(episode.response)) for episode in episodes]
+        for weight, rewards in zip(self.weights, found, strict=True):
+            for row, per_token in zip(sums, rewards.per_token or (), strict=False):
+                row += weight * per_token
+        return sums
 
 
-def _is_unordered(returned: Any) -> bool:
-    """Whether iterating gives keys, or letters, or nothing that has the responses' order."""
-    return (
-        isinstance(returned, Mapping | Set | str | bytes | bytearray | memoryview)
-        or hasattr(returned, "columns")  # a data frame iterates over the names of its columns
-    )
+def learned_rewards(reward: RewardSource) -> dict[str, LearnedReward]:
+    """The reward models among the rewards of a source, by name; "" where there is one reward."""
+    sources = reward.sources if isinstance(reward, WeightedRewards) else {"": reward}
+    return {name: part for name, part in sources.items() if isinstance(part, LearnedReward)}
 
 
-def _kind(returned: Any) -> str:
-    """The type of a returned value, with the value where that helps."""
-    if isinstance(returned, Mapping | Set | str | bytes | bytearray):
-        return f"{_shortened(returned)} ({type(returned).__name__})"
-    return type(returned).__name__
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _takes_response_tokens(function: RewardFunction) -> bool:
-    try:
-        return "response_tokens" in inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False
+def is_learned(reward: RewardSource) -> bool:
+    """Whether a source is a reward model, or several and nothing else."""
+    count = len(reward.sources) if isinstance(reward, WeightedRewards) else 1
+    return len(learned_rewards(reward)) == count
 
 
 def resolve_reward(
-    reward_model: str | RewardFunction, language_model: LanguageModel, device: str, dtype: str
+    reward_model: str | RewardFunction | Sequence[str | RewardFunction],
+    language_model: LanguageModel,
+    device: str,
+    dtype: str,
+    weights: Sequence[float] | None = None,
 ) -> RewardSource:
-    """The source that a callable, `"package.module:function"`, a folder or a hub id stands for.
+    """The source that an argument `reward_model` stands for.
+
+    Args:
+        reward_model: a callable, `"package.module:function"`, a folder or a hub id; or a list of
+            these.
+        language_model: the reference.
+        device: of reward models.
+        dtype: of reward models.
+        weights: of the rewards of a list; None: 1 each.
 
     Raises:
         ValueError: it is none of them.
     """
+    if not isinstance(reward_model, list | tuple):
+        if weights is None:
+            return _resolve_one(reward_model, language_model, device, dtype)
+        reward_model = [reward_model]
+    sources: dict[str, RewardSource] = {}
+    for one in reward_model:
+        source = _resolve_one(one, language_model, device, dtype, may_abstain=True)
+        sources[_free(_name_of(one), sources)] = source
+    return WeightedRewards(sources, [1.0] * len(sources) if weights is None else weights)
+
+
+MOST_CHARACTERS = 20
+"""Of a reward's name, as it is logged: SB3 cuts longer keys, and takes two with one beginning for
+the same."""
+
+
+def _name_of(reward_model: Any) -> str:
+    """The name of one of several rewards: the function's, or the last part of a path or hub id."""
+    if isinstance(reward_model, str):
+        name = reward_model.rpartition(":")[2] if names_code(reward_model) else reward_model
+        name = os.path.basename(os.path.abspath(name))
+    else:
+        name = getattr(reward_model, "__name__", type(reward_model).__name__)
+    return name.strip("<>_ ")[-MOST_CHARACTERS:] or "reward"  # infos keep "_…" for their masks
+
+
+def _free(name: str, known: dict[str, RewardSource]) -> str:
+    """The name, with a number where there is one like it."""
+    names: Iterator[str] = (f"{name}-{number}" for number in range(2, len(known) + 3))
+    return name if name not in known else next(other for other in names if other not in known)
+
+
+def _resolve_one(
+    reward_model: Any,
+    language_model: LanguageModel,
+    device: str,
+    dtype: str,
+    may_abstain: bool = False,
+) -> RewardSource:
     if isinstance(reward_model, nn.Module):
         raise ValueError(
             f"reward_model is a {type(reward_model).__name__}, a torch module: save it, and give "
             "its folder; or give a function of (prompts, responses)."
         )
-    if callable(reward_model):
-        name = getattr(reward_model, "__name__", type(reward_model).__name__)
-        return FunctionReward(reward_model, f"reward function {name!r}", language_model)
+    function, name = reward_model, getattr(reward_model, "__name__", type(reward_model).__name__)
     if isinstance(reward_model, str) and names_code(reward_model):
-        function = load_object(reward_model, "reward_model")
+        function, name = load_object(reward_model, "reward_model"), reward_model
         if not callable(function):
             raise ValueError(f"reward_model={reward_model!r} names no function.")
-        return FunctionReward(function, f"reward function {reward_model!r}", language_model)
+    if callable(function):
+        return FunctionReward(function, f"reward function {name!r}", language_model, may_abstain)
     return LearnedReward(load_reward_model(reward_model, device, dtype), language_model)
