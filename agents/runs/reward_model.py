@@ -9,20 +9,22 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from agents.atomic_files import discard, write_json, writing
 from agents.console import literal
 from agents.runs.config import RewardModelConfig
 from agents.runs.output_folder import OutputFolder
 from agents.runs.progress import progress_bar
+from tokenenv.data import ReadReport, parse_columns, read_pairs
 from tokenenv.models import resolve_device
 from tokenenv.rewards import (
-    PreferencePair,
     RewardModel,
     RewardTrainingSettings,
+    TruncationReport,
     new_reward_model,
-    read_pairs,
     train_reward_model,
+    truncated_pairs,
 )
 from tokenenv.stop_signals import hold_signals, signal_is_pending, stop_signals
 from tokenenv.tasks import model_source
@@ -56,11 +58,18 @@ def _train(config: RewardModelConfig, output: OutputFolder, console: Console) ->
         report_fraction=config.report_fraction,
         seed=config.seed,
     )
-    pairs = read_pairs(config.pairs)
+    read = ReadReport()
+    columns = parse_columns(config.columns)
+    pairs = read_pairs(config.pairs, columns, config.skip_bad, config.ratings, read)
     device = resolve_device(config.device)
     reward_model = new_reward_model(model_source(config.base, "reference"), device, config.seed)
-    readable_pairs = _short_enough(pairs, reward_model, config.max_tokens)
-    _print_notes(console, pairs, readable_pairs)
+    limit = reward_model.max_tokens if config.max_tokens is None else config.max_tokens
+    readable_pairs, cut = truncated_pairs(pairs, reward_model, limit, config.truncation)
+    same = sum(pair.chosen == pair.rejected for pair in pairs)
+    data = _data_report(read, cut, len(pairs), same)
+    console.print(literal(f"{len(pairs):,} pairs of {config.pairs}: {read.format}, {read.layout}"))
+    for note in data["notes"]:
+        console.print(Text.assemble(("note: ", "yellow"), literal(note)))
     # A signal ends the training, not the writing of what it has learned.
     with hold_signals():
         with progress_bar(console) as bar:
@@ -75,6 +84,7 @@ def _train(config: RewardModelConfig, output: OutputFolder, console: Console) ->
             )
         content = {
             **report.as_dict(),
+            "data": data,
             "training_settings": dataclasses.asdict(settings),
             "finished": not signal_is_pending(),
         }
@@ -86,7 +96,7 @@ def _train(config: RewardModelConfig, output: OutputFolder, console: Console) ->
     table.add_column("")
     table.add_column("", justify="right")
     for name, value in dataclasses.asdict(report).items():
-        if not isinstance(value, bool):
+        if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
             table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
     console.print(table)
     for note in report.notes:
@@ -120,42 +130,12 @@ def _write(output: OutputFolder, reward_model: RewardModel, report: dict[str, An
         discard(stage)
 
 
-def _print_notes(
-    console: Console, pairs: list[PreferencePair], readable_pairs: list[PreferencePair]
-) -> None:
-    if len(readable_pairs) < len(pairs):
-        left_out = len(pairs) - len(readable_pairs)
-        console.print(f"{left_out:,} of {len(pairs):,} pairs are too long and were left out.")
-    same = sum(pair.chosen == pair.rejected for pair in readable_pairs)
+def _data_report(read: ReadReport, cut: TruncationReport, pairs: int, same: int) -> dict[str, Any]:
+    """What was read and what was cut, for `report.json`; its notes for the terminal too."""
+    notes = [*read.notes, *cut.notes]
     if same:
-        console.print(
-            f"note: {same:,} of {len(readable_pairs):,} pairs have the same text twice and teach "
-            "nothing."
-        )
-
-
-def _short_enough(
-    pairs: list[PreferencePair], reward_model: RewardModel, max_tokens: int | None
-) -> list[PreferencePair]:
-    """The pairs whose two sides the model can read.
-
-    Raises:
-        ValueError: none can be read.
-    """
-    limit = max_tokens
-    if limit is None:
-        limit = getattr(reward_model.model.config, "max_position_embeddings", None)
-    if limit is None:
-        return pairs
-    readable_pairs = [
-        pair
-        for pair in pairs
-        if max(len(reward_model.encode(pair.prompt, side)) for side in (pair.chosen, pair.rejected))
-        <= limit
-    ]
-    if not readable_pairs:
-        raise ValueError(
-            f"all {len(pairs)} pairs are longer than {limit} tokens: shorten them, raise "
-            "--max-tokens, or take a base that reads more."
-        )
-    return readable_pairs
+        notes.append(f"{same:,} of {pairs:,} pairs have the same text twice and teach nothing.")
+    return {
+        **{"format": read.format, "layout": read.layout, "rows": read.bad.rows},
+        **{"bad_rows": read.bad.count, "truncation": cut.as_dict(), "notes": notes},
+    }

@@ -17,7 +17,17 @@ from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
 from agents.evaluation.held_out import HeldOut
 from agents.runs.folder import RunFolder
 from tokenenv import wrappers
-from tokenenv.data import PreferencePair, read_pairs, read_prompts
+from tokenenv.data import (
+    PreferencePair,
+    find_format,
+    iterate_pairs,
+    parse_columns,
+    read_examples,
+    read_pairs,
+    read_prompt_rows,
+    read_prompts,
+    read_rows,
+)
 from tokenenv.env import TokenEnv
 from tokenenv.rewards.preferences import RewardTrainingSettings
 from tokenenv.settings import EnvSettings
@@ -283,13 +293,41 @@ def wrapping_calls() -> list[Call]:
     return calls
 
 
+def readers() -> dict[str, Callable[..., Any]]:
+    """What reads rows of files: to the end of them."""
+
+    def to_the_end(read: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **settings: list(read(*args, **settings))
+
+    return {
+        "read_rows": to_the_end(read_rows),
+        "find_format": find_format,
+        "read_pairs": read_pairs,
+        "iterate_pairs": to_the_end(iterate_pairs),
+        "read_examples": to_the_end(read_examples),
+        "read_prompt_rows": functools.partial(read_prompt_rows, split="train"),
+    }
+
+
 def reading_calls() -> list[Call]:
     """Of what reads files."""
     paths = ["", "/nowhere", "/dev/null", "/", ".", "a\0b", "x" * 5000, "a" + SURROGATE, ESCAPES]
     prompts = functools.partial(read_prompts, split="train")
     calls = each("read_prompts", prompts, "path", paths, "")
     calls += each("read_prompts", functools.partial(read_prompts, "x"), "split", NO_CHOICES)
-    calls += each("read_pairs", read_pairs, "path", paths, "")
+    for name, read in readers().items():
+        hub = ["owner/nowhere"] * (name != "find_format")  # asked for when it is read
+        calls += each(name, read, "path", [*paths, 1, None, THING, b"x", *hub], "")
+        whole = functools.partial(read, __file__)
+        if name not in ("find_format", "read_rows"):
+            columns = [1, "prompt=x", ["prompt"], {"prompt": 1}, {1: "x"}, {"a": ""}]
+            calls += each(name, whole, "columns", columns, "column")
+            calls += each(name, whole, "skip_bad", [1, "x", None, THING], "skip_bad")
+    calls += each("iterate_pairs", functools.partial(iterate_pairs, "x"), "ratings", NO_CHOICES)
+    marks = [v for v in NO_CHOICES if not isinstance(v, str)]
+    calls += each("read_examples", functools.partial(read_examples, "x"), "documents", marks)
+    texts: list[Any] = [["x"], ["="], ["a="], ["=a"], ["a=b", "a=c"], [ESCAPES]]
+    calls += each("parse_columns", parse_columns, "texts", texts, "columns")
     calls += each("from_pretrained", LMActorCriticPolicy.from_pretrained, "folder", paths, "")
     from pathlib import Path
 

@@ -97,6 +97,18 @@ NAMES = {
         "a/b/c-v0",
         "-v0",
     ),
+    "columns": (
+        "",
+        "=",
+        "a",
+        "prompt=",
+        "=x",
+        "promt=x",
+        "prompt=nothing",
+        ESCAPES,
+        SURROGATE,
+        LONG,
+    ),
     "prompt": (),
     "response": (),
     "figures": (),  # read after the run, which comes first

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gzip
 import json
 import math
 import random
@@ -27,7 +28,7 @@ from agents.config import TrainConfig
 from agents.policy.policy import LMActorCriticPolicy
 from agents.runs.curves import read_metrics
 from agents.runs.folder import RunFolder
-from tokenenv.data import read_pairs, read_prompts
+from tokenenv.data import read_examples, read_pairs, read_prompt_rows, read_prompts
 from tokenenv.env import TokenEnv
 
 VALUES = [
@@ -211,6 +212,24 @@ def read_kept(root: Path) -> None:
 JOB = Job.run(CompareConfig(), "CartPole-v1", "classic control", "ppo", 0)
 
 
+def write_tables(folder: Path, pairs: list[dict[str, Any]]) -> None:
+    """The same pairs in the other formats, and other rows."""
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    whole = (folder / "pairs.jsonl").read_bytes()
+    (folder / "pairs.jsonl.gz").write_bytes(gzip.compress(whole))
+    (folder / "pairs.json").write_text(json.dumps(pairs))
+    split = {"columns": list(pairs[0]), "data": [list(pair.values()) for pair in pairs]}
+    (folder / "split.json").write_text(json.dumps(split))
+    table = [list(pairs[0]), *(list(pair.values()) for pair in pairs)]
+    (folder / "pairs.csv").write_text("\n".join(",".join(map(str, row)) for row in table))
+    parquet.write_table(pyarrow.Table.from_pylist(pairs), folder / "pairs.parquet")
+    rated = {"prompt": "p", "responses": ["a", "b", "c"], "ratings": [1, 2, 3.5]}
+    (folder / "rated.jsonl").write_text("\n".join([json.dumps(rated)] * 3))
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+    (folder / "chats.jsonl").write_text("\n".join([json.dumps({"messages": turns})] * 3))
+    (folder / "prompts.tsv").write_text("prompt\tanswer\nWhat?\t4\n" + "Why?\t5\n" * 8)
+
+
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory) -> list[Kind]:
     """All kinds of files that are read."""
@@ -236,6 +255,7 @@ def kinds(tmp_path_factory) -> list[Kind]:
     (lines / "prompts.jsonl").write_text("\n".join(map(json.dumps, prompts)))
     pairs = [{"prompt": "p", "chosen": f" c{i}", "rejected": " r", "margin": 0.5} for i in range(6)]
     (lines / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    write_tables(lines, pairs)
     rows = [{"time/total_timesteps": i, "rlhf/score": 0.1, "rlhf/kl": 0.2} for i in range(4)]
     (lines / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     result = {
@@ -260,6 +280,14 @@ def kinds(tmp_path_factory) -> list[Kind]:
         Kind(models, "reward/model.safetensors", read_models, (30, 0)),
         Kind(lines, "prompts.jsonl", lambda r: read_prompts(r / "prompts.jsonl", "train"), (90, 0)),
         Kind(lines, "pairs.jsonl", lambda r: read_pairs(r / "pairs.jsonl"), (90, 0)),
+        Kind(lines, "pairs.jsonl.gz", lambda r: read_pairs(r / "pairs.jsonl.gz"), (40, 0)),
+        Kind(lines, "pairs.json", lambda r: read_pairs(r / "pairs.json"), (60, 60)),
+        Kind(lines, "split.json", lambda r: read_pairs(r / "split.json"), (20, 40)),
+        Kind(lines, "pairs.csv", lambda r: read_pairs(r / "pairs.csv"), (60, 0)),
+        Kind(lines, "pairs.parquet", lambda r: read_pairs(r / "pairs.parquet"), (80, 0)),
+        Kind(lines, "rated.jsonl", lambda r: read_pairs(r / "rated.jsonl"), (60, 0)),
+        Kind(lines, "chats.jsonl", lambda r: list(read_examples(r / "chats.jsonl")), (60, 0)),
+        Kind(lines, "prompts.tsv", lambda r: read_prompt_rows(r / "prompts.tsv", "train"), (60, 0)),
         Kind(lines, "metrics.jsonl", read_metrics_of, (60, 0)),
         Kind(kept, str(kept_file.relative_to(kept)), read_kept, (30, 70)),
     ]

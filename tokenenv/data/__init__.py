@@ -7,6 +7,7 @@
 - `pairs`: preference pairs, and `pair_layouts`, `implicit_prompts` and `labels`, what rows hold of
   them; `preference_pair`: one pair.
 - `examples`: what a model is to write, for supervised training.
+- `truncation`: what is cut of prompts and pairs that are too long.
 - `messages`: conversations; `turns`: texts and messages as rows hold them; `columns`: what columns
   mean; `reading`: one pass over a file, and the report of what was understood of it.
 """
@@ -23,9 +24,11 @@ from tokenenv.data.prompts import Prompt, read_prompt_rows, read_prompts
 from tokenenv.data.reading import ReadReport
 from tokenenv.data.row import BadRows, Row
 from tokenenv.data.rows import find_format, read_rows
+from tokenenv.data.truncation import TRUNCATIONS, truncate_pair, truncate_prompt
 
 __all__ = [
     "MOST_MARGIN",
+    "TRUNCATIONS",
     "BadRows",
     "Example",
     "FileFormat",
@@ -45,4 +48,6 @@ __all__ = [
     "read_prompt_rows",
     "read_prompts",
     "read_rows",
+    "truncate_pair",
+    "truncate_prompt",
 ]

@@ -1,11 +1,13 @@
 """Rewards: models learned from preferences, functions, and the scoring of episodes.
 
-* `reward_model`: the classifier and its normalisation; `pairs`: preferences and their
-  files; `preferences`: training on them; `preference_report`: how well rewards agree with them.
+* `reward_model`: the classifier and its normalisation; `pairs`: preferences as token ids;
+  `pair_truncation`: those that are too long; `preferences`: training on them; `preference_report`:
+  how well rewards agree with them.
 * `raw_rewards`: episodes in, rewards out; `functions` and `parameters`: functions of the user's;
   `sources`: whatever `reward_model=` may be; `scoring`: `EpisodeScorer`, scores and log π_ref.
 """
 
+from tokenenv.rewards.pair_truncation import TruncationReport, truncated_pairs
 from tokenenv.rewards.pairs import PreferencePair, TokenPair, read_pairs
 from tokenenv.rewards.preference_report import evaluate_preferences
 from tokenenv.rewards.preferences import RewardTrainingSettings, train_reward_model
@@ -46,6 +48,7 @@ __all__ = [
     "RewardSource",
     "RewardTrainingSettings",
     "TokenPair",
+    "TruncationReport",
     "WeightedRewards",
     "build_reference",
     "build_scorer",
@@ -59,4 +62,5 @@ __all__ = [
     "read_pairs",
     "resolve_reward",
     "train_reward_model",
+    "truncated_pairs",
 ]

@@ -22,12 +22,14 @@ class TokenPair:
         rejected: (m,) int64.
         prompt: identifies the prompt, so that held-out prompts are really held out.
         margin: how much better the chosen one is at least.
+        preference: probability that the chosen one is the better one.
     """
 
     chosen: np.ndarray
     rejected: np.ndarray
     prompt: str
     margin: float = 0.0
+    preference: float = 1.0
 
 
 def as_token_pair(pair: PreferencePair | TokenPair, reward_model: RewardModel) -> TokenPair:
@@ -48,14 +50,14 @@ def as_token_pair(pair: PreferencePair | TokenPair, reward_model: RewardModel) -
             reward_model.encode(str(pair.prompt), str(answer))
             for answer in (pair.chosen, pair.rejected)
         )
-        return TokenPair(chosen, rejected, str(pair.prompt), pair.margin)
+        return TokenPair(chosen, rejected, str(pair.prompt), pair.margin, pair.preference)
     before = _messages(pair.prompt, "user")
     chosen, rejected = (
         reward_model.encode_messages([*before, *_messages(answer, "assistant")])
         for answer in (pair.chosen, pair.rejected)
     )
     key = json.dumps([dict(message) for message in before], sort_keys=True)
-    return TokenPair(chosen, rejected, key, pair.margin)
+    return TokenPair(chosen, rejected, key, pair.margin, pair.preference)
 
 
 def _messages(part: str | tuple[Message, ...], role: str) -> tuple[Message, ...]:

@@ -1,7 +1,8 @@
 """Learning a reward model from pairwise preferences (Bradley–Terry).
 
 P(chosen ≻ rejected) = σ(r_w − r_l − margin); the loss is −log of it (Bradley & Terry 1952; Ouyang
-et al. 2022, https://arxiv.org/abs/2203.02155, eq. 1).
+et al. 2022, https://arxiv.org/abs/2203.02155, eq. 1). Where a label is a probability p, ½ of a tie,
+it is the cross-entropy, −p·log σ(d) − (1 − p)·log σ(−d).
 """
 
 from __future__ import annotations
@@ -95,13 +96,23 @@ def preference_loss(
     rejected: torch.Tensor,
     margins: torch.Tensor | float = 0.0,
     centering_coef: float = 0.0,
+    preferences: torch.Tensor | float = 1.0,
 ) -> torch.Tensor:
-    """Mean −log σ(r_w − r_l − margin) + c·mean((r_w + r_l)²), from (B,) rewards.
+    """Mean −p·log σ(d) − (1 − p)·log σ(−d) + c·mean((r_w + r_l)²), d = r_w − r_l − margin.
 
     Equal rewards without margin give ln 2. The centring term is that of Eisenstein et al. 2023,
     https://arxiv.org/abs/2312.09244, section 2.
+
+    Args:
+        chosen: (B,) rewards r_w.
+        rejected: (B,) rewards r_l.
+        margins: how much better the chosen ones are at least.
+        centering_coef: c.
+        preferences: p, the probabilities that the chosen ones are better.
     """
-    loss = -logsigmoid(chosen - rejected - margins).mean()
+    logits = chosen - rejected - margins
+    # log σ(−d) = log σ(d) − d
+    loss = (-logsigmoid(logits) + (1.0 - preferences) * logits).mean()
     if centering_coef:
         loss = loss + centering_coef * (chosen + rejected).square().mean()
     return loss
@@ -121,7 +132,8 @@ def train_reward_model(
     other samples).
 
     Args:
-        pairs: at least two prompts' worth, as text or as tokens.
+        pairs: two or more, as text or as tokens. Held out are those of some of the prompts, or,
+            where all have one prompt or none, some of the pairs.
         reward_model: from `new_reward_model`; a shared one of `load_reward_model` is refused.
         settings: how; the defaults otherwise.
         on_step: called after every step with (step, all steps, training loss).
@@ -131,8 +143,9 @@ def train_reward_model(
         (`RewardTrainingSettings.report_fraction`).
 
     Raises:
-        ValueError: there are too few prompts to hold one out, a pair is longer than the model
-            reads, or the loss of a step or its gradient is not finite.
+        ValueError: there are too few pairs to hold one out, a pair is longer than the model reads
+            or has a preference that is no probability, or the loss of a step or its gradient is not
+            finite.
     """
     settings = settings or RewardTrainingSettings()
     if reward_model.is_shared:
@@ -145,10 +158,20 @@ def train_reward_model(
     training, selection, reported = _split(tokens, settings, rng)
     for pair in tokens:
         longest = max(len(pair.chosen), len(pair.rejected))
+        if not min(len(pair.chosen), len(pair.rejected)):
+            raise ValueError(
+                "a pair has an empty prompt and an empty response, and the tokenizer has neither "
+                "BOS nor EOS: there is no token to read a reward at. Leave such pairs out."
+            )
         if longest > reward_model.max_tokens:
             raise ValueError(
                 f"a pair of the prompt {pair.prompt[:60]!r} has {longest} tokens, more than the "
                 f"{reward_model.max_tokens} positions of the reward model: shorten or drop it."
+            )
+        if not 0 <= pair.preference <= 1:
+            raise ValueError(
+                f"a pair of the prompt {pair.prompt[:60]!r} has preference={pair.preference!r}: it "
+                "must be a probability, from 0 to 1."
             )
     trainer = _Trainer(reward_model, training, selection, settings, rng)
     trainer.run(on_step)
@@ -159,34 +182,52 @@ def train_reward_model(
         training_pairs=len(training),
         selection_pairs=len(selection),
         chose_the_weights=not reported,
+        held_out_by="prompt" if _has_prompts(tokens) else "pair",
     )
+
+
+def _has_prompts(pairs: list[TokenPair]) -> bool:
+    """Whether there are two different prompts, so that whole prompts can be held out."""
+    return len({pair.prompt for pair in pairs}) > 1
+
+
+def _units(pairs: list[TokenPair]) -> list[str]:
+    """What is held out as one, for each pair: its prompt; without one, the pair and its equals."""
+    has_prompts = _has_prompts(pairs)
+    return [
+        pair.prompt
+        if has_prompts and pair.prompt
+        else f"{pair.chosen.tolist()} {pair.rejected.tolist()}"
+        for pair in pairs
+    ]
 
 
 def _split(
     pairs: list[TokenPair], settings: RewardTrainingSettings, rng: np.random.Generator
 ) -> tuple[list[TokenPair], list[TokenPair], list[TokenPair]]:
     """Pairs to train on, to choose the weights by and to report on, without a common prompt."""
-    prompts = sorted({pair.prompt for pair in pairs})
-    if len(prompts) < 2:
+    of_pair = _units(pairs)
+    units = sorted(set(of_pair))
+    if len(units) < 2:
+        prompts = len({pair.prompt for pair in pairs})
         raise ValueError(
-            f"the {len(pairs)} pairs have {len(prompts)} prompt(s): training needs at least two "
-            "different ones, to hold one out."
+            f"the {len(pairs)} pairs have {prompts} prompt(s), and {len(units)} of them differ: "
+            "training needs at least two different ones, to hold one out."
         )
-    left = len(prompts) - 1  # one is trained on at least
-    num_selection = min(max(1, round(settings.eval_fraction * len(prompts))), left)
+    left = len(units) - 1  # one is trained on at least
+    num_selection = min(max(1, round(settings.eval_fraction * len(units))), left)
     num_reported = 0
     if settings.report_fraction and left >= 2:
         num_selection = min(num_selection, left - 1)
-        num_reported = max(1, round(settings.report_fraction * len(prompts)))
+        num_reported = max(1, round(settings.report_fraction * len(units)))
         num_reported = min(num_reported, left - num_selection)
-    order = [prompts[i] for i in rng.permutation(len(prompts))]
+    order = [units[i] for i in rng.permutation(len(units))]
     selection = set(order[:num_selection])
     reported = set(order[num_selection : num_selection + num_reported])
-    return (
-        [pair for pair in pairs if pair.prompt not in selection | reported],
-        [pair for pair in pairs if pair.prompt in selection],
-        [pair for pair in pairs if pair.prompt in reported],
-    )
+    parts: tuple[list[TokenPair], ...] = ([], [], [])
+    for pair, unit in zip(pairs, of_pair, strict=True):
+        parts[1 if unit in selection else 2 if unit in reported else 0].append(pair)
+    return parts[0], parts[1], parts[2]
 
 
 def _evaluate(reward_model: RewardModel, pairs: list[TokenPair]) -> PreferenceReport:
@@ -196,6 +237,7 @@ def _evaluate(reward_model: RewardModel, pairs: list[TokenPair]) -> PreferenceRe
         raw([p.chosen for p in pairs]),
         raw([p.rejected for p in pairs]),
         np.array([p.margin for p in pairs]),
+        np.array([p.preference for p in pairs]),
     )
 
 
@@ -252,8 +294,9 @@ class _Trainer:
     def _step(self, batch: list[TokenPair]) -> float:
         rewards = self._rewards([p.chosen for p in batch] + [p.rejected for p in batch])
         margins = torch.tensor([p.margin for p in batch], device=rewards.device)
+        preferences = torch.tensor([p.preference for p in batch], device=rewards.device)
         chosen, rejected = rewards.chunk(2)
-        loss = preference_loss(chosen, rejected, margins, self.settings.centering_coef)
+        loss = preference_loss(chosen, rejected, margins, self.settings.centering_coef, preferences)
         self.optimizer.zero_grad()
         loss.backward()
         limit = self.settings.max_grad_norm
