@@ -242,6 +242,12 @@ class _Work:
                 f"{total - len(self.file.rows):,} pairs are still to be drawn: the same command "
                 "goes on."
             )
+        rewards = [
+            r for row in self.file.rows for r in (row.reward_a, row.reward_b) if r is not None
+        ]
+        if rewards:
+            mean, deviation = float(np.mean(rewards)), float(np.std(rewards))
+            self.console.print(f"mean reward {mean:.4f}, standard deviation {deviation:.4f}")
         identical = sum(row.labelled_by == "identical" for row in self.file.rows)
         if identical:
             self.console.print(

@@ -14,7 +14,7 @@ FEW = 30
 
 
 def perplexity(loss: float) -> float:
-    """Exp of a mean negative log-likelihood in nats; ∞ beyond float64."""
+    """E to the power of a mean negative log-likelihood in nats; ∞ beyond float64."""
     try:
         return math.exp(loss)
     except OverflowError:
@@ -76,12 +76,12 @@ class SFTReport:
 
     @property
     def eval_perplexity_before(self) -> float:
-        """Exp of the held-out loss before the first step."""
+        """E to the power of the held-out loss before the first step."""
         return perplexity(self.eval_loss_before)
 
     @property
     def eval_perplexity(self) -> float:
-        """Exp of the held-out loss of the weights that were kept."""
+        """E to the power of the held-out loss of the weights that were kept."""
         return perplexity(self.eval_loss)
 
     @property
@@ -105,8 +105,8 @@ class SFTReport:
             )
         if 0 < self.held_out_examples < FEW:
             notes.append(
-                f"the held-out loss is that of {self.held_out_examples} examples, fewer than {FEW}: "
-                "a rough one."
+                f"the held-out loss is that of {self.held_out_examples} examples, fewer than "
+                f"{FEW}: a rough one."
             )
         return notes
 

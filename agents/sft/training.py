@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +26,13 @@ from agents.sft.encoding import EncodedExamples, TokenExample, encode_examples
 from agents.sft.report import Evaluation, SFTReport
 from tokenenv.data import Example
 from tokenenv.models import (
+    GPU_FACTOR,
     LanguageModel,
     enable_checkpointing,
     hidden_states,
     minibatch_indices,
     pack,
     response_log_probs,
-    token_batches,
 )
 from tokenenv.stop_signals import signal_is_pending
 
@@ -40,6 +40,14 @@ __all__ = ["held_out_loss", "token_losses", "train_sft"]
 
 MOST_HELD_OUT = 1000
 """Groups of examples that are held out at most: their loss is measured several times an epoch."""
+
+LIKE = 0.8
+"""Share of the longest example's tokens that the others of its forward pass have at least, so that
+little is padding, where the pass has `FEW_TOKENS` without them."""
+
+FEW_TOKENS = 256
+"""Tokens below which a forward pass is not worth its overhead; on a GPU `GPU_FACTOR` times as
+many."""
 
 OnStep = Callable[[int, int, float], None]
 OnEvaluation = Callable[[Evaluation], None]
@@ -135,8 +143,8 @@ def _split(
     groups = list(dict.fromkeys(example.group for example in examples))
     if len(groups) < 2:
         raise ValueError(
-            f"the {len(examples)} examples have one prompt or document among them, so that none can "
-            "be held out: give more, or hold none out (eval_fraction 0)."
+            f"the {len(examples)} examples have one prompt or document among them, so that none "
+            "can be held out: give more, or hold none out (eval_fraction 0)."
         )
     count = min(max(1, round(fraction * len(groups))), len(groups) - 1, MOST_HELD_OUT)
     chosen = {groups[i] for i in rng.permutation(len(groups))[:count]}
@@ -176,6 +184,7 @@ class _Trainer:
         self.looked_at = 0
         self.without_gain = 0
         self.read_tokens = self.padded_tokens = 0
+        self.few_tokens = FEW_TOKENS * (GPU_FACTOR if model.device.type == "cuda" else 1)
 
     def _rate(self, step: int) -> float:
         return _rate(step, self.report.all_steps, self.settings)
@@ -209,7 +218,7 @@ class _Trainer:
         lengths = np.array([len(example) - 1 for example in examples])
         self.optimizer.zero_grad()
         sums = []
-        for part in token_batches(lengths, self.settings.micro_batch_tokens):
+        for part in _micro_batches(lengths, self.settings.micro_batch_tokens, self.few_tokens):
             with computing_in(self.settings.precision, self.model.device):
                 loss = token_losses(self.model, [examples[i] for i in part]).sum() / learned
             loss.backward()
@@ -299,6 +308,26 @@ class _Trainer:
         report.train_loss = _mean(self.losses[-max(1, len(self.losses) // 10) :])
         if self.padded_tokens:
             report.padding = 1.0 - self.read_tokens / self.padded_tokens
+
+
+def _micro_batches(lengths: np.ndarray, max_tokens: int, few_tokens: int) -> Iterator[np.ndarray]:
+    """Index arrays over all sequences, the longest first, of at most `max_tokens` padded tokens.
+
+    Args:
+        lengths: (S,) tokens per sequence.
+        max_tokens: a single longer sequence is a batch by itself.
+        few_tokens: see `FEW_TOKENS`.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        longest = int(lengths[order[start]])
+        end = start + max(1, max_tokens // max(1, longest))
+        enough = start + -(-few_tokens // max(1, longest))
+        like = start + int(np.count_nonzero(lengths[order[start:]] >= LIKE * longest))
+        end = min(end, max(enough, like))
+        yield order[start:end]
+        start = end
 
 
 def _mean(losses: list[tuple[float, int]]) -> float:

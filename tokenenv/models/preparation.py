@@ -5,11 +5,14 @@ None of it changes the outputs of a model in eval mode, beyond the rounding of a
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
+
+from tokenenv.models.wide_attention import WideAttention
 
 __all__ = [
     "check_weights",
@@ -77,11 +80,22 @@ def enable_checkpointing(model: Any) -> None:
             f"{type(model).__name__} has no gradient checkpointing: leave it out, and take smaller "
             "micro-batches (micro_batch_tokens) for less memory."
         )
-    kwargs = {"use_reentrant": False}
+    kwargs = {"use_reentrant": False, "context_fn": _attention_contexts}
     if hasattr(model, "activation_checkpointing_enable"):  # its name since transformers 5.20
         model.activation_checkpointing_enable(kwargs)
     else:
         model.gradient_checkpointing_enable(kwargs)
+
+
+def _attention_contexts() -> tuple[Any, Any]:
+    """The contexts of a layer's forward pass, and of computing it again in the backward pass.
+
+    The second one does not see what is open around the first: attention that is wide in it under
+    autocast (`WideAttention`) has to be so again.
+    """
+    if torch.is_autocast_enabled("cpu"):
+        return WideAttention(), WideAttention()
+    return contextlib.nullcontext(), contextlib.nullcontext()
 
 
 def fuse_activations(model: nn.Module) -> None:
