@@ -1,7 +1,7 @@
 """The command line: `tokenrlhf COMMAND`.
 
 The commands are train, evaluate, sample, explain, report, play, sft, sample-pairs, reward-model,
-verify and compare.
+data, verify and compare.
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
 """
@@ -23,6 +23,7 @@ from rich.text import Text
 from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
 from agents.console import literal, new_console
+from agents.inspection.config import DataConfig
 from agents.labelling.config import SamplePairsConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
@@ -55,6 +56,7 @@ Command = (
     | Annotated[SFTConfig, tyro.conf.subcommand("sft")]
     | Annotated[SamplePairsConfig, tyro.conf.subcommand("sample-pairs")]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
+    | Annotated[DataConfig, tyro.conf.subcommand("data")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
@@ -300,6 +302,12 @@ def _reward_model(config: RewardModelConfig, console: Console) -> None:
     train_from_file(config, console)
 
 
+def _data(config: DataConfig, console: Console) -> None:
+    from agents.inspection.command import run
+
+    run(config, console)
+
+
 def _verify(config: VerifyConfig, console: Console) -> None:
     from agents.verification.command import verify
 
@@ -328,6 +336,7 @@ _RUNNERS: dict[type, Any] = {
     SFTConfig: _sft,
     SamplePairsConfig: _sample_pairs,
     RewardModelConfig: _reward_model,
+    DataConfig: _data,
     VerifyConfig: _verify,
     CompareConfig: _compare,
     ReportConfig: _report,

@@ -367,7 +367,7 @@ class TrainConfig:
 
     def names_of_code(self) -> dict[str, str]:
         """The settings that name code, as `"module:attribute"`: using them imports the module."""
-        named = {"reward_model": self.reward_model, "prompts": self.prompts}
+        named: dict[str, Any] = {"reward_model": self.reward_model, "prompts": self.prompts}
         if isinstance(self.reward_model, tuple):
             several = {f"reward_model {n}": one for n, one in enumerate(self.reward_model, 1)}
             named = {**several, "prompts": self.prompts}

@@ -137,7 +137,7 @@ def check_reward_weights(reward_model: Any, weights: Any) -> None:
         return
     count = len(reward_model) if is_list else int(reward_model is not None)
     is_numbers = isinstance(weights, list | tuple) and all(map(FINITE.holds, weights))
-    if not is_numbers or len(weights) != count:
+    if not is_numbers or not weights or len(weights) != count:
         raise ValueError(
             f"reward_weights={weights!r:.80} must be a list of finite numbers, one for each of the "
             f"{count} rewards that reward_model names, or None for 1 each."

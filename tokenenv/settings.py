@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenenv.data import Message, Prompt
+from tokenenv.data import TRUNCATIONS, Message, Prompt
 from tokenenv.maths import KL_SHAPINGS
 from tokenenv.models import resolve_device, resolve_dtype
 from tokenenv.ranges import POSITIVE_FINITE, WEIGHT, check_ranges, check_reward_weights, count
 from tokenenv.tasks import Task, check_split, is_bundled, model_source
 
 __all__ = [
-    "PROMPT_TRUNCATIONS",
     "SCORINGS",
     "EnvSettings",
     "Prompts",
@@ -29,9 +28,6 @@ Rewards = str | Callable[..., Sequence[Any]] | Sequence[str | Callable[..., Sequ
 
 Prompts = str | Sequence[str | Sequence[Message] | Mapping[str, Any] | Prompt]
 """What `prompts` may be: a name, or prompts as `tokenenv.data.as_prompt` takes them."""
-
-PROMPT_TRUNCATIONS = ("error", "keep-end", "drop")
-"""Refuse prompts of more than P tokens, keep their last P tokens, or leave them out."""
 
 SCORINGS = ("step", "deferred")
 """Rewards at every step, or all of a rollout's episodes scored together by the trainer's buffer."""
@@ -85,7 +81,7 @@ class EnvSettings:
         check_split(self.split)
         _one_of("kl_shaping", self.kl_shaping, KL_SHAPINGS)
         _one_of("scoring", self.scoring, SCORINGS)
-        _one_of("prompt_truncation", self.prompt_truncation, PROMPT_TRUNCATIONS)
+        _one_of("prompt_truncation", self.prompt_truncation, TRUNCATIONS)
         check_reward_weights(self.reward_model, self.reward_weights)
         _one_of("render_mode", self.render_mode, (None, "ansi", "human", "rgb_array"))
         resolve_dtype(self.dtype)

@@ -23,6 +23,7 @@ from tokenenv.rewards import (
     RewardTrainingSettings,
     TruncationReport,
     new_reward_model,
+    seam_differences_of,
     train_reward_model,
     truncated_pairs,
 )
@@ -66,7 +67,8 @@ def _train(config: RewardModelConfig, output: OutputFolder, console: Console) ->
     limit = reward_model.max_tokens if config.max_tokens is None else config.max_tokens
     readable_pairs, cut = truncated_pairs(pairs, reward_model, limit, config.truncation)
     same = sum(pair.chosen == pair.rejected for pair in pairs)
-    data = _data_report(read, cut, len(pairs), same)
+    seams = seam_differences_of(pairs, reward_model)
+    data = _data_report(read, cut, len(pairs), same, seams)
     console.print(literal(f"{len(pairs):,} pairs of {config.pairs}: {read.format}, {read.layout}"))
     for note in data["notes"]:
         console.print(Text.assemble(("note: ", "yellow"), literal(note)))
@@ -130,12 +132,21 @@ def _write(output: OutputFolder, reward_model: RewardModel, report: dict[str, An
         discard(stage)
 
 
-def _data_report(read: ReadReport, cut: TruncationReport, pairs: int, same: int) -> dict[str, Any]:
+def _data_report(
+    read: ReadReport, cut: TruncationReport, pairs: int, same: int, seams: tuple[int, int]
+) -> dict[str, Any]:
     """What was read and what was cut, for `report.json`; its notes for the terminal too."""
     notes = [*read.notes, *cut.notes]
     if same:
         notes.append(f"{same:,} of {pairs:,} pairs have the same text twice and teach nothing.")
+    if seams[0]:
+        notes.append(
+            f"{seams[0]:,} of {seams[1]:,} responses have other tokens when they are tokenised "
+            "together with their prompt; here both are tokenised apart, as episodes have them. Let "
+            "the response begin with the space that stands before it, and the prompt end without."
+        )
     return {
         **{"format": read.format, "layout": read.layout, "rows": read.bad.rows},
         **{"bad_rows": read.bad.count, "truncation": cut.as_dict(), "notes": notes},
+        **{"seam_differences": seams[0], "seams": seams[1]},
     }

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode
+from support.chat import save_chat_classifier, save_chat_model
 
 from tokenenv import wrappers
 from tokenenv.env import TokenEnv
 from tokenenv.feature_envs import TokenFeaturesEnv, TokenFeaturesVectorEnv
+from tokenenv.mdp import rows_of
 from tokenenv.vector_env import TokenVectorEnv
 from tokenenv.wrappers import vector
 
@@ -53,11 +55,7 @@ class Row:
         return observations[1], float(rewards[1]), *ends, self._info(infos)
 
     def _info(self, infos: dict[str, Any]) -> dict[str, Any]:
-        return {
-            key: value[1]
-            for key, value in infos.items()
-            if not key.startswith("_") and infos[f"_{key}"][1]
-        }
+        return rows_of(infos, [1])[0]
 
 
 class EnvContract:
@@ -205,3 +203,44 @@ class TestRowOfTokenFeaturesVectorEnv(EnvContract):
         return Row(
             TokenFeaturesVectorEnv(num_envs=3, autoreset_mode=AutoresetMode.DISABLED, **settings)
         )
+
+
+@pytest.fixture(scope="module")
+def chat_settings(tmp_path_factory):
+    """Of a token MDP whose prompts are conversations, with columns and two rewards."""
+    folder = tmp_path_factory.mktemp("chat")
+    question = [{"role": "system", "content": "w9"}, {"role": "user", "content": "w4 w5"}]
+    return {
+        "reference": save_chat_model(folder / "reference"),
+        "reward_model": [save_chat_classifier(folder / "reward"), _answers],
+        "reward_weights": [0.5, 1.0],
+        "prompts": [question, {"prompt": question[1:], "answer": "w3"}],
+        "max_prompt_tokens": 16,
+        "max_new_tokens": T,
+        "kl_coef": 0.2,
+        "device": "cpu",
+    }
+
+
+def _answers(prompts, responses, answer=None, messages=None):
+    return [None if a is None else float(a in r) for a, r in zip(answer, responses, strict=True)]
+
+
+class TestTokenEnvOfConversations(EnvContract):
+    @pytest.fixture
+    def settings(self, chat_settings):
+        return chat_settings
+
+    @staticmethod
+    def make(settings):
+        return TokenEnv(**settings)
+
+
+class TestRowOfTokenVectorEnvOfConversations(EnvContract):
+    @pytest.fixture
+    def settings(self, chat_settings):
+        return chat_settings
+
+    @staticmethod
+    def make(settings):
+        return Row(TokenVectorEnv(3, autoreset_mode=AutoresetMode.DISABLED, **settings))

@@ -99,7 +99,9 @@ def for_all(names: Sequence[str], values: list[Any]) -> dict[str, list[Any]]:
 ENVIRONMENT = {
     "task": [*NO_NAMES, "review", "Exact"],
     "reference": NO_NAMES,
-    "reward_model": [*NO_NAMES, [print], "os.path:sep"],
+    "reward_model": [*NO_NAMES, [1], [[print]], ["exact", "os.path:sep"], "os.path:sep"],
+    "reward_weights": [*NO_NUMBERS, [1.0], [1.0, 2.0], [math.nan], ["x"], {"exact": 1.0}, 10**400],
+    "prompt_truncation": [*NO_CHOICES, None, "keep", "Drop"],
     "prompts": [
         *NO_NAMES,
         [],
@@ -110,6 +112,11 @@ ENVIRONMENT = {
         [SURROGATE],
         [ESCAPES],
         iter([]),
+        [{"role": "user", "content": "do"}],
+        [[{"role": "user", "content": "do"}]],
+        [[{"role": "user"}]],
+        [{"answer": "do"}],
+        [{"prompt": 1}],
     ],
     "split": NO_CHOICES,
     "max_prompt_tokens": NO_COUNTS,
@@ -241,6 +248,9 @@ def stepping_calls() -> list[Call]:
     seeds = [-1, 1.5, "x", [1], [1, 2, 3], ["a", "b"], [-1, 2], {}, THING, math.nan, [1.5, 2]]
     calls += each("vector reset", lambda seed: rows().reset(seed=seed), "seed", seeds, "")
     prompts: list[Any] = ["", "  ", 1, [], {}, b"do", THING, SURROGATE, "do " * 500, ESCAPES]
+    user: dict[str, Any] = {"role": "user", "content": "do"}
+    prompts += [user, [user], [{**user, "role": 1}], [{**user, "content": None}], [user, 1]]
+    prompts += [[{**user, "content": SURROGATE}], {"prompt": 1}, {"prompt": [user]}, {"answer": 1}]
     for what, made in (("reset", env), ("vector reset", rows)):
         asked = [{"prompt": prompt} for prompt in prompts]
         reset = functools.partial(lambda made, options: made().reset(options=options), made)

@@ -16,6 +16,7 @@ from support.hostile import ESCAPES, SURROGATE, acting, sample, time_limit
 from agents.cli import main
 from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
+from agents.inspection.config import DataConfig
 from agents.labelling.config import SamplePairsConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
@@ -65,6 +66,7 @@ REQUIRED: dict[type, dict[str, str]] = {
     RewardModelConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT"},
     SFTConfig: {"model": "exact", "data": "TEXT", "out": "OUT", "device": "cpu"},
     SamplePairsConfig: {"model": "exact", "prompts": "exact", "out": "NEW", "device": "cpu"},
+    DataConfig: {"": "PAIRS"},
     VerifyConfig: {"json": "/nowhere/x", "no-learning": ""},
     CompareConfig: {"out": "FILE", "envs": "CartPole-v1", "seeds": "1", "steps": "64"},
     ReportConfig: {"": "RUN"},
@@ -81,6 +83,7 @@ COMMANDS = {
     RewardModelConfig: "reward-model",
     SFTConfig: "sft",
     SamplePairsConfig: "sample-pairs",
+    DataConfig: "data inspect",
     VerifyConfig: "verify",
     CompareConfig: "compare",
     ReportConfig: "report",
@@ -89,7 +92,8 @@ COMMANDS = {
 NAMES = {
     **dict.fromkeys(("task", "actor", "reference", "reward_model", "prompts", "critic"), NO_NAMES),
     **dict.fromkeys(
-        ("base", "pairs", "run", "runs", "model", "data", "reward", "labels"), NO_NAMES
+        ("base", "pairs", "run", "runs", "tokenizer", "model", "data", "reward", "labels"),
+        NO_NAMES,
     ),
     "lora_target_modules": ("", " ", "q_proj"),  # and no rank
     "documents": ("", " "),
@@ -120,6 +124,8 @@ NAMES = {
         LONG,
     ),
     "prompt": (),
+    "documents": (),
+    "file": tuple(name for name in NO_NAMES if "\0" not in name and SURROGATE not in name),
     "response": (),
     "figures": (),  # read after the run, which comes first
 }
@@ -136,7 +142,7 @@ def wrong_values(name: str, hint: Any) -> tuple[str, ...]:
         return NAMES[name]
     if int in kinds:
         return NO_WHOLE_NUMBERS
-    if float in kinds:
+    if float in kinds or tuple[float, ...] in kinds:
         return NO_NUMBERS
     if any(typing.get_origin(kind) is Literal for kind in kinds) or "agents" in name:
         return NO_CHOICES
@@ -147,14 +153,14 @@ def call(config: type, name: str, value: str) -> Call:
     """A call of a command with one wrong value."""
     required = dict(REQUIRED[config])
     option = "run" if name == "runs" else name.replace("_", "-")  # as messages call it
-    is_positional = name in ("run", "runs") and "" in required
+    is_positional = name in ("run", "runs", "file") and "" in required
     if is_positional:
         required[""] = value
     elif value.startswith("=") and value != "":
         required[f"{option}{value}"] = ""
     else:
         required.pop(option, None)
-    arguments = [COMMANDS[config]]
+    arguments = COMMANDS[config].split()
     for key, known in required.items():
         arguments += [f"--{key}"] * bool(key) + [known] * bool(known)
     if not is_positional and not value.startswith("="):
@@ -186,6 +192,7 @@ STRUCTURE = [
         *(("sample", "--prompt", "x"), ("sample", "a", "--prompt"), ("reward-model",)),
         *(("reward-model", "--pairs", "a"), ("verify", "extra"), ("compare", "--agents")),
         *(("play", "extra"), ("play", "--prompt"), ("play", "--run", "a", "--task", "exact")),
+        *(("play", "--prompt-json"), ("play", "--prompt", "[1]", "--prompt-json")),
         *(("compare", "--agents", "ppo", "ppo"), ("compare", "--envs"), ("evaluate", "")),
         *(("sample", "", "--prompt", "x"), ("compare", "--envs", "CartPole-v1", "CartPole-v1")),
         *(
@@ -193,6 +200,10 @@ STRUCTURE = [
             ("report", "a", "a"),
             ("report", "a", "--out"),
             ("report", "--megabytes", "1"),
+            ("data",),
+            ("data", "look", "a"),
+            ("data", "inspect"),
+            ("data", "inspect", "a", "b"),
         ),
     )
 ]

@@ -117,6 +117,7 @@ SMALLER = {
     "explain": "--seed 1",
     "play": "--device cpu",
     "reward-model": "--epochs 1 --device cpu",
+    "data": "",
     "verify": "--no-learning",
     "report": "",
     "compare": "--envs CartPole-v1 --agents ppo --steps 256 --seeds 1 --episodes 2 "

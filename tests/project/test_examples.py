@@ -173,6 +173,14 @@ def baker(output: str, folder: Path) -> None:
     assert (folder / "baker.png").stat().st_size > 10_000
 
 
+def rule_reward(output: str, folder: Path) -> None:
+    right = numbers(rf"'is_right': {NUMBER}", output)
+    near = numbers(rf"'is_near': {NUMBER}", output)
+    assert len(right) == len(near) == 5
+    assert right[0] < 0.3 and right[-1] >= right[0] + 0.15 and near[-1] > near[0] + 0.2
+    assert (folder / "sums" / "config.json").is_file()
+
+
 Check = Callable[[str, Path], None]
 QUICK: dict[str, Check] = {
     "01_random_agent": random_agent,
@@ -190,6 +198,7 @@ SLOW: dict[str, Check] = {
     "09_read_a_run": read_a_run,
     "11_bias_variance": bias_variance,
     "12_one_file_ppo": one_file_ppo,
+    "19_rule_reward": rule_reward,
 }
 EXPERIMENTS: dict[str, Check] = {}
 """Those that have a small version, `--quick`, which is what the test runs."""

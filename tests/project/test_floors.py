@@ -47,7 +47,7 @@ STOREYS: list[list[str]] = [
     ["agents.runs"],
     [
         *("agents.compare", "agents.verification", "agents.report", "agents.play"),
-        "agents.labelling",
+        *("agents.inspection", "agents.labelling"),
     ],
     ["agents.cli"],
 ]
@@ -61,6 +61,7 @@ DOORLESS = {
     "agents.sft": "its settings are read before torch, and `training` needs it",
     "agents.compare": "one command, whose configuration the command line reads before torch",
     "agents.verification": "one command",
+    "agents.inspection": "one command, whose configuration the command line reads before torch",
     "agents.play": "one command, whose configuration the command line reads before torch",
     "agents.labelling": "one command, whose configuration the command line reads before torch",
     "agents.report": "one command, whose configuration the command line reads before jinja2",

@@ -9,7 +9,7 @@ from tokenenv.data.messages import Message, is_message, is_messages
 from tokenenv.data.prompts import Prompt
 from tokenenv.data.turns import as_messages
 
-__all__ = ["as_prompt", "messages_of"]
+__all__ = ["as_prompt", "messages_of", "shown_prompt"]
 
 
 def as_prompt(value: Any, what: str = "the prompt") -> Prompt:
@@ -55,6 +55,14 @@ def _conversation(value: Any, what: str) -> tuple[Message, ...]:
             "turn out."
         )
     return messages
+
+
+def shown_prompt(prompt: Prompt) -> str:
+    """The beginning of a prompt for a message; of a conversation, of its last turn."""
+    if isinstance(prompt.content, str):
+        return repr(prompt.content[:60])
+    last = prompt.content[-1]
+    return f"of the {last['role']} turn {last['content'][:60]!r}"
 
 
 def messages_of(prompt: Prompt | None) -> tuple[Message, ...] | None:

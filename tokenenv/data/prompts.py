@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,16 @@ from tokenenv.data.reading import OpenedFile, ReadReport, good_rows, open_file
 from tokenenv.data.turns import Turns, as_messages, as_turns, is_list
 from tokenenv.tasks import SPLITS, check_split
 
-__all__ = ["Prompt", "read_prompt_rows", "read_prompts"]
+__all__ = [
+    "EVAL_EVERY",
+    "Prompt",
+    "iterate_prompts",
+    "read_prompt_rows",
+    "read_prompts",
+    "split_of",
+]
 
-_EVAL_EVERY = 10
+EVAL_EVERY = 10
 """Without a `"split"` field, every tenth prompt of a file is held out for evaluation."""
 
 _LAYOUTS = (
@@ -81,24 +88,34 @@ def read_prompt_rows(
             counted, and the first ones named), or the split holds no prompt.
     """
     check_split(split)
-    opened = open_file(path, columns, None, skip_bad, report, "prompts")
-    column = _column_of(opened)
-    opened.report.layout = f"prompts in {column!r}" if column != "text" else "a prompt per line"
-    rows = list(good_rows(opened, lambda fields: [_prompt_of(fields, column, opened.report)]))
+    rows = list(iterate_prompts(path, columns, skip_bad, report))
     if any(named is not None for _, named in rows):
         prompts = [prompt for prompt, named in rows if (named or "train") == split]
-    elif len(rows) < _EVAL_EVERY:
+    elif len(rows) < EVAL_EVERY:
         prompts = [prompt for prompt, _ in rows]
     else:
-        held_out = split == "eval"
-        prompts = [
-            prompt
-            for index, (prompt, _) in enumerate(rows)
-            if (index % _EVAL_EVERY == _EVAL_EVERY - 1) == held_out
-        ]
+        prompts = [prompt for index, (prompt, _) in enumerate(rows) if split_of(index) == split]
     if not prompts:
         raise ValueError(f"prompts file {path} has no prompt whose 'split' is {split!r}.")
     return prompts
+
+
+def iterate_prompts(
+    path: str | Path,
+    columns: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+    report: ReadReport | None = None,
+) -> Iterator[tuple[Prompt, str | None]]:
+    """The prompts of a file, each with the split that its row names, one at a time.
+
+    Raises:
+        ValueError: as `read_prompt_rows`, which has the same arguments; for rows that can't be
+            used, at the end of the file.
+    """
+    opened = open_file(path, columns, None, skip_bad, report, "prompts")
+    column = _column_of(opened)
+    opened.report.layout = f"prompts in {column!r}" if column != "text" else "a prompt per line"
+    return good_rows(opened, lambda fields: [_prompt_of(fields, column, opened.report)])
 
 
 def _column_of(opened: OpenedFile) -> str:
@@ -110,6 +127,11 @@ def _column_of(opened: OpenedFile) -> str:
     if "messages" in opened.names:
         return "messages"
     raise opened.missing("prompt", _LAYOUTS)
+
+
+def split_of(index: int) -> str:
+    """The split of a prompt of a file that names none, by its place from 0."""
+    return "eval" if index % EVAL_EVERY == EVAL_EVERY - 1 else "train"
 
 
 def _prompt_of(

@@ -39,6 +39,7 @@ class ReadReport:
         bad: the rows that can't be used.
         counts: what was noticed → how often: "pairs of equal ratings, left out".
         hints: sentences on what could be meant.
+        split: what the row that was read last names as its split.
     """
 
     format: str = ""
@@ -48,6 +49,7 @@ class ReadReport:
     bad: BadRows = field(default_factory=BadRows)
     counts: dict[str, int] = field(default_factory=dict)
     hints: list[str] = field(default_factory=list)
+    split: Any = None
 
     def count(self, what: str, number: int = 1) -> None:
         """Note that something was noticed, so many times more."""
@@ -181,6 +183,7 @@ def good_rows(opened: OpenedFile, parse: Callable[[dict[str, Any]], list[Item]])
         if bad.count and not bad.is_skipping:
             continue
         number += len(items)
+        opened.report.split = fields.get("split")
         yield from items
     bad.refuse(opened.file)
     if not number and bad.count == bad.rows:

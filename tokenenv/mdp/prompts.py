@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from tokenenv.data import Prompt, as_prompt, messages_of, read_prompt_rows
+from tokenenv.data import (
+    Prompt,
+    as_prompt,
+    messages_of,
+    read_prompt_rows,
+    shown_prompt,
+    truncate_prompt,
+)
 from tokenenv.models import LanguageModel
 from tokenenv.notes import note_once
 from tokenenv.settings import ResolvedSettings
@@ -178,7 +185,7 @@ class PromptBook:
         known = [self.origins[place] for place in places]
         if any(other.columns != known[0].columns for other in known):
             raise ValueError(
-                f"the prompt {str(origin.content)[:60]!r} is {len(known)} times among the prompts, "
+                f"the prompt {shown_prompt(origin)} is {len(known)} times among the prompts, "
                 "with different columns: give the row, "
                 '{"prompt": …, "column": …}, so that the reward gets the right ones.'
             )
@@ -216,10 +223,5 @@ class PromptBook:
 
     def _cut(self, ids: np.ndarray) -> np.ndarray:
         """The last P tokens; BOS stays at the front."""
-        limit, bos = (
-            self.max_prompt_tokens,
-            getattr(self.language_model.tokenizer, "bos_token_id", None),
-        )
-        if limit > 1 and bos is not None and ids[0] == bos:
-            return np.concatenate([ids[:1], ids[len(ids) - limit + 1 :]])
-        return ids[len(ids) - limit :]
+        bos = getattr(self.language_model.tokenizer, "bos_token_id", None)
+        return truncate_prompt(ids, self.max_prompt_tokens, bos)

@@ -8,7 +8,13 @@
 """
 
 from tokenenv.rewards.pair_truncation import TruncationReport, truncated_pairs
-from tokenenv.rewards.pairs import PreferencePair, TokenPair, read_pairs
+from tokenenv.rewards.pairs import (
+    PreferencePair,
+    TokenPair,
+    as_token_pair,
+    read_pairs,
+    seam_differences_of,
+)
 from tokenenv.rewards.preference_report import evaluate_preferences
 from tokenenv.rewards.preferences import RewardTrainingSettings, train_reward_model
 from tokenenv.rewards.raw_rewards import episodes_of
@@ -50,6 +56,7 @@ __all__ = [
     "TokenPair",
     "TruncationReport",
     "WeightedRewards",
+    "as_token_pair",
     "build_reference",
     "build_scorer",
     "check_rewards",
@@ -61,6 +68,7 @@ __all__ = [
     "new_reward_model",
     "read_pairs",
     "resolve_reward",
+    "seam_differences_of",
     "train_reward_model",
     "truncated_pairs",
 ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from tokenenv.data import Message, PreferencePair, read_pairs
+from tokenenv.models import seam_differences
 from tokenenv.rewards.reward_model import RewardModel
 
-__all__ = ["PreferencePair", "TokenPair", "as_token_pair", "read_pairs"]
+__all__ = ["PreferencePair", "TokenPair", "as_token_pair", "read_pairs", "seam_differences_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +65,42 @@ def as_token_pair(pair: PreferencePair | TokenPair, reward_model: RewardModel) -
 def _messages(part: str | tuple[Message, ...], role: str) -> tuple[Message, ...]:
     """A part of a conversation as messages; a text is one turn."""
     return ({"role": role, "content": part},) if isinstance(part, str) else part
+
+
+MOST_COUNTED = 10_000
+"""Pairs that `seam_differences_of` looks at: a share is known well enough from them."""
+
+
+def seam_differences_of(
+    pairs: Sequence[PreferencePair | TokenPair], reward_model: RewardModel
+) -> tuple[int, int]:
+    """How many answers have other ids when they are tokenised together with their prompt.
+
+    Args:
+        pairs: those of tokens have no seam.
+        reward_model: whose tokenizer is meant.
+
+    Returns:
+        The number, and of how many; the first `MOST_COUNTED` pairs are looked at.
+    """
+    texts = [
+        text
+        for pair in pairs[:MOST_COUNTED]
+        if isinstance(pair, PreferencePair)
+        for text in _texts(pair, reward_model)
+    ]
+    eos = reward_model.eos_token_ids
+    return seam_differences(reward_model.tokenizer, texts, eos), len(texts)
+
+
+def _texts(pair: PreferencePair, reward_model: RewardModel) -> list[tuple[str, str]]:
+    """Prompt and answer as texts, for both answers."""
+    answers = (pair.chosen, pair.rejected)
+    if isinstance(pair.prompt, str) and all(isinstance(answer, str) for answer in answers):
+        return [(pair.prompt, str(answer)) for answer in answers]
+    before = _messages(pair.prompt, "user")
+    prompt = reward_model.chat.prompt(before)
+    wholes = [
+        reward_model.chat.whole([*before, *_messages(answer, "assistant")]) for answer in answers
+    ]
+    return [(prompt, whole.removeprefix(prompt)) for whole in wholes if whole.startswith(prompt)]

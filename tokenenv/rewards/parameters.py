@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenenv.data import Prompt, messages_of
+from tokenenv.data import Prompt, messages_of, shown_prompt
 from tokenenv.models import LanguageModel, prompt_text
 from tokenenv.rewards.raw_rewards import Episode
 
@@ -132,9 +132,9 @@ class Parameters:
     def _require(has: list[bool], origins: Sequence[Prompt], asked: str, remedy: str) -> None:
         if all(has):
             return
-        first = origins[has.index(False)].content
+        first = origins[has.index(False)]
         many = f"{has.count(False):,} of {len(has):,} prompts lack" if any(has) else "no prompt has"
-        raise ValueError(f"{asked}, which {many} (the first: {str(first)[:60]!r}). {remedy}")
+        raise ValueError(f"{asked}, which {many} (the first: {shown_prompt(first)}). {remedy}")
 
     def arguments(
         self, episodes: Sequence[Episode], language_model: LanguageModel, name: str

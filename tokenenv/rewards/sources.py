@@ -107,6 +107,9 @@ class LearnedReward:
         messages = messages_of(episode.origin)
         is_conversation = messages is not None and self.reward_model.chat.exists
         if self.feeds_tokens and not is_conversation:
+            ends = self.language_model.eos_token_ids  # the reward model may know fewer of them
+            if episode.stopped and len(response) and int(response[-1]) in ends:
+                response = response[:-1]
             return self.reward_model.join(prompt, response, episode.stopped)
         # As text, special tokens included, as training from text has them.
         tokenizer = self.language_model.tokenizer
@@ -188,7 +191,7 @@ def is_learned(reward: RewardSource) -> bool:
 
 
 def resolve_reward(
-    reward_model: str | RewardFunction | Sequence[str | RewardFunction],
+    reward_model: Any,
     language_model: LanguageModel,
     device: str,
     dtype: str,
