@@ -9,12 +9,13 @@ version is installed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
+import operator
 import os
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 from rich.console import Console
@@ -22,9 +23,11 @@ from rich.text import Text
 
 from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
+from agents.config_files import read_settings
 from agents.console import literal, new_console
 from agents.inspection.config import DataConfig
 from agents.labelling.config import SamplePairsConfig
+from agents.option_hints import refuse_other_names
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
 from agents.runs.config import (
@@ -61,6 +64,12 @@ Command = (
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
 )
+
+
+_CONFIGS: dict[str, Any] = {
+    subcommand.name: config for config, subcommand in map(get_args, get_args(Command))
+}
+"""Command → the dataclass of its options."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -136,7 +145,10 @@ def _parse(arguments: list[str]) -> Any:
     a form that can be shown.
     """
     shown = [printable(argument) for argument in arguments]
-    parse = partial(tyro.cli, Command, prog="tokenrlhf", description=__doc__)
+    if arguments and arguments[0] in _CONFIGS:
+        refuse_other_names(arguments[0], _CONFIGS[arguments[0]], arguments[1:])
+    commands = _with_settings(arguments)
+    parse = functools.partial(tyro.cli, commands, prog="tokenrlhf", description=__doc__)
     if shown == arguments:
         return parse(args=arguments)
     try:
@@ -144,6 +156,23 @@ def _parse(arguments: list[str]) -> Any:
     except SystemExit as stopped:
         parse(args=shown)
         raise stopped from None
+
+
+def _with_settings(arguments: list[str]) -> Any:
+    """`Command`, with the settings of a `--config` file as the defaults of `train`."""
+    path = None
+    for option, argument in zip(["", *arguments], [*arguments, ""], strict=True):
+        if option == "--config":
+            path = argument
+        elif argument.startswith("--config="):
+            path = argument.partition("=")[2]
+    if not arguments or arguments[0] != "train" or path is None:
+        return Command
+    train: Any = Annotated[
+        TrainConfig, tyro.conf.subcommand("train", default=read_settings(Path(path)))
+    ]
+    others = [c for c in get_args(Command) if get_args(c)[0] is not TrainConfig]
+    return functools.reduce(operator.or_, others, train)
 
 
 def _refuse_empty(arguments: list[str]) -> None:
@@ -185,6 +214,20 @@ def _file_error(error: OSError) -> str:
 
 
 def _train(config: TrainConfig, console: Console) -> None:
+    if config.seeds is None:
+        _train_once(config, console)
+        return
+    from agents.report.page import NAME, write_page
+    from agents.report.run_files import read_run
+    from agents.runs.seeds import train_seeds
+
+    root = train_seeds(config, console, lambda one: _train_once(one, console))
+    runs = [read_run(path, 1e6) for path in sorted(root.glob("seed-*"))]
+    page = write_page(runs, root / NAME)
+    console.print(Text.assemble("all seeds on one page: ", literal(page, "bold")))
+
+
+def _train_once(config: TrainConfig, console: Console) -> dict[str, Any]:
     from agents.runs.training import Interrupted, TrainingRun
 
     run = TrainingRun(config, console)
@@ -198,6 +241,7 @@ def _train(config: TrainConfig, console: Console) -> None:
     print_summary(console, summary)
     _write_report(run.run.root, console)
     print_places(console, run.run.root, run.after[0].prompt, bool(config.names_of_code()))
+    return summary
 
 
 def _write_report(root: Path, console: Console) -> None:

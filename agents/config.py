@@ -49,6 +49,7 @@ _TRAIN_RANGES: dict[str, Range] = {
     "seed": SEED,
     "total_tokens": count(high=10**12),
     "n_envs": count(high=MOST_ENVS),
+    "seeds": OPTIONAL_COUNT,
     "eval_prompts": COUNT,
     "eval_responses": RESPONSES,
     "eval_every": COUNT_OR_0,
@@ -81,12 +82,16 @@ def _each(value: Any) -> tuple[Any, ...]:
 class TrainConfig:
     """Train a language model with PPO in the token environment; the defaults train `reviews`."""
 
+    config: Path | None = None
+    """File of settings, YAML or JSON, or the config.json of a run; options here override it."""
     out: Path | None = None
     """Folder of the run; runs/NAME-DATE-TIME unless given, named after task, model and prompts."""
     overwrite: bool = False
     """Write into a run folder that exists already, replacing the run in it."""
     seed: int = 0
     """Seed of prompts, sampling and order of the updates."""
+    seeds: int | None = None
+    """Train so many times, with seeds from --seed on, and report interquartile means."""
     total_tokens: int = 65_536
     """Response tokens to train on."""
 
@@ -243,6 +248,11 @@ class TrainConfig:
     checkpoint_every: int = 16
     """Updates between two checkpoints; 0: only the last. TokenPPO.load unpickles them, which can
     run code: share policy/ instead, and load only checkpoints that you trust."""
+    tracker: str | None = None
+    """Also log to an experiment tracker: wandb, trackio, or a module with their init, log and
+    finish."""
+    tracker_project: str = "tokenrlhf"
+    """What the tracker files the run under."""
     device: str = "auto"
     """Torch device."""
     num_threads: int | None = None
@@ -255,7 +265,7 @@ class TrainConfig:
         check_ranges(vars(self), _TRAIN_RANGES)
         if isinstance(self.reward_model, list):
             object.__setattr__(self, "reward_model", tuple(self.reward_model))
-        for name in ("task", "actor", "reference", "reward_model", "prompts", "critic"):
+        for name in ("task", "actor", "reference", "reward_model", "prompts", "critic", "tracker"):
             for value in _each(getattr(self, name)):
                 if isinstance(value, str) and not value.strip():
                     raise ValueError(
@@ -353,6 +363,7 @@ class TrainConfig:
         """The content of `config.json`."""
         content = dataclasses.asdict(self)
         content["out"] = None if self.out is None else str(self.out)
+        content["config"] = None  # what was in it is here
         return content
 
     @classmethod

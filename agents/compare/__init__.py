@@ -5,5 +5,5 @@
 - `scales.py` `best_response.py`: the returns that score 0 and 1 on each environment's scale.
 - `fingerprints.py` `policy_gradient.py`: what kind of MDP it is, measured by rollouts.
 - `evaluators.py` `jobs.py` `workers.py`: the work in pieces, each stored in a separate file.
-- `statistics.py` `results.py` `figures.py` `page.py`: from the pieces to the report.
+- `results.py` `figures.py` `page.py`: from the pieces to the report.
 """

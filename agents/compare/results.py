@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from agents.compare.environments import CLASSIC
-from agents.compare.statistics import (
+from agents.statistics import (
     bootstrap_interval,
     interquartile_mean,
     performance_profile,

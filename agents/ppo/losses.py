@@ -125,7 +125,8 @@ def ppo_losses(
         clip_fraction = torch.mean(is_outside.float())
     return PPOLosses(
         policy=-_mean(torch.min(advantages * ratio, advantages * clipped), weights),
-        value=mse_loss(returns, values),
+        # Of one dtype: before 2.12, torch differentiates no other.
+        value=mse_loss(returns.to(values.dtype), values),
         entropy=-_mean(entropies, weights),
         approx_kl=approx_kl,
         clip_fraction=clip_fraction,

@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from agents.policy import LMActorCriticPolicy
 from agents.ppo.losses import split_minibatch
 from agents.rollout import EpisodeRolloutBuffer, find_env_settings
-from tokenenv.models import MICRO_BATCH_TOKENS, PackedSequences, WideAttention
+from tokenenv.models import MICRO_BATCH_TOKENS, PackedSequences
 
 __all__ = [
     "check_update_precision",
@@ -47,8 +49,30 @@ def computing_in(precision: str, device: torch.device | str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.autocast(kind, torch.bfloat16))
         if kind == "cpu":
-            stack.enter_context(WideAttention())
+            stack.enter_context(_WideAttention())
         yield
+
+
+class _WideAttention(TorchFunctionMode):
+    """Attention in float32: torch's CPU kernel has a backward pass four times slower in bfloat16.
+
+    Measured on torch 2.13, (64 × 4 heads × 63 tokens × 64): 31 ms a layer against 7 ms.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is not scaled_dot_product_attention:
+            return function(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False):
+            attended = function(*map(_widened, args), **{k: _widened(v) for k, v in kwargs.items()})
+            return attended.to(args[0].dtype)
+
+
+def _widened(value: Any) -> Any:
+    is_narrow = isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16
+    return value.float() if is_narrow else value
 
 
 def check_update_precision(model: Any) -> None:

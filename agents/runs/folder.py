@@ -18,7 +18,7 @@ from agents.config import TrainConfig
 from agents.runs.output_folder import OutputFolder, has_leftovers
 from tokenenv.json_files import read_json_object
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "new_folder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class RunFolder:
             ValueError: it exists and holds something, and `overwrite` is off; or another process
                 writes a run there.
         """
-        output = OutputFolder(config.out or _new_name(config), _CONTENTS)
+        output = OutputFolder(config.out or new_folder(config), _CONTENTS)
         try:
             if output.entries():
                 _set_aside(output, config)
@@ -173,8 +173,8 @@ _CONTENTS = (
 )
 
 
-def _new_name(config: TrainConfig) -> Path:
-    """Make a folder with a new name."""
+def new_folder(config: TrainConfig) -> Path:
+    """Make a folder in runs/ with a new name, which begins with that of the run."""
     first = Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
     number, root = 1, first
     while True:

@@ -18,6 +18,7 @@ from stable_baselines3.common.logger import (
 
 from agents.atomic_files import append_lines, json_text, writing
 from agents.runs.folder import RunFolder
+from agents.runs.tracker import TrackerWriter
 
 __all__ = ["MetricsFile", "run_logger"]
 
@@ -79,14 +80,20 @@ class _EventFiles(TensorBoardOutputFormat):
 
 
 @contextlib.contextmanager
-def run_logger(run: RunFolder, model: Any) -> Iterator[None]:
+def run_logger(run: RunFolder, model: Any, tracker: TrackerWriter | None = None) -> Iterator[None]:
     """Let `model` log into the run's folder; at the end, even by an exception, log what is left.
+
+    Args:
+        run: the folder.
+        model: an SB3 algorithm.
+        tracker: a further output.
 
     Raises:
         OSError: a file can't be written; one that would hide another exception is not raised.
     """
     with _quiet_writer_threads():
-        logger = Logger(str(run.root), [MetricsFile(run.metrics), _EventFiles(run.tensorboard)])
+        outputs: list[KVWriter] = [MetricsFile(run.metrics), _EventFiles(run.tensorboard)]
+        logger = Logger(str(run.root), [*outputs, *([] if tracker is None else [tracker])])
         model.set_logger(logger)
         try:
             yield

@@ -14,9 +14,30 @@ from rich.text import Text
 from agents.console import literal
 
 if TYPE_CHECKING:
+    from agents.config import TrainConfig
     from agents.evaluation import ResponseReport
+    from tokenenv.settings import ResolvedSettings
 
-__all__ = ["print_before_and_after", "print_places", "print_responses", "print_summary"]
+__all__ = [
+    "print_before_and_after",
+    "print_of_the_task",
+    "print_places",
+    "print_responses",
+    "print_summary",
+]
+
+
+def print_of_the_task(console: Console, config: TrainConfig, settings: ResolvedSettings) -> None:
+    """One line about the settings that were not given and are the task's."""
+    models = [n for n in ("reference", "reward_model", "prompts") if getattr(config, n) is None]
+    numbers = [
+        f"{name} {getattr(settings, name):g}"
+        for name in ("max_prompt_tokens", "max_new_tokens", "kl_coef")
+        if getattr(config, name) is None
+    ]
+    if models or numbers:
+        what = ", ".join([*models, *numbers])
+        console.print(literal(f"from the task {config.task!r}: {what}"))
 
 
 def _gold(report: ResponseReport) -> str:

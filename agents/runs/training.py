@@ -29,7 +29,9 @@ from agents.runs.progress import (
     SamplesCallback,
     evaluation_progress,
 )
+from agents.runs.tables import print_of_the_task
 from agents.runs.tokens import TokensCallback
+from agents.runs.tracker import TrackerWriter, start_tracker
 from agents.vec_env import TokenVecEnv, make_vec_env
 from tokenenv.models import copy_sharing_frozen
 from tokenenv.optimum import Comparison, ExactEvaluation
@@ -74,7 +76,13 @@ class TrainingRun:
             twin = copy_sharing_frozen(self.model.policy.actor)
             self.starting_actor = twin.requires_grad_(False)
         self.tokenizer = self.held_out.scorer.reference.language_model.tokenizer
-        self.run = RunFolder.create(config)
+        self.tracker = _started_tracker(config)
+        try:
+            self.run = RunFolder.create(config)
+        except BaseException:
+            if self.tracker is not None:
+                self.tracker.close()
+            raise
         assert self.run.output is not None
         self.samples = SamplesCallback(self.run, self.held_out, max(1, config.eval_every))
         self.tokens = TokensCallback(
@@ -101,6 +109,7 @@ class TrainingRun:
             try:
                 self.run.begin(self.config)
                 self.console.print(Text.assemble("training in ", literal(self.run.root, "bold")))
+                print_of_the_task(self.console, self.config, self.env.inner.settings)
                 self._learn()
             except KeyboardInterrupt as stop:
                 message = self._keep("interrupted", stop, start)
@@ -127,7 +136,7 @@ class TrainingRun:
         """Train and save the models."""
         progress, callbacks = self._callbacks()
         try:
-            with run_logger(self.run, self.model):
+            with run_logger(self.run, self.model, self.tracker):
                 self.before = self.samples.respond(self.starting_actor)
                 self.model.learn(self.config.total_tokens, callback=callbacks)
         finally:
@@ -260,6 +269,13 @@ class TrainingRun:
         write_json(self.run.summary, summary)
         draw_curves(read_metrics(self.run.metrics), summary, self.run.curves)
         return summary
+
+
+def _started_tracker(config: TrainConfig) -> TrackerWriter | None:
+    if config.tracker is None:
+        return None
+    name = config.name if config.out is None else config.out.name
+    return start_tracker(config.tracker, config.tracker_project, name, config.as_json())
 
 
 def summarize(

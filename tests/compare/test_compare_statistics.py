@@ -7,7 +7,7 @@ import pytest
 
 from agents.compare.environments import CLASSIC, RAW_TOKENS
 from agents.compare.results import aggregate, scored, summarize_runs
-from agents.compare.statistics import (
+from agents.statistics import (
     bootstrap_interval,
     interquartile_mean,
     performance_profile,

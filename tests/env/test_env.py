@@ -485,8 +485,23 @@ def test_prompts_from_a_jsonl_file_with_splits(settings, tmp_path):
 def test_prompts_by_the_name_of_a_task(settings):
     bundled = gym.make("TokenRLHF-v0").unwrapped.mdp.prompts
     assert gym.make("TokenRLHF-v0", prompts="reviews").unwrapped.mdp.prompts == bundled
-    named = gym.make("TokenRLHF-v0", prompts=f"{__name__}:OTHER_TASK", split="eval")
+    others = {"prompts": f"{__name__}:OTHER_TASK", "reward_model": "reviews"}
+    named = gym.make("TokenRLHF-v0", **others, split="eval")
     assert named.unwrapped.mdp.prompts == ["eval prompt"]
+
+
+@pytest.mark.parametrize("own", [("prompts",), ("reference",), ("reference", "prompts")])
+def test_a_reward_is_not_inherited_with_a_reference_or_prompts_of_ones_own(settings, own):
+    """The reward model of film reviews would score whatever is brought, without a word."""
+    brought = {name: settings[name] for name in own}
+    named = " and ".join(own)
+    with pytest.raises(ValueError, match=f"reward_model is missing: with {named} of your own"):
+        gym.make("TokenRLHF-v0", **brought)
+    gym.make("TokenRLHF-v0", **settings)
+    for same in ({"prompts": "reviews"}, {"reference": "reviews"}):
+        assert gym.make("TokenRLHF-v0", **same).unwrapped.mdp.task.name == "reviews"
+    # A task of the user's own has the reward that the user gave it.
+    gym.make("TokenRLHF-v0", task=f"{__name__}:OTHER_TASK", prompts=["a prompt"])
 
 
 def test_a_task_of_the_users_own_gives_the_defaults():

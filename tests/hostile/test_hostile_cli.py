@@ -96,7 +96,6 @@ NAMES = {
         NO_NAMES,
     ),
     "lora_target_modules": ("", " ", "q_proj"),  # and no rank
-    "documents": ("", " "),
     "device": ("", "quantum", "cuda:-1", "cpu:x", "meta:9", ESCAPES, LONG),
     "out": NO_PLACES,
     "json": ("a\0b", LONG, "/", "/nowhere/x", "/dev/null/x", ""),

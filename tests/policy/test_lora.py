@@ -15,8 +15,9 @@ from stable_baselines3 import PPO
 from support.tiny_task import begin, collect, make_agent, weights
 from transformers import AutoModelForCausalLM
 
-from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO
+from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
 from agents.config import TrainConfig
+from agents.ppo.precision import computing_in
 from tokenenv.models import is_adapter_weight, load_frozen, response_log_probs, save_adapter
 
 pytest.importorskip("peft", reason="the extra `lora` is not installed")
@@ -67,6 +68,29 @@ def test_actor_critic_and_reference_are_one_copy_of_the_weights(kwargs, value_he
         *(id(w) for t in policy._trunks() for n, w in t.named_parameters() if is_adapter_weight(n)),
         *(id(w) for w in heads),
     }
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_on_a_gpu_the_weights_are_shared_there_and_the_kl_starts_at_0(kwargs, dtype):
+    settings = {**kwargs, "device": "cuda", "dtype": dtype}
+    model = TokenPPO(
+        LMActorCriticPolicy,
+        make_vec_env(n_envs=6, seed=0, **settings),
+        policy_kwargs={**LORA, "dtype": dtype},
+        **{"n_steps": 20, "batch_size": 64, "n_epochs": 2, "learning_rate": 1e-3, "seed": 0},
+        device="cuda",
+    )
+    frozen = load_frozen(kwargs["reference"], "cuda", dtype).model
+    before = weights(frozen)
+    assert storages(frozen).keys() <= storages(model.policy.actor).keys()
+    ours, theirs = (response_log_probs(m, *sequences(m), 1.0) for m in (model.policy.actor, frozen))
+    assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    adapters = {n: w.clone() for n, w in model.policy.state_dict().items()}
+    model.learn(2 * STEPS, callback=RLHFCallback())
+    assert all(torch.equal(w, before[name]) for name, w in frozen.state_dict().items())
+    assert any(not torch.equal(w, adapters[n]) for n, w in model.policy.state_dict().items())
+    assert storages(frozen).keys() <= storages(model.policy.actor).keys()
 
 
 def test_before_the_first_update_the_kl_is_exactly_0_and_the_reference_never_moves(kwargs):
@@ -203,7 +227,8 @@ def test_the_critics_warm_up_leaves_the_adapter(kwargs):
                model.policy.actor.named_parameters())  # fmt: skip
 
 
-def test_checkpointing_changes_no_gradient(kwargs):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_checkpointing_changes_no_gradient(kwargs, precision):
     """The layers are computed twice, to the same bits up to rounding."""
     gradients = []
     for checkpointing in (False, True):
@@ -215,7 +240,8 @@ def test_checkpointing_changes_no_gradient(kwargs):
         layer = policy.actor.base_model.layers[0].input_layernorm
         layer.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         for batch in model.rollout_buffer.get(None):
-            _, log_prob, _ = policy.evaluate_actions(batch.observations, batch.actions)
+            with computing_in(precision, "cpu"):
+                _, log_prob, _ = policy.evaluate_actions(batch.observations, batch.actions)
             log_prob.sum().backward()
         assert len(calls) == 1 + checkpointing
         gradients.append([w.grad.clone() for w in policy.actor.parameters()])

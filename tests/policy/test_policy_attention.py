@@ -70,7 +70,7 @@ def test_saved_models_and_folders_keep_what_they_must(folder, tmp_path):
     kwargs = {"actor": "exact", "attention": "eager"}
     model = PPO(LMActorCriticPolicy, env, n_steps=4, batch_size=8, policy_kwargs=kwargs)
     model.save(tmp_path / "model.zip")
-    loaded = PPO.load(tmp_path / "model.zip").policy
+    loaded = PPO.load(tmp_path / "model.zip", device="cpu").policy
     assert loaded.attention == "eager"
     assert loaded.actor.config._attn_implementation == "eager"
     model.policy.save(tmp_path / "policy.pt")

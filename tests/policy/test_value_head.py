@@ -111,8 +111,8 @@ def test_the_deviation_travels_with_the_policy(tiny_task_kwargs, tmp_path, value
     model.save(tmp_path / "model.zip")
     model.policy.save_pretrained(tmp_path / "policy")
     for loaded in (
-        TokenPPO.load(tmp_path / "model.zip").policy,
-        PPO.load(tmp_path / "model.zip", custom_objects={}).policy,
+        TokenPPO.load(tmp_path / "model.zip", device="cpu").policy,
+        PPO.load(tmp_path / "model.zip", device="cpu", custom_objects={}).policy,
         LMActorCriticPolicy.from_pretrained(tmp_path / "policy"),
     ):
         with torch.no_grad():

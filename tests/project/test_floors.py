@@ -38,7 +38,7 @@ STOREYS: list[list[str]] = [
     ["tokenenv.building"],
     ["tokenenv.tasks.reviews.build", "tokenenv.tasks.exact.build"],  # the commands
     # the agent
-    ["agents.settings", "agents.atomic_files", "agents.console"],
+    ["agents.settings", "agents.atomic_files", "agents.console", "agents.statistics"],
     ["agents.config", "agents.vec_env", "agents.policy"],
     ["agents.rollout"],
     ["agents.ppo", "agents.evaluation"],

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -17,6 +18,8 @@ from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
 from tokenenv.models.preparation import disable_dropout
 
 P, T, V = 5, 8, 40
+MIXES_DTYPES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
+"""Whether torch differentiates the squared error of numbers of two dtypes."""
 EOS = [2, 5, 9, 11, 17, 23, 31]
 """Many ends, so that random models end their responses at every length."""
 PROMPTS = ["w3", "w4 w6", "w7 w8 w10", "w12 w13 w14 w15", "w16 w18 w19 w20 w21", "w22 w24 w25"]
@@ -84,6 +87,9 @@ def make_agent(
 ) -> Any:
     """An agent on the tiny task whose actor starts from the reference; its value head is random."""
     dtype = kwargs.get("dtype", "float32")
+    is_stock = agent.__module__.startswith("stable_baselines3")
+    if is_stock and dtype == "float64" and not MIXES_DTYPES:
+        pytest.skip("SB3 compares float32 returns with float64 values; torch 2.12 can")
     given = {"n_steps": 20, "batch_size": 64, "n_epochs": 2, "learning_rate": 1e-3, "seed": 0}
     if not issubclass(agent, PPO):
         given = {"n_steps": 5, "learning_rate": 1e-3, "seed": 0}

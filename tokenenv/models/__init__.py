@@ -79,7 +79,6 @@ from tokenenv.models.reference_decoder import ReferenceDecoder
 from tokenenv.models.sampling import SampledResponse, sample_responses
 from tokenenv.models.slot_decoder import SlotDecoder
 from tokenenv.models.weight_watch import WeightWatch, contents_digest
-from tokenenv.models.wide_attention import WideAttention
 
 __all__ = [
     "GPU_FACTOR",
@@ -94,7 +93,6 @@ __all__ = [
     "SharedLoader",
     "SlotDecoder",
     "WeightWatch",
-    "WideAttention",
     "add_lora",
     "build_language_model",
     "check_cached_step",

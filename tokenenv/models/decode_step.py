@@ -7,6 +7,7 @@ graph, one launch instead of some hundred; elsewhere steps run eagerly.
 from __future__ import annotations
 
 import logging
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -182,6 +183,10 @@ def _side_streams(device: torch.device) -> tuple[torch.cuda.Stream, torch.cuda.S
     return torch.cuda.Stream(device), torch.cuda.Stream(device)
 
 
+_CAPTURING = threading.Lock()
+"""One capture at a time: how torch answers to waits for the device is a setting of the process."""
+
+
 class CudaGraphCapture(StepCapture):
     """CUDA graphs that share one memory pool: only one of them may run at a time.
 
@@ -199,6 +204,10 @@ class CudaGraphCapture(StepCapture):
 
         The graph casts weights itself under autocast: cached casts are freed when it ends.
         """
+        with _CAPTURING:
+            return self._captured(step)
+
+    def _captured(self, step: Callable[[], None]) -> Callable[[], None]:
         kind = self._device.type
         enabled, dtype = autocast_state(kind)
         with (

@@ -6,13 +6,13 @@ None of it changes the outputs of a model in eval mode, beyond the rounding of a
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
 from transformers.activations import ACT2FN
-
-from tokenenv.models.wide_attention import WideAttention
 
 __all__ = [
     "check_weights",
@@ -80,22 +80,28 @@ def enable_checkpointing(model: Any) -> None:
             f"{type(model).__name__} has no gradient checkpointing: leave it out, and take smaller "
             "micro-batches (micro_batch_tokens) for less memory."
         )
-    kwargs = {"use_reentrant": False, "context_fn": _attention_contexts}
+    kwargs = {"use_reentrant": False, "context_fn": _contexts_of_checkpoint}
     if hasattr(model, "activation_checkpointing_enable"):  # its name since transformers 5.20
         model.activation_checkpointing_enable(kwargs)
     else:
         model.gradient_checkpointing_enable(kwargs)
 
 
-def _attention_contexts() -> tuple[Any, Any]:
-    """The contexts of a layer's forward pass, and of computing it again in the backward pass.
+def _contexts_of_checkpoint() -> tuple[Any, Any]:
+    """Contexts of a checkpoint's forward and of its repetition in the backward pass.
 
-    The second one does not see what is open around the first: attention that is wide in it under
-    autocast (`WideAttention`) has to be so again.
+    torch restores autocast in the second, but no `TorchFunctionMode`, such as the one that keeps
+    attention in float32 on CPUs: the repetition would compute something else.
     """
-    if torch.is_autocast_enabled("cpu"):
-        return WideAttention(), WideAttention()
-    return contextlib.nullcontext(), contextlib.nullcontext()
+    return contextlib.nullcontext(), _in_modes(_get_current_function_mode_stack())
+
+
+@contextlib.contextmanager
+def _in_modes(modes: list[Any]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for mode in modes:
+            stack.enter_context(mode)
+        yield
 
 
 def fuse_activations(model: nn.Module) -> None:

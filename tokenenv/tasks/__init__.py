@@ -6,7 +6,9 @@ A task is found by name (`"reviews"`), or as `"package.module:ATTRIBUTE"` naming
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,12 +126,46 @@ def load_object(path: str, role: str = "name") -> Any:
     Raises:
         ValueError: there is no such module or attribute, or importing the module failed.
     """
-    module, _, attribute = path.partition(":")
+    module, _, attribute = path.rpartition(":")
+    if module.endswith(".py"):
+        return _from_file(module, attribute, path, role)
     try:
         return getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # errors of the module's import included
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{role}={path!r} can't be loaded ({reason}): it must be 'package.module:attribute', "
-            "and the module must be importable from here."
+            "and the module must be importable from here; or 'path/to/file.py:attribute'."
+        ) from error
+
+
+def _from_file(file: str, attribute: str, path: str, role: str) -> Any:
+    """The object in a Python file; the file is imported once, under its path.
+
+    Raises:
+        ValueError: as `load_object`.
+    """
+    if not os.path.isfile(file):
+        raise ValueError(
+            f"{role}={path!r}: there is no file {file!r} here. Give the path of a Python file and "
+            "the name of what is in it, 'path/to/file.py:attribute', or 'package.module:attribute'."
+        )
+    location = os.path.abspath(file)
+    try:
+        if location not in sys.modules:
+            spec = importlib.util.spec_from_file_location(location, location)
+            assert spec is not None and spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[location] = module
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[location]
+                raise
+        return getattr(sys.modules[location], attribute)
+    except (Exception, SystemExit) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"{role}={path!r} can't be loaded ({reason}): the file must be importable, and have "
+            f"{attribute!r} at its top level."
         ) from error

@@ -1,0 +1,120 @@
+"""Settings of `tokenrlhf train` from a file: YAML, JSON, or the `config.json` of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from agents.config import TrainConfig
+from agents.settings import settings_from_json
+from tokenenv.json_files import parse_json, read_lines
+
+__all__ = ["read_settings"]
+
+RUN_CONFIG = "config.json"
+_NOT_OF_A_RUN = ("out", "overwrite", "seeds")
+"""Settings of a run that its `config.json` does not hand on: another run would replace it."""
+
+
+def read_settings(path: Path) -> TrainConfig:
+    """The settings in a file, and defaults for those that it does not name.
+
+    The file is a mapping from names of settings, with `_` or `-`, to values. Of a run's own
+    `config.json`, the folder to write to is left out.
+
+    Raises:
+        ValueError: the file can't be read, is no such mapping, names a setting that does not exist,
+            gives one a value that it can't have, or, being of a run, names code.
+    """
+    content = _read(path)
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{str(path)!r} holds no settings: it must be a mapping such as `kl_coef: 0.05`, "
+            f"and is {type(content).__name__}."
+        )
+    defaults = TrainConfig()
+    hints = get_type_hints(TrainConfig)
+    names = {field.name for field in dataclasses.fields(TrainConfig)} - {"config"}
+    settings = {}
+    for key, value in content.items():
+        name = str(key).strip().removeprefix("--").replace("-", "_")
+        if name not in names:
+            raise ValueError(f"{str(path)!r}: there is no setting {key!r}{near(name, names)}")
+        settings[name] = _as_json(value, hints[name])
+    is_of_run = path.name == RUN_CONFIG
+    if is_of_run:
+        settings = {name: v for name, v in settings.items() if name not in _NOT_OF_A_RUN}
+    try:
+        config = settings_from_json(TrainConfig, {**defaults.as_json(), **settings})
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}") from None
+    if is_of_run and (code := config.names_of_code()):
+        name, value = next(iter(code.items()))
+        raise ValueError(
+            f"{str(path)!r} is of a run and says {name}={value!r}, which names code to import: "
+            "copy the settings that you trust into a file of another name, and give that."
+        )
+    return config
+
+
+def near(name: str, names: set[str]) -> str:
+    """The end of a message about a name that does not exist: a full stop, or a suggestion."""
+    similar = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(similar)}?" if similar else "."
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError(f"config={str(path)!r} is no file: give YAML or JSON of settings.")
+    text = "\n".join(read_lines(path))
+    if path.suffix == ".json":
+        return parse_json(text, repr(str(path)))
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=_loader())
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}" if mark is not None else ""
+        said = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ValueError(f"{str(path)!r}{place}: not valid YAML ({said}).") from None
+    except RecursionError:
+        raise ValueError(f"{str(path)!r}: the YAML is nested too deeply to be read.") from None
+
+
+def _loader() -> Any:
+    """YAML's safe loader, which refuses a setting that stands there twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            for index, key in enumerate(keys):
+                if key in keys[:index]:
+                    problem = f"{key!r} stands there twice"
+                    raise yaml.constructor.ConstructorError(
+                        None, None, problem, node.value[index][0].start_mark
+                    )
+            return super().construct_mapping(node, deep=deep)
+
+    return Loader
+
+
+def _as_json(value: Any, hint: Any) -> Any:
+    """A value of YAML as JSON has it: `1e-4` is a string to YAML 1.1, and a number to people."""
+    is_union = get_origin(hint) in (Union, types.UnionType)
+    options = get_args(hint) if is_union else (hint,)
+    if isinstance(value, str) and str not in options:
+        for kind in (int, float):
+            if kind in options:
+                try:
+                    return kind(value)
+                except ValueError:
+                    continue
+    takes_list = any(get_origin(option) is tuple for option in options)
+    if takes_list and isinstance(value, str) and str not in options:
+        return [value]
+    return value
