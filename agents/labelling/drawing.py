@@ -8,8 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from tokenenv.models import LanguageModel, SampledResponse, sample_responses
+from tokenenv.ranges import COUNT, POSITIVE_FINITE, SEED, check_ranges
 
 __all__ = ["DrawnPair", "draw_pairs"]
+
+_RANGES = {
+    **{"pairs_per_prompt": COUNT, "max_new_tokens": COUNT},
+    **{"temperature": POSITIVE_FINITE, "seed": SEED},
+}
 
 TRIES = 5
 """Times that the second response of a pair is drawn again while it reads like the first."""
@@ -64,8 +70,11 @@ def draw_pairs(
         on_finished: called with the number of responses that are drawn.
 
     Raises:
-        ValueError: the model can't be decoded token by token.
+        ValueError: a number is out of its range, or the model can't be decoded token by token.
     """
+    given = {"pairs_per_prompt": pairs_per_prompt, "max_new_tokens": max_new_tokens}
+    given |= {"temperature": temperature, "seed": seed}
+    check_ranges(given, _RANGES)
     of_pair = [i for i in range(len(prompts)) for _ in range(pairs_per_prompt)]
 
     def sample(pairs: Sequence[int], stream: int, done: int) -> list[SampledResponse]:

@@ -93,8 +93,10 @@ class PairFile:
         ValueError: another process has it open, or it holds something else.
     """
 
-    def __init__(self, path: Path, replaces: bool = False) -> None:
-        self.path = path
+    def __init__(self, path: str | Path, replaces: bool = False) -> None:
+        self.path = path = Path(path)
+        if "\0" in str(path):
+            raise ValueError(f"out={str(path)!r:.60} holds a NUL: give the name of a file.")
         if path.is_dir():
             raise ValueError(f"out={str(path)!r} is a folder: give the name of a file.")
         if path.exists() and not path.is_file():

@@ -23,8 +23,12 @@ import numpy as np
 
 from tokenenv.data import TRUNCATIONS, Example, Message, truncate_prompt
 from tokenenv.models import LanguageModel, end_of_turn_id, seam_differences
+from tokenenv.ranges import check_ranges, count
 
 __all__ = ["EncodedExamples", "EncodingReport", "TokenExample", "encode_examples"]
+
+MAX_TOKENS = count(2, or_what=", or None (leave it out)", is_optional=True)
+"""The range of `max_tokens`: something is read, and something learned."""
 
 LOOK = 2000
 """Examples of which it is counted how the tokenizer treats them."""
@@ -173,6 +177,7 @@ def encode_examples(
         raise ValueError(
             f"truncation={truncation!r:.60} must be one of {', '.join(map(repr, TRUNCATIONS))}."
         )
+    check_ranges({"max_tokens": max_tokens}, {"max_tokens": MAX_TOKENS})
     positions = getattr(language_model.model.config, "max_position_embeddings", None)
     limits = [limit for limit in (max_tokens, positions) if limit is not None]
     encoder = _Encoder(language_model, min(limits, default=None), truncation)

@@ -11,7 +11,7 @@ __all__ = ["ADAPTER_FOLDER", "save_sft"]
 ADAPTER_FOLDER = "adapter"
 
 
-def save_sft(language_model: LanguageModel, folder: Path) -> None:
+def save_sft(language_model: LanguageModel, folder: str | Path) -> None:
     """Write a model and its tokenizer, in plain transformers' format.
 
     One with adapters is written merged, and its adapter into the folder `adapter` as peft has it,
@@ -21,7 +21,7 @@ def save_sft(language_model: LanguageModel, folder: Path) -> None:
         language_model: as `train_sft` left it.
         folder: where to; made where it is missing.
     """
-    model = language_model.model
+    folder, model = Path(folder), language_model.model
     is_adapted = any(is_adapter_weight(name) for name, _ in model.named_parameters())
     with quiet_loading():
         (merged(model) if is_adapted else model).save_pretrained(folder)

@@ -78,7 +78,7 @@ def train_sft(
         ValueError: nothing of the model can be trained, an example can't be used, or there are too
             few to hold some out.
     """
-    settings = settings or SFTSettings()
+    settings = SFTSettings() if settings is None else settings
     if not isinstance(settings, SFTSettings):
         raise ValueError(f"settings={settings!r:.60} must be SFTSettings.")
     if not any(weight.requires_grad for weight in language_model.model.parameters()):

@@ -189,6 +189,8 @@ STRUCTURE = [
         *(("train", "--overwrite", "yes"), ("train", f"--{LONG}"), ("train", f"--{ESCAPES}=1")),
         *(("evaluate",), ("evaluate", "a", "b"), ("evaluate", "--run", "a"), ("sample", "a")),
         *(("sample", "--prompt", "x"), ("sample", "a", "--prompt"), ("reward-model",)),
+        *(("sft",), ("sft", "--model", "x"), ("sft", "a"), ("sample-pairs", "--ask")),
+        *(("sample-pairs", "-n"), ("sample-pairs", "--model", "x", "--ask", "yes")),
         *(("reward-model", "--pairs", "a"), ("verify", "extra"), ("compare", "--agents")),
         *(("play", "extra"), ("play", "--prompt"), ("play", "--run", "a", "--task", "exact")),
         *(("play", "--prompt-json"), ("play", "--prompt", "[1]", "--prompt-json")),
