@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from support.chat import save_chat_model
 from support.models import save_language_model, small_model, word_tokenizer
 
 from agents.cli import main
@@ -188,6 +189,34 @@ def test_noisy_labels_have_the_probability_of_bradley_and_terry():
     assert bradley_terry_label(0.5, 0.5, 1.0, rng) == "tie"
     assert bradley_terry_label(0.5, 0.6, 0.0, rng) == "b"
     assert bradley_terry_label(1e300, -1e300, 1e-300, rng) == "a"
+
+
+def test_conversations_and_their_columns_reach_the_reward(here, capsys):
+    save_chat_model(here / "chat")
+    asked = [[{"role": "user", "content": prompt}] for prompt in PROMPTS[:5]]
+    lines = [{"prompt": prompt, "answer": f"w{4 + i}"} for i, prompt in enumerate(asked)]
+    Path("asked.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    Path("right.py").write_text(
+        "def right(prompts, responses, answer):\n"
+        "    return [float(a in r.split()) for a, r in zip(answer, responses)]\n"
+    )
+    arguments = ["sample-pairs", "--model", "chat", "--prompts", "asked.jsonl", "-n", "8"]
+    arguments += ["--max-new-tokens", "12", "--device", "cpu", "--out", "pairs.jsonl"]
+    assert status(arguments) == 0 and rows()[0]["prompt"] == asked[0]
+    assert status([*arguments, "--reward", "right.py:right"]) == 0
+    assert {row["label"] for row in rows()} >= {"tie", "a"}
+    for row in rows():
+        answer = lines[int(row["id"].split("-")[0])]["answer"]
+        assert row.get("reward_a", 0.0) == float(answer in row["response_a"].split())
+    assert read_pairs("pairs.jsonl")[0].prompt == tuple(asked[0])
+    with Path("filled.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["prompt", "response_a", "response_b", "label"])
+        first = rows()[0]
+        cell = json.dumps(first["prompt"])
+        table.writerow([cell, first["response_a"], first["response_b"], "b"])
+    assert status([*arguments, "--labels", "filled.csv"]) == 0
+    assert (rows()[0]["label"], rows()[0]["labelled_by"]) == ("b", "file")
 
 
 def test_a_reward_that_fails_leaves_the_pairs(here, capsys):
