@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.progress import Progress, TaskID
 
 from agents.console import literal, typed_lines
 from agents.labelling.by_file import label_by_file
@@ -67,11 +69,12 @@ class _Work:
     def __init__(self, config: SamplePairsConfig, file: PairFile, console: Console) -> None:
         self.config, self.file, self.console = config, file, console
         self.origins = named_prompts(config.prompts, config.split)[: config.max_prompts]
-        self.drawn = {
+        self.max_new_tokens = self._max_new_tokens()
+        self.drawn: dict[str, Any] = {
             "model": config.model,
             "temperature": config.temperature,
             "seed": config.seed,
-            "max_new_tokens": self._max_new_tokens(),
+            "max_new_tokens": self.max_new_tokens,
         }
         self._language_model: LanguageModel | None = None
         self._book: PromptBook | None = None
@@ -113,7 +116,7 @@ class _Work:
     def book(self) -> PromptBook:
         """The token ids of the prompts."""
         if self._book is None:
-            new_tokens = self.drawn["max_new_tokens"]
+            new_tokens = self.max_new_tokens
             model = self.language_model.model
             limit = getattr(model.config, "max_position_embeddings", None)
             longest = self.config.max_prompt_tokens
@@ -144,12 +147,10 @@ class _Work:
                     self.language_model,
                     part,
                     n,
-                    self.drawn["max_new_tokens"],
+                    self.max_new_tokens,
                     temperature=self.config.temperature,
                     seed=_seed(self.config.seed, start),
-                    on_finished=lambda done, start=start: bar.update(
-                        task, completed=min(total, start * n + done // 2)
-                    ),
+                    on_finished=partial(_show_drawn, bar, task, start * n, total),
                 )
                 rows = [self._row(start * n + i, pair) for i, pair in enumerate(drawn)]
                 self.file.append(rows[len(self.file.rows) - start * n :])
@@ -264,6 +265,11 @@ class _Work:
             model = shlex.quote(self.config.model)
             use = f"tokenrlhf reward-model --pairs {out} --base {model} --out reward-model{skip}"
             self.console.print(literal(f"use it with: {use}"))
+
+
+def _show_drawn(bar: Progress, task: TaskID, before: int, total: int, responses: int) -> None:
+    """Show how many pairs are drawn; the responses that are drawn again come after all others."""
+    bar.update(task, completed=min(total, before + responses // 2))
 
 
 def _seed(seed: int, start: int) -> int:

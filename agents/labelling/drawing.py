@@ -72,9 +72,8 @@ def draw_pairs(
     Raises:
         ValueError: a number is out of its range, or the model can't be decoded token by token.
     """
-    given = {"pairs_per_prompt": pairs_per_prompt, "max_new_tokens": max_new_tokens}
-    given |= {"temperature": temperature, "seed": seed}
-    check_ranges(given, _RANGES)
+    counts = {"pairs_per_prompt": pairs_per_prompt, "max_new_tokens": max_new_tokens}
+    check_ranges({**counts, "temperature": temperature, "seed": seed}, _RANGES)
     of_pair = [i for i in range(len(prompts)) for _ in range(pairs_per_prompt)]
 
     def sample(pairs: Sequence[int], stream: int, done: int) -> list[SampledResponse]:

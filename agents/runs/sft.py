@@ -155,9 +155,10 @@ def _print_data(
 ) -> None:
     tokens = sum(map(len, encoded.examples))
     learned = sum(len(example.targets) for example in encoded.examples)
-    many = (
-        f"{len(encoded.examples):,} examples of {config.data}: {data['format']}, {data['layout']}"
-    )
+    how = data["layout"]
+    if not how.startswith(data["format"]):  # as that of plain text does
+        how = f"{data['format']}, {how}"
+    many = f"{len(encoded.examples):,} examples of {config.data}: {how}"
     console.print(literal(f"{many}; {tokens:,} tokens, of which {learned:,} are learned"))
     for note in data["notes"]:
         console.print(Text.assemble(("note: ", "yellow"), literal(note)))
