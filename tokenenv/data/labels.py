@@ -96,8 +96,7 @@ def preference_of(value: Any, name: str) -> float:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise ValueError(
             f"{name!r} is empty: nobody has said yet which response is better. Fill in a, b or "
-            "tie, let `tokenrlhf sample-pairs` do it (--ask, --reward or --labels), or go on "
-            "without such rows (--skip-bad)"
+            "tie, or let `tokenrlhf sample-pairs` do it (--ask, --reward or --labels)"
         )
     if isinstance(value, str) and value.strip().lower() in _WORDS:
         return _WORDS[value.strip().lower()]
