@@ -263,6 +263,18 @@ class TrainConfig:
     def __post_init__(self) -> None:
         """Validate the settings; those that need an environment are checked when it is made."""
         check_ranges(vars(self), _TRAIN_RANGES)
+        for name in ("lora_alpha", "lora_target_modules"):
+            if self.lora_rank is None and getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} is for adapters: give lora_rank with it, or leave it out."
+                )
+        if self.lora_target_modules is not None and not all(
+            name.strip() for name in self.lora_target_modules or ("",)
+        ):
+            raise ValueError(
+                f"lora_target_modules={self.lora_target_modules!r} must be names of linear layers, "
+                "or be left out."
+            )
         if isinstance(self.reward_model, list):
             object.__setattr__(self, "reward_model", tuple(self.reward_model))
         for name in ("task", "actor", "reference", "reward_model", "prompts", "critic", "tracker"):
@@ -276,18 +288,6 @@ class TrainConfig:
             raise ValueError(
                 f"critic='reward_model', but reward_model names {len(self.reward_model)} rewards: "
                 "give the folder of the one that the critic is to start from as --critic."
-            )
-        for name in ("lora_alpha", "lora_target_modules"):
-            if self.lora_rank is None and getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name} is for adapters: give lora_rank with it, or leave it out."
-                )
-        if self.lora_target_modules is not None and not all(
-            name.strip() for name in self.lora_target_modules or ("",)
-        ):
-            raise ValueError(
-                f"lora_target_modules={self.lora_target_modules!r} must be names of linear layers, "
-                "or be left out."
             )
         if self.value_head == "shared" and self.critic != "actor":
             raise ValueError(

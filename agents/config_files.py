@@ -41,6 +41,8 @@ def read_settings(path: Path) -> TrainConfig:
     settings = {}
     for key, value in content.items():
         name = str(key).strip().removeprefix("--").replace("-", "_")
+        if name == "config" and value is None:  # as a run notes it
+            continue
         if name not in names:
             raise ValueError(f"{str(path)!r}: there is no setting {key!r}{near(name, names)}")
         settings[name] = _as_json(value, hints[name])

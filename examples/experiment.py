@@ -22,15 +22,81 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantiles of Student's t for 1, 2, … degrees of freedom."""
 
 
-def options(description: str | None) -> argparse.Namespace:
-    """`--quick`, `--out` and `--processes` of a script."""
+def options(description: str | None, **further: str) -> argparse.Namespace:
+    """`--quick`, `--out` and `--processes` of a script, and options of its own with their help."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a small version, in half a minute")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder of JSON and figure")
     parser.add_argument("--processes", type=int, default=2, help="runs side by side")
+    for name, text in further.items():
+        parser.add_argument(f"--{name}", help=text)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     return arguments
+
+
+def new_agent(task: str, seed: int, n_envs: int = 64, **changes: Any) -> Any:
+    """A `TokenPPO` with the settings that learn `reviews` and `exact` fast, ready to learn.
+
+    Args:
+        task: name of a task.
+        seed: of environment and agent.
+        n_envs: episodes side by side; 128 on `exact`.
+        **changes: of the settings; `advantage_estimator`, `group_size`, `kl_coef` and
+            `max_new_tokens` go where they belong.
+    """
+    from agents import LMActorCriticPolicy, TokenPPO, make_vec_env
+    from tokenenv.maths import CRITIC_FREE
+
+    is_exact = task == "exact"
+    estimator = changes.pop("advantage_estimator", "gae")
+    group_size = changes.pop("group_size", 1)
+    env = make_vec_env(
+        n_envs=2 * n_envs if is_exact else n_envs,
+        seed=seed,
+        scoring="deferred",
+        task=task,
+        group_size=group_size,
+        device="cpu",
+        **{name: changes.pop(name) for name in ("kl_coef", "max_new_tokens") if name in changes},
+    )
+    settings = {
+        "learning_rate": 3e-3 if is_exact else 5e-4,
+        "batch_size": 1024 if is_exact else 512,
+        **({"clip_range_vf": None} if is_exact else {}),
+        **{"n_steps": 32, "n_epochs": 4, "seed": seed, "device": "cpu"},
+        **changes,
+    }
+    buffer = {
+        "advantage_estimator": estimator,
+        "group_size": group_size,
+        "cut": "carry" if estimator in CRITIC_FREE else "bootstrap",
+    }
+    return TokenPPO(
+        LMActorCriticPolicy,
+        env,
+        policy_kwargs={"actor": env.inner.mdp.settings.reference},
+        rollout_buffer_kwargs=buffer,
+        **settings,
+    )
+
+
+def sample_episodes(actor: Any, held_out: Any, per_prompt: int, seed: int) -> list[Any]:
+    """Finished responses of an actor to held-out prompts, those to one prompt side by side."""
+    from tokenenv.models import sample_responses
+    from tokenenv.rewards import Episode
+
+    prompts = [prompt for prompt in held_out.prompts for _ in range(per_prompt)]
+    reference = held_out.scorer.reference
+    sampled = sample_responses(
+        actor,
+        reference.language_model.eos_token_ids,
+        prompts,
+        held_out.max_new_tokens,
+        temperature=reference.temperature,
+        seed=seed,
+    )
+    return [Episode(p, s.tokens, s.stopped) for p, s in zip(prompts, sampled, strict=True)]
 
 
 def in_parallel(run: Callable[..., Any], jobs: Iterable[tuple], processes: int) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -22,6 +22,13 @@ from tokenenv.data import (
 )
 
 __all__ = ["inspect_file", "run"]
+
+
+_MEASURES: dict[str, Callable[[Counter], Measures[Any]]] = {
+    "pairs": PairMeasures,
+    "prompts": PromptMeasures,
+    "examples": ExampleMeasures,
+}
 
 
 def run(config: DataConfig, console: Console) -> None:
@@ -47,11 +54,7 @@ def inspect_file(config: DataConfig) -> dict[str, Any]:
     counter, unit = _counter(config)
     kind = guess_kind(config.file, columns) if config.kind == "auto" else config.kind
     report = ReadReport()
-    measures: Measures[Any] = {
-        "pairs": PairMeasures,
-        "prompts": PromptMeasures,
-        "examples": ExampleMeasures,
-    }[kind](counter)
+    measures = _MEASURES[kind](counter)
     for item, split in _items(config, kind, columns, report):
         measures.add(item, split)
     return {

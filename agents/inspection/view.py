@@ -137,7 +137,7 @@ def _example(number: int, example: dict[str, Any]) -> Table:
 def _shortened(name: str, value: Any) -> str:
     if isinstance(value, tuple):
         value = "\n".join(f"[{m['role']}] {m['content']}" for m in value)
-    text = str(value)
+    text = str(value) or "(empty)"
     if len(text) <= _START:
         return text
     return "… " + text[-_START:] if name == "prompt" else text[:_START] + " …"

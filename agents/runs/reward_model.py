@@ -142,8 +142,8 @@ def _data_report(
     if seams[0]:
         notes.append(
             f"{seams[0]:,} of {seams[1]:,} responses have other tokens when they are tokenised "
-            "together with their prompt; here both are tokenised apart, as episodes have them. Let "
-            "the response begin with the space that stands before it, and the prompt end without."
+            "together with their prompt; both are tokenised apart here, as in episodes. Where "
+            "prompts end with a space, let the responses begin with it instead."
         )
     return {
         **{"format": read.format, "layout": read.layout, "rows": read.bad.rows},

@@ -6,10 +6,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from support.models import save_classifier, save_language_model, small_model, word_tokenizer
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 import tokenenv  # noqa: F401  (registers the ids)
 from tokenenv.models.encoding import join_ids, prompt_ids, prompt_text
-from tokenenv.models.language_model import LanguageModel, load_frozen
+from tokenenv.models.language_model import LanguageModel, load_frozen, load_trainable
 from tokenenv.rewards.pairs import PreferencePair, as_token_pair
 from tokenenv.rewards.reward_model import load_reward_model, new_reward_model
 from tokenenv.rewards.sources import Episode, LearnedReward
@@ -176,3 +178,24 @@ def test_a_response_is_encoded_without_special_tokens_or_refused():
         ValueError, match=r"'do  mi' comes back from the tokenizer of .* as 'do mi'"
     ):
         language_model.encode_response("do  mi")
+
+
+def test_a_tokenizer_that_does_not_belong_to_the_model_is_refused(tmp_path):
+    """With more tokens than the model reads; one id alone may be too much in a text."""
+    folder = save_language_model(tmp_path / "model")
+    other = word_tokenizer()
+    more = [f"x{i}" for i in range(3)]
+    other.add_tokens(more)  # as a pad token that was added: no text need hold it
+    other.save_pretrained(folder)
+    language_model = load_frozen(folder)
+    assert len(language_model.encode("w4 w5")) == 3
+    with pytest.raises(ValueError, match=r"can't be encoded .* the id 4\d, which the model has no"):
+        language_model.encode("w4 x2")
+    vocabulary = {**word_tokenizer().get_vocab(), **{f"y{i}": 40 + i for i in range(9)}}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=inner, unk_token="<unk>", eos_token="<eos>"
+    ).save_pretrained(folder)
+    for load, what in ((load_frozen, "reference"), (load_trainable, "actor")):
+        with pytest.raises(ValueError, match=f"{what}=.* 49 tokens and its model reads 40"):
+            load(folder)

@@ -181,6 +181,95 @@ def rule_reward(output: str, folder: Path) -> None:
     assert (folder / "sums" / "config.json").is_file()
 
 
+def distance(output: str, folder: Path) -> None:
+    """Without a critic that knows anything, E[Â|s, a] is λ^(tokens after it)·Q.
+
+    So the gain is that power, and the ratio that of Monte Carlo, which no critic changes at λ = 1.
+    """
+    content = json.loads((folder / "distance.json").read_text(encoding="utf-8"))
+    both = content["correlation_both_ways"]
+    np.testing.assert_allclose(both["sampled"], both["exact"], atol=0.015)  # 3 of 1/√50,000
+    rows = {(r["critic"], r["estimate"], r["length"]): r for r in content["rows"]}
+    for (critic, estimate, length), row in rows.items():
+        uniform = rows[critic, "uniform", length]["signal_to_noise"]
+        if critic == "untrained" and estimate != "uniform":
+            power = float(estimate.removeprefix("λ = ")) ** np.arange(length - 1, -1, -1)
+            np.testing.assert_allclose(row["gain"], power, atol=1e-9)
+            np.testing.assert_allclose(row["signal_to_noise"], uniform, rtol=1e-6)
+        if estimate in ("λ = 1", "uniform"):
+            np.testing.assert_allclose(row["gain"], 1.0, atol=1e-9)
+        if critic == "trained" and estimate == "λ = 0.9":
+            assert row["explained"] > 0.9 and row["gain"][0] > 0.9
+            assert row["signal_to_noise"][0] > 3 * uniform[0]
+    assert (folder / "distance.png").stat().st_size > 10_000
+
+
+def token_strength(output: str, folder: Path) -> None:
+    """No two factors of the strength are equal for all tokens, whatever the credit."""
+    rows = json.loads((folder / "token_strength.json").read_text(encoding="utf-8"))
+    keys = {(row["task"], row["stage"], row["estimator"]) for row in rows}
+    assert len(keys) == len(rows) == 8
+    for row in rows:
+        curve = np.array(row["lorenz"])
+        assert (np.diff(curve) >= -1e-12).all() and (curve <= np.linspace(0, 1, 101) + 1e-9).all()
+        area = np.mean((curve[1:] + curve[:-1]) / 2)
+        assert row["gini"] == pytest.approx(1 - 2 * area, abs=0.02)
+        assert row["gini"] > 0.2 and row["gini_norm"] > 0.05 and row["top_tenth"] > 0.15
+        assert np.mean(row["by_advantage"]) == pytest.approx(1.0, abs=0.15)
+        assert np.diff(row["mean_advantage"]).min() >= 0
+        assert ("correlation_with_truth" in row) == (row["task"] == "exact")
+        # The same tokens: what the credit changes is the weight alone.
+        other = next(r for r in rows if r != row and r["task"] == row["task"]
+                     and r["stage"] == row["stage"])  # fmt: skip
+        assert other["gini_norm"] == row["gini_norm"] and other["gini"] != row["gini"]
+    assert (folder / "token_strength.png").stat().st_size > 10_000
+
+
+def critic_quality(output: str, folder: Path) -> None:
+    """A zero critic of the reference: all Q̂ are equal, and it explains less than the mean.
+
+    The mean of K continuations is unbiased, with 1/K of the variance.
+    """
+    content = json.loads((folder / "critic.json").read_text(encoding="utf-8"))
+    for run in content["runs"]:
+        first, last = run["points"][0], run["points"][-1]
+        assert first["tokens"] == 0 and first["rank_accuracy"] == pytest.approx(0.5)
+        assert first["explained_variance"] <= 0 and first["objective_fraction"] < 1e-6
+        assert last["objective_fraction"] > 0.02
+    of_counts = {r["count"]: r for r in content["values"] if r["kind"] == "continuations"}
+    unexplained = {k: 1 - row["explained_variance"] for k, row in of_counts.items()}
+    assert unexplained[27] == pytest.approx(unexplained[1] / 27, rel=0.6)
+    for name in ("rank_accuracy", "correlation"):
+        assert of_counts[1][name] < of_counts[9][name] < of_counts[27][name] < 1
+    assert of_counts[27]["tokens"] == pytest.approx(27 * of_counts[1]["tokens"], rel=0.2)
+    kinds = {row["kind"] for row in content["values"]}
+    assert kinds == {"continuations", "shared critic", "separate critic"}
+    assert (folder / "critic.png").stat().st_size > 10_000
+
+
+def kl_brake(output: str, folder: Path) -> None:
+    free, held = json.loads((folder / "kl_brake.json").read_text(encoding="utf-8"))
+    assert (free["kl_coef"], held["kl_coef"]) == (0.0, 0.5)
+    assert free["kl"] > held["kl"] > 0 and free["score"] > held["score"]
+    for row in (free, held):
+        assert 0 < row["distinct"] <= 1 and row["top_tenth"] > 0.2
+        shares = [share for _, share in row["words"]]
+        assert shares == sorted(shares, reverse=True) and 0 < sum(shares) <= 1 + 1e-9
+    assert (folder / "kl_brake.png").stat().st_size > 10_000
+
+
+def uniform_credit(output: str, folder: Path) -> None:
+    rows = json.loads((folder / "uniform.json").read_text(encoding="utf-8"))
+    assert {(r["task"], r["estimator"]) for r in rows} == {
+        (task, estimator) for task in ("exact", "reviews") for estimator in ("gae", "rloo")
+    }
+    for row in rows:
+        values = [value for _, value in row["points"]]
+        assert row["best"] == max(values) and row["last"] == values[-1] > values[0]
+        assert row["tokens_to_goal"] is None, "so few tokens"
+    assert (folder / "uniform.png").stat().st_size > 10_000
+
+
 Check = Callable[[str, Path], None]
 QUICK: dict[str, Check] = {
     "01_random_agent": random_agent,
@@ -200,11 +289,17 @@ SLOW: dict[str, Check] = {
     "12_one_file_ppo": one_file_ppo,
     "19_rule_reward": rule_reward,
 }
-EXPERIMENTS: dict[str, Check] = {}
+EXPERIMENTS: dict[str, Check] = {
+    "14_distance_from_the_reward": distance,
+    "15_do_all_tokens_get_the_same": token_strength,
+    "16_quality_of_the_critic": critic_quality,
+    "17_kl_as_a_brake": kl_brake,
+    "18_uniform_or_per_token": uniform_credit,
+}
 """Those that have a small version, `--quick`, which is what the test runs."""
 LONGEST = {"12_one_file_ppo": 150, "13_the_baker": 180}
 """Lines of an example that is a whole algorithm; the others have at most 60."""
-EXPERIMENT = 200
+EXPERIMENT = 300
 """Lines of one of `EXPERIMENTS`, at most."""
 
 

@@ -169,6 +169,6 @@ def perturb(module: torch.nn.Module, scale: float = 0.05) -> None:
     with torch.no_grad():
         for parameter in module.parameters():
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-            parameter.add_((scale * noise).to(parameter.dtype))
+            parameter.add_((scale * noise).to(parameter))
     if isinstance(module, LMActorCriticPolicy):
         module.drop_caches()

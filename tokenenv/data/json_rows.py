@@ -31,14 +31,15 @@ def read_json_lines(path: Path, is_gzip: bool, bad: BadRows) -> Iterator[Row]:
     if first is None:
         return
     second = next(lines, None)
+    after = [] if second is None else [second]
     number, text, fault = first
     if not fault and (second is None or text.rstrip()[-1:] in "{[,"):
-        rest = _text_of(itertools.chain([] if second is None else [second], lines), file)
+        rest = _text_of(itertools.chain(after, lines), file)
         value = parse_json(text + rest, file) if rest else _object_of(first, bad)
         if value is not None:
             yield from _rows_of_object(value, file, f"line {number}")
         return
-    for number, text, fault in itertools.chain([first], [second] * (second is not None), lines):
+    for number, text, fault in itertools.chain([first], after, lines):
         value = _object_of((number, text, fault), bad)
         if value is not None:
             yield Row(value, file, f"line {number}")

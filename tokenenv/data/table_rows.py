@@ -25,6 +25,9 @@ SPLIT_OF = {
 _ROWS = 512
 """Rows of a Parquet file that become objects at once."""
 
+_BUFFER = 2**18
+"""Bytes of a column of a Parquet file that are read at once."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*/[A-Za-z0-9][\w.\-]*(@\w+)?")
 
 _FILE_SUFFIXES = (
@@ -57,12 +60,13 @@ def read_parquet(path: Path, is_gzip: bool, bad: BadRows) -> Iterator[Row]:
         stack.enter_context(file_errors(file))
         stream = stack.enter_context(_unpacked(path) if is_gzip else opened(path, False))
         with _damage(file):
-            table = parquet.ParquetFile(stream, pre_buffer=False)
+            # Without a buffer of its own it reads a column of a whole row group at once.
+            table = parquet.ParquetFile(stream, pre_buffer=False, buffer_size=_BUFFER)
             names = table.schema_arrow.names
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"{file} has the column {twice!r} twice: rename one of them.")
-        batches = table.iter_batches(batch_size=_ROWS)
+        batches = table.iter_batches(batch_size=_ROWS, use_threads=False)
         number = 0
         while True:
             with _damage(file):

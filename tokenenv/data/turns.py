@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from tokenenv.data.messages import Message
 
@@ -33,7 +33,7 @@ _LISTS = frozenset(
 _EXAMPLE = '{"role": "user", "content": "…"}'
 
 
-def is_list(value: Any) -> bool:
+def is_list(value: Any) -> TypeGuard[Sequence[Any]]:
     """Whether a value is a list, as messages and responses are."""
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 

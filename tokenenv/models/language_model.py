@@ -33,6 +33,7 @@ from tokenenv.models.loading import (
     SharedLoader,
     check_config,
     check_source,
+    check_tokenizer,
     is_adapter,
     load_tokenizer,
     loading_errors,
@@ -98,6 +99,8 @@ class LanguageModel:
         """
         with self._encoding("prompt", text):
             ids = prompt_ids(self.tokenizer, text, self.eos_token_ids)
+            if ids and max(ids) >= self.model.get_input_embeddings().weight.shape[0]:
+                raise ValueError(f"it gives the id {max(ids)}, which the model has no row for")
         return np.asarray(ids, dtype=np.int64)
 
     def encode_response(self, text: str) -> np.ndarray:
@@ -181,6 +184,7 @@ def load_trainable(name: str, device: str = "cpu", dtype: str = "float32") -> La
 def _load(name: str, device: str, dtype: str, what: str) -> LanguageModel:
     model = _load_model(name, dtype, what)
     tokenizer = load_tokenizer(_with_tokenizer(name, what), what)
+    check_tokenizer(tokenizer, model, name, what)
     with loading_errors(name, what):
         eos_ids = eos_ids_of(model, tokenizer)
     language_model = LanguageModel(name, model.to(device), tokenizer, eos_ids)

@@ -23,6 +23,7 @@ __all__ = [
     "SharedLoader",
     "check_config",
     "check_source",
+    "check_tokenizer",
     "is_adapter",
     "load_tokenizer",
     "loading_errors",
@@ -238,6 +239,27 @@ def load_tokenizer(name: str, what: str) -> Any:
     """The tokenizer in `name`; ValueError where there is none."""
     with quiet_loading(), loading_errors(name, what):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+
+def check_tokenizer(tokenizer: Any, model: Any, name: str, what: str) -> None:
+    """Raise ValueError for a tokenizer that has more tokens than the model reads: it is another's.
+
+    Tokens that were added to a tokenizer afterwards are not counted: some have a pad token that the
+    model lacks, and that no text holds.
+
+    Args:
+        tokenizer: of transformers.
+        model: whose input embedding has a row for each token.
+        name: where both came from.
+        what: the argument that named it.
+    """
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    if int(tokenizer.vocab_size) > rows:
+        raise ValueError(
+            f"{what}={name!r}: its tokenizer has {tokenizer.vocab_size:,} tokens and its model "
+            f"reads {rows:,}: it is the tokenizer of another model. Put the model's own tokenizer "
+            "into the folder."
+        )
 
 
 def _folder_version(name: str) -> tuple[tuple[str, int, int], ...]:

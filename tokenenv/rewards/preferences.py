@@ -156,6 +156,22 @@ def train_reward_model(
     tokens = [as_token_pair(pair, reward_model) for pair in pairs]
     rng = np.random.default_rng(settings.seed)
     training, selection, reported = _split(tokens, settings, rng)
+    _check_readable(tokens, reward_model)
+    trainer = _Trainer(reward_model, training, selection, settings, rng)
+    trainer.run(on_step)
+    sequences = [sequence for pair in tokens for sequence in (pair.chosen, pair.rejected)]
+    reward_model.measure_normalization(reward_model.raw_rewards(sequences))
+    return HeldOutReport(
+        **asdict(_evaluate(reward_model, reported or selection)),
+        training_pairs=len(training),
+        selection_pairs=len(selection),
+        chose_the_weights=not reported,
+        held_out_by="prompt" if _has_prompts(tokens) else "pair",
+    )
+
+
+def _check_readable(tokens: list[TokenPair], reward_model: RewardModel) -> None:
+    """Raise ValueError for a pair that is too long, has no token, or whose label is none."""
     for pair in tokens:
         longest = max(len(pair.chosen), len(pair.rejected))
         if not min(len(pair.chosen), len(pair.rejected)):
@@ -173,17 +189,6 @@ def train_reward_model(
                 f"a pair of the prompt {pair.prompt[:60]!r} has preference={pair.preference!r}: it "
                 "must be a probability, from 0 to 1."
             )
-    trainer = _Trainer(reward_model, training, selection, settings, rng)
-    trainer.run(on_step)
-    sequences = [sequence for pair in tokens for sequence in (pair.chosen, pair.rejected)]
-    reward_model.measure_normalization(reward_model.raw_rewards(sequences))
-    return HeldOutReport(
-        **asdict(_evaluate(reward_model, reported or selection)),
-        training_pairs=len(training),
-        selection_pairs=len(selection),
-        chose_the_weights=not reported,
-        held_out_by="prompt" if _has_prompts(tokens) else "pair",
-    )
 
 
 def _has_prompts(pairs: list[TokenPair]) -> bool:

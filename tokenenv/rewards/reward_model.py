@@ -22,6 +22,7 @@ from tokenenv.models import (
     SharedLoader,
     check_complete,
     check_source,
+    check_tokenizer,
     check_weights,
     eos_ids_of,
     freeze,
@@ -264,6 +265,7 @@ def load_reward_model(name: str, device: str = "cpu", dtype: str = "float32") ->
     prepare(model)
     freeze(model)
     tokenizer = load_tokenizer(name, "reward_model")
+    check_tokenizer(tokenizer, model, name, "reward_model")
     with loading_errors(name, "reward_model"):
         eos_ids_of(model, tokenizer)  # refuses anything but an id
     return RewardModel(model.to(device), tokenizer, is_shared=True)
