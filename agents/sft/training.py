@@ -4,50 +4,38 @@
 
 Maximum likelihood on demonstrations, the first stage of RLHF (Ouyang et al. 2022,
 https://arxiv.org/abs/2203.02155, section 3.5). Every token that is learned has the same weight,
-whatever the length of its example and however the step is cut into micro-batches. Examples are
-packed as `tokenenv.models.pack` does: whole sequences in rows of their own, of like length, so that
-none attends to another and little is padding.
+whatever the length of its example and however the step is cut into micro-batches.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 import torch
 
-from agents.policy import OPTIMIZERS, fused_where_possible, score_tokens
+from agents.policy import OPTIMIZERS, fused_where_possible
 from agents.ppo import computing_in
 from agents.sft.config import SFTSettings
 from agents.sft.encoding import EncodedExamples, TokenExample, encode_examples
+from agents.sft.losses import FEW_TOKENS, held_out_loss, micro_batches, token_losses
 from agents.sft.report import Evaluation, SFTReport
 from tokenenv.data import Example
 from tokenenv.models import (
     GPU_FACTOR,
     LanguageModel,
     enable_checkpointing,
-    hidden_states,
     minibatch_indices,
-    pack,
-    response_log_probs,
 )
 from tokenenv.stop_signals import signal_is_pending
 
-__all__ = ["held_out_loss", "token_losses", "train_sft"]
+__all__ = ["train_sft"]
 
 MOST_HELD_OUT = 1000
 """Groups of examples that are held out at most: their loss is measured several times an epoch."""
-
-LIKE = 0.8
-"""Share of the longest example's tokens that the others of its forward pass have at least, so that
-little is padding, where the pass has `FEW_TOKENS` without them."""
-
-FEW_TOKENS = 256
-"""Tokens below which a forward pass is not worth its overhead; on a GPU `GPU_FACTOR` times as
-many."""
 
 OnStep = Callable[[int, int, float], None]
 OnEvaluation = Callable[[Evaluation], None]
@@ -98,40 +86,6 @@ def train_sft(
         return trainer.run(on_step, on_evaluation)
     finally:
         language_model.model.eval()
-
-
-def token_losses(model: Any, examples: Sequence[TokenExample]) -> torch.Tensor:
-    """(n,) −log π of every learned token of some examples, in their order, with gradient."""
-    targets = [example.targets for example in examples]
-    packed = pack([example.prefix for example in examples], targets, model.device)
-    actions = torch.as_tensor(np.concatenate(targets), dtype=torch.int64, device=model.device)
-    hidden = hidden_states(model, packed)  # (n, h)
-    log_probs, _ = score_tokens(model, hidden, actions, 1.0, entropy_needs_gradient=False)
-    return -log_probs  # (n,)
-
-
-def held_out_loss(
-    model: Any, examples: Sequence[TokenExample], max_tokens: int, precision: str = "float32"
-) -> float:
-    """Mean −log π per learned token, in nats; NaN without examples.
-
-    Args:
-        model: a causal LM.
-        examples: what is measured.
-        max_tokens: of one forward pass, padding included.
-        precision: as `SFTSettings.precision`.
-    """
-    if not examples:
-        return math.nan
-    with computing_in(precision, model.device):
-        log_probs = response_log_probs(
-            model,
-            [example.prefix for example in examples],
-            [example.targets for example in examples],
-            1.0,
-            max_tokens,
-        )
-    return -float(np.concatenate(log_probs).mean())
 
 
 def _split(
@@ -218,7 +172,7 @@ class _Trainer:
         lengths = np.array([len(example) - 1 for example in examples])
         self.optimizer.zero_grad()
         sums = []
-        for part in _micro_batches(lengths, self.settings.micro_batch_tokens, self.few_tokens):
+        for part in micro_batches(lengths, self.settings.micro_batch_tokens, self.few_tokens):
             with computing_in(self.settings.precision, self.model.device):
                 loss = token_losses(self.model, [examples[i] for i in part]).sum() / learned
             loss.backward()
@@ -308,26 +262,6 @@ class _Trainer:
         report.train_loss = _mean(self.losses[-max(1, len(self.losses) // 10) :])
         if self.padded_tokens:
             report.padding = 1.0 - self.read_tokens / self.padded_tokens
-
-
-def _micro_batches(lengths: np.ndarray, max_tokens: int, few_tokens: int) -> Iterator[np.ndarray]:
-    """Index arrays over all sequences, the longest first, of at most `max_tokens` padded tokens.
-
-    Args:
-        lengths: (S,) tokens per sequence.
-        max_tokens: a single longer sequence is a batch by itself.
-        few_tokens: see `FEW_TOKENS`.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        longest = int(lengths[order[start]])
-        end = start + max(1, max_tokens // max(1, longest))
-        enough = start + -(-few_tokens // max(1, longest))
-        like = start + int(np.count_nonzero(lengths[order[start:]] >= LIKE * longest))
-        end = min(end, max(enough, like))
-        yield order[start:end]
-        start = end
 
 
 def _mean(losses: list[tuple[float, int]]) -> float:

@@ -12,9 +12,11 @@ from support.models import save_language_model, small_model, word_tokenizer
 from torch.nn.functional import cross_entropy
 
 from agents.sft.config import SFTSettings
-from agents.sft.encoding import EncodedExamples, EncodingReport, TokenExample, encode_examples
+from agents.sft.encoding import EncodedExamples, TokenExample, encode_examples
+from agents.sft.encoding_report import EncodingReport
+from agents.sft.losses import held_out_loss, micro_batches, token_losses
 from agents.sft.report import Evaluation
-from agents.sft.training import _micro_batches, _rate, held_out_loss, token_losses, train_sft
+from agents.sft.training import _rate, train_sft
 from tokenenv.data import Example
 from tokenenv.models import LanguageModel, load_frozen
 
@@ -158,12 +160,12 @@ def test_a_step_is_the_rate_times_the_gradient_of_the_mean_over_all_tokens():
 
 def test_micro_batches_hold_every_sequence_once_and_little_padding():
     lengths = np.random.default_rng(0).integers(5, 60, size=200)
-    parts = list(_micro_batches(lengths, 512, 64))
+    parts = list(micro_batches(lengths, 512, 64))
     assert sorted(np.concatenate(parts).tolist()) == list(range(200))
     padded = [len(part) * int(lengths[part].max()) for part in parts]
     assert max(padded) <= 512
     assert 1 - lengths.sum() / sum(padded) < 0.12
-    assert [part.tolist() for part in _micro_batches(np.array([3, 900]), 512, 64)] == [[1], [0]]
+    assert [part.tolist() for part in micro_batches(np.array([3, 900]), 512, 64)] == [[1], [0]]
 
 
 def test_the_rate_rises_linearly_and_falls_to_0():

@@ -3,7 +3,7 @@
 Every one is the best of four reviews that the grammar of the task `reviews` draws, by the gold
 reward. The first sentence is the prompt. No prompt of the held-out split is among them.
 
-    python examples/19_demonstrations.py
+    python examples/20_demonstrations.py
 """
 
 import json
