@@ -1,7 +1,7 @@
 """The command line: `tokenrlhf COMMAND`.
 
-The commands are train, evaluate, sample, explain, report, play, reward-model, data, verify and
-compare.
+The commands are train, evaluate, sample, explain, report, play, sft, sample-pairs, reward-model,
+data, verify and compare.
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
 """
@@ -27,6 +27,11 @@ from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
 from agents.console import literal, new_console
 from agents.inspection.config import DataConfig
+<<<<<<< HEAD
+=======
+from agents.labelling.config import SamplePairsConfig
+from agents.option_hints import refuse_other_names
+>>>>>>> w-sft
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
 from agents.runs.config import (
@@ -41,6 +46,7 @@ from agents.runs.tables import (
     print_responses,
     print_summary,
 )
+from agents.sft.config import SFTConfig
 from agents.verification.config import VerifyConfig
 from tokenenv.memory import is_out_of_memory
 from tokenenv.printable import printable
@@ -54,6 +60,8 @@ Command = (
     | Annotated[SampleConfig, tyro.conf.subcommand("sample")]
     | Annotated[ExplainConfig, tyro.conf.subcommand("explain")]
     | Annotated[PlayConfig, tyro.conf.subcommand("play")]
+    | Annotated[SFTConfig, tyro.conf.subcommand("sft")]
+    | Annotated[SamplePairsConfig, tyro.conf.subcommand("sample-pairs")]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
     | Annotated[DataConfig, tyro.conf.subcommand("data")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
@@ -324,6 +332,18 @@ def _play(config: PlayConfig, console: Console) -> None:
     play(config, console)
 
 
+def _sft(config: SFTConfig, console: Console) -> None:
+    from agents.runs.sft import fine_tune_from_file
+
+    fine_tune_from_file(config, console)
+
+
+def _sample_pairs(config: SamplePairsConfig, console: Console) -> None:
+    from agents.labelling.command import sample_pairs_into_file
+
+    sample_pairs_into_file(config, console)
+
+
 def _reward_model(config: RewardModelConfig, console: Console) -> None:
     from agents.runs.reward_model import train_from_file
 
@@ -361,6 +381,8 @@ _RUNNERS: dict[type, Any] = {
     SampleConfig: _sample,
     ExplainConfig: _explain,
     PlayConfig: _play,
+    SFTConfig: _sft,
+    SamplePairsConfig: _sample_pairs,
     RewardModelConfig: _reward_model,
     DataConfig: _data,
     VerifyConfig: _verify,

@@ -1,13 +1,17 @@
-"""Printing text of people and models literally: no control characters, no markup."""
+"""Printing text of people and models literally, no control characters, no markup; reading lines."""
 
 from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.text import Text
 
 from tokenenv.printable import printable
 
-__all__ = ["literal", "new_console"]
+__all__ = ["literal", "new_console", "typed_lines"]
 
 
 def new_console(stderr: bool = False) -> Console:
@@ -25,3 +29,26 @@ def literal(text: object, style: str = "") -> Text:
         style: rich's, of the whole.
     """
     return Text(printable(str(text)), style)
+
+
+def typed_lines() -> Iterator[str]:
+    """The lines that are typed, or those of a file or a pipe; the end of either ends them."""
+    if sys.stdin is None:  # it was closed
+        return
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no text are no move, and no error
+    if not sys.stdin.isatty():
+        yield from iter(sys.stdin.readline, "")
+        return
+    with contextlib.suppress(ImportError):  # not on every system: then lines can't be edited
+        import readline  # noqa: F401
+    shown = "> " if sys.stdout.isatty() else ""
+    while True:
+        try:
+            line = input(shown)
+        except (EOFError, KeyboardInterrupt) as end:
+            sys.stdout.write("\n")  # what follows has a line of its own
+            if isinstance(end, EOFError):
+                return
+            raise
+        yield line

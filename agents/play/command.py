@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 
+from agents.console import typed_lines
 from agents.play.comparisons import Comparisons
 from agents.play.config import PlayConfig
 from agents.play.game import Candidate, Game
@@ -68,7 +67,7 @@ class _Player:
     def run(self) -> None:
         """Show the state and take a line, until there is none."""
         self._show()
-        for line in _lines():
+        for line in typed_lines():
             try:
                 move = self._move(line)
             except ValueError as error:
@@ -137,26 +136,3 @@ class _Player:
         """Of the tokens that end a response, the likeliest."""
         ends = map(self.game.candidate, self.game.language_model.eos_token_ids)
         return max(ends, key=lambda candidate: candidate.probability)
-
-
-def _lines() -> Iterator[str]:
-    """The lines that are typed, or those of a file or a pipe; the end of either ends them."""
-    if sys.stdin is None:  # it was closed
-        return
-    if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="replace")  # bytes that are no text are no move, and no error
-    if not sys.stdin.isatty():
-        yield from iter(sys.stdin.readline, "")
-        return
-    with contextlib.suppress(ImportError):  # not on every system: then lines can't be edited
-        import readline  # noqa: F401
-    shown = "> " if sys.stdout.isatty() else ""
-    while True:
-        try:
-            line = input(shown)
-        except (EOFError, KeyboardInterrupt) as end:
-            sys.stdout.write("\n")  # what follows has a line of its own
-            if isinstance(end, EOFError):
-                return
-            raise
-        yield line

@@ -8,10 +8,12 @@
 
 from agents.ppo.losses import aggregation_weights
 from agents.ppo.ppo import TokenPPO
+from agents.ppo.precision import computing_in
 from agents.ppo.update import Update
 
 __all__ = [
     "TokenPPO",
     "Update",
     "aggregation_weights",
+    "computing_in",
 ]

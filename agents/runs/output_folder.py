@@ -97,12 +97,17 @@ class OutputFolder:
                 os.rename(self.root / _ASIDE, self.root / _REMOVING)
                 remove(self.root / _REMOVING)
 
-    def take_in(self, stage: Path) -> None:
-        """Move everything from a folder into this one, in the place of what has the same names."""
+    def take_in(self, stage: Path, replaced: Iterable[str] = ()) -> None:
+        """Move everything from a folder into this one, in the place of what has the same names.
+
+        Args:
+            stage: the folder.
+            replaced: names of what belongs to the old content alone, and goes with it.
+        """
         names = [path.name for path in stage.iterdir()]
         with hold_signals():
             self.contents = (*self.contents, *names)
-            self.set_aside(names)
+            self.set_aside({*names, *replaced})
             for name in names:
                 os.rename(stage / name, self.root / name)
             self.keep()

@@ -310,7 +310,7 @@ THREE = {"prompt": "p", "responses": ["x", "y"], "ratings": [1, 2]}
         ({"chosen": [GOOD], "rejected": [BAD]}, "share no message that a turn of the assistant"),
         ({"chosen": [USER, GOOD], "rejected": [MORE, BAD]}, "share no message"),
         ({"chosen": f"{H} a{A} x", "rejected": f"{H} b{A} x"}, "share no turn that"),
-        ({**TWO, "label": None}, "line 1: 'label' is None, it must be 'a', 'b' or 'tie'"),
+        ({**TWO, "label": None}, "line 1: 'label' is empty: nobody has said"),
         ({**TWO, "label": "left"}, "line 1: 'label' is 'left', it must be 'a', 'b' or 'tie'"),
         ({**TWO, "label": 0.7}, "'label' is 0.7: a number, which may count responses from 0 or"),
         ({**TWO, "label": True}, "'label' is True, it must be"),

@@ -15,9 +15,15 @@ from support.hostile import ESCAPES, SURROGATE, is_an_answer, time_limit
 
 from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
 from agents.evaluation.held_out import HeldOut
+from agents.labelling.drawing import draw_pairs
+from agents.labelling.pair_file import PairFile
 from agents.runs.folder import RunFolder
+from agents.sft.config import SFTSettings
+from agents.sft.encoding import encode_examples
+from agents.sft.training import train_sft
 from tokenenv import wrappers
 from tokenenv.data import (
+    Example,
     PreferencePair,
     find_format,
     iterate_pairs,
@@ -174,6 +180,19 @@ TRAINING = {
     "seed": [*NO_NUMBERS, HUGE, 1.5],
 }
 
+SFT = {
+    **for_all(("epochs", "batch_tokens", "micro_batch_tokens"), NO_COUNTS),
+    **for_all(("evaluations_per_epoch", "patience"), NO_COUNTS),
+    **for_all(("schedule", "optimizer", "precision"), NO_CHOICES),
+    **for_all(("early_stopping", "gradient_checkpointing"), [1, 0, "x", None, THING, "True"]),
+    "learning_rate": [*NO_NUMBERS, 0, math.inf],
+    "weight_decay": [*NO_NUMBERS, math.inf],
+    "max_grad_norm": [*NO_NUMBERS, 0],
+    "warmup_fraction": [*NO_NUMBERS, 1.5, math.inf],
+    "eval_fraction": [*NO_NUMBERS, 0.95, 1, math.inf],
+    "seed": [*NO_NUMBERS, HUGE, 1.5],
+}
+
 NO_ACTIONS: list[Any] = [
     *(-1, HUGE, 10**6, 1.5, math.nan, "x", None, [], {}, THING, True, 1j, b"1", SURROGATE),
     *(np.array([0.5]), np.array([[0, 0], [0, 0]]), np.array(["x"]), np.array([], dtype=int)),
@@ -232,11 +251,14 @@ def all_calls() -> list[Call]:
         calls += each("TokenPPO", trained, "rollout_buffer_kwargs", made, name)
     for name, values in TRAINING.items():
         calls += each("RewardTrainingSettings", RewardTrainingSettings, name, values)
+    for name, values in SFT.items():
+        calls += each("SFTSettings", SFTSettings, name, values)
     for name in ("kl_estimator", "kl_controller"):
         calls += each("RLHFCallback", RLHFCallback, name, NO_CHOICES)
     for name in ("kl_horizon", "kl_dual_rate"):
         calls += each("RLHFCallback", RLHFCallback, name, [*NO_NUMBERS, 0])
-    return [*calls, *stepping_calls(), *making_calls(), *wrapping_calls(), *reading_calls()]
+    calls += [*stepping_calls(), *making_calls(), *wrapping_calls(), *reading_calls()]
+    return [*calls, *warm_start_calls()]
 
 
 def stepping_calls() -> list[Call]:
@@ -317,6 +339,32 @@ def readers() -> dict[str, Callable[..., Any]]:
         "read_examples": to_the_end(read_examples),
         "read_prompt_rows": functools.partial(read_prompt_rows, split="train"),
     }
+
+
+def warm_start_calls() -> list[Call]:
+    """Of supervised fine-tuning, and of pairs for labelling."""
+    of = env().unwrapped.mdp.language_model
+    wrong: list[Any] = [["x"], [None], [1], [("do", "re")], [THING], [], "do", [Example("", "")]]
+    wrong += [[Example("do", " re " + ESCAPES)], 1, None]
+    encode = functools.partial(encode_examples, language_model=of)
+    calls = each("encode_examples", encode, "examples", wrong, "")
+    good = functools.partial(encode_examples, [Example("do", " re")], of)
+    calls += each("encode_examples", good, "truncation", NO_CHOICES)
+    calls += each("encode_examples", good, "max_tokens", [*NO_COUNTS, 1])
+    train = functools.partial(train_sft, [Example("do", " re")])  # a shared, frozen model
+    calls += each("train_sft", train, "language_model", [of], "load_trainable")
+    trained = functools.partial(train_sft, [Example("do", " re")], of)
+    calls += each("train_sft", trained, "settings", [1, "x", {}, THING], "settings")
+    draw = functools.partial(draw_pairs, of, [of.encode("do")])
+    for name in ("pairs_per_prompt", "max_new_tokens"):
+        given = {"pairs_per_prompt": 1, "max_new_tokens": 1}
+        del given[name]
+        calls += each("draw_pairs", functools.partial(draw, **given), name, NO_COUNTS)
+    plain = functools.partial(draw, 1, 1)
+    calls += each("draw_pairs", plain, "temperature", [*NO_NUMBERS, 0, math.inf, None])
+    calls += each("draw_pairs", plain, "seed", [*NO_NUMBERS, HUGE, 1.5, None])
+    paths: list[Any] = ["/", "/dev/null", ".", __file__, "a\0b", "x" * 5000, 1, None, THING]
+    return calls + each("PairFile", PairFile, "path", paths, "")
 
 
 def reading_calls() -> list[Call]:

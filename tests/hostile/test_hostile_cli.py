@@ -17,6 +17,7 @@ from agents.cli import main
 from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
 from agents.inspection.config import DataConfig
+from agents.labelling.config import SamplePairsConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
 from agents.runs.config import (
@@ -25,6 +26,7 @@ from agents.runs.config import (
     RewardModelConfig,
     SampleConfig,
 )
+from agents.sft.config import SFTConfig
 from agents.verification.config import VerifyConfig
 
 LONG = "x" * 5000
@@ -62,13 +64,15 @@ REQUIRED: dict[type, dict[str, str]] = {
     ExplainConfig: {"": "/nowhere", "prompt": "x"},
     PlayConfig: {"task": "exact", "device": "cpu"},
     RewardModelConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT"},
+    SFTConfig: {"model": "exact", "data": "TEXT", "out": "OUT", "device": "cpu"},
+    SamplePairsConfig: {"model": "exact", "prompts": "exact", "out": "NEW", "device": "cpu"},
     DataConfig: {"": "PAIRS"},
     VerifyConfig: {"json": "/nowhere/x", "no-learning": ""},
     CompareConfig: {"out": "FILE", "envs": "CartPole-v1", "seeds": "1", "steps": "64"},
     ReportConfig: {"": "RUN"},
 }
 """Command → what it is called with. OUT is a new folder, FILE is a file where a folder must be,
-PAIRS are some pairs, and RUN has what a report needs."""
+PAIRS are some pairs, TEXT is a text, NEW a file that is not there, RUN has what a report needs."""
 
 COMMANDS = {
     TrainConfig: "train",
@@ -77,6 +81,8 @@ COMMANDS = {
     ExplainConfig: "explain",
     PlayConfig: "play",
     RewardModelConfig: "reward-model",
+    SFTConfig: "sft",
+    SamplePairsConfig: "sample-pairs",
     DataConfig: "data inspect",
     VerifyConfig: "verify",
     CompareConfig: "compare",
@@ -85,7 +91,11 @@ COMMANDS = {
 
 NAMES = {
     **dict.fromkeys(("task", "actor", "reference", "reward_model", "prompts", "critic"), NO_NAMES),
-    **dict.fromkeys(("base", "pairs", "run", "runs", "tokenizer"), NO_NAMES),
+    **dict.fromkeys(
+        ("base", "pairs", "run", "runs", "tokenizer", "model", "data", "reward", "labels"),
+        NO_NAMES,
+    ),
+    "lora_target_modules": ("", " ", "q_proj"),  # and no rank
     "device": ("", "quantum", "cuda:-1", "cpu:x", "meta:9", ESCAPES, LONG),
     "out": NO_PLACES,
     "json": ("a\0b", LONG, "/", "/nowhere/x", "/dev/null/x", ""),
@@ -179,6 +189,8 @@ STRUCTURE = [
         *(("train", "--overwrite", "yes"), ("train", f"--{LONG}"), ("train", f"--{ESCAPES}=1")),
         *(("evaluate",), ("evaluate", "a", "b"), ("evaluate", "--run", "a"), ("sample", "a")),
         *(("sample", "--prompt", "x"), ("sample", "a", "--prompt"), ("reward-model",)),
+        *(("sft",), ("sft", "--model", "x"), ("sft", "a"), ("sample-pairs", "--ask")),
+        *(("sample-pairs", "-n"), ("sample-pairs", "--model", "x", "--ask", "yes")),
         *(("reward-model", "--pairs", "a"), ("verify", "extra"), ("compare", "--agents")),
         *(("play", "extra"), ("play", "--prompt"), ("play", "--run", "a", "--task", "exact")),
         *(("play", "--prompt-json"), ("play", "--prompt", "[1]", "--prompt-json")),
@@ -213,7 +225,16 @@ def check(wrong: Call, folder: Path, capsys: Any) -> str | None:
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     (folder / "run").mkdir(exist_ok=True)
     (folder / "run" / "config.json").write_text('{"task": "x", "seed": 0, "total_tokens": 1}')
-    places = {"OUT": "new", "FILE": "file", "PAIRS": "pairs.jsonl", "RUN": "run"}
+    (folder / "text").write_text("do re mi\n")
+    (folder / "pairs-to-be").unlink(missing_ok=True)
+    places = {
+        "OUT": "new",
+        "TEXT": "text",
+        "NEW": "pairs-to-be",
+        "FILE": "file",
+        "PAIRS": "pairs.jsonl",
+        "RUN": "run",
+    }
     places = {name: str(folder / place) for name, place in places.items()}
     arguments = [places.get(argument, argument) for argument in wrong.arguments]
     capsys.readouterr()

@@ -116,6 +116,8 @@ SMALLER = {
     "sample": "--n 1",
     "explain": "--seed 1",
     "play": "--device cpu",
+    "sft": "--epochs 1 --device cpu",
+    "sample-pairs": "--n 1 --max-prompts 24 --device cpu",
     "reward-model": "--epochs 1 --device cpu",
     "data": "",
     "verify": "--no-learning",
@@ -165,8 +167,13 @@ def test_commands_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("1\ne\nq\n"))
     pair = '{"prompt": "We saw %d films.", "chosen": " They were fun.", "rejected": " Bad."}'
     Path("pairs.jsonl").write_text("\n".join(pair % number for number in range(40)))
+<<<<<<< HEAD
     for block in blocks(page, "yaml"):  # its first line is a comment with the file's name
         Path(block.splitlines()[0].removeprefix("#").strip()).write_text(block)
+=======
+    good = '{"prompt": "We saw %d films.", "response": " They were fun."}'
+    Path("demonstrations.jsonl").write_text("\n".join(good % number for number in range(40)))
+>>>>>>> w-sft
     for program, *arguments in COMMANDS[page]:
         if program == "tokenrlhf":
             command = [*arguments, *SMALLER[arguments[0]].split()]
@@ -292,7 +299,9 @@ def defaults() -> dict[str, dict[str, object]]:
     """Owner of options, as the page calls it → name → default."""
     from agents import EpisodeRolloutBuffer, LMActorCriticPolicy, TokenPPO
     from agents.config import TrainConfig
+    from agents.labelling.config import SamplePairsConfig
     from agents.runs.config import EvaluateConfig, RewardModelConfig, SampleConfig
+    from agents.sft.config import SFTConfig
     from tokenenv.env import TokenEnv
 
     owners = {
@@ -304,6 +313,8 @@ def defaults() -> dict[str, dict[str, object]]:
         "evaluate": EvaluateConfig,
         "sample": SampleConfig,
         "reward-model": RewardModelConfig,
+        "sft": SFTConfig,
+        "sample-pairs": SamplePairsConfig,
     }
     return {
         owner: {name: p.default for name, p in inspect.signature(it).parameters.items()}
@@ -323,7 +334,7 @@ def test_options_of_correctness_and_their_defaults_are_those_of_the_code():
             if said_owner:
                 continue
             is_flag = said_name.startswith("--")
-            assert is_flag == (owner in ("train", "evaluate", "sample", "reward-model")), row
+            assert is_flag == (owner not in ("env", "TokenPPO", "buffer", "policy")), row
             name = said_name.removeprefix("--").replace("-", "_") if is_flag else said_name
             assert name in known[owner], f"{owner} has no option {name}"
             expected.add(repr(known[owner][name]))

@@ -270,12 +270,27 @@ def uniform_credit(output: str, folder: Path) -> None:
     assert (folder / "uniform.png").stat().st_size > 10_000
 
 
+def demonstrations(said: str, folder: Path) -> None:
+    from tokenenv.data import read_examples
+    from tokenenv.tasks.reviews import TASK, gold_rewards
+
+    examples = list(read_examples(folder / "demonstrations.jsonl"))
+    gold = gold_rewards([e.prompt for e in examples], [e.response for e in examples])
+    assert said == (
+        f"{len(examples)} demonstrations in demonstrations.jsonl, gold reward "
+        f"{sum(gold) / len(gold):.3f} on average\n"
+    )
+    held_out = {prompt[: prompt.index(".") + 1] for prompt in TASK.prompts("eval")}
+    assert not held_out & {example.prompt for example in examples}
+
+
 Check = Callable[[str, Path], None]
 QUICK: dict[str, Check] = {
     "01_random_agent": random_agent,
     "04_own_prompts": own_prompts,
     "10_exact_optimum": exact_optimum,
     "13_the_baker": baker,
+    "20_demonstrations": demonstrations,
 }
 SLOW: dict[str, Check] = {
     "02_standard_agent": standard_agent,

@@ -42,11 +42,18 @@ STOREYS: list[list[str]] = [
     ["agents.config", "agents.vec_env", "agents.policy"],
     ["agents.rollout"],
     ["agents.ppo", "agents.evaluation"],
-    ["agents.credit"],
+    ["agents.credit", "agents.sft"],
     # runs, and what is made of agents
     ["agents.runs"],
+<<<<<<< HEAD
     ["agents.compare", "agents.verification", "agents.report", "agents.play", "agents.inspection"],
     ["agents.command_line"],
+=======
+    [
+        *("agents.compare", "agents.verification", "agents.report", "agents.play"),
+        *("agents.inspection", "agents.labelling"),
+    ],
+>>>>>>> w-sft
     ["agents.cli"],
 ]
 """Rooms, storey by storey: a module imports from its own room and from lower storeys. A room is a
@@ -57,10 +64,12 @@ ROOMS = {room: storey for storey, rooms in enumerate(STOREYS) for room in rooms}
 DOORLESS = {
     "agents.command_line": "what the command line takes one by one, some of it before torch",
     "agents.runs": "its door is light and `training` is not",
+    "agents.sft": "its settings are read before torch, and `training` needs it",
     "agents.compare": "one command, whose configuration the command line reads before torch",
     "agents.verification": "one command",
     "agents.inspection": "one command, whose configuration the command line reads before torch",
     "agents.play": "one command, whose configuration the command line reads before torch",
+    "agents.labelling": "one command, whose configuration the command line reads before torch",
     "agents.report": "one command, whose configuration the command line reads before jinja2",
     "tokenenv.tasks": "one package per task",
     "tokenenv.wrappers": "single and vector wrappers have the same names",

@@ -19,6 +19,7 @@ from tokenenv.data.columns import parse_columns
 from tokenenv.data.examples import Example, read_examples
 from tokenenv.data.formats import FileFormat
 from tokenenv.data.kinds import KINDS, guess_kind
+from tokenenv.data.labels import preference_of
 from tokenenv.data.messages import Message, is_messages
 from tokenenv.data.pairs import MOST_MARGIN, PreferencePair, iterate_pairs, read_pairs
 from tokenenv.data.prompt_values import as_prompt, messages_of, shown_prompt
@@ -58,6 +59,7 @@ __all__ = [
     "iterate_prompts",
     "messages_of",
     "parse_columns",
+    "preference_of",
     "read_examples",
     "read_pairs",
     "read_prompt_rows",

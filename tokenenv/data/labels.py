@@ -93,6 +93,11 @@ def preference_of(value: Any, name: str) -> float:
         FileFault: it is a number whose meaning the name leaves open, or which has none.
         ValueError: it is something else; without place and full stop.
     """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise ValueError(
+            f"{name!r} is empty: nobody has said yet which response is better. Fill in a, b or "
+            "tie, or let `tokenrlhf sample-pairs` do it (--ask, --reward or --labels)"
+        )
     if isinstance(value, str) and value.strip().lower() in _WORDS:
         return _WORDS[value.strip().lower()]
     figure = _as_number(value) if isinstance(value, str) else value

@@ -23,7 +23,7 @@ from tokenenv.settings import ResolvedSettings
 from tokenenv.tasks import Task, is_bundled, load_task, names_code
 from tokenenv.user_code import user_code
 
-__all__ = ["PromptBook", "read_origins"]
+__all__ = ["PromptBook", "named_prompts", "read_origins"]
 
 
 def read_origins(settings: ResolvedSettings, task: Task) -> list[Prompt]:
@@ -36,16 +36,30 @@ def read_origins(settings: ResolvedSettings, task: Task) -> list[Prompt]:
     if source is None:
         return _prompts_of(task, split)
     if isinstance(source, str):
-        is_task = names_code(source) or (is_bundled(source) and not os.path.exists(source))
-        if is_task:
-            return _prompts_of(load_task(source, "prompts"), split)
-        return read_prompt_rows(source, split)
+        return named_prompts(source, split)
     if not isinstance(source, Sequence) or not source:
         raise ValueError(
             f"prompts={source!r:.80}: give a non-empty list of texts or of lists of messages, the "
             "name of a file, or the name of a task."
         )
     return _as_prompts(source, "prompts")
+
+
+def named_prompts(source: str, split: str) -> list[Prompt]:
+    """The prompts of a file, or of a task.
+
+    Args:
+        source: a file of any format that is read, the name of a bundled task, or
+            `"package.module:TASK"`.
+        split: `"train"` or `"eval"`.
+
+    Raises:
+        ValueError: there are none, or one of them is no prompt.
+    """
+    is_task = names_code(source) or (is_bundled(source) and not os.path.exists(source))
+    if is_task:
+        return _prompts_of(load_task(source, "prompts"), split)
+    return read_prompt_rows(source, split)
 
 
 def _as_prompts(values: Sequence[Any], what: str) -> list[Prompt]:

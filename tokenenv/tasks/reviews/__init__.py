@@ -12,7 +12,7 @@ from tokenenv.tasks.reviews.gold import gold_reward
 from tokenenv.tasks.reviews.parsing import begins_review, parse_review
 from tokenenv.tasks.reviews.prompts import reviews_prompts
 
-__all__ = ["FOLDER", "TASK"]
+__all__ = ["FOLDER", "TASK", "gold_rewards"]
 
 FOLDER = ASSETS / "reviews"
 """The shipped models and their card."""
@@ -20,6 +20,11 @@ FOLDER = ASSETS / "reviews"
 
 def _gold_reward(prompt: str, response: str, stopped: bool) -> float:
     return gold_reward(prompt + response)
+
+
+def gold_rewards(prompts: list[str], responses: list[str]) -> list[float]:
+    """The gold reward as a reward function: what people who agree with it would say."""
+    return [gold_reward(p + r) for p, r in zip(prompts, responses, strict=True)]
 
 
 def _grammar(prompt: str, response: str, stopped: bool) -> bool:
