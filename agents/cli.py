@@ -27,11 +27,7 @@ from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
 from agents.console import literal, new_console
 from agents.inspection.config import DataConfig
-<<<<<<< HEAD
-=======
 from agents.labelling.config import SamplePairsConfig
-from agents.option_hints import refuse_other_names
->>>>>>> w-sft
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
 from agents.runs.config import (

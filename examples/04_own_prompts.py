@@ -6,7 +6,8 @@ import gymnasium as gym
 
 Path("prompts.txt").write_text("I saw this film today.\nWe watched the new comedy at home.\n")
 for prompts in (["Today we saw a thriller.", "The music"], "prompts.txt"):
-    env = gym.make("tokenenv:TokenRLHF-v0", prompts=prompts)
+    # They are of films too, so the task's reward model can score what follows; else name yours.
+    env = gym.make("tokenenv:TokenRLHF-v0", prompts=prompts, reward_model="reviews")
     starts = {env.reset(seed=seed)[1]["prompt"] for seed in range(20)}
     print(f"prompts={prompts!r}: episodes start from {sorted(starts)}")
 

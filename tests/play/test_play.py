@@ -328,7 +328,8 @@ def test_colours_on_a_terminal_are_the_palettes(game):
 def test_what_prompts_and_models_say_is_shown(monkeypatch, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("I saw \x1b[31m it \u202e.\n", encoding="utf-8")
-    said = played(monkeypatch, "The plot.", "e", prompts=str(file), max_prompt_tokens=32)
+    settings = {"max_prompt_tokens": 32, "reward_model": "reviews"}
+    said = played(monkeypatch, "The plot.", "e", prompts=str(file), **settings)
     assert "\\x1b[31m" in said and "\\u202e" in said
 
 

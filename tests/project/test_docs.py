@@ -167,13 +167,10 @@ def test_commands_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("1\ne\nq\n"))
     pair = '{"prompt": "We saw %d films.", "chosen": " They were fun.", "rejected": " Bad."}'
     Path("pairs.jsonl").write_text("\n".join(pair % number for number in range(40)))
-<<<<<<< HEAD
     for block in blocks(page, "yaml"):  # its first line is a comment with the file's name
         Path(block.splitlines()[0].removeprefix("#").strip()).write_text(block)
-=======
     good = '{"prompt": "We saw %d films.", "response": " They were fun."}'
     Path("demonstrations.jsonl").write_text("\n".join(good % number for number in range(40)))
->>>>>>> w-sft
     for program, *arguments in COMMANDS[page]:
         if program == "tokenrlhf":
             command = [*arguments, *SMALLER[arguments[0]].split()]

@@ -45,15 +45,11 @@ STOREYS: list[list[str]] = [
     ["agents.credit", "agents.sft"],
     # runs, and what is made of agents
     ["agents.runs"],
-<<<<<<< HEAD
-    ["agents.compare", "agents.verification", "agents.report", "agents.play", "agents.inspection"],
-    ["agents.command_line"],
-=======
     [
         *("agents.compare", "agents.verification", "agents.report", "agents.play"),
         *("agents.inspection", "agents.labelling"),
     ],
->>>>>>> w-sft
+    ["agents.command_line"],
     ["agents.cli"],
 ]
 """Rooms, storey by storey: a module imports from its own room and from lower storeys. A room is a
