@@ -176,7 +176,7 @@ def add_lora(model: Any, settings: LoraSettings, what: str) -> Any:
     output = model.get_output_embeddings()
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.resolved_alpha,
+        lora_alpha=settings.resolved_alpha,  # type: ignore[arg-type]
         target_modules=_target_modules(model, settings),
         lora_dropout=0.0,
         bias="none",
@@ -219,7 +219,7 @@ def _target_modules(model: Any, settings: LoraSettings) -> list[str] | str:
     if settings.target_modules is not None:
         return list(settings.target_modules)
     known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)
-    return known or linear_layers(model, of_attention=True) or "all-linear"
+    return list(known or linear_layers(model, of_attention=True)) or "all-linear"
 
 
 def linear_layers(model: Any, of_attention: bool = False) -> list[str]:
