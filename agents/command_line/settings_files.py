@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import types
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -69,7 +70,7 @@ def near(name: str, names: set[str]) -> str:
 
 
 def _read(path: Path) -> Any:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"config={str(path)!r} is no file: give YAML or JSON of settings.")
     text = "\n".join(read_lines(path))
     if path.suffix == ".json":

@@ -96,6 +96,9 @@ NAMES = {
         NO_NAMES,
     ),
     "lora_target_modules": ("", " ", "q_proj"),  # and no rank
+    "config": ("", "/nowhere/x.yaml", "/", ESCAPES, LONG, "a\0b", SURROGATE),
+    "tracker": ("", "no_such_module", "json", ".", "a/b", ESCAPES, LONG),
+    "tracker_project": (),
     "device": ("", "quantum", "cuda:-1", "cpu:x", "meta:9", ESCAPES, LONG),
     "out": NO_PLACES,
     "json": ("a\0b", LONG, "/", "/nowhere/x", "/dev/null/x", ""),
