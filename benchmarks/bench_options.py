@@ -144,7 +144,7 @@ def main(arguments: argparse.Namespace) -> None:
             models = write_models(Path(folder), shapes[name])
             first: Row | None = None
             for option in OPTIONS:
-                found = _in_process(models, option)
+                found = _in_process(models, option, arguments)
                 first = first or found
                 rows.append(
                     {
@@ -160,13 +160,19 @@ def main(arguments: argparse.Namespace) -> None:
     report(rows, {"card": card, **{n: getattr(arguments, n) for n in names}}, arguments.json)
 
 
-def _in_process(models: Path, option: str) -> Row:
-    words = [a for a in sys.argv[1:] if a != "--json"]
+def _in_process(models: Path, option: str, arguments: argparse.Namespace) -> Row:
+    names = ("batch", "prompt", "response", "micro_batch_tokens", "device")
+    known = {name: getattr(arguments, name) for name in names}
+    words = [w for n, v in known.items() if v is not None for w in (_option(n), str(v))]
     command = [sys.executable, __file__, *words, "--case", str(models), option]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{option} failed ({done.returncode}):\n{done.stderr[-2000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _arguments() -> argparse.Namespace:

@@ -326,6 +326,16 @@ def test_memory_measures_buffer_peak_and_time(tmp_path):
 
 
 @pytest.mark.slow
+def test_options_share_the_weights_where_adapters_are_trained(tmp_path):
+    rows = rows_of("bench_options", tmp_path, *"--batch 4 --prompt 4 --response 8".split())
+    assert len(rows) == 7 and rows[0]["ratio"] == rows[0]["time"] == 1.0
+    for row in rows:
+        assert row["copies"] == pytest.approx(1.0 if "LoRA" in row["what"] else 2.0, abs=1e-3)
+        assert (row["adapters, MiB"] > 0) == ("LoRA" in row["what"])
+    assert rows[-1]["one copy, MiB"] == pytest.approx(rows[0]["one copy, MiB"] / 2)
+
+
+@pytest.mark.slow
 def test_gpu_runs_on_a_cpu(tmp_path):
     rows = rows_of("bench_gpu", tmp_path, "--device", "cpu")
     assert [(r["what"], r["batch"]) for r in rows if r["table"].startswith("time per")] == [

@@ -6,19 +6,18 @@
 * `slot_cache`, `slot_decoder`, `decode_step`: one token for many sequences of different age;
   `cache_check`, `step_comparison`: the cached step is the plain forward, or the model is refused;
   `weight_watch`: notices weights that were written.
-* `adapters`: low-rank adapters over frozen weights that several models share.
+* `adapters`, `adapter_files`: low-rank adapters over frozen weights that several models share.
 * `packing`: whole sequences for one forward; `log_probs`: of tokens and responses.
 * `sampling`: responses; `reference`, `reference_decoder`: the frozen model, step by step.
 """
 
+from tokenenv.models.adapter_files import load_adapter, save_adapter
 from tokenenv.models.adapters import (
     LoraSettings,
     add_lora,
     copy_sharing_frozen,
     is_adapter_weight,
-    load_adapter,
     merged,
-    save_adapter,
 )
 from tokenenv.models.cache_check import check_cached_step
 from tokenenv.models.chat import ChatTemplate, end_of_turn_id

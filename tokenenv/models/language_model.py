@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from tokenenv.memory import is_out_of_memory
-from tokenenv.models.adapters import adapter_base, merge_adapter
+from tokenenv.models.adapter_files import adapter_base, merge_adapter
 from tokenenv.models.chat import ChatTemplate, end_of_turn_id
 from tokenenv.models.encoding import eos_ids_of, prompt_ids
 from tokenenv.models.forward import output_logits, trunk_hidden_states
