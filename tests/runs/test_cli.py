@@ -165,9 +165,16 @@ def test_a_run_folder_that_exists_is_refused_unless_told(run, tmp_path, capsys):
     [
         (["train", "--task", "rewievs"], ["rewievs", "'reviews'"]),
         (["train", "--kl-coef", "-1"], ["kl_coef=-1", "0 or a positive"]),
-        (["train", "--reference", "/nowhere"], ["reference='/nowhere'", "neither"]),
+        (["train", "--reference", "/nowhere"], ["reward_model is missing", "reference"]),
+        (
+            ["train", "--reference", "/nowhere", "--reward-model", "reviews"],
+            ["reference='/nowhere'", "neither"],
+        ),
         (["train", "--reward-model", "nothing:here"], ["'nothing:here'", "module"]),
-        (["train", "--prompts", "missing.txt"], ["missing.txt", "no file"]),
+        (
+            ["train", "--prompts", "missing.txt", "--reward-model", "reviews"],
+            ["missing.txt", "no file"],
+        ),
         (["train", "--total-tokens", "0"], ["total_tokens=0"]),
         (["train", "--cut", "carry", "--n-steps", "4"], ["carry", "max_new_tokens"]),
         (["train", "--device", "quantum"], ["device='quantum'", "cpu"]),

@@ -91,7 +91,7 @@ def test_evaluate_and_play_use_the_columns(made, capsys, monkeypatch):
     evaluate = ["evaluate", run, "--trust-code", "--eval-responses", "4"]
     assert main(evaluate) == 0
     lines = iter(["w7\n", "e\n", "q\n"])
-    monkeypatch.setattr("agents.play.command._lines", lambda: lines)
+    monkeypatch.setattr("agents.play.command.typed_lines", lambda: lines)
     row = json.dumps({"prompt": QUESTION, "answer": "w7"})
     play = ["play", "--run", run, "--trust-code", "--prompt", row, "--prompt-json"]
     capsys.readouterr()

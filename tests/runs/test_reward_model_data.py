@@ -44,10 +44,10 @@ def test_columns_ties_and_bad_rows(train):
     rows[4]["who"] = None
     columns = ["--columns", "prompt=q", "response_a=x", "response_b=y", "winner=who"]
     status, said, _ = train(rows, *columns)
-    assert status == 2 and "line 5: 'winner' is None" in said and "--skip-bad" in said
+    assert status == 2 and "line 5: 'winner' is empty" in said and "--skip-bad" in said
     status, said, report = train(rows, *columns, "--skip-bad")
     assert status == 0 and "17 pairs of" in said
-    assert "note: Left out: in the file, line 5: 'winner' is None" in said
+    assert "note: Left out: in the file, line 5: 'winner' is empty" in said
     data = report["data"]
     assert (data["rows"], data["bad_rows"]) == (18, 1)
     assert data["layout"] == "response_a, response_b and winner"
