@@ -94,6 +94,7 @@ def compare_values(seed: int, length: int, rollouts: int, of_critic: tuple[int, 
     judge = Judge(model.policy.actor, solution.tree, solution.kl_coef)
     rng = np.random.default_rng(seed)
     rows = [{**of_continuations(judge, count, rng), "seed": seed} for count in CONTINUATIONS]
+    rows.append({**judge.judged(judge.truth.values), "seed": seed, "kind": "true V", "tokens": 0})
     for head in ("shared", "separate"):
         with TemporaryDirectory() as folder:
             model.policy.save_pretrained(folder, model.env.inner.mdp.language_model.tokenizer)
@@ -115,11 +116,7 @@ def compare_values(seed: int, length: int, rollouts: int, of_critic: tuple[int, 
 def of_continuations(judge: Judge, count: int, rng: np.random.Generator) -> dict:
     """Values from `count` continuations of every state, as a critic is judged."""
     drawn = [continuation_values(judge, count, rng) for _ in range(REPEATS)]
-    judged = [
-        # As VinePPO has it: Â = r + V̂(s') − V̂(s), which is λ = 0.
-        {**judge.judged(values), "correlation": judge.correlation(values, 0.0)}
-        for values, _ in drawn
-    ]
+    judged = [judge.judged(values) for values, _ in drawn]
     means = {name: float(np.mean([row[name] for row in judged])) for name in judged[0]}
     used = float(np.mean([tokens for _, tokens in drawn])) * ROLLOUT
     return {**means, "kind": "continuations", "count": count, "tokens": used}
@@ -133,17 +130,20 @@ def one(experiment: str, *arguments) -> dict | list[dict]:
 QUANTITIES = {
     "explained_variance": "explained variance of V",
     "rank_accuracy": "rank accuracy",
-    "correlation": "correlation of Â with A",
+    "correlation": "correlation of Â with A, λ = 0.95",
+    "correlation_td": "λ = 0",
 }
 
 
 def print_tables(runs: list[dict], values: list[dict]) -> None:
     shown = Table(title="critics in training: means over the run, up to the goal where it is met")
-    for header in ("vf_coef", *QUANTITIES.values(), f"tokens to {GOAL}", "seeds that get there"):
+    names = list(QUANTITIES)[:3]
+    titles = [QUANTITIES[name] for name in names]
+    for header in ("vf_coef", *titles, f"tokens to {GOAL}", "seeds there"):
         shown.add_column(header, justify="right")
     for vf_coef in dict.fromkeys(run["vf_coef"] for run in runs):
         own = [run for run in runs if run["vf_coef"] == vf_coef]
-        cells = [said([mean_of(run, name) for run in own], ".3f") for name in QUANTITIES]
+        cells = [said([mean_of(run, name) for run in own], ".3f") for name in names]
         reached = [run["tokens_to_goal"] for run in own if run["tokens_to_goal"]]
         speed = said(reached, ",.0f") if reached else "not reached"
         shown.add_row(f"{vf_coef:g}", *cells, speed, f"{len(reached)} of {len(own)}")
@@ -175,7 +175,7 @@ def grouped(values: list[dict]) -> list[tuple[str, float, list[dict]]]:
 
 
 def draw(runs: list[dict], values: list[dict]):
-    figure, axes = new_figure(1, 4, 12.5, 3.3)
+    figure, axes = new_figure(1, 4, 13.0, 3.3)
     for vf_coef, color in zip(VF_COEFS, COLORS, strict=False):
         points = [p for r in runs if r["vf_coef"] == vf_coef for p in r["points"]]
         explained = np.clip([p["explained_variance"] for p in points], -1.05, None)
@@ -188,26 +188,32 @@ def draw(runs: list[dict], values: list[dict]):
             interval([p["objective_fraction"] for p in points if p["tokens"] == t])[0]
             for t in tokens
         ]
-        axes[2].plot(tokens, by_tokens, color=color)
+        axes[2].plot(np.array(tokens) / 1000, by_tokens, color=color)
     for axis, name in zip(axes, ("correlation", "rank_accuracy"), strict=False):
         axis.set(xlabel="explained variance of V (≥ −1)", ylabel=QUANTITIES[name])
     axes[2].axhline(GOAL, color="black", linestyle=":", linewidth=1)
-    axes[2].set(xlabel="tokens", ylabel="share of the way to the optimum", ylim=(0.5, 1.01))
-    axes[2].ticklabel_format(axis="x", style="sci", scilimits=(3, 3))
+    axes[2].set(xlabel="thousands of tokens", ylim=(0.5, 1.01))
+    axes[2].set_ylabel("share of the way to the optimum")
     axes[0].legend(loc="best")
-    kinds = list(dict.fromkeys(row["kind"] for row in values))
+    draw_at_equal_tokens(axes[3], values)
+    return figure
+
+
+def draw_at_equal_tokens(axis, values: list[dict]) -> None:
+    kinds = [k for k in dict.fromkeys(row["kind"] for row in values) if k != "true V"]
     for kind, color in zip(kinds, COLORS, strict=False):
         groups = [g for g in grouped(values) if g[0] == kind and g[1] > 0]
         tokens = [g[1] for g in groups]
         for name, style in (("explained_variance", "o-"), ("rank_accuracy", "s--")):
             middle = [interval([r[name] for r in rows])[0] for _, _, rows in groups]
-            axes[3].plot(tokens, np.clip(middle, 0, None), style, color=color, markersize=3.5)
-        axes[3].plot([], [], color=color, label=kind)
-    axes[3].plot([], [], "o-", color="black", markersize=3.5, label="explained variance")
-    axes[3].plot([], [], "s--", color="black", markersize=3.5, label="rank accuracy")
-    axes[3].set(xscale="log", xlabel="tokens spent", ylim=(-0.02, 1.02))
-    axes[3].legend(loc="lower right", fontsize=7)
-    return figure
+            axis.plot(tokens, np.clip(middle, 0, None), style, color=color, markersize=3.5)
+        axis.plot([], [], color=color, label=kind)
+    axis.plot([], [], "o-", color="black", markersize=3.5, label="explained variance (≥ 0)")
+    axis.plot([], [], "s--", color="black", markersize=3.5, label="rank accuracy")
+    axis.set(xscale="log", xlabel="tokens spent", ylim=(-0.02, 1.02))
+    axis.set_xticks(tokens, [f"{x / 1000:,.0f},000" for x in tokens])
+    axis.minorticks_off()
+    axis.legend(loc="lower right", fontsize=7)
 
 
 def main() -> None:

@@ -81,7 +81,7 @@ def tried(rows: list[dict]) -> list[float]:
 
 
 def draw(rows: list[dict]):
-    figure, axes = new_figure(1, 4, 12.0, 3.1)
+    figure, axes = new_figure(1, 4, 12.5, 3.2)
     kl_coefs = tried(rows)
     places = np.arange(len(kl_coefs))
     own = [[row for row in rows if row["kl_coef"] == x] for x in kl_coefs]
@@ -98,27 +98,36 @@ def draw(rows: list[dict]):
     axes[0].set_ylabel("mean over held-out responses")
     bars(axes[1], "kl", COLORS[0], "KL")
     axes[1].set_ylabel("KL per response, nats")
+    axes[1].set_ylim(bottom=0)
     bars(axes[2], "distinct", COLORS[2], "distinct")
     axes[2].set_ylabel("share of distinct responses")
     axes[2].set_ylim(0, 1.02)
     for axis in axes[:3]:
         axis.set_xticks(places, [f"{x:g}" for x in kl_coefs])
         axis.set_xlabel("β")
-    shades = np.linspace(0.15, 0.9, len(kl_coefs))
-    for kl_coef, of, shade in zip(kl_coefs, own, shades, strict=True):
+    draw_by_position(axes[3], kl_coefs, own)
+    return figure
+
+
+def draw_by_position(axis, kl_coefs: list[float], own: list[list[dict]]) -> None:
+    from matplotlib import colormaps
+
+    shades = colormaps["viridis"](np.linspace(0.0, 0.88, len(kl_coefs)))
+    for kl_coef, of, color in zip(kl_coefs, own, shades, strict=True):
         positions = sorted({p for row in of for p in row["by_position"]})
         middle = [np.mean([r["by_position"].get(p, np.nan) for r in of]) for p in positions]
         label = f"β = {kl_coef:g}"
-        color = (0.12 + 0.75 * shade, 0.35 + 0.2 * shade, 0.75 - 0.6 * shade)
-        axes[3].plot([p + 1 for p in positions], middle, color=color, linewidth=1.2, label=label)
-    axes[3].set(xlabel="position in the response", ylabel="KL(π ‖ π_ref) at the token, nats")
-    axes[3].legend(loc="upper right", fontsize=7)
-    return figure
+        axis.plot([p + 1 for p in positions], middle, color=color, linewidth=1.3, label=label)
+    axis.set(xlabel="position in the response", ylabel="KL(π ‖ π_ref) at the token, nats")
+    axis.set_yscale("log")
+    axis.set_ylim(0.05, 40)  # room for the legend
+    axis.set_yticks([0.1, 1, 10], ["0.1", "1", "10"])
+    axis.legend(loc="upper center", fontsize=7, ncols=2)
 
 
 def main() -> None:
     arguments = options(__doc__)
-    seeds, tokens, prompts = (1, 6144, 4) if arguments.quick else (3, 40_960, 64)
+    seeds, tokens, prompts = (1, 6144, 4) if arguments.quick else (3, 32_768, 64)
     kl_coefs = KL_COEFS[::5] if arguments.quick else KL_COEFS
     jobs = [(x, seed, tokens, prompts, 8) for seed in range(seeds) for x in kl_coefs]
     rows = in_parallel(train, jobs, arguments.processes)

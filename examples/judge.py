@@ -71,6 +71,7 @@ class Judge:
             "explained_variance": self.explained_variance(values),
             "rank_accuracy": self.rank_accuracy(values),
             "correlation": self.correlation(values),
+            "correlation_td": self.correlation(values, 0.0),
             **more,
         }
 

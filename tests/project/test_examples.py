@@ -239,11 +239,14 @@ def critic_quality(output: str, folder: Path) -> None:
     of_counts = {r["count"]: r for r in content["values"] if r["kind"] == "continuations"}
     unexplained = {k: 1 - row["explained_variance"] for k, row in of_counts.items()}
     assert unexplained[27] == pytest.approx(unexplained[1] / 27, rel=0.6)
-    for name in ("rank_accuracy", "correlation"):
+    for name in ("rank_accuracy", "correlation_td"):
         assert of_counts[1][name] < of_counts[9][name] < of_counts[27][name] < 1
     assert of_counts[27]["tokens"] == pytest.approx(27 * of_counts[1]["tokens"], rel=0.2)
+    (truth,) = (row for row in content["values"] if row["kind"] == "true V")
+    for name in ("explained_variance", "rank_accuracy", "correlation_td"):
+        assert truth[name] == pytest.approx(1.0)
     kinds = {row["kind"] for row in content["values"]}
-    assert kinds == {"continuations", "shared critic", "separate critic"}
+    assert kinds == {"true V", "continuations", "shared critic", "separate critic"}
     assert (folder / "critic.png").stat().st_size > 10_000
 
 
