@@ -208,7 +208,7 @@ def test_an_unknown_word_is_refused_by_name(prompt):
         env.reset(options={"prompt": prompt})
     assert repr(prompt) in str(refused.value)
     with pytest.raises(ValueError, match="can't be encoded"):
-        gym.make(ENV_ID, prompts=[prompt])
+        gym.make(ENV_ID, prompts=[prompt], reward_model="exact")
 
 
 def test_an_unknown_split_is_refused():
