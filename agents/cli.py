@@ -221,9 +221,8 @@ def _train(config: TrainConfig, console: Console) -> None:
     from agents.report.page import NAME, write_page
     from agents.report.run_files import read_run
 
-    root = train_seeds(config, console, lambda one: _train_once(one, console))
-    runs = [read_run(path, 1e6) for path in sorted(root.glob("seed-*"))]
-    page = write_page(runs, root / NAME)
+    folders = train_seeds(config, console, lambda one: _train_once(one, console))
+    page = write_page([read_run(path, 1e6) for path in folders], folders[0].parent / NAME)
     console.print(Text.assemble("all seeds on one page: ", literal(page, "bold")))
 
 

@@ -69,7 +69,12 @@ _BUFFER_SETTINGS = (
 """Keys of the rollout buffer's arguments, besides `cut`; those that are None are left out."""
 
 
-_BEFORE_THEY_WERE_SETTINGS: dict[str, Any] = {"reward_weights": None, "prompt_truncation": "error"}
+_BEFORE_THEY_WERE_SETTINGS: dict[str, Any] = {
+    **dict.fromkeys(("config", "seeds", "reward_weights", "tracker")),
+    **dict.fromkeys(("lora_rank", "lora_alpha", "lora_target_modules")),
+    **{"gradient_checkpointing": False, "optimizer": "adam", "prompt_truncation": "error"},
+    "tracker_project": "tokenrlhf",
+}
 """What runs did before these were settings: their config.json need not name them."""
 
 

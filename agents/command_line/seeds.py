@@ -30,7 +30,7 @@ _NUMBERS = (
 
 def train_seeds(
     config: TrainConfig, console: Console, train: Callable[[TrainConfig], dict[str, Any]]
-) -> Path:
+) -> list[Path]:
     """Train once with each of `config.seeds` seeds from `config.seed` on, one after the other.
 
     Args:
@@ -39,7 +39,7 @@ def train_seeds(
         train: trains one run and returns its summary.
 
     Returns:
-        The folder; `seeds.json` in it holds the means over the runs that are finished by then.
+        The runs' folders; `seeds.json` beside them holds the means over those that are finished.
 
     Raises:
         ValueError: the folder holds something already and `overwrite` is off, or a run can't be
@@ -59,14 +59,16 @@ def train_seeds(
                 "within it: choose another folder."
             )
     summaries: dict[int, dict[str, Any]] = {}
+    folders: list[Path] = []
     for number, seed in enumerate(range(config.seed, config.seed + config.seeds), 1):
         console.print(Text(f"seed {seed} ({number} of {config.seeds})", "bold"))
         one = dataclasses.replace(config, seed=seed, seeds=None, out=root / f"seed-{seed}")
         summaries[seed] = train(one)
+        folders.append(root / f"seed-{seed}")
         content = {"name": config.name, "seeds": list(summaries), **aggregate(summaries.values())}
         write_json(root / SUMMARY, content)
     _print(console, content)
-    return root
+    return folders
 
 
 def aggregate(summaries: Any) -> dict[str, Any]:

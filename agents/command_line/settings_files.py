@@ -16,6 +16,8 @@ from tokenenv.json_files import parse_json, read_lines
 __all__ = ["read_settings"]
 
 RUN_CONFIG = "config.json"
+TRACKERS = ("wandb", "trackio")
+"""Trackers that are no code of a user's."""
 _NOT_OF_A_RUN = ("out", "overwrite", "seeds")
 """Settings of a run that its `config.json` does not hand on: another run would replace it."""
 
@@ -46,6 +48,8 @@ def read_settings(path: Path) -> TrainConfig:
             continue
         if name not in names:
             raise ValueError(f"{str(path)!r}: there is no setting {key!r}{near(name, names)}")
+        if name in settings:
+            raise ValueError(f"{str(path)!r}: the setting {name!r} stands there twice.")
         settings[name] = _as_json(value, hints[name])
     is_of_run = path.name == RUN_CONFIG
     if is_of_run:
@@ -54,7 +58,10 @@ def read_settings(path: Path) -> TrainConfig:
         config = settings_from_json(TrainConfig, {**defaults.as_json(), **settings})
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from None
-    if is_of_run and (code := config.names_of_code()):
+    code = dict(config.names_of_code())
+    if config.tracker not in (None, *TRACKERS):
+        code["tracker"] = str(config.tracker)
+    if is_of_run and code:
         name, value = next(iter(code.items()))
         raise ValueError(
             f"{str(path)!r} is of a run and says {name}={value!r}, which names code to import: "

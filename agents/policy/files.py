@@ -78,7 +78,15 @@ def load_policy(policy_class: type[Any], folder: Path) -> Any:
     except ValueError as error:
         if str(folder) in str(error):
             raise
-        raise ValueError(f"{str(folder / _POLICY_FILE)!r} describes no policy: {error}") from error
+        merged_model = (
+            f" The merged model in {str(folder)!r} needs nothing else: give it as a model."
+            if arguments.get("lora")
+            else ""
+        )
+        raise ValueError(
+            f"{str(folder / _POLICY_FILE)!r} describes no policy that can be made here: {error}"
+            f"{merged_model}"
+        ) from error
     _load_critic(policy, folder / _CRITIC_FILE)
     if policy.lora is not None:
         load_adapter(policy.actor, folder / _ADAPTER_FOLDER, repr(str(folder)))

@@ -23,34 +23,43 @@ from tokenenv.models import (
     load_frozen,
 )
 
-__all__ = ["leave_out_frozen", "load_adapted", "lora_kwargs", "lora_settings"]
+__all__ = ["check_digest", "leave_out_frozen", "load_adapted", "lora_kwargs", "lora_settings"]
 
 
-def lora_settings(lora: dict[str, Any] | None) -> tuple[LoraSettings | None, str | None]:
-    """The settings in `policy_kwargs["lora"]`, and the digest of the weights that they belong to.
+def lora_settings(lora: dict[str, Any] | None) -> tuple[LoraSettings | None, dict[str, str]]:
+    """The settings in `policy_kwargs["lora"]`, and the digests of the weights that they belong to.
 
     Raises:
         ValueError: they are no settings of an adapter.
     """
     if lora is None:
-        return None, None
+        return None, {}
     allowed = "rank, and if wanted alpha and target_modules"
     if not isinstance(lora, dict):
         raise ValueError(f"lora={lora!r:.60} must be a dict with {allowed}.")
     values = dict(lora)
-    digest = values.pop("base_digest", None)
+    digests = {name: values.pop(name) for name in ("actor_digest", "critic_digest") if name in lora}
     try:
-        return LoraSettings(**values), digest
+        return LoraSettings(**values), digests
     except TypeError:
         raise ValueError(f"lora={lora!r:.100} must be a dict with {allowed}.") from None
 
 
-def lora_kwargs(settings: LoraSettings, actor: Any) -> dict[str, Any]:
-    """The entry in `policy_kwargs` that makes the same adapter over the same weights; JSON."""
+def lora_kwargs(settings: LoraSettings, actor: Any, critic: Any | None) -> dict[str, Any]:
+    """The entry in `policy_kwargs` that makes the same adapters over the same weights; JSON.
+
+    Args:
+        settings: of the adapters.
+        actor: the adapted model.
+        critic: that of a separate critic, if there is one.
+    """
     values = asdict(settings)
     if settings.target_modules is not None:
         values["target_modules"] = list(settings.target_modules)
-    return {**values, "base_digest": _digest(actor)}
+    digests = {"actor_digest": _digest(actor)}
+    if critic is not None:
+        digests["critic_digest"] = _digest(critic)
+    return {**values, **digests}
 
 
 def _digest(model: Any) -> str:
@@ -60,29 +69,36 @@ def _digest(model: Any) -> str:
     )
 
 
-def load_adapted(
-    name: str, dtype: str, settings: LoraSettings, digest: str | None
-) -> LanguageModel:
+def check_digest(model: Any, digest: str | None, what: str) -> None:
+    """Raise ValueError where frozen weights are not those that an adapter was trained on.
+
+    Args:
+        model: adapted.
+        digest: of the frozen weights at the time; None: any will do.
+        what: which model it is.
+    """
+    if digest is not None and _digest(model) != digest:
+        raise ValueError(
+            f"{what} is not the model that the adapter was trained on: its weights have changed "
+            "since. Restore them; where the whole policy was saved (policy/ of a run), the actor "
+            "is there as a merged model as well."
+        )
+
+
+def load_adapted(name: str, dtype: str, settings: LoraSettings) -> LanguageModel:
     """The model in `name` with a new adapter, over the weights of the shared frozen one.
 
     Args:
         name: folder or hub id.
         dtype: of the frozen weights.
         settings: of the adapter.
-        digest: of the frozen weights that the adapter was trained on; None: of any.
 
     Raises:
-        ValueError: the model can't be used or adapted, or its weights are others.
+        ValueError: the model can't be used or adapted.
     """
     device = load_frozen.device_of(name, dtype) or "cpu"
     frozen = load_frozen(name, device, dtype)
     model = add_lora(copy_sharing_frozen(frozen.model), settings, f"actor={name!r}")
-    if digest is not None and _digest(model) != digest:
-        raise ValueError(
-            f"actor={name!r} is not the model that the adapter was trained on: its weights have "
-            "changed since. Restore them; where the whole policy was saved (policy/ of a run), it "
-            "is there as a merged model as well."
-        )
     return LanguageModel(name, model, frozen.tokenizer, frozen.eos_token_ids)
 
 

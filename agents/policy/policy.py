@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,13 @@ from agents.policy.critic import SeparateCritic, build_critic, new_value_head
 from agents.policy.decoders import PolicyDecoders
 from agents.policy.fast_paths import fused_where_possible, in_one_transfer, optimizer_of
 from agents.policy.files import json_config, load_policy, save_policy
-from agents.policy.lora import leave_out_frozen, load_adapted, lora_kwargs, lora_settings
+from agents.policy.lora import (
+    check_digest,
+    leave_out_frozen,
+    load_adapted,
+    lora_kwargs,
+    lora_settings,
+)
 from agents.policy.token_scores import score_tokens, scores_of_logits
 from agents.policy.value_head import ValueHead
 from tokenenv.models import (
@@ -128,7 +135,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         self.dtype_name = dtype
         self.attention = attention
         self._config, self._critic_config = config, critic_config
-        self.lora, self._base_digest = lora_settings(lora)
+        self.lora, self._digests = lora_settings(lora)
         self.gradient_checkpointing = gradient_checkpointing
         self.entropy_weight: Callable[[], float] | None = None
         optimizer, optimizer_kwargs = optimizer_of(optimizer_class, optimizer_kwargs)
@@ -149,8 +156,11 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         width = int(self.observation_space.shape[0])  # type: ignore[index]
         tokenizer = None
         if self.lora is not None:
-            loaded = load_adapted(self.actor_source, self.dtype_name, self.lora, self._base_digest)
+            loaded = load_adapted(self.actor_source, self.dtype_name, self.lora)
             self.actor, tokenizer = loaded.model, loaded.tokenizer
+            check_digest(
+                self.actor, self._digests.get("actor_digest"), f"actor={self.actor_source!r}"
+            )
         elif self._config is not None:
             self.actor = build_language_model(self._config, self.dtype_name)
         else:
@@ -164,6 +174,8 @@ class LMActorCriticPolicy(ActorCriticPolicy):
                 *(self.critic_source, self.actor, tokenizer, self._critic_config),
                 *(self.dtype_name, self.lora),
             )
+            digest = self._digests.get("critic_digest")
+            check_digest(self.critic.model, digest, f"critic={self.critic_source!r}")
         else:
             hidden_size = self.actor.get_output_embeddings().weight.shape[1]
             self.value_net = new_value_head(hidden_size, self.dtype_name)
@@ -223,7 +235,9 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         if self.attention is not None:
             kwargs["attention"] = self.attention
         if self.lora is not None:  # over the frozen weights, which no archive holds
-            return {**kwargs, "lora": lora_kwargs(self.lora, self.actor)}
+            critic = None if self.critic is None else self.critic.model
+            places = {name: _absolute(kwargs[name]) for name in ("actor", "critic")}
+            return {**kwargs, **places, "lora": lora_kwargs(self.lora, self.actor, critic)}
         kwargs["config"] = json_config(self.actor)
         if self.critic is not None:
             kwargs["critic_config"] = json_config(self.critic.model)
@@ -460,6 +474,11 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             ValueError: the folder holds none.
         """
         return load_policy(cls, Path(folder)).to(device)
+
+
+def _absolute(source: str) -> str:
+    """A folder's whole path: a policy is loaded in other working directories too."""
+    return os.path.abspath(source) if os.path.isdir(source) else source
 
 
 def _drop_caches_of(policy: LMActorCriticPolicy, _incompatible: Any) -> None:

@@ -192,6 +192,11 @@ def refuse_fused_attention(model: Any) -> None:
         hasattr(model, "hessian_vector_product") and isinstance(model.policy, LMActorCriticPolicy)
     ):
         return
+    if model.policy.lora is not None:
+        raise ValueError(
+            f"{type(model).__name__} differentiates all weights of the policy, and with lora most "
+            "are frozen: leave lora out of policy_kwargs, or train with TokenPPO, PPO or A2C."
+        )
     attention = model.policy.actor.config._attn_implementation
     if attention != "eager":
         raise ValueError(

@@ -82,6 +82,14 @@ class TrackerWriter(KVWriter):
             self._call(lambda: self._log(numbers, step=step))
 
     def close(self) -> None:
+        """Nothing: SB3 closes its outputs after training, and the summary comes after that."""
+
+    def log_summary(self, summary: dict[str, Any], step: int) -> None:
+        """Log the numbers of a run's summary, as `summary/NAME`."""
+        numbers = {f"summary/{n}": float(v) for n, v in summary.items() if _is_number(v)}
+        self._call(lambda: self._log(numbers, step=step))
+
+    def finish(self) -> None:
         """End the run in the tracker."""
         self._call(self._finish)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -81,7 +82,7 @@ class TrainingRun:
             self.run = RunFolder.create(config)
         except BaseException:
             if self.tracker is not None:
-                self.tracker.close()
+                self.tracker.finish()
             raise
         assert self.run.output is not None
         self.samples = SamplesCallback(self.run, self.held_out, max(1, config.eval_every))
@@ -104,7 +105,7 @@ class TrainingRun:
                 message says where.
         """
         assert self.run.output is not None
-        with stop_signals(), contextlib.closing(self.run.output):
+        with stop_signals(), contextlib.closing(self.run.output), _finishing(self.tracker):
             start = time.perf_counter()
             try:
                 self.run.begin(self.config)
@@ -267,6 +268,8 @@ class TrainingRun:
         if self.env.inner.kl_coef != summary["kl_coef"]:  # a controller moved it
             summary["kl_coef_final"] = self.env.inner.kl_coef
         write_json(self.run.summary, summary)
+        if self.tracker is not None:
+            self.tracker.log_summary(summary, tokens)
         draw_curves(read_metrics(self.run.metrics), summary, self.run.curves)
         return summary
 
@@ -275,7 +278,18 @@ def _started_tracker(config: TrainConfig) -> TrackerWriter | None:
     if config.tracker is None:
         return None
     name = config.name if config.out is None else config.out.name
+    if config.out is not None and re.fullmatch(r"seed-\d+", name):  # one of several
+        name = f"{config.out.parent.name or config.name}-{name}"
     return start_tracker(config.tracker, config.tracker_project, name, config.as_json())
+
+
+@contextlib.contextmanager
+def _finishing(tracker: TrackerWriter | None) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        if tracker is not None:
+            tracker.finish()
 
 
 def summarize(

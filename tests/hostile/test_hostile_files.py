@@ -350,7 +350,7 @@ def test_all_changed_files_are_read_as_they_are_or_refused_by_name(kinds, tmp_pa
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{}", "missing settings, which are not guessed: 'config', 'out', 'overwrite', 'seed'"),
+        ("{}", "missing settings, which are not guessed: 'out', 'overwrite', 'seed'"),
         ("[1]", "the configuration of a run is a JSON object"),
         ('{"a": ' * 50_000, "nested too deeply"),
         ('{"task": "\\ud800"}', "half of a surrogate pair"),

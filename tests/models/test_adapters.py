@@ -198,6 +198,35 @@ def test_layers_that_the_model_has_not_are_refused_with_those_that_it_has():
         add_lora(frozen(), LoraSettings(2, target_modules=("lm_head", "q_proj")), "actor")
 
 
+def test_an_embedding_that_is_tied_to_the_output_layer_is_not_adapted(tmp_path):
+    """Merging would change the output layer as well, which the adapted model does not."""
+    from peft import LoraConfig, get_peft_model
+
+    base = save_actor(tmp_path / "base", "gpt2")
+    tied = load_trainable(base).model
+    assert tied.lm_head.weight is tied.transformer.wte.weight
+    with pytest.raises(ValueError, match="the input embedding that is tied to it"):
+        add_lora(tied, LoraSettings(2, target_modules=("wte",)), "actor")
+    theirs = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2, target_modules=["wte"])
+    )
+    theirs.save_pretrained(tmp_path / "theirs")
+    with pytest.raises(ValueError, match="tied to the output layer"):
+        load_frozen(str(tmp_path / "theirs"))
+
+
+def test_an_adapter_is_loaded_again_when_the_model_below_it_has_changed(tmp_path):
+    base = save_actor(tmp_path / "base", "llama")
+    first = adapter_folder(tmp_path / "first", base)
+    second = adapter_folder(tmp_path / "second", first, seed=1)
+    before = logits(load_frozen(second).model)
+    changed = AutoModelForCausalLM.from_pretrained(base)
+    with torch.no_grad():
+        changed.model.norm.weight.mul_(1.5)
+    changed.save_pretrained(base)
+    assert not torch.equal(logits(load_frozen(second).model), before)
+
+
 def test_folders_of_adapters_that_can_not_be_used_are_refused(tmp_path):
     base = save_actor(tmp_path / "base", "llama")
     folder = Path(adapter_folder(tmp_path / "adapter", base))

@@ -191,6 +191,43 @@ def test_other_weights_below_a_saved_adapter_are_refused(kwargs, tmp_path):
         TokenPPO.load(tmp_path / "model.zip", env=model.env, device="cpu")
 
 
+def test_other_weights_below_a_critics_adapter_are_refused(kwargs, tmp_path):
+    critic = shutil.copytree(kwargs["reference"], tmp_path / "critic")
+    policy_kwargs = {**LORA, "value_head": "separate", "critic": str(critic)}
+    model = make_agent(kwargs, policy_kwargs=policy_kwargs)
+    model.policy.save_pretrained(tmp_path / "policy")
+    LMActorCriticPolicy.from_pretrained(tmp_path / "policy")
+    changed = AutoModelForCausalLM.from_pretrained(critic)
+    with torch.no_grad():
+        next(changed.parameters())[3, 0] += 0.5
+    changed.save_pretrained(critic)
+    with pytest.raises(ValueError, match=r"critic='.*' is not the model that the adapter"):
+        LMActorCriticPolicy.from_pretrained(tmp_path / "policy")
+
+
+def test_a_policy_is_loaded_from_another_working_directory(kwargs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = make_agent({**kwargs, "reference": "reference"}, policy_kwargs=LORA)
+    model.policy.save_pretrained("policy")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    LMActorCriticPolicy.from_pretrained("../policy")
+    shutil.rmtree(tmp_path / "reference")
+    with pytest.raises(ValueError, match=r"The merged model in '\.\./policy' needs nothing else"):
+        LMActorCriticPolicy.from_pretrained("../policy")
+
+
+def test_algorithms_that_differentiate_all_weights_are_refused(kwargs):
+    from agents.rollout.compatibility import refuse_fused_attention
+
+    class TRPO:
+        hessian_vector_product = None
+        policy = make_agent(kwargs, policy_kwargs=LORA).policy
+
+    with pytest.raises(ValueError, match="TRPO differentiates all weights"):
+        refuse_fused_attention(TRPO())
+
+
 def test_loading_a_whole_state_dict_separates_the_weights_first(kwargs):
     model = make_agent(kwargs, policy_kwargs=LORA)
     frozen = reference(kwargs)

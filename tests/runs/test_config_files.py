@@ -41,8 +41,24 @@ def test_the_config_of_a_run_makes_the_same_run_in_another_folder(tmp_path):
     file.write_text(json.dumps({**run.as_json(), "reward_model": "json:dumps"}))
     with pytest.raises(ValueError, match=r"reward_model='json:dumps', which names code"):
         read_settings(file)
+    file.write_text(json.dumps({**run.as_json(), "tracker": "some_module"}))
+    with pytest.raises(ValueError, match="tracker='some_module', which names code"):
+        read_settings(file)
+    file.write_text(json.dumps({**run.as_json(), "tracker": "wandb"}))
+    assert read_settings(file).tracker == "wandb"
+    file.write_text(json.dumps({**run.as_json(), "reward_model": "json:dumps"}))
     file.rename(tmp_path / "mine.json")
     assert read_settings(tmp_path / "mine.json").reward_model == "json:dumps"
+
+
+def test_the_config_of_a_run_from_before_these_settings_is_read():
+    content = TrainConfig().as_json()
+    for name in ("config", "seeds", "tracker", "tracker_project", "reward_weights", "optimizer"):
+        del content[name]
+    for name in ("lora_rank", "lora_alpha", "lora_target_modules", "gradient_checkpointing"):
+        del content[name]
+    del content["prompt_truncation"]
+    assert TrainConfig.from_json(content) == TrainConfig()
 
 
 @pytest.mark.parametrize(
@@ -53,6 +69,7 @@ def test_the_config_of_a_run_makes_the_same_run_in_another_folder(tmp_path):
         ("config: other.yaml", "no setting 'config'"),
         ("kl_coef: 1\nkl_coef: 2", "line 2: not valid YAML .*'kl_coef' stands there twice"),
         ("kl_coef: [1", "not valid YAML"),
+        ("kl_coef: 1\nkl-coef: 2", "the setting 'kl_coef' stands there twice"),
         ("kl_coef: !!python/object:os.system 1", "not valid YAML"),
         ("- 1\n- 2", "holds no settings: .* list"),
         ("", "holds no settings: .* NoneType"),

@@ -28,8 +28,9 @@ def summary_of(config: TrainConfig) -> dict:
 
 def test_interquartile_means_over_seeds(tmp_path):
     config = TrainConfig(seed=2, seeds=5, out=tmp_path / "runs")
-    root = train_seeds(config, Console(quiet=True), summary_of)
-    assert sorted(path.name for path in root.glob("seed-*")) == [f"seed-{i}" for i in range(2, 7)]
+    root = tmp_path / "runs"
+    folders = train_seeds(config, Console(quiet=True), summary_of)
+    assert folders == [root / f"seed-{i}" for i in range(2, 7)]
     content = json.loads((root / "seeds.json").read_text())
     assert content["seeds"] == [2, 3, 4, 5, 6] and content["name"] == "reviews"
     objective = content["numbers"]["objective"]
@@ -95,7 +96,10 @@ def test_a_run_is_logged_to_a_tracker_with_its_settings(tmp_path, monkeypatch):
     assert main([*command, "--seed", "4", "--tracker-project", "mine"]) == 0
     assert fake.calls[0] == ("init", "mine", "my-run", 4) and fake.calls[-1] == ("finish",)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    logged = [(values, step) for kind, values, step in fake.calls[1:-1] if kind == "log"]
+    *_, (_, summary, last) = fake.calls[:-1]
+    assert last == 256 and "summary/objective" in summary
+    assert summary["summary/kl"] == json.loads((out / "summary.json").read_text())["kl"]
+    logged = [(values, step) for kind, values, step in fake.calls[1:-2] if kind == "log"]
     assert len(logged) == len(rows)
     for (values, step), row in zip(logged, rows, strict=True):
         assert 0 <= step <= 256 and values
@@ -112,6 +116,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_training_goes_on(caplog):
             {"a": 1.0, "text": "x", "nan": float("nan")}, {"a": (), "text": (), "nan": ()}, step
         )
     writer.close()
+    writer.finish()
     assert [call[0] for call in fake.calls] == ["log", "log"]
     assert fake.calls[0] == ("log", {"a": 1.0}, 0)
     assert caplog.text.count("the tracker fake failed and is left out: no network") == 1

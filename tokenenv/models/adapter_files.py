@@ -11,7 +11,12 @@ from typing import Any
 import torch
 
 from tokenenv.json_files import read_json_object
-from tokenenv.models.adapters import ADAPTER_NAME, is_adapter_weight, require_peft
+from tokenenv.models.adapters import (
+    ADAPTER_NAME,
+    adapts_tied_weights,
+    is_adapter_weight,
+    require_peft,
+)
 from tokenenv.models.loading import ADAPTER_CONFIG, loading_errors
 
 __all__ = ["adapter_base", "load_adapter", "merge_adapter", "save_adapter"]
@@ -60,6 +65,11 @@ def merge_adapter(model: Any, name: str, what: str) -> Any:
             kind = adapted.peft_config[ADAPTER_NAME].peft_type
             raise ValueError(
                 f"it is an adapter of the kind {kind!s:.40}, which can't be merged into its model."
+            )
+        if adapts_tied_weights(adapted.get_base_model()):
+            raise ValueError(
+                "it adapts the input embedding, which is tied to the output layer: merging would "
+                "change both."
             )
         return adapted.merge_and_unload(safe_merge=True)
 

@@ -22,6 +22,7 @@ from tokenenv.ranges import POSITIVE_FINITE, check_ranges, count
 __all__ = [
     "ADAPTER_NAME",
     "LoraSettings",
+    "adapts_tied_weights",
     "add_lora",
     "copy_sharing_frozen",
     "is_adapter_weight",
@@ -135,10 +136,11 @@ def add_lora(model: Any, settings: LoraSettings, what: str) -> Any:
             f"({str(error).strip().splitlines()[0]:.200}). Its linear layers are called "
             f"{', '.join(linear_layers(model))}: name some of them as lora_target_modules."
         ) from error
-    if model.get_output_embeddings() is not output:
+    if model.get_output_embeddings() is not output or adapts_tied_weights(model):
         raise ValueError(
             f"{what}: lora_target_modules={list(settings.target_modules or ())} has the output "
-            "layer among them, which is computed apart from the others: leave it out."
+            "layer among them, or the input embedding that is tied to it; the output layer is "
+            "computed apart from the others: leave it out."
         )
     for name, weight in model.named_parameters():
         is_trained = is_adapter_weight(name)
@@ -151,6 +153,23 @@ def add_lora(model: Any, settings: LoraSettings, what: str) -> Any:
             f"{', '.join(linear_layers(model))}: name some of them as lora_target_modules."
         )
     return model
+
+
+def adapts_tied_weights(model: Any) -> bool:
+    """Whether an adapter is put on a weight that is the output layer's as well.
+
+    Merging would change the output layer too, which the adapted model does not.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    output = model.get_output_embeddings()
+    shared = getattr(output, "weight", None)
+    return any(
+        isinstance(module, BaseTunerLayer)
+        and module is not output
+        and getattr(module.get_base_layer(), "weight", None) is shared
+        for module in model.modules()
+    )
 
 
 def _target_modules(model: Any, settings: LoraSettings) -> list[str] | str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import threading
@@ -263,12 +264,25 @@ def check_tokenizer(tokenizer: Any, model: Any, name: str, what: str) -> None:
 
 
 def _folder_version(name: str) -> tuple[tuple[str, int, int], ...]:
-    """The version of a model's folder: names, times and sizes of its files."""
-    folder = Path(name)
-    if not os.path.isdir(folder):
-        return ()
-    stats = [(path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file()]
-    return tuple((file, stat.st_mtime_ns, stat.st_size) for file, stat in stats)
+    """The version of a model's folder: names, times and sizes of its files.
+
+    Of an adapter, also those of the model that it adapts.
+    """
+    versions: list[tuple[str, int, int]] = []
+    places: list[str] = []
+    while os.path.isdir(name) and name not in places:
+        places.append(name)
+        files = [path for path in sorted(Path(name).iterdir()) if path.is_file()]
+        versions += [(f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files]
+        if not is_adapter(name):
+            break
+        try:
+            base = json.loads((Path(name) / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            base = str(base["base_model_name_or_path"])
+        except (OSError, ValueError, LookupError, TypeError):
+            break  # loading says what is wrong with it
+        name = base if os.path.isdir(base) else os.path.join(name, base)
+    return tuple(versions)
 
 
 class SharedLoader(Generic[Loaded]):

@@ -177,6 +177,7 @@ def build_scorer(settings: ResolvedSettings) -> EpisodeScorer:
         settings.device,
         settings.dtype,
         settings.reward_weights,
+        response_tokens=response,
     )
     for learned in learned_rewards(reward).values():
         if learned.feeds_tokens:

@@ -52,11 +52,15 @@ class LearnedReward:
     Args:
         reward_model: the reward model.
         language_model: the reference, whose tokenizer the episodes are in.
+        response_tokens: T, in the reference's tokens.
     """
 
-    def __init__(self, reward_model: RewardModel, language_model: LanguageModel) -> None:
+    def __init__(
+        self, reward_model: RewardModel, language_model: LanguageModel, response_tokens: int = 0
+    ) -> None:
         self.reward_model = reward_model
         self.language_model = language_model
+        self.response_tokens = response_tokens
         self.feeds_tokens = reward_model.shares_tokenizer(
             language_model.tokenizer, language_model.vocabulary_size
         )
@@ -72,18 +76,22 @@ class LearnedReward:
         Raises:
             ValueError: it does not.
         """
-        seen: set[tuple[str, ...]] = set()
+        limit, name = self.reward_model.max_tokens, self.reward_model.name
         for messages in filter(None, map(messages_of, origins)):
-            roles = tuple(message["role"] for message in messages)
-            if roles in seen:
-                continue
-            seen.add(roles)
-            if self.reward_model.chat.exists:
-                self.reward_model.encode_messages(messages, "")
-            else:
+            if not self.reward_model.chat.exists:
                 note_once(
-                    f"the reward model {self.reward_model.name!r} has no chat template: it reads "
-                    "conversations as the reference's template writes them."
+                    f"the reward model {name!r} has no chat template: it reads conversations as "
+                    "the reference's template writes them."
+                )
+                return
+            tokens = len(self.reward_model.encode_messages(messages, ""))
+            if tokens + self.response_tokens > limit:
+                raise ValueError(
+                    f"the conversation that ends with {messages[-1]['content'][-60:]!r} has "
+                    f"{tokens} tokens in the chat template of the reward model {name!r}, which "
+                    f"reads whole conversations, and at most {limit} tokens with the response's "
+                    f"{self.response_tokens}: leave it out or shorten it, or take a reward model "
+                    "that reads more."
                 )
 
     def __call__(self, episodes: Sequence[Episode]) -> RawRewards:
@@ -196,6 +204,7 @@ def resolve_reward(
     device: str,
     dtype: str,
     weights: Sequence[float] | None = None,
+    response_tokens: int = 0,
 ) -> RewardSource:
     """The source that an argument `reward_model` stands for.
 
@@ -206,17 +215,18 @@ def resolve_reward(
         device: of reward models.
         dtype: of reward models.
         weights: of the rewards of a list; None: 1 each.
+        response_tokens: T.
 
     Raises:
         ValueError: it is none of them.
     """
     if not isinstance(reward_model, list | tuple):
         if weights is None:
-            return _resolve_one(reward_model, language_model, device, dtype)
+            return _resolve_one(reward_model, language_model, device, dtype, response_tokens)
         reward_model = [reward_model]
     sources: dict[str, RewardSource] = {}
     for one in reward_model:
-        source = _resolve_one(one, language_model, device, dtype, may_abstain=True)
+        source = _resolve_one(one, language_model, device, dtype, response_tokens, may_abstain=True)
         sources[_free(_name_of(one), sources)] = source
     return WeightedRewards(sources, [1.0] * len(sources) if weights is None else weights)
 
@@ -247,6 +257,7 @@ def _resolve_one(
     language_model: LanguageModel,
     device: str,
     dtype: str,
+    response_tokens: int,
     may_abstain: bool = False,
 ) -> RewardSource:
     if isinstance(reward_model, nn.Module):
@@ -261,4 +272,5 @@ def _resolve_one(
             raise ValueError(f"reward_model={reward_model!r} names no function.")
     if callable(function):
         return FunctionReward(function, f"reward function {name!r}", language_model, may_abstain)
-    return LearnedReward(load_reward_model(reward_model, device, dtype), language_model)
+    learned = load_reward_model(reward_model, device, dtype)
+    return LearnedReward(learned, language_model, response_tokens)
