@@ -143,7 +143,7 @@ def main(arguments: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder, quiet_loading():
             models = write_models(Path(folder), shapes[name])
             first: Row | None = None
-            for option in OPTIONS:
+            for option in arguments.options:
                 found = _in_process(models, option, arguments)
                 first = first or found
                 rows.append(
@@ -181,6 +181,7 @@ def _arguments() -> argparse.Namespace:
     for name, default in (("batch", 16), ("prompt", 32), ("response", 128)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--micro-batch-tokens", type=int)
+    parser.add_argument("--options", nargs="+", choices=list(OPTIONS), default=list(OPTIONS))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--case", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args()

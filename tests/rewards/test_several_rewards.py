@@ -201,6 +201,16 @@ def test_a_classifier_reads_conversations_as_its_own_template_writes_them(model,
     assert pair.chosen.tolist() == [1, *turn], "training reads what scoring reads"
 
 
+def test_a_conversation_that_the_classifier_can_not_read_whole_is_refused_at_once(model, folder):
+    """Not when its first episode ends, which may be hours later."""
+    rewards = load_reward_model(save_chat_classifier(folder / "short", CHATML))
+    limit = rewards.max_tokens
+    long = [{"role": "user", "content": " ".join(["w4"] * (limit - 12))}]
+    LearnedReward(rewards, model).check_prompts([Prompt(long)])
+    with pytest.raises(ValueError, match=rf"reads whole conversations, and at most {limit} tokens"):
+        LearnedReward(rewards, model, response_tokens=12).check_prompts([Prompt(long)])
+
+
 def test_pairs_of_several_turns_are_rendered_whole(folder):
     rewards = load_reward_model(save_chat_classifier(folder / "turns"))
     answer = (
