@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenenv.data.implicit_prompts import ASSISTANT, HUMAN, split_dialogues, split_messages
 from tokenenv.data.labels import margin_of, number, preference_of, probability
@@ -12,7 +12,7 @@ from tokenenv.data.preference_pair import PreferencePair
 from tokenenv.data.reading import OpenedFile, ReadReport
 from tokenenv.data.turns import Turns, as_turns, is_list, join_turns, response_of
 
-__all__ = ["MEANINGS", "RATINGS", "Layout", "find_layout", "pairs_of_ratings"]
+__all__ = ["MEANINGS", "RATINGS", "Layout", "Rated", "find_layout", "pairs_of_ratings"]
 
 MEANINGS = frozenset(
     [
@@ -36,6 +36,14 @@ _LAYOUTS = (
 )
 
 Fields = dict[str, Any]
+
+
+class Rated(NamedTuple):
+    """A response, its rating, and what its row names as its split."""
+
+    answer: Turns
+    rating: float
+    split: Any = None
 
 
 class Layout:
@@ -236,7 +244,7 @@ def _rated(opened: OpenedFile, responses: str, column: str, ratings: str) -> Lay
         named = {f"{responses}[{i}]": as_turns(t, responses) for i, t in enumerate(texts)}
         prompt, answers = join_turns(as_turns(fields["prompt"], "prompt"), named)
         rated = [
-            (answer, number(figure, column, False))
+            Rated(answer, number(figure, column, False))
             for answer, figure in zip(answers, figures, strict=True)
         ]
         return list(pairs_of_ratings(prompt, rated, ratings, opened.report))
@@ -250,7 +258,7 @@ def _described(ratings: str) -> str:
 
 
 def pairs_of_ratings(
-    prompt: Turns, rated: Sequence[tuple[Turns, float]], ratings: str, report: ReadReport
+    prompt: Turns, rated: Sequence[Rated], ratings: str, report: ReadReport
 ) -> Iterator[PreferencePair]:
     """Pairs of responses to one prompt, the higher rating first.
 
@@ -261,18 +269,19 @@ def pairs_of_ratings(
         prompt: a text or messages.
         rated: responses and their ratings.
         ratings: `"all"` pairs, or the `"best-worst"`.
-        report: counts what is left out.
+        report: counts what is left out, and has the split of the pair that was yielded last.
     """
     if ratings == "best-worst":
-        couples = [(max(rated, key=lambda r: r[1]), min(rated, key=lambda r: r[1]))]
+        couples = [(max(rated, key=lambda r: r.rating), min(rated, key=lambda r: r.rating))]
     else:
         couples = list(itertools.combinations(rated, 2))
-    for (a, rating_a), (b, rating_b) in couples:
-        if rating_a == rating_b:
+    for a, b in couples:
+        if a.rating == b.rating:
             report.count("pairs of equal ratings, left out")
-        elif a == b:
+        elif a.answer == b.answer:
             report.count("pairs of one response that was rated twice, left out")
-        elif rating_a > rating_b:
-            yield PreferencePair(prompt, a, b)
         else:
-            yield PreferencePair(prompt, b, a)
+            better, worse = (a, b) if a.rating > b.rating else (b, a)
+            splits = (a.split, b.split)
+            report.split = a.split if a.split == b.split else tuple(sorted(splits, key=str))
+            yield PreferencePair(prompt, better.answer, worse.answer)
