@@ -7,7 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tokenenv.data.implicit_prompts import ASSISTANT, HUMAN, split_dialogues, split_messages
-from tokenenv.data.labels import margin_of, number, preference_of, probability
+from tokenenv.data.labels import (
+    margin_of,
+    number,
+    preference_of,
+    probability,
+    stopped_of,
+)
 from tokenenv.data.preference_pair import PreferencePair
 from tokenenv.data.reading import OpenedFile, ReadReport
 from tokenenv.data.turns import Turns, as_turns, is_list, join_turns, response_of
@@ -17,7 +23,7 @@ __all__ = ["MEANINGS", "RATINGS", "Layout", "Rated", "find_layout", "pairs_of_ra
 MEANINGS = frozenset(
     [
         *("prompt", "chosen", "rejected", "margin", "preference", "response_a", "response_b"),
-        *("label", "winner", "responses", "ratings", "response", "rating"),
+        *("finish_a", "finish_b", "label", "winner", "responses", "ratings", "response", "rating"),
     ]
 )
 """What a column of pairs can mean."""
@@ -219,11 +225,12 @@ def _labelled(opened: OpenedFile) -> Layout:
             fields, ("response_a", "response_b"), has_prompt, opened.report
         )
         margin = margin_of(fields.get("margin", 0.0), is_text)
+        whole_a, whole_b = (stopped_of(fields.get(n), n) for n in ("finish_a", "finish_b"))
         if of_a >= 0.5:
-            return [PreferencePair(prompt, a, b, margin, of_a)]
-        return [PreferencePair(prompt, b, a, margin, 1.0 - of_a)]
+            return [PreferencePair(prompt, a, b, margin, of_a, whole_a, whole_b)]
+        return [PreferencePair(prompt, b, a, margin, 1.0 - of_a, whole_b, whole_a)]
 
-    used = ["prompt", "response_a", "response_b", label, "margin"]
+    used = ["prompt", "response_a", "response_b", label, "margin", "finish_a", "finish_b"]
     name = f"response_a, response_b and {label}" + ("" if has_prompt else ", prompt implicit")
     return Layout(name, used, parse)
 
