@@ -347,6 +347,20 @@ def test_malformed_pairs_are_named_with_what_to_do(row, message, tmp_path):
     assert str(file) in str(refused.value)
 
 
+@pytest.mark.parametrize("skip_bad", [False, True])
+@pytest.mark.parametrize("with_label", [False, True])
+def test_a_prompt_that_comes_after_rows_without_one_is_not_dropped(tmp_path, skip_bad, with_label):
+    row = {"response_a": "x y", "response_b": "x z", "label": "a"}
+    if not with_label:
+        row = {"chosen": "x y", "rejected": "x z"}
+    file = write(tmp_path / "p.jsonl", *[row] * 70, {**row, "prompt": "p"})
+    with pytest.raises(ValueError, match=r"line 71: it has a 'prompt', which the first rows"):
+        read_pairs(file, skip_bad=skip_bad)
+    early = write(tmp_path / "early.jsonl", {**row, "prompt": "p"}, *[row] * 2)
+    with pytest.raises(ValueError, match=r"the field 'prompt' is missing .2 rows: line 2, line 3"):
+        read_pairs(early)
+
+
 def test_all_bad_rows_are_reported_at_once_or_skipped_and_counted(tmp_path):
     rows = [EXPLICIT if n % 3 else {**EXPLICIT, "rejected": None} for n in range(1, 31)]
     file = write(tmp_path / "p.jsonl", *rows)

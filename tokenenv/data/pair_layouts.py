@@ -15,7 +15,7 @@ from tokenenv.data.labels import (
     stopped_of,
 )
 from tokenenv.data.preference_pair import PreferencePair
-from tokenenv.data.reading import OpenedFile, ReadReport
+from tokenenv.data.reading import FileFault, OpenedFile, ReadReport
 from tokenenv.data.turns import Turns, as_turns, is_list, join_turns, response_of
 
 __all__ = ["MEANINGS", "RATINGS", "Layout", "Rated", "find_layout", "pairs_of_ratings"]
@@ -140,6 +140,11 @@ def _prompt_and_responses(
         if name not in fields:
             raise ValueError(f"the field {name!r} is missing")
     responses = {name: as_turns(fields[name], name) for name in columns}
+    if not has_prompt and "prompt" in fields:
+        raise FileFault(
+            "it has a 'prompt', which the first rows of the file have not, so that theirs is taken "
+            "for implicit: give every row one, or none"
+        )
     if has_prompt:
         return join_turns(as_turns(fields["prompt"], "prompt"), responses)
     return _implicit(responses, report)
