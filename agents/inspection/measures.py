@@ -72,11 +72,12 @@ class Measures(Generic[Item]):
         self._waiting: list[Item] = []
         self._seen: set[int] = set()
         self._splits: dict[str, int] = {}
+        self._bits: dict[str, int] = {}
         self._prompts: dict[int, int] = {}
         self._lot = random.Random(0)
 
     def add(self, item: Item, split: Any) -> None:
-        """Count one more."""
+        """Count one more; a tuple names the splits of its rows, where they are of several."""
         self.number += 1
         if len(self.examples) < _SHOWN:
             self.examples.append(item)
@@ -85,14 +86,15 @@ class Measures(Generic[Item]):
         self._waiting.append(item)
         if len(self._waiting) == _BATCH:
             self._flush()
-        self._count(item, str(split) if split is not None else "")
+        splits = split if isinstance(split, tuple) else (split,)
+        self._count(item, tuple("" if name is None else str(name) for name in splits))
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
         if waiting:
             self._measure(waiting)
 
-    def _count(self, item: Item, split: str) -> None:
+    def _count(self, item: Item, splits: tuple[str, ...]) -> None:
         raise NotImplementedError
 
     def _measure(self, items: list[Item]) -> None:
@@ -102,13 +104,15 @@ class Measures(Generic[Item]):
         self.duplicates += key in self._seen
         self._seen.add(key)
 
-    def _note_prompt(self, prompt: Turns, split: str) -> None:
-        """Note in which splits a prompt is: the first and the second of them have a bit each."""
+    def _note_prompt(self, prompt: Turns, splits: tuple[str, ...]) -> None:
+        """Note in which splits a prompt is: every split has a bit."""
         self.conversations += not isinstance(prompt, str)
-        self._splits[split] = self._splits.get(split, 0) + 1
-        bit = 1 << list(self._splits).index(split)
+        shown = " and ".join(name or "none" for name in splits) if len(splits) > 1 else splits[0]
+        self._splits[shown] = self._splits.get(shown, 0) + 1
         key = _key(_written(prompt))
-        self._prompts[key] = self._prompts.get(key, 0) | bit
+        for name in splits:
+            bit = self._bits.setdefault(name, 1 << len(self._bits))
+            self._prompts[key] = self._prompts.get(key, 0) | bit
 
     def in_several_splits(self) -> int:
         """How many different prompts are in more than one split."""
@@ -139,9 +143,9 @@ class PairMeasures(Measures[PreferencePair]):
         self.longer, self.shorter, self.equal = 0.0, 0.0, 0
         self._labels: dict[int, int] = {}
 
-    def _count(self, pair: PreferencePair, split: str) -> None:
+    def _count(self, pair: PreferencePair, splits: tuple[str, ...]) -> None:
         prompt, chosen, rejected = map(_written, (pair.prompt, pair.chosen, pair.rejected))
-        self._note_prompt(pair.prompt, split)
+        self._note_prompt(pair.prompt, splits)
         self._note_duplicate(_key(prompt, chosen, rejected, str(pair.preference)))
         self.ties += pair.preference == 0.5
         self.soft += 0 < pair.preference < 1 and pair.preference != 0.5
@@ -211,11 +215,11 @@ class PromptMeasures(Measures[Prompt]):
         super().__init__(("prompt",), counter)
         self._by_place: dict[int, int] = {}
 
-    def _count(self, prompt: Prompt, split: str) -> None:
+    def _count(self, prompt: Prompt, splits: tuple[str, ...]) -> None:
         key = _key(_written(prompt.content))
         bit = 1 if split_of(self.number - 1) == "train" else 2
         self._by_place[key] = self._by_place.get(key, 0) | bit
-        self._note_prompt(prompt.content, split)
+        self._note_prompt(prompt.content, splits)
         self._note_duplicate(key)
 
     def _measure(self, items: list[Prompt]) -> None:
@@ -253,8 +257,8 @@ class ExampleMeasures(Measures[Example]):
         super().__init__(("prompt", "response"), counter)
         self.empty = {"prompt": 0, "response": 0}
 
-    def _count(self, example: Example, split: str) -> None:
-        self._note_prompt(example.prompt, split)
+    def _count(self, example: Example, splits: tuple[str, ...]) -> None:
+        self._note_prompt(example.prompt, splits)
         self._note_duplicate(_key(_written(example.prompt), _written(example.response)))
         for name in self.empty:
             self.empty[name] += not text_of(getattr(example, name)).strip()

@@ -263,6 +263,18 @@ def test_a_number_gets_its_meaning_by_the_name_of_its_column(tmp_path):
     assert [p.preference for p in read_pairs(file, {"winner": "label"})] == [1, 1, 0.5]
 
 
+def test_how_responses_finished_goes_with_their_label(tmp_path):
+    cut_off = {**TWO, "finish_a": "length", "finish_b": "stop"}
+    rows = [{**cut_off, "label": "a"}, {**cut_off, "label": "b"}, {**TWO, "label": "a"}]
+    rows.append({**TWO, "finish_a": None, "finish_b": " ", "label": "b"})
+    report = ReadReport()
+    pairs = read_pairs(write(tmp_path / "p.jsonl", *rows), report=report)
+    assert [(pair.chosen_stopped, pair.rejected_stopped) for pair in pairs] == [
+        *((False, True), (True, False), (True, True), (True, True))
+    ]
+    assert report.unused == []
+
+
 def test_the_difference_of_two_scores_is_the_margin_only_where_asked_for(tmp_path):
     row = {"prompt": "p", "chosen": "c", "rejected": "r", "score_chosen": 9, "score_rejected": 7.5}
     file = write(tmp_path / "p.jsonl", row)
@@ -314,6 +326,8 @@ THREE = {"prompt": "p", "responses": ["x", "y"], "ratings": [1, 2]}
         ({**TWO, "label": "left"}, "line 1: 'label' is 'left', it must be 'a', 'b' or 'tie'"),
         ({**TWO, "label": 0.7}, "'label' is 0.7: a number, which may count responses from 0 or"),
         ({**TWO, "label": True}, "'label' is True, it must be"),
+        ({**TWO, "label": "a", "finish_b": "eos"}, "'finish_b' is 'eos', it must be 'stop' for"),
+        ({**TWO, "label": "a", "finish_a": []}, "'finish_a' is .*, it must be 'stop' for"),
         ({**TWO, "winner": 2}, "'winner' is 2: neither 0"),
         ({**TWO, "preference": 3}, "'preference' is 3: no probability from 0 to 1"),
         ({**THREE, "ratings": [1]}, "line 1: 2 responses and 1 ratings"),
@@ -331,6 +345,20 @@ def test_malformed_pairs_are_named_with_what_to_do(row, message, tmp_path):
     with pytest.raises(ValueError, match=message) as refused:
         read_pairs(file)
     assert str(file) in str(refused.value)
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+@pytest.mark.parametrize("with_label", [False, True])
+def test_a_prompt_that_comes_after_rows_without_one_is_not_dropped(tmp_path, skip_bad, with_label):
+    row = {"response_a": "x y", "response_b": "x z", "label": "a"}
+    if not with_label:
+        row = {"chosen": "x y", "rejected": "x z"}
+    file = write(tmp_path / "p.jsonl", *[row] * 70, {**row, "prompt": "p"})
+    with pytest.raises(ValueError, match=r"line 71: it has a 'prompt', which the first rows"):
+        read_pairs(file, skip_bad=skip_bad)
+    early = write(tmp_path / "early.jsonl", {**row, "prompt": "p"}, *[row] * 2)
+    with pytest.raises(ValueError, match=r"the field 'prompt' is missing .2 rows: line 2, line 3"):
+        read_pairs(early)
 
 
 def test_all_bad_rows_are_reported_at_once_or_skipped_and_counted(tmp_path):

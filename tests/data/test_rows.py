@@ -11,6 +11,7 @@ import zipfile
 
 import pytest
 
+from tokenenv.data import ReadReport, read_prompt_rows
 from tokenenv.data.row import BadRows
 from tokenenv.data.rows import find_format, read_rows
 
@@ -244,6 +245,54 @@ def test_all_bad_rows_are_counted_and_the_first_of_each_kind_named(tmp_path):
     )
     with pytest.raises(ValueError, match=r"9 of 11 rows.*Mend or remove them; skip_bad=True"):
         list(read_rows(file))
+
+
+ROWS_OF_ONE_OBJECT = {
+    "columns": {"prompt": {"0": "a", "1": None, "2": None}},
+    "index": {"0": {"prompt": "a"}, "1": {"prompt": None}, "2": {"prompt": None}},
+    "split": {"columns": ["prompt"], "data": [["a"], [None], [None]]},
+    "table": {"schema": {}, "data": [{"prompt": "a"}, {"prompt": None}, {"prompt": None}]},
+}
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("orient", ROWS_OF_ONE_OBJECT)
+def test_the_rows_of_one_object_are_counted_one_by_one(tmp_path, orient, indent):
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(ROWS_OF_ONE_OBJECT[orient], indent=indent))
+    bad = BadRows()
+    assert len(list(read_rows(file, bad))) == bad.rows == 3
+    with pytest.raises(ValueError, match=r"2 of 3 rows can't be used.*\(2 rows: row 2, row 3\)"):
+        read_prompt_rows(file, "train")
+    report = ReadReport()
+    assert len(read_prompt_rows(file, "train", skip_bad=True, report=report)) == 1
+    assert (report.bad.count, report.bad.rows) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ('{"columns": ["prompt"], "data": [[1], [2], [3]]}', 3),
+        ('{\n"prompt": {"0": 1, "1": 2}\n}', 2),
+        ('{\n"prompt": 1\n}', 1),
+        ('{"prompt": 1}\n{"prompt": 2}\n', 2),
+        ('[{"prompt": 1}, {"prompt": 2}]', 2),
+    ],
+)
+def test_where_all_rows_are_bad_none_is_left(tmp_path, text, rows):
+    file = tmp_path / "rows.json"
+    file.write_text(text)
+    report = ReadReport()
+    with pytest.raises(ValueError, match=r"the field 'prompt' is a int.* There is none left\.$"):
+        read_prompt_rows(file, "train", skip_bad=True, report=report)
+    assert report.bad.rows == report.bad.count == rows
+
+
+def test_one_line_that_is_no_json_is_one_bad_row(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "a"')
+    bad = BadRows()
+    assert list(read_rows(file, bad)) == [] and (bad.rows, bad.count) == (1, 1)
 
 
 # Folders of datasets and the hub ------------------------------------------------------------------

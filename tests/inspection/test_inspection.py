@@ -103,6 +103,27 @@ def test_prompts_and_the_splits_that_training_makes(tmp_path):
     assert facts["splits"] == {"eval": 1, "train": 1} and facts["prompts_in_several_splits"] == 1
 
 
+def test_pairs_of_several_rows_are_in_the_split_of_their_rows(tmp_path):
+    """One response per row: the pairs come when the last row, of `eval`, has long been read."""
+
+    def rated(prompt, *splits):
+        return [
+            {"prompt": prompt, "response": f"r{i}", "rating": i, **({"split": s} if s else {})}
+            for i, s in enumerate(splits)
+        ]
+
+    train = [row for p in "abc" for row in rated(p, "train", "train")]
+    file = write(tmp_path / "rated.jsonl", [*train, *rated("d", "eval", "eval")])
+    facts = inspect_file(DataConfig("inspect", file))
+    assert facts["splits"] == {"train": 3, "eval": 1} and facts["prompts_in_several_splits"] == 0
+    both = [*train, *rated("d", "train", "eval"), *rated("e", "eval", None, "eval")]
+    facts = inspect_file(DataConfig("inspect", write(tmp_path / "both.jsonl", both)))
+    assert facts["splits"] == {"train": 3, "eval and train": 1, "none and eval": 2, "eval": 1}
+    assert facts["prompts_in_several_splits"] == 2
+    bare = write(tmp_path / "bare.jsonl", rated("a", None, None))
+    assert "splits" not in inspect_file(DataConfig("inspect", bare))
+
+
 USER, ASSISTANT = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}
 
 

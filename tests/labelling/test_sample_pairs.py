@@ -172,6 +172,17 @@ def test_the_higher_reward_wins_and_equal_ones_are_ties_that_reward_model_reads(
     assert "mean reward" in capsys.readouterr().out
 
 
+def test_responses_that_ran_out_of_room_are_so_for_reward_model(here):
+    assert sample("--reward", "labeller_of_pairs:longer", "-n", "4") == 0
+    read = read_pairs("pairs.jsonl")
+    assert {(pair.chosen_stopped, pair.rejected_stopped) for pair in read} >= {(False, True)}
+    for row, pair in zip(rows(), read, strict=True):
+        stopped = [row[name] == "stop" for name in ("finish_a", "finish_b")]
+        if row["label"] == "b":
+            stopped.reverse()
+        assert [pair.chosen_stopped, pair.rejected_stopped] == stopped
+
+
 def test_what_is_labelled_now_is_what_would_have_been_labelled_at_once(here):
     noisy = ["--reward", "labeller_of_pairs:longer", "--label-noise", "2"]
     assert sample(*noisy, out="once.jsonl") == 0

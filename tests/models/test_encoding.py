@@ -126,6 +126,19 @@ def test_scoring_reads_what_training_from_text_has_read(tmp_path, pad_token, sha
         assert scored == [rewards.encode(prompt, cut_off, stopped=False).tolist()]
 
 
+def test_a_response_of_a_pair_that_ran_out_of_room_has_no_eos(tmp_path):
+    rewards = load_reward_model(save_classifier(tmp_path / "rm"))
+    language_model = load_frozen(save_language_model(tmp_path / "lm"))
+    ends = {"chosen_stopped": False, "rejected_stopped": True}
+    pair = as_token_pair(PreferencePair("w4", "w9 w10", "w9", **ends), rewards)
+    assert (pair.chosen.tolist(), pair.rejected.tolist()) == ([BOS, 4, 9, 10], [BOS, 4, 9, EOS])
+    ends = {"chosen_stopped": True, "rejected_stopped": False}
+    pair = as_token_pair(PreferencePair("w4", "w9", "w9 w10", **ends), rewards)
+    assert (pair.chosen.tolist(), pair.rejected.tolist()) == ([BOS, 4, 9, EOS], [BOS, 4, 9, 10])
+    cut_off = episode_of(language_model, "w4", "w9 w10", False)
+    assert Read(rewards, language_model).sequences(cut_off) == [pair.rejected.tolist()]
+
+
 def test_a_reward_model_learns_the_eos_ids_of_the_language_model_it_starts_from(tmp_path):
     """Two ids end a response; only the generation config says so."""
     folder = save_language_model(tmp_path / "lm")

@@ -156,6 +156,14 @@ def trainers(completions, trainer_state):
     return []
 
 
+def everything(prompts, responses, **columns):
+    return []
+
+
+def one_by_one(prompt, response, **columns):
+    return []
+
+
 @pytest.mark.parametrize(
     ("function", "columns", "words"),
     [
@@ -172,6 +180,10 @@ def trainers(completions, trainer_state):
         (lacking, [{"answer": 1, "messages": 2}] * 2, ""),
         (talking, [{"messages": 2}] * 2, r"have a column 'messages'"),
         (trainers, [{}, {}], r"asks for the column 'trainer_state'"),
+        (everything, [{"responses": 1}, {}], r"'responses' and has a .*rename the column.*, /, …"),
+        (one_by_one, [{"response": 1}] * 2, r"'response' and has a \*\*kwargs, which can't hold"),
+        (one_by_one, [{"responses": 1}] * 2, ""),
+        (lacking, [{"answer": 1, "responses": 2}] * 2, ""),
     ],
 )
 def test_what_a_function_asks_for_is_checked_at_the_start(model, function, columns, words):
@@ -182,6 +194,16 @@ def test_what_a_function_asks_for_is_checked_at_the_start(model, function, colum
         return
     with pytest.raises(ValueError, match=f"reward function 'f' {words}|{words}"):
         reward.check_prompts(origins)
+
+
+def test_a_column_may_be_called_like_a_parameter_that_has_no_name(model):
+    def f(prompts, responses, /, **columns):
+        return [float(given == text) for given, text in zip(columns["responses"], responses)]  # noqa: B905
+
+    rows = [episode(model, "w4", "w7", responses="w7"), episode(model, "w4", "w9", responses="w7")]
+    reward = FunctionReward(f, "f", model)
+    reward.check_prompts([row.origin for row in rows])
+    assert reward(rows).raw.tolist() == [1.0, 0.0]
 
 
 def test_without_columns_a_function_that_asks_for_none_is_left_alone(model):

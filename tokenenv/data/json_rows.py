@@ -36,10 +36,13 @@ def read_json_lines(path: Path, is_gzip: bool, bad: BadRows) -> Iterator[Row]:
     if not fault and (second is None or text.rstrip()[-1:] in "{[,"):
         rest = _text_of(itertools.chain(after, lines), file)
         value = parse_json(text + rest, file) if rest else _object_of(first, bad)
-        if value is not None:
-            yield from _rows_of_object(value, file, f"line {number}")
+        if value is None:
+            bad.rows += 1
+        else:
+            yield from _rows_of_object(value, file, f"line {number}", bad)
         return
     for number, text, fault in itertools.chain([first], after, lines):
+        bad.rows += 1
         value = _object_of((number, text, fault), bad)
         if value is not None:
             yield Row(value, file, f"line {number}")
@@ -58,7 +61,6 @@ def _text_of(lines: Iterable[tuple[int, str, str]], file: str) -> str:
 def _object_of(entry: tuple[int, str, str], bad: BadRows) -> dict[str, Any] | None:
     """The object in a line; None, and a bad row, where there is none."""
     number, text, fault = entry
-    bad.rows += 1
     place = f"line {number}"
     if not fault:
         try:
@@ -73,7 +75,7 @@ def _object_of(entry: tuple[int, str, str], bad: BadRows) -> dict[str, Any] | No
     return None
 
 
-def _rows_of_object(value: Any, file: str, place: str) -> Iterator[Row]:
+def _rows_of_object(value: Any, file: str, place: str, bad: BadRows) -> Iterator[Row]:
     """The rows that one object holds: pandas' orients, or the object as the only row."""
     if not isinstance(value, dict):
         raise ValueError(f"{file}: needs a JSON object, got {value!r:.80}.")
@@ -91,11 +93,13 @@ def _rows_of_object(value: Any, file: str, place: str) -> Iterator[Row]:
             "as JSON Lines."
         )
     else:
+        bad.rows += 1
         yield Row(value, file, place)
         return
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise ValueError(f"{file}, row {number}: needs an object, got {row!r:.80}.")
+        bad.rows += 1
         yield Row(row, file, f"row {number}")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from tokenenv.data.preference_pair import MOST_MARGIN
 from tokenenv.data.reading import FileFault
 
-__all__ = ["margin_of", "number", "preference_of", "probability"]
+__all__ = ["margin_of", "number", "preference_of", "probability", "stopped_of"]
 
 _WORDS = {
     **dict.fromkeys(("a", "response_a", "model_a", "first"), 1.0),
@@ -79,6 +79,26 @@ def probability(value: Any, name: str, of_what: str, is_text: bool) -> float:
             "the better one"
         )
     return value
+
+
+def stopped_of(value: Any, name: str) -> bool:
+    """Whether a response is complete, from how it finished; where nothing is said, it is.
+
+    Args:
+        value: `"stop"`, `"length"`, or nothing.
+        name: of the column.
+
+    Raises:
+        ValueError: it is something else; without place and full stop.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return True
+    if value not in ("stop", "length"):
+        raise ValueError(
+            f"{name!r} is {value!r:.60}, it must be 'stop' for a response that ended by itself, or "
+            "'length' for one that ran out of room"
+        )
+    return bool(value == "stop")
 
 
 def preference_of(value: Any, name: str) -> float:

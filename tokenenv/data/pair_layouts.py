@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenenv.data.implicit_prompts import ASSISTANT, HUMAN, split_dialogues, split_messages
-from tokenenv.data.labels import margin_of, number, preference_of, probability
+from tokenenv.data.labels import (
+    margin_of,
+    number,
+    preference_of,
+    probability,
+    stopped_of,
+)
 from tokenenv.data.preference_pair import PreferencePair
-from tokenenv.data.reading import OpenedFile, ReadReport
+from tokenenv.data.reading import FileFault, OpenedFile, ReadReport
 from tokenenv.data.turns import Turns, as_turns, is_list, join_turns, response_of
 
-__all__ = ["MEANINGS", "RATINGS", "Layout", "find_layout", "pairs_of_ratings"]
+__all__ = ["MEANINGS", "RATINGS", "Layout", "Rated", "find_layout", "pairs_of_ratings"]
 
 MEANINGS = frozenset(
     [
         *("prompt", "chosen", "rejected", "margin", "preference", "response_a", "response_b"),
-        *("label", "winner", "responses", "ratings", "response", "rating"),
+        *("finish_a", "finish_b", "label", "winner", "responses", "ratings", "response", "rating"),
     ]
 )
 """What a column of pairs can mean."""
@@ -36,6 +42,14 @@ _LAYOUTS = (
 )
 
 Fields = dict[str, Any]
+
+
+class Rated(NamedTuple):
+    """A response, its rating, and what its row names as its split."""
+
+    answer: Turns
+    rating: float
+    split: Any = None
 
 
 class Layout:
@@ -126,6 +140,11 @@ def _prompt_and_responses(
         if name not in fields:
             raise ValueError(f"the field {name!r} is missing")
     responses = {name: as_turns(fields[name], name) for name in columns}
+    if not has_prompt and "prompt" in fields:
+        raise FileFault(
+            "it has a 'prompt', which the first rows of the file have not, so that theirs is taken "
+            "for implicit: give every row one, or none"
+        )
     if has_prompt:
         return join_turns(as_turns(fields["prompt"], "prompt"), responses)
     return _implicit(responses, report)
@@ -211,11 +230,12 @@ def _labelled(opened: OpenedFile) -> Layout:
             fields, ("response_a", "response_b"), has_prompt, opened.report
         )
         margin = margin_of(fields.get("margin", 0.0), is_text)
+        whole_a, whole_b = (stopped_of(fields.get(n), n) for n in ("finish_a", "finish_b"))
         if of_a >= 0.5:
-            return [PreferencePair(prompt, a, b, margin, of_a)]
-        return [PreferencePair(prompt, b, a, margin, 1.0 - of_a)]
+            return [PreferencePair(prompt, a, b, margin, of_a, whole_a, whole_b)]
+        return [PreferencePair(prompt, b, a, margin, 1.0 - of_a, whole_b, whole_a)]
 
-    used = ["prompt", "response_a", "response_b", label, "margin"]
+    used = ["prompt", "response_a", "response_b", label, "margin", "finish_a", "finish_b"]
     name = f"response_a, response_b and {label}" + ("" if has_prompt else ", prompt implicit")
     return Layout(name, used, parse)
 
@@ -236,7 +256,7 @@ def _rated(opened: OpenedFile, responses: str, column: str, ratings: str) -> Lay
         named = {f"{responses}[{i}]": as_turns(t, responses) for i, t in enumerate(texts)}
         prompt, answers = join_turns(as_turns(fields["prompt"], "prompt"), named)
         rated = [
-            (answer, number(figure, column, False))
+            Rated(answer, number(figure, column, False))
             for answer, figure in zip(answers, figures, strict=True)
         ]
         return list(pairs_of_ratings(prompt, rated, ratings, opened.report))
@@ -250,7 +270,7 @@ def _described(ratings: str) -> str:
 
 
 def pairs_of_ratings(
-    prompt: Turns, rated: Sequence[tuple[Turns, float]], ratings: str, report: ReadReport
+    prompt: Turns, rated: Sequence[Rated], ratings: str, report: ReadReport
 ) -> Iterator[PreferencePair]:
     """Pairs of responses to one prompt, the higher rating first.
 
@@ -261,18 +281,19 @@ def pairs_of_ratings(
         prompt: a text or messages.
         rated: responses and their ratings.
         ratings: `"all"` pairs, or the `"best-worst"`.
-        report: counts what is left out.
+        report: counts what is left out, and has the split of the pair that was yielded last.
     """
     if ratings == "best-worst":
-        couples = [(max(rated, key=lambda r: r[1]), min(rated, key=lambda r: r[1]))]
+        couples = [(max(rated, key=lambda r: r.rating), min(rated, key=lambda r: r.rating))]
     else:
         couples = list(itertools.combinations(rated, 2))
-    for (a, rating_a), (b, rating_b) in couples:
-        if rating_a == rating_b:
+    for a, b in couples:
+        if a.rating == b.rating:
             report.count("pairs of equal ratings, left out")
-        elif a == b:
+        elif a.answer == b.answer:
             report.count("pairs of one response that was rated twice, left out")
-        elif rating_a > rating_b:
-            yield PreferencePair(prompt, a, b)
         else:
-            yield PreferencePair(prompt, b, a)
+            better, worse = (a, b) if a.rating > b.rating else (b, a)
+            splits = (a.split, b.split)
+            report.split = a.split if a.split == b.split else tuple(sorted(splits, key=str))
+            yield PreferencePair(prompt, better.answer, worse.answer)

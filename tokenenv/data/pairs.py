@@ -8,7 +8,14 @@ from typing import Any
 
 from tokenenv.data.labels import number
 from tokenenv.data.messages import Message
-from tokenenv.data.pair_layouts import MEANINGS, RATINGS, Layout, find_layout, pairs_of_ratings
+from tokenenv.data.pair_layouts import (
+    MEANINGS,
+    RATINGS,
+    Layout,
+    Rated,
+    find_layout,
+    pairs_of_ratings,
+)
 from tokenenv.data.preference_pair import MOST_MARGIN, PreferencePair
 from tokenenv.data.reading import OpenedFile, ReadReport, good_rows, open_file
 from tokenenv.data.turns import Turns, as_turns, join_turns
@@ -87,15 +94,16 @@ def _grouped(opened: OpenedFile, layout: Layout, ratings: str) -> Iterator[Prefe
         prompt, (answer,) = join_turns(as_turns(fields["prompt"], "prompt"), turns)
         return [(prompt, answer, number(fields[rating], rating, is_text))]
 
-    groups: dict[Any, tuple[Turns, list[tuple[Turns, float]]]] = {}
+    groups: dict[Any, tuple[Turns, list[Rated]]] = {}
     for prompt, answer, figure in good_rows(opened, parse):
         key = prompt if isinstance(prompt, str) else tuple(map(_key, prompt))
-        groups.setdefault(key, (prompt, []))[1].append((answer, figure))
-    for prompt, rated in groups.values():
-        if len(rated) < 2:
+        rated = Rated(answer, figure, opened.report.split)
+        groups.setdefault(key, (prompt, []))[1].append(rated)
+    for prompt, responses in groups.values():
+        if len(responses) < 2:
             opened.report.count("prompts with one response alone, which makes no pair")
         else:
-            yield from pairs_of_ratings(prompt, rated, ratings, opened.report)
+            yield from pairs_of_ratings(prompt, responses, ratings, opened.report)
 
 
 def _key(message: Message) -> tuple[tuple[str, str], ...]:

@@ -22,6 +22,9 @@ class PreferencePair:
         rejected: likewise, of the other one.
         margin: how much better `chosen` is at least, in units of the reward.
         preference: probability that `chosen` is the better one: 1 for a plain label, 0.5 for a tie.
+        chosen_stopped: whether `chosen` is complete; False where it ran out of room, and so has no
+            EOS at its end. A chat template completes the last turn of a conversation all the same.
+        rejected_stopped: likewise, of the other one.
     """
 
     prompt: str | tuple[Message, ...]
@@ -29,3 +32,5 @@ class PreferencePair:
     rejected: str | tuple[Message, ...]
     margin: float = 0.0
     preference: float = 1.0
+    chosen_stopped: bool = True
+    rejected_stopped: bool = True

@@ -39,7 +39,8 @@ class ReadReport:
         bad: the rows that can't be used.
         counts: what was noticed → how often: "pairs of equal ratings, left out".
         hints: sentences on what could be meant.
-        split: what the row that was read last names as its split.
+        split: what the row that was read last names as its split; of a pair of two rows that name
+            different ones, a tuple of both.
     """
 
     format: str = ""

@@ -37,7 +37,8 @@ class TokenPair:
 def as_token_pair(pair: PreferencePair | TokenPair, reward_model: RewardModel) -> TokenPair:
     """The pair as `reward_model` reads it; one of tokens is left as it is.
 
-    Conversations are rendered whole by the model's chat template, as scoring renders them.
+    A response that ran out of room has no EOS, as in scoring. Conversations are rendered whole by
+    the model's chat template, as scoring renders them.
 
     Raises:
         ValueError: it is no pair, or a conversation that the template does not take.
@@ -49,8 +50,11 @@ def as_token_pair(pair: PreferencePair | TokenPair, reward_model: RewardModel) -
     turns = (pair.prompt, pair.chosen, pair.rejected)
     if all(isinstance(part, str) for part in turns):
         chosen, rejected = (
-            reward_model.encode(str(pair.prompt), str(answer))
-            for answer in (pair.chosen, pair.rejected)
+            reward_model.encode(str(pair.prompt), str(answer), stopped)
+            for answer, stopped in (
+                (pair.chosen, pair.chosen_stopped),
+                (pair.rejected, pair.rejected_stopped),
+            )
         )
         return TokenPair(chosen, rejected, str(pair.prompt), pair.margin, pair.preference)
     before = _messages(pair.prompt, "user")

@@ -36,6 +36,7 @@ class Parameters:
 
     Attributes:
         first: the names of the two that are filled by position; empty where all go by name.
+        taken: those of them that a `**kwargs` can't hold, since they could go by name too.
         required: names of the others without a default.
         optional: names of the others with one.
         takes_all: whether it has a `**kwargs`.
@@ -43,6 +44,7 @@ class Parameters:
     """
 
     first: tuple[str, ...] = ()
+    taken: frozenset[str] = frozenset()
     required: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
     takes_all: bool = False
@@ -54,7 +56,7 @@ class Parameters:
         try:
             parameters = list(inspect.signature(function).parameters.values())
         except (TypeError, ValueError):
-            return cls(("prompts", "responses"))
+            return cls(first=("prompts", "responses"))
         places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         names = [p.name for p in named]
@@ -65,11 +67,12 @@ class Parameters:
         first = () if is_by_name else tuple(p.name for p in places[:2])
         others = [p for p in named if p.name not in first]
         return cls(
-            first,
-            frozenset(p.name for p in others if p.default is p.empty),
-            frozenset(p.name for p in others if p.default is not p.empty),
-            any(p.kind is p.VAR_KEYWORD for p in parameters),
-            is_trl,
+            first=first,
+            taken=frozenset(names).intersection(first),
+            required=frozenset(p.name for p in others if p.default is p.empty),
+            optional=frozenset(p.name for p in others if p.default is not p.empty),
+            takes_all=any(p.kind is p.VAR_KEYWORD for p in parameters),
+            is_trl=is_trl,
         )
 
     @property
@@ -111,6 +114,13 @@ class Parameters:
                     f"{name} gets prompts and responses as its first two parameters, but calls one "
                     f"{parameter!r}, as a column of the prompts is called: write def f(prompts, "
                     f"responses, {parameter}), or def f(responses, {parameter})."
+                )
+            if parameter in available and parameter in self.taken and self.takes_all:
+                raise ValueError(
+                    f"{name} calls one of its first two parameters {parameter!r} and has a "
+                    f"**kwargs, which can't hold the column of that name: rename the column, or "
+                    f"end the two with a slash, def f({', '.join(self.first)}, /, …) (there are: "
+                    f"{listed})."
                 )
         for column in sorted(self.required - self._reserved):
             self._require(
