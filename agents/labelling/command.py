@@ -51,8 +51,7 @@ def sample_pairs_into_file(config: SamplePairsConfig, console: Console) -> PairF
         )
     if config.labels is not None and not os.path.exists(config.labels):
         raise ValueError(f"labels={str(config.labels)!r} does not exist: give a file.")
-    file = PairFile(config.out, config.overwrite)
-    with file.locked():
+    with PairFile.locked(config.out, config.overwrite) as file:
         work = _Work(config, file, console)
         try:
             work.draw()

@@ -80,7 +80,7 @@ class PairRow:
 
 
 class PairFile:
-    """A file of pairs; one process at a time writes into it.
+    """A file of pairs; one process at a time writes into it, which `locked` sees to.
 
     Args:
         path: the file, which need not be there.
@@ -90,39 +90,39 @@ class PairFile:
         rows: the pairs.
 
     Raises:
-        ValueError: another process has it open, or it holds something else.
+        ValueError: the place is none for a file, or the file holds something else.
     """
 
     def __init__(self, path: str | Path, replaces: bool = False) -> None:
-        self.path = path = Path(path)
-        if "\0" in str(path):
-            raise ValueError(f"out={str(path)!r:.60} holds a NUL: give the name of a file.")
-        if path.is_dir():
-            raise ValueError(f"out={str(path)!r} is a folder: give the name of a file.")
-        if path.exists() and not path.is_file():
-            raise ValueError(f"out={str(path)!r} is no plain file: give the name of one.")
+        self.path = path = _checked(Path(path))
         self.rows = list(_read(path)) if path.exists() and not replaces else []
 
+    @classmethod
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from labelling the same file.
+    def locked(cls, path: str | Path, replaces: bool = False) -> Iterator[PairFile]:
+        """The file, read when no other process can write into it any more.
+
+        Args:
+            path: as of the class.
+            replaces: likewise.
 
         Raises:
-            ValueError: another one does.
+            ValueError: another process has it, or as of the class.
         """
-        lock = self.path.with_name(f".{self.path.name}.lock")
+        path = _checked(Path(path))
+        lock = path.with_name(f".{path.name}.lock")
         with lock.open("a") as descriptor:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ValueError(
-                    f"out={str(self.path)!r} is being written by another process: wait for its "
+                    f"out={str(path)!r} is being written by another process: wait for its "
                     "end, or choose another file."
                 ) from error
             except OSError:  # a file system without locks
                 pass
             try:
-                yield
+                yield cls(path, replaces)
             finally:
                 with contextlib.suppress(OSError):
                     lock.unlink()
@@ -154,9 +154,21 @@ class PairFile:
         return counts
 
 
+def _checked(path: Path) -> Path:
+    """The path; ValueError where no file can be there."""
+    if "\0" in str(path):
+        raise ValueError(f"out={str(path)!r:.60} holds a NUL: give the name of a file.")
+    if path.is_dir():
+        raise ValueError(f"out={str(path)!r} is a folder: give the name of a file.")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"out={str(path)!r} is no plain file: give the name of one.")
+    return path
+
+
 def _read(path: Path) -> Iterator[PairRow]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not `splitlines`: U+2028 and U+0085 end no line of JSON Lines, and texts may hold them.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(_of_another_kind(path, 1, "it is no UTF-8")) from error
     for number, line in enumerate(lines, 1):

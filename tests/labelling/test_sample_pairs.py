@@ -147,8 +147,7 @@ def test_two_sources_of_labels_are_refused(here, capsys):
 
 
 def test_one_process_at_a_time_writes_a_file(here, capsys):
-    file = PairFile(Path("pairs.jsonl"))
-    with file.locked():
+    with PairFile.locked("pairs.jsonl"):
         assert sample() == 2
     assert "another process" in " ".join(capsys.readouterr().err.split())
     assert sample() == 0 and not Path(".pairs.jsonl.lock").exists()
@@ -371,6 +370,33 @@ def test_rows_are_read_as_they_were_written(tmp_path):
     file.append([row])
     file.append([row.labelled(None, None, skipped=True)])
     assert PairFile(file.path).rows == file.rows
+
+
+def test_rows_end_at_newlines_alone(tmp_path):
+    """Other tools write U+2028 and U+0085 as they are, and Windows ends lines by two characters."""
+    path = tmp_path / "pairs.jsonl"
+    row = PairRow("0-0", "w4\u2028", "a\u0085b", "\x1c", "stop", "length", "a")
+    line = json.dumps(json.loads(row.as_json()), ensure_ascii=False)
+    assert "\u2028" in line and "\u0085" in line
+    path.write_bytes(f"{line}\r\n\n{line}".encode())
+    assert PairFile(path).rows == [row, row]
+
+
+def test_rows_are_read_when_no_other_process_can_add_any(tmp_path, monkeypatch):
+    file = pair_file(tmp_path, 1)
+
+    def flock(*_):
+        """Take the lock as soon as whoever had it has written its last row."""
+        file.append([PairRow("1-0", "w5", "one", "two", "stop", "stop")])
+
+    monkeypatch.setattr("agents.labelling.pair_file.fcntl.flock", flock)
+    with PairFile.locked(file.path) as locked:
+        assert len(locked.rows) == 2
+        locked.append([PairRow("2-0", "w6", "one", "two", "stop", "stop")])
+    assert [row.id for row in PairFile(file.path).rows] == ["0-0", "1-0", "2-0"]
+    with pytest.raises(ValueError, match="is a folder"), PairFile.locked(tmp_path):
+        pass
+    assert not list(tmp_path.glob(".*")) and not list(tmp_path.parent.glob(f".{tmp_path.name}*"))
 
 
 @pytest.mark.parametrize(
