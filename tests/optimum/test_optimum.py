@@ -174,6 +174,7 @@ def test_few_effective_samples_are_unreliable(problem, rng):
     assert compare(samples, 100.0, bootstrap=1).is_reliable
 
 
+@pytest.mark.slow
 def test_the_interval_covers_what_repeated_sampling_finds(problem, rng):
     log_ref, scores = problem
     halfway = log_softmax(log_ref + 0.5 * scores / BETA)

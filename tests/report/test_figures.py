@@ -52,6 +52,7 @@ def test_the_calibration_is_of_v_against_what_followed(table):
     )
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_of_what_there_is(tmp_path, table):
     rows = [{"time/total_timesteps": t, "rlhf/score": 0.1 * t, "rlhf/kl": 0.2} for t in (1, 2)]
     run = RunFiles(tmp_path, {"task": "reviews", "seed": 0, "kl_coef": 0.1}, rows)

@@ -77,7 +77,7 @@ def test_the_config_of_a_run_from_before_these_settings_is_read():
         ("n_envs: 0", "n_envs=0"),
         ("cut: maybe", "cut='maybe' must be one of"),
         ("lora_target_modules: [1]", "lora_target_modules"),
-        ("{" * 3000, "nested too deeply|not valid YAML"),
+        ("{" * 1500, "nested too deeply|not valid YAML"),
     ],
 )
 def test_files_that_hold_no_settings_are_refused_by_name(tmp_path, text, message):

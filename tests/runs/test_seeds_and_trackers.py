@@ -88,6 +88,7 @@ class Fake(types.ModuleType):
         self.calls.append(("finish",))
 
 
+@pytest.mark.slow
 def test_a_run_is_logged_to_a_tracker_with_its_settings(tmp_path, monkeypatch):
     fake = Fake("fake_tracker")
     monkeypatch.setitem(sys.modules, "fake_tracker", fake)

@@ -149,6 +149,7 @@ def test_tables_change_nothing_of_the_training(tmp_path, monkeypatch):
     assert list(token_files(tmp_path / "1")) == [0, 256, 512]
 
 
+@pytest.mark.slow
 def test_a_fault_in_a_table_ends_the_tables_and_not_the_training(tmp_path, monkeypatch, caplog):
     """The reward fails for the responses of the second table alone: it has three more of them."""
     (tmp_path / "moody.py").write_text(
