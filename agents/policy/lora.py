@@ -38,7 +38,9 @@ def lora_settings(lora: dict[str, Any] | None) -> tuple[LoraSettings | None, dic
     if not isinstance(lora, dict):
         raise ValueError(f"lora={lora!r:.60} must be a dict with {allowed}.")
     values = dict(lora)
-    digests = {name: values.pop(name) for name in ("actor_digest", "critic_digest") if name in lora}
+    digests: dict[str, str] = {
+        name: values.pop(name) for name in ("actor_digest", "critic_digest") if name in lora
+    }
     try:
         return LoraSettings(**values), digests
     except TypeError:
