@@ -213,7 +213,7 @@ def draw_at_equal_tokens(axis, values: list[dict]) -> None:
     axis.set(xscale="log", xlabel="tokens spent", ylim=(-0.02, 1.02))
     axis.set_xticks(tokens, [f"{x / 1000:,.0f},000" for x in tokens])
     axis.minorticks_off()
-    axis.legend(loc="lower right", fontsize=7)
+    axis.legend(loc="lower right", fontsize=7, handlelength=3.2)
 
 
 def main() -> None:

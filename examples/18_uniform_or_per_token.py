@@ -109,7 +109,7 @@ def draw(rows: list[dict]):
         for estimator, color in zip(estimators, COLORS, strict=False):
             own = [r for r in rows if (r["task"], r["estimator"]) == (task, estimator)]
             shared = min(len(r["points"]) for r in own)
-            tokens = [at for at, _ in own[0]["points"][:shared]]
+            tokens = [at / 1000 for at, _ in own[0]["points"][:shared]]
             values = [interval([r["points"][i][1] for r in own]) for i in range(shared)]
             middle, half = np.array(values).T
             style = "-" if estimator in ("gae", "monte-carlo") else "--"
@@ -118,9 +118,8 @@ def draw(rows: list[dict]):
             axis.fill_between(
                 tokens, middle - half, middle + half, color=color, alpha=0.15, linewidth=0
             )
-        axis.set_xlabel("tokens")
+        axis.set_xlabel("thousands of tokens")
         axis.set_title(task)
-        axis.ticklabel_format(axis="x", style="sci", scilimits=(3, 3))
     axes[0].axhline(GOAL, color="black", linestyle=":", linewidth=1)
     axes[0].set(ylabel="share of the way to the optimum", ylim=(0.0, 1.02))
     axes[1].set_ylabel("gold reward, held-out prompts")
@@ -135,7 +134,7 @@ def main() -> None:
     budgets = (
         {"exact": (4096, 1), "reviews": (4096, 3)}
         if arguments.quick
-        else {"exact": (65_536, 1), "reviews": (24_576, 2)}
+        else {"exact": (65_536, 1), "reviews": (20_480, 2)}
     )
     jobs = [
         (task, estimator, seed, *budget)
