@@ -26,14 +26,16 @@ GROUP = 8
 GRID = np.linspace(0.0, 1.0, 101)
 
 
-def measure(task: str, seed: int, tokens: int, prompts: int, per_prompt: int) -> list[dict]:
+def measure(
+    task: str, seed: int, tokens: int, prompts: int, per_prompt: int, environment: dict
+) -> list[dict]:
     """The distribution of update strength, at the start and after training."""
     from agents import RLHFCallback
     from agents.credit import UpdateSettings
     from agents.evaluation import HeldOut
 
-    held_out = HeldOut.from_env_kwargs({"task": task, "device": "cpu"}, prompts)
-    model, rows = new_agent(task, seed), []
+    held_out = HeldOut.from_env_kwargs({"task": task, "device": "cpu", **environment}, prompts)
+    model, rows = new_agent(task, seed, **environment), []
     gae = UpdateSettings(kl_coef=held_out.settings.kl_coef)
     settings = {"gae": gae, "rloo": replace(gae, advantage_estimator="rloo", group_size=GROUP)}
     for stage in ("start", "middle"):
@@ -170,15 +172,14 @@ def draw(rows: list[dict]):
 
 def main() -> None:
     arguments = options(__doc__, task="a further task, 'package.module:TASK': a model of yours")
-    tasks = [*TOKENS, *([arguments.task] if arguments.task else [])]
-    seeds, prompts = (1, 2) if arguments.quick else (5, 32)
+    seeds, prompts, groups = (1, 2, 1) if arguments.quick else (5, 32, 8)
+    shorter = {"max_new_tokens": 4} if arguments.quick else {}
     jobs = []
-    for task in tasks:
+    for task in [*TOKENS, *([arguments.task] if arguments.task else [])]:
         tokens = 4096 if arguments.quick else TOKENS.get(task, 32_768)
-        # `exact` has 5 prompts.
-        of_task = (
-            (5, (1 if arguments.quick else 8) * GROUP) if task == "exact" else (prompts, GROUP)
-        )
+        of_task = (prompts, GROUP, {})
+        if task == "exact":
+            of_task = (5, groups * GROUP, shorter)  # it has 5 prompts
         jobs += [(task, seed, tokens, *of_task) for seed in range(seeds)]
     rows = [row for part in in_parallel(measure, jobs, arguments.processes) for row in part]
     print_table(rows)

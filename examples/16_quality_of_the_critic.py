@@ -219,7 +219,7 @@ def draw_at_equal_tokens(axis, values: list[dict]) -> None:
 def main() -> None:
     arguments = options(__doc__)
     if arguments.quick:
-        seeds, coefficients, length, rollouts, every = 1, VF_COEFS[::4], 5, 2, 2
+        seeds, coefficients, length, rollouts, every = 1, VF_COEFS[::4], 4, 2, 2
         still = (1, (0, 2))
     else:
         seeds, coefficients, length, rollouts, every = 3, VF_COEFS, 6, 24, 3

@@ -46,20 +46,21 @@ class Curve(BaseCallback):
 
 
 @cache
-def held_out_of(task: str):
+def held_out_of(task: str, length: int):
     """Its prompts, scorer and solution, once in each process."""
     from agents.evaluation import HeldOut
 
     prompts = 5 if task == "exact" else 48
-    return HeldOut.from_env_kwargs({"task": task, "device": "cpu"}, prompts)
+    environment = {"task": task, "max_new_tokens": length, "device": "cpu"}
+    return HeldOut.from_env_kwargs(environment, prompts)
 
 
-def train(task: str, estimator: str, seed: int, tokens: int, every: int) -> dict:
+def train(task: str, estimator: str, seed: int, length: int, tokens: int, every: int) -> dict:
     """One training with its curve: the exact share of the way, or the held-out gold reward."""
     from agents import RLHFCallback
     from tokenenv.optimum import evaluate_exactly
 
-    held_out = held_out_of(task)
+    held_out = held_out_of(task, length)
 
     def measure(actor) -> float:
         if held_out.solution is not None:
@@ -67,7 +68,13 @@ def train(task: str, estimator: str, seed: int, tokens: int, every: int) -> dict
         episodes = sample_episodes(actor, held_out, 8, seed=77)
         return float(held_out.scorer.score(episodes).gold_reward.mean())
 
-    model = new_agent(task, seed, advantage_estimator=estimator, group_size=ESTIMATORS[estimator])
+    model = new_agent(
+        task,
+        seed,
+        advantage_estimator=estimator,
+        group_size=ESTIMATORS[estimator],
+        max_new_tokens=length,
+    )
     curve = Curve(measure, every)
     model.learn(tokens, callback=[RLHFCallback(), curve])
     curve.add()
@@ -131,10 +138,10 @@ def main() -> None:
     arguments = options(__doc__)
     seeds = 1 if arguments.quick else 5
     estimators = ("gae", "rloo") if arguments.quick else ESTIMATORS
-    budgets = (
-        {"exact": (4096, 1), "reviews": (4096, 3)}
+    budgets = (  # longest response, tokens, rollouts between two points
+        {"exact": (4, 4096, 1), "reviews": (32, 4096, 3)}
         if arguments.quick
-        else {"exact": (65_536, 1), "reviews": (20_480, 2)}
+        else {"exact": (6, 65_536, 1), "reviews": (32, 20_480, 2)}
     )
     jobs = [
         (task, estimator, seed, *budget)

@@ -253,7 +253,7 @@ def critic_quality(output: str, folder: Path) -> None:
 def kl_brake(output: str, folder: Path) -> None:
     free, held = json.loads((folder / "kl_brake.json").read_text(encoding="utf-8"))
     assert (free["kl_coef"], held["kl_coef"]) == (0.0, 0.5)
-    assert free["kl"] > held["kl"] > 0 and free["score"] > held["score"]
+    assert free["kl"] > 1.3 * held["kl"] > 0, "after so few tokens the score can't tell them apart"
     for row in (free, held):
         assert 0 < row["distinct"] <= 1 and row["top_tenth"] > 0.2
         shares = [share for _, share in row["words"]]
