@@ -66,6 +66,21 @@ class OutputFolder:
             self.close()
             raise
 
+    @classmethod
+    def new(cls, root: Path, contents: Iterable[str], overwrite: bool) -> OutputFolder:
+        """A locked folder that holds nothing, or may be written over.
+
+        Raises:
+            ValueError: it holds something and `overwrite` is off; or as the constructor.
+        """
+        output = cls(root, contents)
+        if output.entries() and not overwrite:
+            output.close()
+            raise ValueError(
+                f"out={str(root)!r} exists already: choose another folder, or pass --overwrite."
+            )
+        return output
+
     @property
     def is_replacing(self) -> bool:
         """Whether what was there before is still set aside."""

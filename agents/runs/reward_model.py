@@ -45,7 +45,10 @@ def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, An
     Raises:
         ValueError: the pairs, the base or the folder can't be used.
     """
-    with stop_signals(), contextlib.closing(_locked_folder(config)) as output:
+    with (
+        stop_signals(),
+        contextlib.closing(OutputFolder.new(config.out, [_STAGE], config.overwrite)) as output,
+    ):
         return _train(config, output, console)
 
 
@@ -106,17 +109,6 @@ def _train(config: RewardModelConfig, output: OutputFolder, console: Console) ->
     use = f"; use it with: tokenrlhf train --reward-model {shlex.quote(str(config.out))}"
     console.print(literal(f"reward model in {config.out}{use}"))
     return content
-
-
-def _locked_folder(config: RewardModelConfig) -> OutputFolder:
-    """The folder, locked; ValueError where writing there would replace something."""
-    output = OutputFolder(config.out, [_STAGE])
-    if output.entries() and not config.overwrite:
-        output.close()
-        raise ValueError(
-            f"out={str(config.out)!r} exists already: choose another folder, or pass --overwrite."
-        )
-    return output
 
 
 def _write(output: OutputFolder, reward_model: RewardModel, report: dict[str, Any]) -> None:

@@ -46,7 +46,10 @@ def fine_tune_from_file(config: SFTConfig, console: Console) -> dict[str, Any]:
         ValueError: the data, the model or the folder can't be used; or a number of the training was
             not finite: what was learned before it has been written then.
     """
-    with stop_signals(), contextlib.closing(_locked_folder(config)) as output:
+    with (
+        stop_signals(),
+        contextlib.closing(OutputFolder.new(config.out, [_STAGE], config.overwrite)) as output,
+    ):
         return _train(config, output, console)
 
 
@@ -104,17 +107,6 @@ def _load(config: SFTConfig) -> LanguageModel:
         torch.manual_seed(config.seed)  # of the adapters' first factors
         add_lora(language_model.model, settings, f"model={config.model!r}")
     return language_model
-
-
-def _locked_folder(config: SFTConfig) -> OutputFolder:
-    """The folder, locked; ValueError where writing there would replace something."""
-    output = OutputFolder(config.out, [_STAGE])
-    if output.entries() and not config.overwrite:
-        output.close()
-        raise ValueError(
-            f"out={str(config.out)!r} exists already: choose another folder, or pass --overwrite."
-        )
-    return output
 
 
 def _train_with_progress(
