@@ -112,7 +112,7 @@ class TrainConfig:
     reward_weights: tuple[float, ...] | None = None
     """Weights of several rewards, one for each; 1 each unless given."""
     prompts: str | None = None
-    """File of prompts (.jsonl or text), or the name of a task."""
+    """File of prompts (JSON Lines, CSV, Parquet, text, …: docs/data.md), or the name of a task."""
     prompt_truncation: Literal["error", "keep-end", "drop"] = "error"
     """What is done with prompts of more than P tokens: refuse them, cut their beginnings off (but
     for BOS), or leave them out."""

@@ -47,7 +47,7 @@ class PlayConfig:
     reward_weights: tuple[float, ...] | None = None
     """Weights of several rewards, one for each; 1 each unless given."""
     prompts: str | None = None
-    """File of prompts (.jsonl or text), or the name of a task."""
+    """File of prompts (JSON Lines, CSV, Parquet, text, …: docs/data.md), or the name of a task."""
     prompt: str | None = None
     """The prompt; default: drawn from the held-out prompts."""
     prompt_json: bool = False
