@@ -69,7 +69,7 @@ _BUFFER_SETTINGS = (
 """Keys of the rollout buffer's arguments, besides `cut`; those that are None are left out."""
 
 
-_BEFORE_THEY_WERE_SETTINGS: dict[str, Any] = {
+SETTINGS_OF_OLDER_RUNS: dict[str, Any] = {
     **dict.fromkeys(("config", "seeds", "reward_weights", "tracker")),
     **dict.fromkeys(("lora_rank", "lora_alpha", "lora_target_modules")),
     **{"gradient_checkpointing": False, "optimizer": "adam", "prompt_truncation": "error"},
@@ -368,7 +368,7 @@ class TrainConfig:
         """The content of `config.json`."""
         content = dataclasses.asdict(self)
         content["out"] = None if self.out is None else str(self.out)
-        content["config"] = None  # what was in it is here
+        del content["config"]  # what was in it is here
         return content
 
     @classmethod
@@ -379,7 +379,7 @@ class TrainConfig:
             ValueError: a setting is missing (none is filled in), unknown, of another type or out of
                 its range; it is named.
         """
-        return settings_from_json(cls, {**_BEFORE_THEY_WERE_SETTINGS, **content})
+        return settings_from_json(cls, {**SETTINGS_OF_OLDER_RUNS, **content})
 
     def names_of_code(self) -> dict[str, str]:
         """The settings that name code, as `"module:attribute"`: using them imports the module."""

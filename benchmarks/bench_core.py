@@ -88,7 +88,14 @@ def update_model(reference: str, is_packed: bool) -> PPO:
     """Stock PPO with one rollout of 32 × 32 steps in the packed buffer, or in SB3's own."""
     model = PPO(
         LMActorCriticPolicy,
-        make_vec_env(n_envs=32, seed=0, reference=reference, max_new_tokens=32, device="cpu"),
+        make_vec_env(
+            n_envs=32,
+            seed=0,
+            reference=reference,
+            reward_model="reviews",
+            max_new_tokens=32,
+            device="cpu",
+        ),
         n_steps=32,
         batch_size=1024,
         n_epochs=1,

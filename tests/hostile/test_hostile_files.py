@@ -24,7 +24,7 @@ from support.models import save_classifier, save_language_model, word_tokenizer
 
 from agents.compare.config import CompareConfig
 from agents.compare.jobs import Job, read_result
-from agents.config import TrainConfig
+from agents.config import SETTINGS_OF_OLDER_RUNS, TrainConfig
 from agents.policy.policy import LMActorCriticPolicy
 from agents.runs.curves import read_metrics
 from agents.runs.folder import RunFolder
@@ -163,6 +163,8 @@ def read_run(root: Path) -> None:
     """A run's configuration: what it says, and all of it."""
     config = RunFolder(root).read_config()
     said = json.loads((root / "config.json").read_text(encoding="utf-8"))
+    said = {**SETTINGS_OF_OLDER_RUNS, **said}  # a run may be older than these settings
+    del said["config"]
     require(json.loads(json.dumps(config.as_json())) == said, "settings were filled in or changed")
 
 
