@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from agents.config import TrainConfig
-from agents.settings import settings_from_json
 from tokenenv.json_files import parse_json, read_lines
 
 __all__ = ["read_settings"]
@@ -55,7 +54,7 @@ def read_settings(path: Path) -> TrainConfig:
     if is_of_run:
         settings = {name: v for name, v in settings.items() if name not in _NOT_OF_A_RUN}
     try:
-        config = settings_from_json(TrainConfig, {**defaults.as_json(), **settings})
+        config = TrainConfig.from_json({**defaults.as_json(), **settings})
     except ValueError as error:
         raise ValueError(f"{str(path)!r}: {error}") from None
     code = dict(config.names_of_code())

@@ -53,7 +53,7 @@ def test_the_config_of_a_run_makes_the_same_run_in_another_folder(tmp_path):
 
 def test_the_config_of_a_run_from_before_these_settings_is_read():
     content = TrainConfig().as_json()
-    for name in ("config", "seeds", "tracker", "tracker_project", "reward_weights", "optimizer"):
+    for name in ("seeds", "tracker", "tracker_project", "reward_weights", "optimizer"):
         del content[name]
     for name in ("lora_rank", "lora_alpha", "lora_target_modules", "gradient_checkpointing"):
         del content[name]
