@@ -72,6 +72,7 @@ _BUFFER_SETTINGS = (
 SETTINGS_OF_OLDER_RUNS: dict[str, Any] = {
     **dict.fromkeys(("config", "seeds", "reward_weights", "tracker")),
     **dict.fromkeys(("lora_rank", "lora_alpha", "lora_target_modules")),
+    **{"critic_epochs": None, "lr_schedule": "linear"},
     **{"gradient_checkpointing": False, "optimizer": "adam", "prompt_truncation": "error"},
     "tracker_project": "tokenrlhf",
 }
@@ -159,7 +160,9 @@ class TrainConfig:
     n_epochs: int = 4
     """Passes over every rollout."""
     learning_rate: float = 3e-4
-    """Learning rate of Adam; it decays linearly to 0."""
+    """Learning rate of Adam, at the start."""
+    lr_schedule: Literal["linear", "constant"] = "linear"
+    """Let the learning rate decay linearly, to 0 after the last update, or leave it as it is."""
     gamma: float = 1.0
     """Discount factor γ."""
     advantage_estimator: Literal[
@@ -221,6 +224,8 @@ class TrainConfig:
     critic_warmup_lambda: float | None = None
     """λ of the critic's targets in these updates, 1 for Monte-Carlo returns (exact ones with --cut
     carry); as later unless given."""
+    critic_epochs: int | None = None
+    """Passes over a rollout, of --n-epochs, in which a separate critic learns; all unless given."""
     lora_rank: int | None = None
     """Train low-rank adapters (LoRA) of this rank instead of all weights. Actor and reference then
     share one copy of the weights; the run keeps the adapter and the merged model."""

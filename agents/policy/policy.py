@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -195,6 +196,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             **fused_where_possible(self.optimizer_class, self.optimizer_kwargs),
         )
         self._host_observations: Callable[[], np.ndarray] | None = None
+        self._values_are_due: Callable[[], bool] | None = None
         self._is_predicting = False
         self._new_decoders()
         self.register_load_state_dict_post_hook(_drop_caches_of)
@@ -205,7 +207,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: everything but the caches and what training lends."""
-        lent = {"_host_observations": None, "entropy_weight": None}
+        lent = {"_host_observations": None, "_values_are_due": None, "entropy_weight": None}
         state = {**self.__dict__, **lent}
         del state["decoders"]
         return state
@@ -305,17 +307,25 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             self._host_observations = None
             self.end_rollout()
 
-    def begin_rollout(self) -> None:
+    def begin_rollout(self, values_are_due: Callable[[], bool] | None = None) -> None:
         """Let `forward` take a quick look at the weights only, until the rollout ends.
 
         It does not see what is written through `.data` to a part of a tensor, nor in place on a
         GPU; called by anyone else, `forward` reads all weights, as `predict` does.
+
+        Args:
+            values_are_due: given where the buffer asks a critic of its own for the values of the
+                whole rollout at its end. Then `forward` does not run the critic and its values are
+                NaN; nor does `predict_values` where this returns True: the rollout is complete, and
+                the buffer is about to ask.
         """
         self.decoders.is_in_rollout = True
+        self._values_are_due = values_are_due
 
     def end_rollout(self) -> None:
-        """Let `forward` and `predict_values` read all weights again."""
+        """Let `forward` and `predict_values` read all weights again, and give values."""
         self.decoders.is_in_rollout = False
+        self._values_are_due = None
 
     @property
     def entropy_needs_gradient(self) -> bool:
@@ -335,39 +345,48 @@ class LMActorCriticPolicy(ActorCriticPolicy):
 
         Returns:
             (N,) actions, (N, 1) values, (N,) log-probabilities; without gradient, and on the host,
-            where the environment and the buffer want them.
+            where the environment and the buffer want them. The values are NaN where the buffer
+            computes them later: see `begin_rollout`.
         """
         read = None if obs.device.type == "cpu" else self._host_observations
         observations = as_token_ids(obs) if read is None else read()
         with torch.no_grad():
-            hidden = self.decoders.follow("rollout", self._trunks(), observations)  # (N, h) each
+            trunks = self._trunks() if self._values_are_due is None else [self.actor]
+            hidden = self.decoders.follow("rollout", trunks, observations)  # (N, h) each
             log_probs = log_softmax(self.actor, hidden[0], self.temperature)  # (N, V)
             if deterministic:
                 chosen_log_probs, actions = log_probs.max(dim=-1)
             else:
                 actions, chosen_log_probs = sample_tokens(log_probs)
-            values = self.values_of(hidden[-1])
+            if self._values_are_due is None:
+                values = self.values_of(hidden[-1])
+            else:
+                values = chosen_log_probs.new_full((len(actions), 1), math.nan)
         if actions.is_cuda:
             actions, values, chosen_log_probs = in_one_transfer(actions, values, chosen_log_probs)
         refuse_nan(chosen_log_probs, "the actor")
         return actions, values, chosen_log_probs
 
     def evaluate_actions(
-        self, obs: PyTorchObs | PackedSequences, actions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        self,
+        obs: PyTorchObs | PackedSequences,
+        actions: torch.Tensor,
+        with_values: bool = True,
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
         """Values, log-probabilities and entropies of `actions`, with gradient.
 
         Args:
             obs: (n, P+T) observations, one per action (SB3's buffer), or the `PackedSequences` of n
                 states (ours): then every sequence is evaluated by one forward.
             actions: (n,) token ids.
+            with_values: whether a critic of its own is run; without it, there are no values.
 
         Returns:
-            (n, 1) values, (n,) log-probabilities, (n,) entropies in nats.
+            (n, 1) values or None, (n,) log-probabilities, (n,) entropies in nats.
         """
         if self.attention == "eager":  # score_tokens can be differentiated once
-            return self.evaluate_with_logits(obs, actions)[:3]
-        hidden, critic_hidden = self.trunk_states(self._packed(obs))
+            return self.evaluate_with_logits(obs, actions, with_values)[:3]
+        hidden, values = self._hidden_and_values(self._packed(obs), with_values)
         scores = score_tokens(
             self.actor,
             hidden,
@@ -375,16 +394,19 @@ class LMActorCriticPolicy(ActorCriticPolicy):
             self.temperature,
             self.entropy_needs_gradient,
         )
-        return self.values_of(critic_hidden), *scores
+        return values, *scores
 
     def evaluate_with_logits(
-        self, obs: PyTorchObs | PackedSequences, actions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        self,
+        obs: PyTorchObs | PackedSequences,
+        actions: torch.Tensor,
+        with_values: bool = True,
+    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor]:
         """As `evaluate_actions`, and the (n, V) logits, divided by the temperature."""
-        hidden, critic_hidden = self.trunk_states(self._packed(obs))
+        hidden, values = self._hidden_and_values(self._packed(obs), with_values)
         logits = tempered_logits(self.actor, hidden, self.temperature)
         scores = scores_of_logits(logits, actions.long().flatten(), self.entropy_needs_gradient)
-        return self.values_of(critic_hidden), *scores, logits
+        return values, *scores, logits
 
     def get_distribution(self, obs: PyTorchObs) -> Distribution:
         """The distribution over the next token at (N, P+T) observations, by a full forward."""
@@ -397,13 +419,17 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         """(N, 1) values of (N, P+T) observations.
 
         At the end of a rollout they follow on from its cache, which a single observation never
-        touches.
+        touches; or they are NaN, where the buffer computes them later: see `begin_rollout`.
         """
+        if self._values_are_due is not None:
+            if self._values_are_due():
+                return torch.full((len(obs), 1), math.nan)
+            return self.state_values(self._packed(obs))
         follows = len(obs) > 1 and self.decoders.have_followed("rollout", len(obs))
         if follows and not torch.is_grad_enabled():
             hidden = self.decoders.follow("rollout", self._trunks(), as_token_ids(obs))
             return self.values_of(hidden[-1])
-        return self.values_of(self.trunk_states(self._packed(obs))[1])
+        return self.state_values(self._packed(obs))
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> torch.Tensor:
         """Actions for `predict`, which has a cache of its own."""
@@ -436,6 +462,20 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         if self.critic is None:
             return hidden, hidden
         return hidden, hidden_states(self.critic.model, packed)
+
+    def _hidden_and_values(
+        self, packed: PackedSequences, with_values: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(n, h) hidden states of the actor's trunk, and (n, 1) values."""
+        if not with_values:
+            return hidden_states(self.actor, packed), None
+        hidden, critic_hidden = self.trunk_states(packed)
+        return hidden, self.values_of(critic_hidden)
+
+    def state_values(self, packed: PackedSequences) -> torch.Tensor:
+        """(n, 1) V, in units of the reward, of packed states; the actor runs where it is shared."""
+        trunk = self.actor if self.critic is None else self.critic.model
+        return self.values_of(hidden_states(trunk, packed))
 
     @property
     def critic_head(self) -> ValueHead:

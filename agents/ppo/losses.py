@@ -57,14 +57,15 @@ class PPOLosses:
 
     Attributes:
         policy: clipped surrogate, negated.
-        value: squared error against the returns, in units of their deviation where it is given.
+        value: squared error against the returns, in units of their deviation where it is given;
+            None where the critic does not learn from the batch.
         entropy: mean entropy, negated.
         approx_kl: E[(r − 1) − log r], of the ratio r to the sampling policy; no gradient.
         clip_fraction: share of ratios outside of the clip range, on either side; no gradient.
     """
 
     policy: torch.Tensor
-    value: torch.Tensor
+    value: torch.Tensor | None
     entropy: torch.Tensor
     approx_kl: torch.Tensor
     clip_fraction: torch.Tensor
@@ -72,16 +73,17 @@ class PPOLosses:
     def detached(self) -> dict[str, torch.Tensor]:
         """Name → value, without gradient."""
         names = ("policy", "value", "entropy", "approx_kl", "clip_fraction")
-        return {name: getattr(self, name).detach() for name in names}
+        parts = {name: getattr(self, name) for name in names}
+        return {name: part.detach() for name, part in parts.items() if part is not None}
 
     def total(self, ent_coef: float, vf_coef: float) -> torch.Tensor:
         """The loss that is minimised; a critic of weight 0 is left out, and gets no gradient."""
         loss = self.policy + ent_coef * self.entropy
-        return loss + vf_coef * self.value if vf_coef else loss
+        return loss + vf_coef * self.value if vf_coef and self.value is not None else loss
 
 
 def ppo_losses(
-    values: torch.Tensor,
+    values: torch.Tensor | None,
     log_probs: torch.Tensor,
     entropies: torch.Tensor,
     batch: RolloutBufferSamples,
@@ -99,7 +101,8 @@ def ppo_losses(
     then gain as much in an update as one of large probability does anyway.
 
     Args:
-        values: V now, in units of the reward, like the batch's old values and returns.
+        values: V now, in units of the reward, like the batch's old values and returns; None where
+            the critic does not learn.
         log_probs: log π of the actions.
         entropies: of the distributions.
         batch: old log-probabilities, old values and returns.
@@ -114,23 +117,33 @@ def ppo_losses(
     log_ratio = log_probs - batch.old_log_prob
     ratio = torch.exp(log_ratio)
     clipped = torch.clamp(ratio, 1 - clip_range, 1 + high)
-    values, old_values, returns = (
-        numbers / return_deviation for numbers in (values, batch.old_values, batch.returns)
-    )
-    if clip_range_vf is not None:
-        values = old_values + torch.clamp(values - old_values, -clip_range_vf, clip_range_vf)
     with torch.no_grad():
         approx_kl = torch.mean((ratio - 1) - log_ratio)
         is_outside = (ratio - 1 > high) | (1 - ratio > clip_range)
         clip_fraction = torch.mean(is_outside.float())
     return PPOLosses(
         policy=-_mean(torch.min(advantages * ratio, advantages * clipped), weights),
-        # Of one dtype: before 2.12, torch differentiates no other.
-        value=mse_loss(returns.to(values.dtype), values),
+        value=None
+        if values is None
+        else _value_loss(values, batch, clip_range_vf, return_deviation),
         entropy=-_mean(entropies, weights),
         approx_kl=approx_kl,
         clip_fraction=clip_fraction,
     )
+
+
+def _value_loss(
+    values: torch.Tensor,
+    batch: RolloutBufferSamples,
+    clip_range: float | None,
+    deviation: float | torch.Tensor,
+) -> torch.Tensor:
+    values, old_values, returns = (
+        numbers / deviation for numbers in (values, batch.old_values, batch.returns)
+    )
+    if clip_range is not None:
+        values = old_values + torch.clamp(values - old_values, -clip_range, clip_range)
+    return mse_loss(returns.to(values.dtype), values)  # before 2.12, torch differentiates no other
 
 
 def aggregation_weights(

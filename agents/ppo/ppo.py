@@ -29,6 +29,7 @@ from agents.policy import LMActorCriticPolicy, ValueHead, store_rebuild_kwargs
 from agents.ppo.parts import check_parts
 from agents.ppo.precision import (
     check_update_precision,
+    computing_in,
     measured_precision,
     update_log_probs,
 )
@@ -75,6 +76,8 @@ class TokenPPO(PPO):
         n_steps: steps per environment and rollout.
         batch_size: tokens per minibatch, approximately: sequences are not split.
         n_epochs: passes over a rollout.
+        critic_epochs: those of them, the first ones, in which a critic with a trunk of its own
+            learns; None: in all. It costs as much as the actor in each.
         gamma: γ; 1: a token late in the response is worth as much as an early one.
         gae_lambda: λ of the estimator `"gae"`; the others have none to choose.
         clip_range: of the ratio.
@@ -178,6 +181,7 @@ class TokenPPO(PPO):
         kl_dual_rate: float = DEFAULT_DUAL_RATE,
         critic_warmup: int = 0,
         critic_warmup_lambda: float | None = None,
+        critic_epochs: int | None = None,
         clip_range_high: float | Schedule | None = None,
         loss_aggregation: str = "token",
         loss_divisor: int | None = None,
@@ -216,7 +220,7 @@ class TokenPPO(PPO):
         self.kl_controller, self.kl_target = kl_controller, kl_target
         self.kl_horizon, self.kl_dual_rate = kl_horizon, kl_dual_rate
         self.critic_warmup, self.critic_warmup_lambda = critic_warmup, critic_warmup_lambda
-        self.clip_range_high = clip_range_high
+        self.critic_epochs, self.clip_range_high = critic_epochs, clip_range_high
         self.loss_aggregation, self.loss_divisor = loss_aggregation, loss_divisor
         check_agent({**sb3_settings, **vars(self), "vf_coef": vf_coef})
         self.num_updates, self.has_met_rounding = 0, False
@@ -287,6 +291,12 @@ class TokenPPO(PPO):
     ) -> Callable[[PackedSequences, torch.Tensor], torch.Tensor] | None:
         """A function for log π of actions as the update computes it; None: as sampling does."""
         return update_log_probs(self)
+
+    def state_values(self, packed: PackedSequences) -> torch.Tensor:
+        """(n, 1) V of packed states as the update computes them: in its precision."""
+        policy: Any = self.policy
+        with computing_in(self.update_precision, self.device):
+            return policy.state_values(packed)
 
     @property
     def is_warming_up(self) -> bool:

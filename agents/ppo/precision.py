@@ -114,8 +114,8 @@ def update_log_probs(
     def log_probs(states: PackedSequences, actions: torch.Tensor) -> torch.Tensor:
         with computing_in(precision, actions.device):
             if needs_logits:
-                return policy.evaluate_with_logits(states, actions)[1]
-            return policy.evaluate_actions(states, actions)[1]
+                return policy.evaluate_with_logits(states, actions, with_values=False)[1]
+            return policy.evaluate_actions(states, actions, with_values=False)[1]
 
     return log_probs
 

@@ -234,7 +234,7 @@ class Update:
         if self.is_first_pass:
             part = part._replace(old_log_prob=log_probs.detach())
         losses = ppo_losses(
-            values.flatten(),  # (n, 1) → (n,)
+            None if values is None else values.flatten(),  # (n, 1) → (n,)
             log_probs,
             log_probs.neg() if entropies is None else entropies,  # SB3: "Approximate entropy"
             part,
@@ -257,12 +257,22 @@ class Update:
         return parts, log_probs.detach()
 
     def evaluate(self, part: RolloutBufferSamples) -> tuple[Any, ...]:
-        """Values, log-probabilities, entropies; and logits, where the KL loss needs them all."""
+        """Values, log-probabilities, entropies; and logits, where the KL loss needs them all.
+
+        There are no values where the critic does not learn in this epoch.
+        """
         states, actions = part.observations, part.actions.long().flatten()
+        choice = {} if self.critic_learns else {"with_values": False}
         with computing_in(self.model.update_precision, actions.device):
             if self.kl_penalty is not None and self.kl_penalty.estimator == "full":
-                return self.policy.evaluate_with_logits(states, actions)
-            return (*self.policy.evaluate_actions(states, actions), None)
+                return self.policy.evaluate_with_logits(states, actions, **choice)
+            return (*self.policy.evaluate_actions(states, actions, **choice), None)
+
+    @property
+    def critic_learns(self) -> bool:
+        """Whether the critic learns in this epoch; in a warm-up, where it alone does, always."""
+        limit = self.model.critic_epochs
+        return limit is None or self.epoch < limit or self.model.is_warming_up
 
     def kl_loss(
         self,
@@ -312,7 +322,8 @@ class Update:
         """SB3: "Logs"; means over the minibatches."""
         record = self.model.logger.record
         for name in self.minibatches[0]:
-            mean = float(np.mean([numbers[name] for numbers in self.minibatches]))
+            values = [numbers[name] for numbers in self.minibatches if name in numbers]
+            mean = float(np.mean(values))
             record(f"train/{LOGGED_NAMES.get(name, name)}", mean)
         explained = explained_variance(self.buffer.values.ravel(), self.buffer.returns.ravel())
         record("train/explained_variance", explained)

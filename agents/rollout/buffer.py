@@ -26,6 +26,7 @@ from agents.rollout.rewards import (
     pay_full_kl,
     score_segments,
     store_old_log_probs,
+    store_values,
 )
 from agents.rollout.segments import RolloutStorage, Segment, concatenate, offsets
 from agents.settings import DEFAULT_VINE_SAMPLES, check_estimator, check_rollout_length
@@ -309,7 +310,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         Episodes are scored in the rollout that finishes them, whether or not they wait after that.
 
         Args:
-            last_values: (N, 1) V of the observations after the last step.
+            last_values: (N, 1) V of the observations after the last step; unused where the binding
+                gives the values.
             dones: (N,) whether the last step ended an episode.
 
         Raises:
@@ -322,6 +324,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         segments = self._storage.cut(
             np.asarray(dones, dtype=bool), self._open, carries, self.kl_coef
         )
+        if binding.values is not None:
+            store_values(segments, self.device, binding.values, follows=not carries)
         if binding.penalty.pays_full and segments:
             assert binding.reference is not None
             pay_full_kl(segments, binding.actor, binding.reference)

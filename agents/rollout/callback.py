@@ -8,10 +8,11 @@ PPO and A2C, with SB3's buffers and with ours.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import torch
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
@@ -44,6 +45,7 @@ from agents.settings import (
 from agents.vec_env import TokenVecEnv
 from tokenenv.data import Prompt
 from tokenenv.maths import actor_half, kl_penalties, reference_half
+from tokenenv.models import PackedSequences
 from tokenenv.rewards import build_reference, build_scorer
 
 __all__ = ["RLHFCallback", "has_rlhf_callback"]
@@ -181,6 +183,7 @@ class RLHFCallback(BaseCallback):
                 update_log_probs=getattr(self.model, "update_log_probs", lambda: None),
                 value_lambda=getattr(self.model, "value_lambda", lambda: None),
                 vine=self._vine(buffer),
+                values=self._values_of_a_rollout(buffer),
             ),
             episode_starts,
             env,
@@ -197,6 +200,15 @@ class RLHFCallback(BaseCallback):
             self.penalty,
             buffer.vine_samples,
         )
+
+    def _values_of_a_rollout(self, buffer: Any) -> Callable[[PackedSequences], torch.Tensor] | None:
+        """What gives all values at a rollout's end: where a critic of its own need not sample."""
+        policy = self.model.policy
+        if not isinstance(policy, LMActorCriticPolicy) or policy.critic is None:
+            return None
+        if not isinstance(buffer, EpisodeRolloutBuffer):
+            return None
+        return getattr(self.model, "state_values", policy.state_values)
 
     def _count_vine_tokens(self) -> None:
         """Count the tokens of continuations, which are no steps of the environment."""
@@ -227,7 +239,9 @@ class RLHFCallback(BaseCallback):
         self._sampling.begin(self.training_env.num_envs, getattr(self.model, "n_steps", 1))
         self._agreement.begin_rollout()
         if isinstance(self.model.policy, LMActorCriticPolicy):
-            self.model.policy.begin_rollout()
+            buffer = getattr(self.model, "rollout_buffer", None)
+            comes_later = self._values_of_a_rollout(buffer) is not None
+            self.model.policy.begin_rollout((lambda: buffer.full) if comes_later else None)
 
     def _on_training_end(self) -> None:
         self._agreement.end_rollout()

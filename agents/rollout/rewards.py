@@ -42,6 +42,7 @@ __all__ = [
     "per_new_step",
     "score_segments",
     "store_old_log_probs",
+    "store_values",
 ]
 
 
@@ -65,6 +66,8 @@ class RewardBinding:
         value_lambda: called at the end of every rollout; returns λ of the critic's targets in the
             update, or None where it is the buffer's.
         vine: values from continuations, for the estimator that needs them.
+        values: (states) → (n, 1) V, called at the end of every rollout, for a critic with a trunk
+            of its own, which does not run while sampling; None where steps come with their values.
     """
 
     scorer: EpisodeScorer | None
@@ -81,6 +84,7 @@ class RewardBinding:
     ] = lambda: None
     value_lambda: Callable[[], float | None] = lambda: None
     vine: VineValues | None = None
+    values: Callable[[PackedSequences], torch.Tensor] | None = None
 
 
 class ReferencedSamples(NamedTuple):
@@ -214,6 +218,7 @@ def per_new_step(
     segments: Sequence[Segment],
     device: torch.device | str,
     compute: Callable[[PackedSequences, torch.Tensor], torch.Tensor],
+    with_following: Sequence[bool] | None = None,
 ) -> list[np.ndarray]:
     """One number for each of the segments' steps of the last rollout.
 
@@ -221,17 +226,25 @@ def per_new_step(
         segments: of the last rollout; what an earlier one left in them is context.
         device: where to compute.
         compute: (states, (n,) actions) → (n,) numbers; called without gradient.
+        with_following: for each segment whether the state after its last step gets a number too;
+            its action is 0 and stands for none. None: for no segment.
 
     Returns:
-        Per segment a (`new_steps`,) float32 array.
+        Per segment a (`new_steps`,) float32 array, or (`new_steps` + 1,).
     """
     counts = [segment.new_steps for segment in segments]
+    more = (
+        [0] * len(segments) if with_following is None else [int(is_so) for is_so in with_following]
+    )
     contexts = [
         np.concatenate([segment.prefix, segment.actions[: len(segment.actions) - count]])
         for segment, count in zip(segments, counts, strict=True)
     ]
-    actions = [s.actions[-n:].astype(np.int64) for s, n in zip(segments, counts, strict=True)]
-    lengths = np.array([len(c) + n for c, n in zip(contexts, counts, strict=True)])
+    actions = [
+        np.append(s.actions[-n:].astype(np.int64), [0] * extra)
+        for s, n, extra in zip(segments, counts, more, strict=True)
+    ]
+    lengths = np.array([len(c) + len(a) for c, a in zip(contexts, actions, strict=True)])
     results = [np.zeros(0, dtype=np.float32)] * len(segments)
     for indices in token_batches(lengths, MICRO_BATCH_TOKENS):
         packed = pack(
@@ -242,11 +255,35 @@ def per_new_step(
         )  # (n,)
         with torch.no_grad():
             numbers_of_batch = compute(packed, taken)  # (n,)
-        bounds = np.cumsum([counts[i] for i in indices])[:-1]
+        bounds = np.cumsum([len(actions[i]) for i in indices])[:-1]
         parts = np.split(numbers_of_batch.float().cpu().numpy(), bounds)
         for i, numbers in zip(indices, parts, strict=True):
             results[i] = numbers
     return results
+
+
+def store_values(
+    segments: Sequence[Segment],
+    device: torch.device | str,
+    compute: Callable[[PackedSequences], torch.Tensor],
+    follows: bool,
+) -> None:
+    """Store V of the states of the last rollout's steps, by one forward of each sequence.
+
+    Args:
+        segments: of the last rollout; they change in place.
+        device: where to compute.
+        compute: (states) → (n, 1) V.
+        follows: whether segments that did not end need V of the state after their last step.
+    """
+    needs_next = [follows and not s.ended and s.bootstrap is None for s in segments]
+    per_segment = per_new_step(
+        segments, device, lambda states, _: compute(states).flatten(), needs_next
+    )
+    for segment, values, has_next in zip(segments, per_segment, needs_next, strict=True):
+        segment.values[-segment.new_steps :] = values[: segment.new_steps]
+        if has_next:
+            segment.bootstrap = float(values[-1])
 
 
 def store_old_log_probs(

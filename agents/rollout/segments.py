@@ -37,7 +37,8 @@ class Segment:
         old_log_probs: (n,) float32, `log_probs` as the update computes them, or (0,) where it
             computes as sampling did.
         new_steps: how many of the steps, the last ones, are of the last rollout.
-        bootstrap: V of the state after the last of the steps, where the episode was lost there.
+        bootstrap: V of the state after the last of the steps, where the episode was lost there or
+            the rollout's values were computed at its end.
         group: the environment's number of the group that the episode belongs to; None: of none.
         origin: the prompt as it was given, with messages and columns; None for a text alone.
     """

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.utils import ConstantSchedule
 
 from agents.atomic_files import whole_folder, write_json
 from agents.config import TrainConfig
@@ -327,11 +328,13 @@ def build_agent(config: TrainConfig, env: TokenVecEnv) -> TokenPPO:
     Raises:
         ValueError: a setting can't be used.
     """
-    settings = env.inner.settings
+    settings, agent = env.inner.settings, config.agent()
+    if config.lr_schedule == "constant":  # a number alone decays
+        agent["learning_rate"] = ConstantSchedule(config.learning_rate)
     model = TokenPPO(
         LMActorCriticPolicy,
         env,
-        **config.agent(),
+        **agent,
         policy_kwargs={
             "actor": config.actor or settings.reference,
             "value_head": config.value_head,

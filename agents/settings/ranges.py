@@ -45,6 +45,7 @@ LATER_SETTINGS: dict[str, Any] = {
     "loss_aggregation": "token",
     "loss_divisor": None,
     "critic_warmup_lambda": None,
+    "critic_epochs": None,
 }
 """Arguments of `TokenPPO` that archives of older versions lack, as they were before."""
 
@@ -71,6 +72,7 @@ PPO_RANGES: dict[str, Range] = {
     "kl_dual_rate": POSITIVE,
     "critic_warmup": COUNT_OR_0,
     "critic_warmup_lambda": OPTIONAL_FRACTION,
+    "critic_epochs": OPTIONAL_COUNT,
     "loss_divisor": OPTIONAL_COUNT,
 }
 """PPO's numeric hyperparameters and their ranges."""
@@ -235,6 +237,18 @@ def _check_critic(estimator: str, value_head: str, settings: Mapping[str, Any]) 
         raise ValueError(
             f"critic_warmup={warmup} with {name}, which needs no critic: use critic_warmup=0, or "
             "an estimator with a critic."
+        )
+    epochs = settings["critic_epochs"]
+    if epochs is not None and value_head != "separate":
+        raise ValueError(
+            f"critic_epochs={epochs} is for a critic with a trunk of its own: one on the actor's "
+            "trunk learns from the actor's passes. Use value_head='separate', or leave "
+            "critic_epochs out."
+        )
+    if epochs is not None and epochs > settings["n_epochs"]:
+        raise ValueError(
+            f"critic_epochs={epochs} with n_epochs={settings['n_epochs']}: the critic learns in "
+            "the first of these passes. Give a number up to n_epochs, or leave critic_epochs out."
         )
     if settings["normalize_returns"] and vf_coef == 0:
         raise ValueError(

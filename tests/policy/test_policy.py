@@ -317,7 +317,7 @@ def test_a_separate_critic_trains_without_touching_the_actor(tiny_task_kwargs, c
 
 def test_separate_critic_follows_a_rollout_with_its_own_cache(tiny_task_kwargs):
     policy_kwargs = {"value_head": "separate", "critic": tiny_task_kwargs["reward_model"]}
-    model = make_agent(tiny_task_kwargs, policy_kwargs=policy_kwargs)
+    model = make_agent(tiny_task_kwargs, PPO, policy_kwargs=policy_kwargs)  # needs values at once
     spy = Spy()
     collect(model, begin(model, spy))
     for seen in spy.steps:
