@@ -396,6 +396,20 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         )
         return values, *scores
 
+    def log_probs_of(
+        self, states: PackedSequences, actions: torch.Tensor, by_logits: bool = False
+    ) -> torch.Tensor:
+        """(n,) log π of `actions`; a critic of its own does not run.
+
+        Args:
+            states: n states.
+            actions: (n,) token ids.
+            by_logits: compute as `evaluate_with_logits` does.
+        """
+        evaluate = self.evaluate_with_logits if by_logits else self.evaluate_actions
+        choice = {} if self.critic is None else {"with_values": False}
+        return evaluate(states, actions, **choice)[1]
+
     def evaluate_with_logits(
         self,
         obs: PyTorchObs | PackedSequences,

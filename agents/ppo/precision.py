@@ -113,9 +113,7 @@ def update_log_probs(
 
     def log_probs(states: PackedSequences, actions: torch.Tensor) -> torch.Tensor:
         with computing_in(precision, actions.device):
-            if needs_logits:
-                return policy.evaluate_with_logits(states, actions, with_values=False)[1]
-            return policy.evaluate_actions(states, actions, with_values=False)[1]
+            return policy.log_probs_of(states, actions, by_logits=needs_logits)
 
     return log_probs
 

@@ -82,8 +82,7 @@ class SamplingCheck:
         packed = pack(prefixes, responses, policy.device)
         taken = torch.as_tensor(np.concatenate(responses), device=policy.device)
         with torch.no_grad():
-            log_probs = policy.evaluate_actions(packed, taken, with_values=False)[1]
-        scored = log_probs.double().cpu().numpy()
+            scored = policy.log_probs_of(packed, taken).double().cpu().numpy()
         log_ratio = scored - np.concatenate(old_log_probs)
         self.approx_kl = float(np.mean(np.expm1(log_ratio) - log_ratio))
         self._steps = []
