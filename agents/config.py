@@ -30,7 +30,7 @@ from tokenenv.ranges import (
     COUNT_OR_0,
     OPTIONAL_COUNT,
     OPTIONAL_POSITIVE_FINITE,
-    RESPONSES,
+    OPTIONAL_RESPONSES_OR_0,
     SEED,
     Range,
     check_ranges,
@@ -51,7 +51,7 @@ _TRAIN_RANGES: dict[str, Range] = {
     "n_envs": count(high=MOST_ENVS),
     "seeds": OPTIONAL_COUNT,
     "eval_prompts": COUNT,
-    "eval_responses": RESPONSES,
+    "eval_responses": OPTIONAL_RESPONSES_OR_0,
     "eval_every": COUNT_OR_0,
     "explain_every": COUNT_OR_0,
     "explain_prompts": COUNT,
@@ -241,8 +241,9 @@ class TrainConfig:
 
     eval_prompts: int = 64
     """Held-out prompts that J, J_ref and the bound on J* are measured on."""
-    eval_responses: int = 256
-    """Responses for each of them at the end: half the policy's, half the reference's."""
+    eval_responses: int | None = None
+    """Responses for each of them at the end, half the policy's, half the reference's; 0: no
+    evaluation. Default: 256, or as many as cost no more than the training, which is said."""
     eval_every: int = 8
     """Updates between two quick evaluations of J during training; 0 for none."""
     explain_every: int = 8
