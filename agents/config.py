@@ -24,6 +24,7 @@ from agents.settings import (
     run_name,
     settings_from_json,
 )
+from tokenenv.data import parse_columns
 from tokenenv.maths import CRITIC_FREE
 from tokenenv.ranges import (
     COUNT,
@@ -74,6 +75,7 @@ SETTINGS_OF_OLDER_RUNS: dict[str, Any] = {
     **dict.fromkeys(("lora_rank", "lora_alpha", "lora_target_modules")),
     **{"gradient_checkpointing": False, "optimizer": "adam", "prompt_truncation": "error"},
     "tracker_project": "tokenrlhf",
+    **{"columns": (), "skip_bad": False},
 }
 """What runs did before these were settings: their config.json need not name them."""
 
@@ -116,6 +118,11 @@ class TrainConfig:
     prompt_truncation: Literal["error", "keep-end", "drop"] = "error"
     """What is done with prompts of more than P tokens: refuse them, cut their beginnings off (but
     for BOS), or leave them out."""
+    columns: tuple[str, ...] = ()
+    """What columns of the file of prompts mean and their names in it: prompt=question
+    answer=solution; rewards ask for columns by what they mean."""
+    skip_bad: bool = False
+    """Go on without the rows of that file that can't be used, and say how many they are."""
     max_prompt_tokens: int | None = None
     """Longest prompt, P."""
     max_new_tokens: int | None = None
@@ -289,6 +296,7 @@ class TrainConfig:
                     raise ValueError(
                         f"{name}={value!r} is empty: give a name or a path, or leave it out."
                     )
+        parse_columns(self.columns)
         check_reward_weights(self.reward_model, self.reward_weights)
         if self.critic == "reward_model" and isinstance(self.reward_model, tuple):
             raise ValueError(
@@ -363,6 +371,8 @@ class TrainConfig:
         )
         kl_shaping = KLPenalty(self.kl_estimator, self.use_kl_loss).kl_shaping
         settings = {name: getattr(self, name) for name in names}
+        settings["prompt_columns"] = parse_columns(self.columns) or None
+        settings["skip_bad_prompts"] = self.skip_bad
         return {"split": split, "kl_shaping": kl_shaping, **settings}
 
     def as_json(self) -> dict[str, Any]:
