@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: setup
-	$(BIN)/tokenrlhf train
+	$(BIN)/tokenrlhf train --eval-responses 256
 
 verify: setup
 	$(BIN)/tokenrlhf verify

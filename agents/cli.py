@@ -38,6 +38,7 @@ from agents.runs.config import (
 )
 from agents.runs.tables import (
     print_before_and_after,
+    print_end,
     print_places,
     print_responses,
     print_summary,
@@ -227,6 +228,7 @@ def _train(config: TrainConfig, console: Console) -> None:
 
 
 def _train_once(config: TrainConfig, console: Console) -> dict[str, Any]:
+    from agents.runs.curves import read_metrics
     from agents.runs.training import Interrupted, TrainingRun
 
     run = TrainingRun(config, console)
@@ -240,6 +242,7 @@ def _train_once(config: TrainConfig, console: Console) -> dict[str, Any]:
     print_summary(console, summary)
     _write_report(run.run.root, console)
     print_places(console, run.run.root, run.after[0].prompt, bool(config.names_of_code()))
+    print_end(console, run.run.root, config, summary, read_metrics(run.run.metrics))
     return summary
 
 
@@ -257,19 +260,20 @@ def _write_report(root: Path, console: Console) -> None:
 def _evaluate(config: EvaluateConfig, console: Console) -> None:
     import dataclasses
 
-    from agents.evaluation import HeldOut, evaluate
+    from agents.evaluation import FULL_RESPONSES, HeldOut, evaluate
     from agents.policy import LMActorCriticPolicy
     from agents.runs.folder import RunFolder
     from agents.runs.progress import evaluation_progress
-    from agents.runs.training import summarize
+    from agents.runs.results import summarize
     from tokenenv.models import load_trainable
 
     run = RunFolder.open(config.run)
     trained = run.read_config(config.trust_code)
-    # None, and nothing else, stands for the run's own.
+    # None, and nothing else, stands for the run's own; a run may have none.
     prompts, responses = config.eval_prompts, config.eval_responses
     prompts = trained.eval_prompts if prompts is None else prompts
-    responses = trained.eval_responses if responses is None else responses
+    if responses is None:
+        responses = trained.eval_responses or FULL_RESPONSES
     held_out = HeldOut.from_env_kwargs(trained.environment(), prompts)
     policy = LMActorCriticPolicy.from_pretrained(run.policy, held_out.settings.device)
     with evaluation_progress(console, held_out) as on_progress:
@@ -282,7 +286,9 @@ def _evaluate(config: EvaluateConfig, console: Console) -> None:
             None if trained.actor is None else load_trainable(trained.actor).model,
         )
     seeded = dataclasses.replace(trained, seed=config.seed)
-    print_summary(console, summarize(seeded, held_out, comparison))
+    summary = summarize(seeded, held_out, comparison)
+    print_summary(console, summary)
+    print_end(console, config.run, seeded, summary)
 
 
 def _sample(config: SampleConfig, console: Console) -> None:

@@ -24,13 +24,14 @@ from agents.settings import (
     run_name,
     settings_from_json,
 )
+from tokenenv.data import parse_columns
 from tokenenv.maths import CRITIC_FREE
 from tokenenv.ranges import (
     COUNT,
     COUNT_OR_0,
     OPTIONAL_COUNT,
     OPTIONAL_POSITIVE_FINITE,
-    RESPONSES,
+    OPTIONAL_RESPONSES_OR_0,
     SEED,
     Range,
     check_ranges,
@@ -51,7 +52,7 @@ _TRAIN_RANGES: dict[str, Range] = {
     "n_envs": count(high=MOST_ENVS),
     "seeds": OPTIONAL_COUNT,
     "eval_prompts": COUNT,
-    "eval_responses": RESPONSES,
+    "eval_responses": OPTIONAL_RESPONSES_OR_0,
     "eval_every": COUNT_OR_0,
     "explain_every": COUNT_OR_0,
     "explain_prompts": COUNT,
@@ -75,6 +76,7 @@ SETTINGS_OF_OLDER_RUNS: dict[str, Any] = {
     **{"critic_epochs": None, "lr_schedule": "linear"},
     **{"gradient_checkpointing": False, "optimizer": "adam", "prompt_truncation": "error"},
     "tracker_project": "tokenrlhf",
+    **{"columns": (), "skip_bad": False},
 }
 """What runs did before these were settings: their config.json need not name them."""
 
@@ -117,6 +119,11 @@ class TrainConfig:
     prompt_truncation: Literal["error", "keep-end", "drop"] = "error"
     """What is done with prompts of more than P tokens: refuse them, cut their beginnings off (but
     for BOS), or leave them out."""
+    columns: tuple[str, ...] = ()
+    """What columns of the file of prompts mean and their names in it: prompt=question
+    answer=solution; rewards ask for columns by what they mean."""
+    skip_bad: bool = False
+    """Go on without the rows of that file that can't be used, and say how many they are."""
     max_prompt_tokens: int | None = None
     """Longest prompt, P."""
     max_new_tokens: int | None = None
@@ -246,8 +253,9 @@ class TrainConfig:
 
     eval_prompts: int = 64
     """Held-out prompts that J, J_ref and the bound on J* are measured on."""
-    eval_responses: int = 256
-    """Responses for each of them at the end: half the policy's, half the reference's."""
+    eval_responses: int | None = None
+    """Responses for each of them at the end, half the policy's, half the reference's; 0: no
+    evaluation. Default: 256, or as many as cost no more than the training, which is said."""
     eval_every: int = 8
     """Updates between two quick evaluations of J during training; 0 for none."""
     explain_every: int = 8
@@ -293,6 +301,7 @@ class TrainConfig:
                     raise ValueError(
                         f"{name}={value!r} is empty: give a name or a path, or leave it out."
                     )
+        parse_columns(self.columns)
         check_reward_weights(self.reward_model, self.reward_weights)
         if self.critic == "reward_model" and isinstance(self.reward_model, tuple):
             raise ValueError(
@@ -367,6 +376,8 @@ class TrainConfig:
         )
         kl_shaping = KLPenalty(self.kl_estimator, self.use_kl_loss).kl_shaping
         settings = {name: getattr(self, name) for name in names}
+        settings["prompt_columns"] = parse_columns(self.columns) or None
+        settings["skip_bad_prompts"] = self.skip_bad
         return {"split": split, "kl_shaping": kl_shaping, **settings}
 
     def as_json(self) -> dict[str, Any]:

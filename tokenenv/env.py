@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -111,6 +111,10 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
         reward_weights: one for each reward of a list; None: 1 each.
         prompt_truncation: what is done with prompts of more than P tokens: `"error"`,
             `"keep-end"` (cut the beginning off, but for BOS) or `"drop"`.
+        prompt_columns: what columns of a file of prompts mean and their names in it:
+            `{"prompt": "question"}`; any other meaning is the name that rewards ask for.
+        skip_bad_prompts: go on without the rows of that file that can't be used; how many they are
+            is said.
 
     Raises:
         ValueError: an invalid argument; the message names the allowed values.
@@ -145,6 +149,8 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
         render_mode: str | None = None,
         reward_weights: Sequence[float] | None = None,
         prompt_truncation: str = "error",
+        prompt_columns: Mapping[str, str] | None = None,
+        skip_bad_prompts: bool = False,
     ) -> None:
         settings = EnvSettings(
             task=task,
@@ -166,6 +172,8 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
             render_mode=render_mode,
             reward_weights=reward_weights,
             prompt_truncation=prompt_truncation,
+            prompt_columns=prompt_columns,
+            skip_bad_prompts=skip_bad_prompts,
         )
         self.mdp = TokenMDP(settings, num_envs=1)
         self.observation_space, self.action_space = token_spaces(self.mdp)

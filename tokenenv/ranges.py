@@ -19,6 +19,7 @@ __all__ = [
     "OPTIONAL_POSITIVE",
     "OPTIONAL_POSITIVE_FINITE",
     "OPTIONAL_RESPONSES",
+    "OPTIONAL_RESPONSES_OR_0",
     "OPTIONAL_WEIGHT",
     "POSITIVE",
     "POSITIVE_FINITE",
@@ -98,6 +99,9 @@ PAIRED = (
 )
 RESPONSES = Range(PAIRED, 2, MOST, divisor=2)
 OPTIONAL_RESPONSES = Range(f"None (leave it out) or {PAIRED}", 2, MOST, is_optional=True, divisor=2)
+OPTIONAL_RESPONSES_OR_0 = Range(
+    f"None (leave it out), 0 for no evaluation, or {PAIRED}", 0, MOST, is_optional=True, divisor=2
+)
 POSITIVE = Range("a positive number, greater than 0", 0, is_open=True)
 OPTIONAL_POSITIVE = Range(
     "a number greater than 0, or None for none", 0, is_open=True, is_optional=True

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tokenenv.data import TRUNCATIONS, Message, Prompt
+from tokenenv.data import TRUNCATIONS, Message, Prompt, check_columns
 from tokenenv.maths import KL_SHAPINGS
 from tokenenv.models import resolve_device, resolve_dtype
 from tokenenv.ranges import POSITIVE_FINITE, WEIGHT, check_ranges, check_reward_weights, count
@@ -71,6 +71,8 @@ class EnvSettings:
     render_mode: str | None = None
     reward_weights: Sequence[float] | None = None
     prompt_truncation: str = "error"
+    prompt_columns: Mapping[str, str] | None = None
+    skip_bad_prompts: bool = False
 
     def __post_init__(self) -> None:
         """Validate as much as possible without loading a model."""
@@ -82,6 +84,11 @@ class EnvSettings:
         _one_of("kl_shaping", self.kl_shaping, KL_SHAPINGS)
         _one_of("scoring", self.scoring, SCORINGS)
         _one_of("prompt_truncation", self.prompt_truncation, TRUNCATIONS)
+        check_columns(self.prompt_columns, None, "prompt_columns")
+        if not isinstance(self.skip_bad_prompts, bool):
+            raise ValueError(
+                f"skip_bad_prompts={self.skip_bad_prompts!r:.60} must be true or false."
+            )
         check_reward_weights(self.reward_model, self.reward_weights)
         _one_of("render_mode", self.render_mode, (None, "ansi", "human", "rgb_array"))
         resolve_dtype(self.dtype)
@@ -174,6 +181,8 @@ class ResolvedSettings:
     render_mode: str | None
     reward_weights: Sequence[float] | None
     prompt_truncation: str
+    prompt_columns: Mapping[str, str] | None
+    skip_bad_prompts: bool
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:

@@ -89,7 +89,8 @@ def aggregate(summaries: Any) -> dict[str, Any]:
             **{"interquartile_mean": mean, "low": float(low), "high": float(high)},
             "values": values,
         }
-    return {"numbers": numbers}
+    below = [row["seed"] for row in rows if row.get("below_untrained")]
+    return {"numbers": numbers, "below_untrained": below}
 
 
 def _print(console: Console, content: dict[str, Any]) -> None:
@@ -106,4 +107,12 @@ def _print(console: Console, content: dict[str, Any]) -> None:
             f"{min(number['values']):,.3f}",
             f"{max(number['values']):,.3f}",
         )
-    console.print(table)
+    if content["numbers"]:
+        console.print(table)
+    if below := content["below_untrained"]:
+        told = f"{len(below)} of {count} ended below the untrained model: seed {_list(below)}"
+        console.print(Text.assemble(("warning: ", "bold yellow"), literal(told)))
+
+
+def _list(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

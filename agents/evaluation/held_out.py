@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,24 @@ class HeldOut:
             mdp.max_new_tokens,
             _card_optimum(mdp.settings, len(texts)),
             exact_solution(mdp, mdp.origins[:count]),
+        )
+
+    def first(self, count: int) -> HeldOut:
+        """The first prompts alone, as if no more had been asked for.
+
+        Args:
+            count: 1 or more; all there are, at most. Where all responses are enumerated, all.
+        """
+        everything = len(self.prompts)
+        if self.solution is not None or count >= everything:
+            return replace(self, asked_for=everything)
+        return replace(
+            self,
+            texts=self.texts[:count],
+            prompts=self.prompts[:count],
+            origins=self.origins[:count],
+            asked_for=count,
+            known_optimum=None,  # that of the card is for all
         )
 
 

@@ -23,6 +23,8 @@ from tokenenv.optimum import (
     ExactEvaluation,
     compare,
     evaluate_exactly,
+    gain_interval,
+    objectives_of,
     rescaled,
     sample_mixture,
 )
@@ -79,7 +81,8 @@ def evaluate(
         origins=held_out.origins,
     )
     # Its bound is used as well: both mixtures are proposals for the same optimum.
-    return rescaled(comparison, compare(before, kl_coef, seed=seed))
+    interval = gain_interval(objectives_of(samples, kl_coef), objectives_of(before, kl_coef))
+    return rescaled(comparison, compare(before, kl_coef, seed=seed), interval)
 
 
 @dataclass(frozen=True, slots=True)

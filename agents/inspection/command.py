@@ -11,6 +11,7 @@ from rich.console import Console
 from agents.inspection.config import DataConfig
 from agents.inspection.lengths import Counter, character_counts, token_counts
 from agents.inspection.measures import ExampleMeasures, Measures, PairMeasures, PromptMeasures
+from agents.inspection.seams import Seams
 from agents.inspection.view import print_facts
 from tokenenv.data import (
     ReadReport,
@@ -24,7 +25,7 @@ from tokenenv.data import (
 __all__ = ["inspect_file", "run"]
 
 
-_MEASURES: dict[str, Callable[[Counter], Measures[Any]]] = {
+_MEASURES: dict[str, Callable[[Counter, Seams | None], Measures[Any]]] = {
     "pairs": PairMeasures,
     "prompts": PromptMeasures,
     "examples": ExampleMeasures,
@@ -51,10 +52,10 @@ def inspect_file(config: DataConfig) -> dict[str, Any]:
         ValueError: as `run`.
     """
     columns = parse_columns(config.columns)
-    counter, unit = _counter(config)
+    counter, unit, seams = _counter(config)
     kind = guess_kind(config.file, columns) if config.kind == "auto" else config.kind
     report = ReadReport()
-    measures = _MEASURES[kind](counter)
+    measures = _MEASURES[kind](counter, seams)
     for item, split in _items(config, kind, columns, report):
         measures.add(item, split)
     return {
@@ -92,13 +93,14 @@ def _items(
             yield example, report.split
 
 
-def _counter(config: DataConfig) -> tuple[Counter, str]:
-    """What counts, and the unit that it counts in."""
+def _counter(config: DataConfig) -> tuple[Counter, str, Seams | None]:
+    """What counts, the unit that it counts in, and what looks at seams between tokens."""
     if config.tokenizer is None:
-        return character_counts, "characters"
+        return character_counts, "characters", None
     from tokenenv.models import check_source, load_tokenizer  # torch
     from tokenenv.tasks import model_source
 
     source = model_source(config.tokenizer, "reference")
     check_source(source, "tokenizer")
-    return token_counts(load_tokenizer(source, "tokenizer")), "tokens"
+    tokenizer = load_tokenizer(source, "tokenizer")
+    return token_counts(tokenizer), "tokens", Seams(tokenizer, config.tokenizer)

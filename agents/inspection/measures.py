@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
 from agents.inspection.lengths import Counter, Lengths, text_of
+from agents.inspection.seams import Seams
 from tokenenv.data import EVAL_EVERY, Example, PreferencePair, Prompt, Turns, split_of
 
 __all__ = ["ExampleMeasures", "Measures", "PairMeasures", "PromptMeasures", "wilson_interval"]
@@ -62,10 +63,11 @@ class Measures(Generic[Item]):
     Args:
         parts: what of an item has a length.
         counter: texts → lengths.
+        seams: where prompts and responses are tokenised as one; None without a tokenizer.
     """
 
-    def __init__(self, parts: Sequence[str], counter: Counter) -> None:
-        self.counter = counter
+    def __init__(self, parts: Sequence[str], counter: Counter, seams: Seams | None = None) -> None:
+        self.counter, self.seams = counter, seams
         self.lengths = Lengths(parts)
         self.number = self.duplicates = self.conversations = 0
         self.examples: list[Item] = []
@@ -130,14 +132,17 @@ class Measures(Generic[Item]):
         if set(self._splits) != {""}:
             found["splits"] = {split or "none": n for split, n in self._splits.items()}
             found["prompts_in_several_splits"] = self.in_several_splits()
+        if self.seams is not None:
+            found["seams"] = self.seams.facts()
         return found
 
 
 class PairMeasures(Measures[PreferencePair]):
     """Of preference pairs."""
 
-    def __init__(self, counter: Counter) -> None:
-        super().__init__(("prompt", "chosen", "rejected", "prompt and longer response"), counter)
+    def __init__(self, counter: Counter, seams: Seams | None = None) -> None:
+        parts = ("prompt", "chosen", "rejected", "prompt and longer response")
+        super().__init__(parts, counter, seams)
         self.ties = self.soft = self.same = self.margins = 0
         self.empty = {"prompt": 0, "chosen": 0, "rejected": 0}
         self.longer, self.shorter, self.equal = 0.0, 0.0, 0
@@ -166,6 +171,9 @@ class PairMeasures(Measures[PreferencePair]):
         }
         for name, values in lengths.items():
             self.lengths.add(name, values)
+        if self.seams is not None:
+            for pair in items:
+                self.seams.look(pair.prompt, (pair.chosen, pair.rejected))
         rows = list(zip(*lengths.values(), strict=True))
         self.lengths.add("prompt and longer response", [p + max(c, r) for p, c, r in rows])
         for pair, (_, chosen, rejected) in zip(items, rows, strict=True):
@@ -211,8 +219,8 @@ class PairMeasures(Measures[PreferencePair]):
 class PromptMeasures(Measures[Prompt]):
     """Of prompts."""
 
-    def __init__(self, counter: Counter) -> None:
-        super().__init__(("prompt",), counter)
+    def __init__(self, counter: Counter, seams: Seams | None = None) -> None:
+        super().__init__(("prompt",), counter)  # without responses there is no seam
         self._by_place: dict[int, int] = {}
 
     def _count(self, prompt: Prompt, splits: tuple[str, ...]) -> None:
@@ -253,8 +261,8 @@ class PromptMeasures(Measures[Prompt]):
 class ExampleMeasures(Measures[Example]):
     """Of examples for supervised training."""
 
-    def __init__(self, counter: Counter) -> None:
-        super().__init__(("prompt", "response"), counter)
+    def __init__(self, counter: Counter, seams: Seams | None = None) -> None:
+        super().__init__(("prompt", "response"), counter, seams)
         self.empty = {"prompt": 0, "response": 0}
 
     def _count(self, example: Example, splits: tuple[str, ...]) -> None:
@@ -266,6 +274,10 @@ class ExampleMeasures(Measures[Example]):
     def _measure(self, items: list[Example]) -> None:
         for name in ("prompt", "response"):
             self.lengths.add(name, self.counter([text_of(getattr(e, name)) for e in items]))
+        if self.seams is not None:
+            for example in items:
+                if text_of(example.prompt):  # a document has none
+                    self.seams.look(example.prompt, (example.response,))
 
     def facts(self) -> dict[str, Any]:
         """What was counted, for JSON."""

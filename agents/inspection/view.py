@@ -66,6 +66,9 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "splits", ", ".join(f"{name}: {n:,}" for name, n in facts["splits"].items())
         yield "prompts in several splits", f"{facts['prompts_in_several_splits']:,}"
     yield "duplicates", f"{facts['duplicates']:,}"
+    if facts.get("seams", {}).get("responses"):
+        seams = facts["seams"]
+        yield "other tokens at the seam", f"{seams['differences']:,} of {seams['responses']:,}"
     if facts["kind"] == "pairs":
         yield from _lines_of_pairs(facts)
     elif "empty" in facts:
@@ -119,6 +122,12 @@ def _notes(facts: dict[str, Any]) -> Iterator[str]:
             )
         if facts["label_conflicts"]:
             yield "the same two responses are labelled both ways: their pairs pull in both."
+    if facts.get("seams", {}).get("differences"):
+        yield (
+            "some responses have other tokens when they are tokenised together with their prompt, "
+            "most often where it ends with a space: training tokenises them apart, as an episode "
+            "has them. Move the space from the prompt's end to the response's beginning."
+        )
     if facts.get("prompts_in_several_splits"):
         yield "prompts in several splits: what is measured on held-out ones was partly trained on."
 

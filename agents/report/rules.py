@@ -13,6 +13,7 @@ import numpy as np
 
 from agents.report.curves import Curve
 from agents.report.verdict import Answer, Evidence, Rule
+from agents.runs.outcome import gain_of
 
 __all__ = ["RULES", "is_above", "quarter_mean"]
 
@@ -66,11 +67,14 @@ def _best_quarter(curve: Curve) -> tuple[float, float]:
 
 def _gain(evidence: Evidence) -> tuple[str, bool, bool] | None:
     """J against J of the untrained model: in words, whether it is below, whether above."""
+    gain = gain_of(evidence.summary)
+    if gain is not None:
+        return gain.words(), gain.is_fall, gain.is_rise
     after, before = (evidence.summary.get(n) for n in ("objective", "objective_reference"))
-    if after is not None and before is not None:
+    if after is not None and before is not None:  # of an older run, without that interval
         words = f"J is {after:.3g} after training and {before:.3g} before"
         interval = evidence.summary.get("fraction_interval")
-        if evidence.summary.get("optimum") is not None or interval is None:
+        if interval is None:
             return words, after < before, after > before
         low, high = interval
         words += f"; the fraction of the way to the optimum lies in {low:.2f} … {high:.2f} (95 %)"
@@ -242,8 +246,9 @@ RULES = (
         "Worse than the untrained model",
         "bad",
         "J on held-out prompts is below that of the untrained model; where it is sampled, the 95 % "
-        "interval of (J − J_ref)/(J* − J_ref) lies below 0. Without an evaluation: J of the "
-        "training samples is lower in the last quarter than in the first.",
+        "interval of the difference lies below 0 (in older runs, that of the fraction of the way "
+        "to the optimum). Without an evaluation: J of the training samples is lower in the last "
+        "quarter than in the first.",
         worse_than_untrained,
     ),
     Rule(

@@ -23,7 +23,7 @@ _NUMBERS = (
 )
 """Of a summary, what the page calculates with."""
 
-_INTERVALS = ("optimum_interval", "fraction_interval")
+_INTERVALS = ("optimum_interval", "fraction_interval", "gain_interval")
 
 Check = Callable[[dict[str, Any], str], None]
 
@@ -105,6 +105,11 @@ def read_run(root: Path, budget: float) -> RunFiles:
         notes.append(
             f"The run was stopped half-way{f' ({reason})' if reason else ''}: it was not evaluated "
             "after training, so J on held-out prompts and the optimum are missing."
+        )
+    elif summary.get("evaluated") is False:
+        notes.append(
+            "The run was not evaluated (--eval-responses 0): J on held-out prompts and the optimum "
+            "are missing. `tokenrlhf evaluate` measures them."
         )
     tables, table_notes = read_tables(root, budget)
     return RunFiles(root, config, rows, samples, summary, tables, [*notes, *table_notes])

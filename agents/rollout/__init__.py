@@ -9,18 +9,23 @@
 * `metrics`: records of finished episodes, and the `rlhf/` metrics computed from them.
 * `compatibility`: do environment, buffer and policy fit? `agreement`: do policy and environment
   still see the same episode? `sampling_check`: do sampling and full forwards agree?
-* `numbers`: what a rollout's numbers must be before an update; `call_stack`: which method of an
-  algorithm is running.
+* `spread`: do scores vary? `numbers`: what a rollout's numbers must be before an update;
+  `call_stack`: which method of an algorithm is running.
 """
 
 from agents.rollout.buffer import EpisodeRolloutBuffer
 from agents.rollout.callback import RLHFCallback, has_rlhf_callback
 from agents.rollout.compatibility import check_plain_environment, find_env_settings
-from agents.rollout.numbers import advantage_magnitude, refuse_non_finite_rollout
+from agents.rollout.numbers import (
+    NonFiniteRollout,
+    advantage_magnitude,
+    refuse_non_finite_rollout,
+)
 from agents.rollout.vine import VineValues
 
 __all__ = [
     "EpisodeRolloutBuffer",
+    "NonFiniteRollout",
     "RLHFCallback",
     "VineValues",
     "advantage_magnitude",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from agents.rollout.kl_schedule import KLSchedule
 from agents.rollout.metrics import EpisodeRecord, rlhf_metrics
 from agents.rollout.rewards import RewardBinding
 from agents.rollout.sampling_check import SamplingCheck
+from agents.rollout.spread import ScoreSpread
 from agents.rollout.vine import VineValues
 from agents.settings import (
     DEFAULT_DUAL_RATE,
@@ -44,7 +46,7 @@ from agents.settings import (
 )
 from agents.vec_env import TokenVecEnv
 from tokenenv.data import Prompt
-from tokenenv.maths import actor_half, kl_penalties, reference_half
+from tokenenv.maths import GROUPED, actor_half, kl_penalties, reference_half
 from tokenenv.models import PackedSequences
 from tokenenv.rewards import build_reference, build_scorer
 
@@ -62,7 +64,8 @@ class RLHFCallback(BaseCallback):
     monitor around the environment, which alone would count what `step` paid: half of the KL, or
     nothing. The callback warns, once, where the log-probabilities
     that the present weights were sampled with are not those of a full forward: where the first
-    approximate KL of an update would exceed rounding.
+    approximate KL of an update would exceed rounding. It also warns once where the first scores are
+    all the same.
 
     Args:
         verbose: SB3's.
@@ -148,6 +151,8 @@ class RLHFCallback(BaseCallback):
         self._kl = np.where(under_way, np.nan, 0.0)
         self._ref_log_prob = np.zeros(env.num_envs)
         self._agreement = Agreement(self.model, env, self.settings, self._restarted)
+        compares_groups = getattr(buffer, "advantage_estimator", None) in GROUPED
+        self._spread = ScoreSpread(compares_groups)
         self._rollout_ended = time.perf_counter()
 
     def _restarted(self, rows: list[int]) -> None:
@@ -325,6 +330,7 @@ class RLHFCallback(BaseCallback):
         if not np.isnan(self._kl[env]):
             kl, ref_log_prob = float(self._kl[env]), float(self._ref_log_prob[env])
             record = EpisodeRecord.from_info(kl, ref_log_prob, info)
+            record = replace(record, group=self._groups[env])
             self.records.append(record)
             info["episode"] = {**(monitored or {}), **self._window_entry(record)}
         self._kl[env] = self._ref_log_prob[env] = 0.0
@@ -342,6 +348,7 @@ class RLHFCallback(BaseCallback):
             self._sampling.end(self.model.policy)
         if self.is_deferred:
             self.records = self.model.rollout_buffer.records  # type: ignore[attr-defined]
+        self._spread.look(self.records)
         kl_coef = self._rollout_kl_coef
         self.metrics = rlhf_metrics(self.records, kl_coef)
         # The mean of −log π over sampled tokens estimates the entropy without bias.

@@ -26,6 +26,7 @@ class EpisodeRecord:
         length: tokens of the response.
         stopped: whether it ended with EOS.
         parts: of several rewards, the raw numbers of those that apply, by name.
+        group: the environment's number of its group of responses to one prompt; None: of none.
     """
 
     kl: float
@@ -36,6 +37,7 @@ class EpisodeRecord:
     length: int
     stopped: bool
     parts: Mapping[str, float] = field(default_factory=dict)
+    group: int | None = None
 
     @classmethod
     def from_info(cls, kl: float, ref_log_prob: float, info: Mapping[str, Any]) -> EpisodeRecord:

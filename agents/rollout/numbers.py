@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["advantage_magnitude", "refuse_non_finite_rollout"]
+__all__ = ["NonFiniteRollout", "advantage_magnitude", "refuse_non_finite_rollout"]
 
 _NAMES = ("rewards", "values", "log_probs", "advantages", "returns")
 
 
+class NonFiniteRollout(ValueError):
+    """A rollout holds a number that is not finite, so that nothing was learned from it."""
+
+
 def refuse_non_finite_rollout(buffer: Any) -> None:
-    """Raise ValueError where a rollout holds a number that is not finite.
+    """Raise NonFiniteRollout where a rollout holds a number that is not finite.
 
     Rewards, values, advantages and returns are float32: a finite sum of finite rewards can lie
     beyond it. One such number makes all weights NaN.
@@ -25,7 +29,7 @@ def refuse_non_finite_rollout(buffer: Any) -> None:
         if np.isfinite(numbers).all():
             continue
         wrong = ~np.isfinite(numbers)
-        raise ValueError(
+        raise NonFiniteRollout(
             f"{name} of {int(wrong.sum())} of the {numbers.size} tokens of this rollout are not "
             f"finite ({numbers[wrong][0]:g}); its largest finite reward is "
             f"{_largest(buffer.rewards):.3g}, its largest value {_largest(buffer.values):.3g}. "

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -155,7 +155,8 @@ def score_segments(
         segment.rewards += scores.token_rewards[row][len(segment.context) :]
         if not math.isnan(segment.kl_before):
             kl, ref_log_prob = segment.kl_before, segment.ref_log_prob_before
-            records.append(EpisodeRecord.from_scores(kl, ref_log_prob, scores, row, episodes[i]))
+            record = EpisodeRecord.from_scores(kl, ref_log_prob, scores, row, episodes[i])
+            records.append(replace(record, group=segment.group))
     return records
 
 

@@ -35,7 +35,7 @@ class EvaluateConfig:
     eval_prompts: int | None = None
     """Held-out prompts; as in the run unless given."""
     eval_responses: int | None = None
-    """Responses for each; as in the run unless given."""
+    """Responses for each; as the run was asked for unless given, and 256 where it was not."""
     trust_code: bool = False
     """Import the code that the run's files name (reward_model, task or prompts as
     'module:attribute'). Without it such a run is refused: it could run any code."""

@@ -75,13 +75,11 @@ def draw_curves(rows: list[dict[str, Any]], summary: dict[str, Any], path: Path)
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 2, sharex=True)
     lines: dict[str, list[tuple[float, str, str]]] = {
-        "score": [(summary["score_reference"], "reference", _REFERENCE)],
-        "gold_reward": [],
-        "kl": [],
-        "objective": [(summary["objective_reference"], "reference", _REFERENCE)],
+        name: [] for name in ("score", "gold_reward", "kl", "objective")
     }
-    if summary.get("gold_reward_reference") is not None:
-        lines["gold_reward"].append((summary["gold_reward_reference"], "reference", _REFERENCE))
+    for name, known in lines.items():  # of a run that was not evaluated there is none
+        if summary.get(f"{name}_reference") is not None:
+            known.append((summary[f"{name}_reference"], "reference", _REFERENCE))
     for name, label in (("optimum", "optimum"), ("optimum_lower_bound", "optimum, lower bound")):
         if summary.get(name) is not None:
             lines["objective"].append((summary[name], label, _OPTIMUM))

@@ -98,6 +98,9 @@ def run_logger(run: RunFolder, model: Any, tracker: TrackerWriter | None = None)
         try:
             yield
         except BaseException:
+            if any(name.startswith(("rlhf/", "eval/")) for name in logger.name_to_value):
+                # It ended between a rollout's numbers and SB3's own: a row has to say when it was.
+                logger.record("time/total_timesteps", model.num_timesteps)
             for finish in (lambda: logger.dump(model.num_timesteps), logger.close):
                 with contextlib.suppress(OSError):
                     finish()

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from agents.console import literal
+from agents.runs.outcome import lines_of_a_fall
 
 if TYPE_CHECKING:
     from agents.config import TrainConfig
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "print_before_and_after",
+    "print_end",
     "print_of_the_task",
     "print_places",
     "print_responses",
@@ -85,6 +87,7 @@ def print_responses(console: Console, title: str, reports: list[ResponseReport])
 _MEANING = {
     "objective": "J = E[R] − β·KL, held-out prompts",
     "objective_reference": "J of the untrained actor",
+    "gain_interval": "95 % interval of the difference of the two",
     "optimum": "J*, exact: all responses enumerated",
     "optimum_lower_bound": "J* is at least this",
     "optimum_interval": "95 % interval of that bound",
@@ -136,13 +139,38 @@ def _warn_of_the_estimate(console: Console, summary: dict[str, Any]) -> None:
             "at some prompt (under 5 %, the policy lacks responses that the optimum has). "
             "--eval-responses raises the first."
         )
-    if summary["prompts"] < min(64, summary["prompts_asked_for"]):
-        return  # there are no more
-    if summary["prompts"] < 64:
+    reduced, prompts = summary.get("evaluation_reduced_from"), summary.get("prompts")
+    if prompts is None or (reduced is None and prompts < min(64, summary["prompts_asked_for"])):
+        return  # nothing was measured, or there are no more
+    if prompts < 64:
         console.print(
-            f"[yellow]note:[/yellow] measured on {summary['prompts']} held-out prompts; 64 or more "
+            f"[yellow]note:[/yellow] measured on {prompts} held-out prompts; 64 or more "
             "give a steadier number."
         )
+
+
+def print_end(
+    console: Console, root: Path, config: TrainConfig, summary: dict[str, Any], rows: Any = ()
+) -> None:
+    """The last lines of a run that needs some: it fell below the untrained model, or nobody knows.
+
+    Args:
+        console: where to.
+        root: folder of the run.
+        config: of the run.
+        summary: of the run.
+        rows: of its metrics.
+    """
+    if summary.get("evaluated") is False:
+        told = f"not evaluated (--eval-responses 0); to measure J: tokenrlhf evaluate {root}"
+        console.print(Text.assemble(("note: ", "yellow"), literal(told)))
+    first, *more = lines_of_a_fall(
+        summary, config.learning_rate, rows, config.actor is not None
+    ) or [""]
+    if first:
+        console.print(Text.assemble(("warning: ", "bold yellow"), literal(first)))
+    for line in more:
+        console.print(literal(line))
 
 
 def _shown(value: Any) -> str:

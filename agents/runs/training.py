@@ -6,7 +6,6 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -18,25 +17,25 @@ from stable_baselines3.common.utils import ConstantSchedule
 from agents.atomic_files import whole_folder, write_json
 from agents.config import TrainConfig
 from agents.console import literal
-from agents.evaluation import EvaluationCallback, HeldOut, ResponseReport, evaluate
+from agents.evaluation import EvaluationCallback, HeldOut, ResponseReport
 from agents.policy import LMActorCriticPolicy
-from agents.ppo import TokenPPO
-from agents.rollout import RLHFCallback
+from agents.ppo import NonFiniteStep, TokenPPO
+from agents.rollout import NonFiniteRollout, RLHFCallback
 from agents.runs.curves import draw_curves, read_metrics
 from agents.runs.folder import RunFolder
+from agents.runs.last_good import LastGoodPolicy, NonFiniteWeights
 from agents.runs.log import run_logger
 from agents.runs.progress import (
     CheckpointCallback,
     ProgressCallback,
     SamplesCallback,
-    evaluation_progress,
 )
+from agents.runs.results import final_evaluation, summarize
 from agents.runs.tables import print_of_the_task
 from agents.runs.tokens import TokensCallback
 from agents.runs.tracker import TrackerWriter, start_tracker
 from agents.vec_env import TokenVecEnv, make_vec_env
 from tokenenv.models import copy_sharing_frozen
-from tokenenv.optimum import Comparison, ExactEvaluation
 from tokenenv.rewards import learned_rewards
 from tokenenv.stop_signals import StopSignal, hold_signals, stop_signals
 
@@ -94,6 +93,7 @@ class TrainingRun:
             self.run.checkpoints, config.checkpoint_every, self.run.output.keep
         )
         self.checkpoints.init_callback(self.model)
+        self.last_good = LastGoodPolicy()
         self._saved: list[str] = []
         self.before: list[ResponseReport] = []
         self.after: list[ResponseReport] = []
@@ -141,6 +141,7 @@ class TrainingRun:
             with run_logger(self.run, self.model, self.tracker):
                 self.before = self.samples.respond(self.starting_actor)
                 self.model.learn(self.config.total_tokens, callback=callbacks)
+                self.last_good.refuse_non_finite()
         finally:
             progress.close()
             self.tokens.close()
@@ -154,7 +155,7 @@ class TrainingRun:
         metrics = RLHFCallback()
         progress = ProgressCallback(self.console, metrics, config.total_tokens)
         callbacks: list[BaseCallback] = [
-            *(metrics, self.samples, self.checkpoints, self.tokens, progress)
+            *(metrics, self.samples, self.checkpoints, self.last_good, self.tokens, progress)
         ]
         if config.eval_every:
             callbacks.append(
@@ -183,12 +184,16 @@ class TrainingRun:
         root, output = self.run.root, self.run.output
         assert output is not None
         with hold_signals():
+            restored = self._restore_after(reason)
             if output.is_replacing and not self.model._n_updates:
                 output.put_back()
                 return f"Nothing was learned yet: the run that was in {root} is back there."
             saved, lost = list(self._saved), []
+            saves = self._saves(name)
+            if restored:  # the optimiser's state is of other weights: no archive of the two
+                del saves[f"checkpoints/{name}.zip"]
             for part, save in {
-                **self._saves(name),
+                **saves,
                 "summary.json": lambda: self._summarize_unfinished(reason, start),
             }.items():
                 if part in saved:  # as it is now, just before
@@ -200,12 +205,26 @@ class TrainingRun:
                     lost.append(f"{part} ({error.strerror})")
         logs = [path.name for path in (self.run.metrics, self.run.samples) if path.is_file()]
         logs += ["tokens/"] if self.run.tokens.is_dir() else []
-        message = f"Kept in {root}: {', '.join([*saved, *logs])}."
+        message = f"Kept in {root}: {', '.join([*saved, *logs])}.{restored}"
         if any(part.startswith("checkpoints/") for part in saved):
             message += (
                 " TokenPPO.load reads the checkpoint, and unpickles it: only those that you trust."
             )
         return message + (f" Not kept: {', '.join(lost)}." if lost else "")
+
+    def _restore_after(self, reason: BaseException) -> str:
+        """Where numbers were not finite, put the last good weights back; what to say of it."""
+        if not isinstance(reason, NonFiniteStep | NonFiniteRollout | NonFiniteWeights):
+            return ""
+        if not self.last_good.restore():
+            return ""
+        archives = sorted(path.name for path in self.run.checkpoints.glob("tokens-*.zip"))
+        tokens = self.last_good.tokens
+        return (
+            " The policy is that of before the update in which numbers were lost: "
+            + (f"trained on {tokens:,} tokens." if tokens else "the untrained one.")
+            + (f" Archives of before that: {', '.join(archives)}." if archives else "")
+        )
 
     def _keep_the_trained(self, reason: BaseException, start: float) -> str:
         """Note that the evaluation is missing; everything else has been saved."""
@@ -251,17 +270,14 @@ class TrainingRun:
                 learned.reward_model.save_pretrained(folder / name)
 
     def _summarize(self, seconds: float) -> dict[str, Any]:
-        with evaluation_progress(self.console, self.held_out) as on_progress:
-            comparison = evaluate(
-                self.model.policy.actor,
-                self.held_out,
-                self.config.eval_responses,
-                self.config.seed,
-                on_progress,
-                starting_actor=None if self.config.actor is None else self.starting_actor,
-            )
+        summary = final_evaluation(
+            self.config,
+            self.held_out,
+            self.model.policy.actor,
+            None if self.config.actor is None else self.starting_actor,
+            self.console,
+        )
         tokens = self.model.num_timesteps
-        summary = summarize(self.config, self.held_out, comparison)
         summary.update(
             finished=True, tokens=tokens, tokens_per_second=tokens / seconds, wall_seconds=seconds
         )
@@ -291,24 +307,6 @@ def _finishing(tracker: TrackerWriter | None) -> Iterator[None]:
     finally:
         if tracker is not None:
             tracker.finish()
-
-
-def summarize(
-    config: TrainConfig, held_out: HeldOut, evaluation: Comparison | ExactEvaluation
-) -> dict[str, Any]:
-    """The part of `summary.json` that an evaluation determines."""
-    numbers: dict[str, Any] = asdict(evaluation)
-    if isinstance(evaluation, Comparison):
-        numbers["is_reliable"] = evaluation.is_reliable
-    return {
-        "name": config.name,
-        "task": config.task,
-        "seed": config.seed,
-        "kl_coef": held_out.settings.kl_coef,
-        "prompts": len(held_out.texts),
-        "prompts_asked_for": held_out.asked_for,
-        **numbers,
-    }
 
 
 SMALL_MODEL = 2_000_000

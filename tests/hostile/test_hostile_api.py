@@ -108,6 +108,8 @@ ENVIRONMENT = {
     "reward_model": [*NO_NAMES, [1], [[print]], ["exact", "os.path:sep"], "os.path:sep"],
     "reward_weights": [*NO_NUMBERS, [1.0], [1.0, 2.0], [math.nan], ["x"], {"exact": 1.0}, 10**400],
     "prompt_truncation": [*NO_CHOICES, None, "keep", "Drop"],
+    "prompt_columns": ["prompt=x", ["prompt"], {"prompt": 1}, {"a": "x", "b": "x"}, {"a": "x"}],
+    "skip_bad_prompts": ["yes", 1, None, True],
     "prompts": [
         *NO_NAMES,
         [],

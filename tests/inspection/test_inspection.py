@@ -83,6 +83,27 @@ def test_lengths_in_tokens_of_a_model(tmp_path, reference_folder):
     assert facts["lengths"]["prompt"]["max"] == 3 and facts["lengths"]["response"]["max"] == 2
 
 
+def test_responses_with_other_tokens_at_the_seam_are_counted(tmp_path, reference_folder, capsys):
+    """What stands together is one word: w4 and 5 are w45."""
+    rows = [pair("w4 ", "w5", "w6 w7"), pair("w4", "5", " w5"), pair("", "w4", "w5")]
+    file = write(tmp_path / "pairs.jsonl", rows)
+    facts = inspect_file(DataConfig("inspect", file, tokenizer=reference_folder))
+    assert facts["seams"] == {"differences": 1, "responses": 6}
+    assert "seams" not in inspect_file(DataConfig("inspect", file)), "characters have no seam"
+    assert main(["data", "inspect", str(file), "--tokenizer", reference_folder]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "other tokens at the seam 1 of 6" in said
+    assert "note: some responses have other tokens when they are tokenised together" in said
+    examples = [{"prompt": "w4", "response": "5"}, {"prompt": "w4 ", "response": "w5"}]
+    file = write(tmp_path / "examples.jsonl", examples)
+    facts = inspect_file(DataConfig("inspect", file, tokenizer=reference_folder))
+    assert facts["seams"] == {"differences": 1, "responses": 2}
+    talk = {"role": "user", "content": "w4"}, {"role": "assistant", "content": "w5"}
+    file = write(tmp_path / "talks.jsonl", [{"messages": talk}])
+    facts = inspect_file(DataConfig("inspect", file, tokenizer=reference_folder))
+    assert facts["seams"]["responses"] == 0, "there is no chat template"
+
+
 def test_the_interval_of_a_share():
     """Wilson's for 0 of 10 and 5 of 10, as in Brown, Cai & DasGupta 2001, figure 5 and text."""
     low, high = wilson_interval(0, 10)

@@ -193,7 +193,7 @@ def test_a_run_folder_that_exists_is_refused_unless_told(run, tmp_path, capsys):
         (["train", "--micro-batch-tokens", "0"], ["micro_batch_tokens=0", "at least 1"]),
         (["train", "--eval-every", "-1"], ["eval_every=-1", "0 for none"]),
         (["train", "--checkpoint-every", "-1"], ["checkpoint_every=-1", "0 for none"]),
-        (["train", "--eval-responses", "0"], ["eval_responses=0", "even"]),
+        (["train", "--eval-responses", "-2"], ["eval_responses=-2", "0 for no evaluation", "even"]),
         (["train", "--eval-responses", "7"], ["eval_responses=7", "even"]),
         (["train", "--seed", "-1"], ["seed=-1", "0 or more"]),
         (["train", "--critic", "reward_model"], ["'reward_model'", "--value-head separate"]),

@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from tokenenv.data.columns import parse_columns
+from tokenenv.data.columns import check_columns, parse_columns
 from tokenenv.data.examples import Example, read_examples
 from tokenenv.data.formats import FileFormat
 from tokenenv.data.kinds import KINDS, guess_kind
@@ -52,6 +52,7 @@ __all__ = [
     "Row",
     "Turns",
     "as_prompt",
+    "check_columns",
     "find_format",
     "guess_kind",
     "is_messages",

@@ -29,37 +29,40 @@ def parse_columns(texts: Sequence[str]) -> dict[str, str]:
     return columns
 
 
-def check_columns(columns: Any, known: Collection[str] | None) -> dict[str, str]:
+def check_columns(
+    columns: Any, known: Collection[str] | None, name: str = "columns"
+) -> dict[str, str]:
     """A mapping of meanings to names; ValueError where it is none, or a meaning is not known.
 
     Args:
         columns: None for none.
         known: the meanings there are; None where any name may be given to a column.
+        name: of the argument, for messages.
     """
     if columns is None:
         return {}
     if not isinstance(columns, Mapping):
         raise ValueError(
-            f"columns={columns!r:.80} must say what columns mean, as in "
+            f"{name}={columns!r:.80} must say what columns mean, as in "
             '{"prompt": "question"}, or be None.'
         )
-    for meaning, name in columns.items():
-        if not (isinstance(meaning, str) and isinstance(name, str) and name.strip()):
+    for meaning, column in columns.items():
+        if not (isinstance(meaning, str) and isinstance(column, str) and column.strip()):
             raise ValueError(
-                f"columns={{{meaning!r:.40}: {name!r:.40}}}: both must be names, as in "
+                f"{name}={{{meaning!r:.40}: {column!r:.40}}}: both must be names, as in "
                 '{"prompt": "question"}.'
             )
         if known is not None and meaning not in known:
             near = difflib.get_close_matches(meaning, sorted(known), 1, 0.5)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"columns={{{meaning!r:.40}: {name!r:.40}}}: no column here means {meaning!r:.40}, "
-                f"it can be {', '.join(sorted(known))}.{hint}"
+                f"{name}={{{meaning!r:.40}: {column!r:.40}}}: no column here means "
+                f"{meaning!r:.40}, it can be {', '.join(sorted(known))}.{hint}"
             )
     names = list(columns.values())
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((column for column in names if names.count(column) > 1), None)
     if twice is not None:
-        raise ValueError(f"columns={dict(columns)!r:.200}: {twice!r:.40} stands for two columns.")
+        raise ValueError(f"{name}={dict(columns)!r:.200}: {twice!r:.40} stands for two columns.")
     return dict(columns)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tokenenv.data import (
     Prompt,
+    ReadReport,
     as_prompt,
     messages_of,
     read_prompt_rows,
@@ -33,10 +34,12 @@ def read_origins(settings: ResolvedSettings, task: Task) -> list[Prompt]:
         ValueError: there are none, or one of them is no prompt.
     """
     source, split = settings.prompts, settings.split
+    columns, skip_bad = settings.prompt_columns, settings.skip_bad_prompts
+    if isinstance(source, str):
+        return named_prompts(source, split, columns, skip_bad)
+    _refuse_without_file(columns, skip_bad, "no file of prompts is named")
     if source is None:
         return _prompts_of(task, split)
-    if isinstance(source, str):
-        return named_prompts(source, split)
     if not isinstance(source, Sequence) or not source:
         raise ValueError(
             f"prompts={source!r:.80}: give a non-empty list of texts or of lists of messages, the "
@@ -45,21 +48,47 @@ def read_origins(settings: ResolvedSettings, task: Task) -> list[Prompt]:
     return _as_prompts(source, "prompts")
 
 
-def named_prompts(source: str, split: str) -> list[Prompt]:
+def named_prompts(
+    source: str,
+    split: str,
+    columns: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+) -> list[Prompt]:
     """The prompts of a file, or of a task.
 
     Args:
         source: a file of any format that is read, the name of a bundled task, or
             `"package.module:TASK"`.
         split: `"train"` or `"eval"`.
+        columns: what columns of a file mean → their names in it.
+        skip_bad: whether to go on without rows of a file that can't be used, which is said.
 
     Raises:
-        ValueError: there are none, or one of them is no prompt.
+        ValueError: there are none, or one of them is no prompt; or columns or bad rows are spoken
+            of, and it is no file.
     """
     is_task = names_code(source) or (is_bundled(source) and not os.path.exists(source))
     if is_task:
+        _refuse_without_file(columns, skip_bad, f"prompts={source!r} is a task")
         return _prompts_of(load_task(source, "prompts"), split)
-    return read_prompt_rows(source, split)
+    report = ReadReport()
+    prompts = read_prompt_rows(source, split, columns, skip_bad, report)
+    if report.bad.count:
+        note_once(f"left out of the prompts: {report.bad.describe(source)}")
+    return prompts
+
+
+def _refuse_without_file(columns: Mapping[str, str] | None, skip_bad: bool, why: str) -> None:
+    """Raise ValueError where settings of a file of prompts would be without effect."""
+    given = [
+        *(["prompt_columns (--columns)"] if columns else []),
+        *(["skip_bad_prompts (--skip-bad)"] if skip_bad else []),
+    ]
+    if given:
+        raise ValueError(
+            f"{' and '.join(given)} can be used with a file of prompts alone, and {why}: leave it "
+            "out, or name a file."
+        )
 
 
 def _as_prompts(values: Sequence[Any], what: str) -> list[Prompt]:

@@ -20,7 +20,12 @@ from tokenenv.models.adapters import (
     merged,
 )
 from tokenenv.models.cache_check import check_cached_step
-from tokenenv.models.chat import ChatTemplate, end_of_turn_id
+from tokenenv.models.chat import (
+    ChatTemplate,
+    as_turn_messages,
+    end_of_turn_id,
+    texts_at_the_seam,
+)
 from tokenenv.models.decode_step import graph_capture, no_capture
 from tokenenv.models.encoding import (
     decode_all,
@@ -94,6 +99,7 @@ __all__ = [
     "SlotDecoder",
     "WeightWatch",
     "add_lora",
+    "as_turn_messages",
     "build_language_model",
     "check_cached_step",
     "check_complete",
@@ -142,6 +148,7 @@ __all__ = [
     "save_adapter",
     "seam_differences",
     "tempered_logits",
+    "texts_at_the_seam",
     "token_batches",
     "token_log_probs",
     "trunk_hidden_states",

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tokenenv.data import Message
+from tokenenv.data import Message, Turns
 
-__all__ = ["ChatTemplate", "end_of_turn_id"]
+__all__ = ["ChatTemplate", "as_turn_messages", "end_of_turn_id", "texts_at_the_seam"]
 
 _PROBE = "Answer4711"
 """An answer that is looked for in what a template makes of it."""
@@ -103,6 +103,38 @@ class ChatTemplate:
             "role. Give its template an {% if add_generation_prompt %} part that begins the "
             "assistant's turn, or give prompts as text."
         )
+
+
+def as_turn_messages(part: Turns, role: str) -> tuple[Message, ...]:
+    """A part of a conversation as messages; a text is one turn.
+
+    Args:
+        part: a text or messages.
+        role: whose turn a text is.
+    """
+    return ({"role": role, "content": part},) if isinstance(part, str) else part
+
+
+def texts_at_the_seam(
+    chat: ChatTemplate, prompt: Turns, answers: Sequence[Turns]
+) -> list[tuple[str, str]]:
+    """A prompt and its answers as texts of which the second follows on the first.
+
+    Args:
+        chat: what writes conversations; it is not asked where all are texts.
+        prompt: a text or messages.
+        answers: likewise, each of them. One whose conversation does not begin as its prompt does
+            is left out.
+
+    Raises:
+        ValueError: there are messages, and no template that takes them.
+    """
+    if isinstance(prompt, str) and all(isinstance(answer, str) for answer in answers):
+        return [(prompt, str(answer)) for answer in answers]
+    before = as_turn_messages(prompt, "user")
+    text = chat.prompt(before)
+    wholes = [chat.whole([*before, *as_turn_messages(a, "assistant")]) for a in answers]
+    return [(text, whole.removeprefix(text)) for whole in wholes if whole.startswith(text)]
 
 
 def end_of_turn_id(tokenizer: Any) -> int | None:

@@ -4,7 +4,7 @@
   `exact_evaluation.py`).
 - `plain_returns`: the same for agents that know nothing of KL (`plain_return.py`).
 - `sample_mixture` and `compare`: J* bounded from samples, for every other task
-  (`mixture_samples.py`, `mixture.py`).
+  (`mixture_samples.py`, `mixture.py`); `gain_interval`: how far J rose (`gains.py`).
 """
 
 from tokenenv.optimum.enumeration import MAX_RESPONSES, enumerate_mdp, enumerate_task
@@ -15,6 +15,7 @@ from tokenenv.optimum.exact_evaluation import (
     evaluate_exactly,
     true_advantages,
 )
+from tokenenv.optimum.gains import gain_interval, objectives_of
 from tokenenv.optimum.log_sums import log_mean_exp
 from tokenenv.optimum.mixture import Comparison, compare, rescaled
 from tokenenv.optimum.mixture_samples import MixtureSamples, sample_mixture
@@ -38,7 +39,9 @@ __all__ = [
     "enumerate_mdp",
     "enumerate_task",
     "evaluate_exactly",
+    "gain_interval",
     "log_mean_exp",
+    "objectives_of",
     "plain_return",
     "plain_returns",
     "policy_levels",

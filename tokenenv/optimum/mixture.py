@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tokenenv.optimum.gains import gain_interval, objectives_of
 from tokenenv.optimum.log_sums import log_expm1, log_mean_exp
 from tokenenv.optimum.mixture_samples import MixtureSamples
 
@@ -76,11 +77,12 @@ class Comparison:
         optimum_lower_bound: a lower bound on J* in expectation; None at β = 0, where J* has no such
             form.
         optimum_interval: 95 % bootstrap interval of the bound, which lies in it; None where the
-            bound is the one known from elsewhere, which these samples have no interval for.
+            bound is the one known from elsewhere, which these samples have no interval for, and
+            where there is one response of each policy, whose scatter is not seen.
         objective_fraction: (J − J_ref)/(J* − J_ref) with the bound for J*: at most this. None at
             β = 0, and where the samples show nothing to gain (a constant reward): the interval of
             J* − J_ref reaches 0.
-        fraction_interval: 95 % bootstrap interval of the fraction.
+        fraction_interval: 95 % bootstrap interval of the fraction; None likewise.
         effective_sample_size: of the weights, as a share of the samples, median over prompts.
         least_effective_sample_size: of the prompt where it is least.
         kl: E[log π − log π_ref] per response.
@@ -92,6 +94,8 @@ class Comparison:
         eos_rate: share of π's responses that end with EOS.
         prompts: X.
         responses_per_prompt: 2n, of both kinds together.
+        gain_interval: 95 % interval of J − J_ref, as `gain_interval` has it; None where one prompt
+            has one response.
     """
 
     objective: float
@@ -111,6 +115,7 @@ class Comparison:
     eos_rate: float
     prompts: int
     responses_per_prompt: int
+    gain_interval: tuple[float, float] | None = None
 
     @property
     def is_reliable(self) -> bool:
@@ -151,7 +156,7 @@ def compare(
         bootstrap: resamples of the responses within each prompt and kind.
         seed: of the bootstrap.
     """
-    objectives = samples.scores[0] - kl_coef * (samples.log_probs[0] - samples.ref_log_probs[0])
+    objectives = objectives_of(samples, kl_coef)
     reference_scores = samples.scores[1]
     objective, objective_reference = float(objectives.mean()), float(reference_scores.mean())
     optimum = interval = fraction = fraction_interval = share = least_share = None
@@ -162,7 +167,8 @@ def compare(
         optimum = bound.mean(bound.log_terms)
         draws = _bootstrap(objectives, reference_scores, bound, bootstrap, seed)
         draws[2] += optimum - np.median(draws[2])  # as `_interval` says
-        interval = _interval(optimum, draws[2])
+        is_known = samples.scores.shape[2] > 1  # of one response nothing is known of the scatter
+        interval = _interval(optimum, draws[2]) if is_known else None
         if known_optimum is not None and known_optimum > optimum:
             optimum, interval = known_optimum, None
         best = draws[2] if known_optimum is None else np.maximum(draws[2], known_optimum)
@@ -172,7 +178,8 @@ def compare(
             fraction = objective_fraction(objective, objective_reference, optimum)
             assert fraction is not None
             with np.errstate(divide="ignore", invalid="ignore"):
-                fraction_interval = _interval(fraction, (draws[0] - draws[1]) / (best - draws[1]))
+                shares_of_draws = (draws[0] - draws[1]) / (best - draws[1])
+            fraction_interval = _interval(fraction, shares_of_draws) if is_known else None
     gold = samples.gold_rewards
     return Comparison(
         objective=objective,
@@ -192,15 +199,19 @@ def compare(
         eos_rate=float(samples.stopped[0].mean()),
         prompts=samples.scores.shape[1],
         responses_per_prompt=2 * samples.scores.shape[2],
+        gain_interval=gain_interval(objectives, reference_scores),
     )
 
 
-def rescaled(comparison: Comparison, start: Comparison) -> Comparison:
+def rescaled(
+    comparison: Comparison, start: Comparison, interval: tuple[float, float] | None = None
+) -> Comparison:
     """`comparison` between the J of another untrained actor and the larger of both bounds.
 
     Args:
         comparison: of the policy.
         start: of the untrained actor, on the same prompts at the same β.
+        interval: `gain_interval` of the one over the other.
 
     Returns:
         With the interval that belongs to that bound, and none of the fraction.
@@ -219,6 +230,7 @@ def rescaled(comparison: Comparison, start: Comparison) -> Comparison:
         optimum_interval=best.optimum_interval,
         objective_fraction=fraction,
         fraction_interval=None,
+        gain_interval=interval,
     )
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenenv.data import Message, PreferencePair, read_pairs
-from tokenenv.models import seam_differences
+from tokenenv.data import PreferencePair, read_pairs
+from tokenenv.models import as_turn_messages, seam_differences, texts_at_the_seam
 from tokenenv.rewards.reward_model import RewardModel
 
 __all__ = ["PreferencePair", "TokenPair", "as_token_pair", "read_pairs", "seam_differences_of"]
@@ -57,18 +57,13 @@ def as_token_pair(pair: PreferencePair | TokenPair, reward_model: RewardModel) -
             )
         )
         return TokenPair(chosen, rejected, str(pair.prompt), pair.margin, pair.preference)
-    before = _messages(pair.prompt, "user")
+    before = as_turn_messages(pair.prompt, "user")
     chosen, rejected = (
-        reward_model.encode_messages([*before, *_messages(answer, "assistant")])
+        reward_model.encode_messages([*before, *as_turn_messages(answer, "assistant")])
         for answer in (pair.chosen, pair.rejected)
     )
     key = json.dumps([dict(message) for message in before], sort_keys=True)
     return TokenPair(chosen, rejected, key, pair.margin, pair.preference)
-
-
-def _messages(part: str | tuple[Message, ...], role: str) -> tuple[Message, ...]:
-    """A part of a conversation as messages; a text is one turn."""
-    return ({"role": role, "content": part},) if isinstance(part, str) else part
 
 
 MOST_COUNTED = 10_000
@@ -91,20 +86,7 @@ def seam_differences_of(
         text
         for pair in pairs[:MOST_COUNTED]
         if isinstance(pair, PreferencePair)
-        for text in _texts(pair, reward_model)
+        for text in texts_at_the_seam(reward_model.chat, pair.prompt, (pair.chosen, pair.rejected))
     ]
     eos = reward_model.eos_token_ids
     return seam_differences(reward_model.tokenizer, texts, eos), len(texts)
-
-
-def _texts(pair: PreferencePair, reward_model: RewardModel) -> list[tuple[str, str]]:
-    """Prompt and answer as texts, for both answers."""
-    answers = (pair.chosen, pair.rejected)
-    if isinstance(pair.prompt, str) and all(isinstance(answer, str) for answer in answers):
-        return [(pair.prompt, str(answer)) for answer in answers]
-    before = _messages(pair.prompt, "user")
-    prompt = reward_model.chat.prompt(before)
-    wholes = [
-        reward_model.chat.whole([*before, *_messages(answer, "assistant")]) for answer in answers
-    ]
-    return [(prompt, whole.removeprefix(prompt)) for whole in wholes if whole.startswith(prompt)]

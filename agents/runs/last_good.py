@@ -1,0 +1,91 @@
+"""The last policy whose numbers were finite, for a run that ends in NaN.
+
+A learning rate that is much too high ruins the weights in one step, and the next step, or the next
+rollout, shows it. The weights that are in use by then are finite perhaps, and no good.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.rollout import NonFiniteRollout, refuse_non_finite_rollout
+
+__all__ = ["LastGoodPolicy", "NonFiniteWeights"]
+
+
+class NonFiniteWeights(ValueError):
+    """Weights of the policy are NaN or infinite."""
+
+
+class LastGoodPolicy(BaseCallback):
+    """Keeps a copy of what is trained, in the memory of the host, from before every update.
+
+    What sampled a rollout of finite numbers is good. With adapters, they alone are copied.
+
+    Attributes:
+        tokens: trained on before the copy was taken; None: there is none yet.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens: int | None = None
+        self._copies: list[torch.Tensor] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        """Every rollout but the first starts after an update."""
+        self._before_rollout = self.num_timesteps
+
+    def _on_rollout_end(self) -> None:
+        """The rollout is complete, and its update comes next."""
+        try:
+            refuse_non_finite_rollout(self.model.rollout_buffer)  # type: ignore[attr-defined]
+        except NonFiniteRollout:
+            return
+        tensors = self._tensors()
+        if not self._copies:
+            self._copies = [_on_host(tensor) for tensor in tensors]
+        with torch.no_grad():
+            for copy, tensor in zip(self._copies, tensors, strict=True):
+                copy.copy_(tensor, non_blocking=True)
+        self.tokens = self._before_rollout
+
+    def _tensors(self) -> list[torch.Tensor]:
+        """Everything that an update changes: trained weights, and the state of the critic's head.
+
+        The order is that of the modules, the same each time.
+        """
+        policy: Any = self.model.policy
+        trained = [weight for weight in policy.parameters() if weight.requires_grad]
+        head = getattr(policy, "critic_head", None)
+        return [*trained, *([] if head is None else head.buffers())]
+
+    def refuse_non_finite(self) -> None:
+        """Raise NonFiniteWeights where the last update left weights that are not finite."""
+        if all(bool(torch.isfinite(tensor).all()) for tensor in self._tensors()):
+            return
+        raise NonFiniteWeights(
+            "weights of the policy are not finite after the last update: lower the learning rate."
+        )
+
+    def restore(self) -> bool:
+        """Put the copy back in place of the present weights; False where there is none."""
+        if self.tokens is None:
+            return False
+        tensors = self._tensors()
+        if tensors[0].is_cuda:
+            torch.cuda.synchronize(tensors[0].device)
+        with torch.no_grad():
+            for tensor, copy in zip(tensors, self._copies, strict=True):
+                tensor.copy_(copy)
+        return True
+
+
+def _on_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Room for a copy that a GPU writes to while it goes on computing."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
