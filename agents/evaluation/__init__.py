@@ -5,7 +5,13 @@
 """
 
 from agents.evaluation.held_out import HeldOut, exact_solution
-from agents.evaluation.measuring import EvaluationCallback, ResponseReport, evaluate, respond
+from agents.evaluation.measuring import (
+    EvaluationCallback,
+    ResponseReport,
+    evaluate,
+    measure,
+    respond,
+)
 
 __all__ = [
     "EvaluationCallback",
@@ -13,5 +19,6 @@ __all__ = [
     "ResponseReport",
     "evaluate",
     "exact_solution",
+    "measure",
     "respond",
 ]

@@ -9,9 +9,10 @@
 from agents.ppo.losses import aggregation_weights
 from agents.ppo.ppo import TokenPPO
 from agents.ppo.precision import computing_in
-from agents.ppo.update import Update
+from agents.ppo.update import NonFiniteStep, Update
 
 __all__ = [
+    "NonFiniteStep",
     "TokenPPO",
     "Update",
     "aggregation_weights",
