@@ -34,7 +34,7 @@ from tokenenv.models import quiet_loading
 
 # At the end: `examples/agents` must not hide the package.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
-from real_task import environment, lexicon_sentiment
+from real_task import environment, held_out_of, lexicon_sentiment
 
 __all__ = [
     "Evaluator",
@@ -183,12 +183,12 @@ def task_arguments(task: str) -> dict[str, Any]:
 @cache
 def evaluator(task: str, prompts: int, responses: int) -> Evaluator:
     """The evaluator of a task: of ours and of the peer's runs alike."""
-    arguments = {**task_arguments(task), "scoring": "deferred", "device": "cpu"}
     with quiet_loading():
-        held_out = HeldOut.from_env_kwargs(arguments, prompts)
-    if Path(task).is_dir() and importlib.util.find_spec("vaderSentiment"):
-        held_out.scorer.gold_reward = lambda prompt, response, stopped: lexicon_sentiment(response)
-    return Evaluator(held_out, responses)
+        if Path(task).is_dir():
+            gold = lexicon_sentiment if importlib.util.find_spec("vaderSentiment") else None
+            return Evaluator(held_out_of(Path(task), prompts, gold), responses)
+        arguments = {"task": task, "scoring": "deferred", "device": "cpu"}
+        return Evaluator(HeldOut.from_env_kwargs(arguments, prompts), responses)
 
 
 class Clock:
@@ -320,6 +320,12 @@ def _quiet() -> dict[str, str]:
     return {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"}
 
 
+def _policy(folder: str) -> Any:
+    """The causal LM in a folder, in the precision that the reference has."""
+    with quiet_loading():
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
 def train_peer(python: Path, run: Run, say: Say) -> None:
     """The same of TRL's PPOTrainer: its policies are measured here, by the same evaluator.
 
@@ -368,8 +374,7 @@ def train_peer(python: Path, run: Run, say: Say) -> None:
                 if not line.startswith('{"tokens"'):
                     continue
                 point = json.loads(line)
-                with quiet_loading():
-                    actor = AutoModelForCausalLM.from_pretrained(point.pop("policy")).eval()
+                actor = _policy(point.pop("policy"))
                 say({**point, **judge(actor), "is_last": point["updates"] == updates})
                 process.stdin.write("\n")
                 process.stdin.flush()

@@ -257,3 +257,20 @@ def environment(folder: Path) -> dict[str, Any]:
         "max_new_tokens": settings["response_tokens"],
         "kl_coef": settings["kl_coef"],
     }
+
+
+def held_out_of(folder: Path, count: int = 1000, gold: Gold | None = lexicon_sentiment) -> Any:
+    """The held-out prompts of the task in `folder`, for `agents.evaluation`.
+
+    Args:
+        folder: of the task.
+        count: of prompts, at most.
+        gold: response → gold reward; None: J is measured without it.
+    """
+    from agents.evaluation import HeldOut
+
+    arguments = {**environment(folder), "scoring": "deferred", "device": "cpu"}
+    held_out = HeldOut.from_env_kwargs(arguments, count)
+    if gold is not None:
+        held_out.scorer.gold_reward = lambda prompt, response, stopped: gold(response)
+    return held_out
