@@ -34,7 +34,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import yaml
-from learning_runs import Run, check_peer, evaluator, read, record, train, train_peer
+from learning_peer import check_peer, train_peer
+from learning_runs import Run, evaluator, read, record, train
 from learning_search import search
 from learning_table import goals, level, rows
 from reporting import report

@@ -173,10 +173,11 @@ def test_settings_that_can_not_be_used_are_refused(runs, settings, message):
         runs.build(runs.Run("reviews", "ours", 0, settings, 100))
 
 
-def test_a_peer_that_is_not_installed_is_answered_with_how_to_install_it(runs):
+def test_a_peer_that_is_not_installed_is_answered_with_how_to_install_it(imported):
+    check_peer = imported("learning_peer").check_peer
     for python in (sys.executable, "no-such-python"):
         with pytest.raises(SystemExit, match=r"python -m venv .*trl==1\.12\.0"):
-            runs.check_peer(Path(python))
+            check_peer(Path(python))
 
 
 # The script ---------------------------------------------------------------------------------------

@@ -151,18 +151,18 @@ def test_a_peers_policies_are_measured_as_ours_are(task, tmp_path, monkeypatch):
     Weights that are stored in bfloat16 are computed with in float32, as the reference's are.
     """
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    runs = importlib.import_module("learning_runs")
+    runs, peer = map(importlib.import_module, ("learning_runs", "learning_peer"))
     script = tmp_path / "peer.py"
     script.write_text(PEER)
-    monkeypatch.setattr(runs, "PEER_SCRIPT", script)
+    monkeypatch.setattr(peer, "PEER_SCRIPT", script)
     run = runs.Run(str(task), "trl", 0, {"batch": 4}, 96, points=2, responses=1, prompts=8)
     points: list[dict] = []
-    runs.train_peer(Path(sys.executable), run, points.append)
+    peer.train_peer(Path(sys.executable), run, points.append)
     assert [(p["tokens"], p["is_last"]) for p in points] == [(0, False), (48, False), (96, True)]
     assert points[0]["objective"] == points[1]["objective"] == points[2]["objective"]
     script.write_text("import sys; sys.exit('out of memory')")
     with pytest.raises(RuntimeError, match="out of memory"):
-        runs.train_peer(Path(sys.executable), run, points.append)
+        peer.train_peer(Path(sys.executable), run, points.append)
 
 
 @pytest.mark.slow
