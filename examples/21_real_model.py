@@ -5,7 +5,7 @@
 The model's own samples are ordered by the lexicon, a reward model learns that order, and PPO trains
 the model on it. Written to the folder of `--out`: the task (`real_task.py`), real_model.json and
 .png with score, lexicon, KL and J against tokens, samples before and after, and policy/, a model
-for plain `transformers`. docs/real-model.md has such a run. `--task-only yes` makes the task alone.
+for plain `transformers`. docs/real-model.md has such a run. `--task-only` makes the task alone.
 `--quick` is small enough for a test, and takes the bundled film reviews where no model is given.
 """
 
@@ -18,12 +18,12 @@ from typing import Any
 from experiment import COLORS, new_figure, options, write
 from real_task import TaskSettings, environment, held_out_of, make_task
 
-TOKENS, POINTS, RESPONSES = 102_400, 20, 4
+TOKENS, POINTS, RESPONSES = 40_960, 10, 4
 SETTINGS: dict[str, Any] = {
-    **{"n_steps": 32, "batch_size": 512, "n_epochs": 4, "vf_coef": 1.0},
+    **{"n_steps": 32, "batch_size": 2048, "n_epochs": 4, "vf_coef": 1.0},
     "learning_rate": lambda remaining: 1e-3,  # constant: a run may be stopped anywhere
 }
-N_ENVS = 16
+N_ENVS = 64
 SMALL = TaskSettings(10, 16, train_prompts=300, eval_prompts=64, samples=4, epochs=4)
 SHOWN = 6
 """Held-out prompts whose responses are shown."""
@@ -94,7 +94,10 @@ def train(task: Path, tokens: int, points: int, responses: int, seed: int = 0) -
     model.on_updated = lambda _: (
         look() if model.num_timesteps >= len(curve) * tokens / points else None
     )
-    model.learn(tokens)
+    try:
+        model.learn(tokens)
+    except KeyboardInterrupt:
+        print(f"stopped after {model.num_timesteps:,} tokens: what was learned by then is kept")
     samples = [
         {"prompt": old.prompt, "before": told(old), "after": told(new)}
         for old, new in zip(before, responded(), strict=True)
@@ -102,7 +105,7 @@ def train(task: Path, tokens: int, points: int, responses: int, seed: int = 0) -
     model.policy.save_pretrained(
         task / "policy", held_out.scorer.reference.language_model.tokenizer
     )
-    return {"tokens": tokens, "seed": seed, "curve": curve, "samples": samples}
+    return {"tokens": model.num_timesteps, "seed": seed, "curve": curve, "samples": samples}
 
 
 def told(response: Any) -> dict[str, Any]:
@@ -143,17 +146,17 @@ def show(samples: list[dict[str, Any]]) -> None:
 def main() -> None:
     arguments = options(
         __doc__.partition("\n")[0],
+        {"task-only": "make the task, and train nothing"},
         lm="folder of a causal language model",
         texts="file of text that prompts are taken from",
         tokens=f"response tokens to train on; default: {TOKENS}",
-        **{"task-only": "anything: make the task, and train nothing"},
     )
     out, is_quick = arguments.out, arguments.quick
     if not (out / "task.json").is_file():
         lm, texts = sources(arguments.lm, arguments.texts, out, is_quick)
         try:
             made = make_task(lm, texts, out, SMALL if is_quick else None)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise SystemExit(str(error)) from error
         print(
             f"{made['prompts']['train']:,} prompts to train on, {made['prompts']['eval']} held "
@@ -163,7 +166,7 @@ def main() -> None:
         )
     if arguments.task_only:
         return
-    tokens = int(arguments.tokens or (2048 if is_quick else TOKENS))
+    tokens = int(arguments.tokens or (4096 if is_quick else TOKENS))
     points, responses = (2, 1) if is_quick else (POINTS, RESPONSES)
     result = train(out, tokens, points, responses)
     show(result["samples"])

@@ -291,7 +291,7 @@ def real_model(output: str, folder: Path) -> None:
     """Numbers of the last point and of the samples are those that are printed."""
     content = json.loads((folder / "real_model.json").read_text(encoding="utf-8"))
     points = content["curve"]
-    assert [point["tokens"] for point in points] == [0, 1024, 2048]
+    assert [point["tokens"] for point in points] == [0, 2048, 4096]
     assert points[0]["kl"] == pytest.approx(0, abs=1e-4) < points[2]["kl"]
     for point in points:
         value = point["score"] - 0.05 * point["kl"]

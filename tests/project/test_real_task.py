@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -93,6 +94,24 @@ def test_the_lexicon_reads_the_response_without_spelled_out_special_tokens(real_
 def test_a_folder_without_a_task_is_answered_with_how_to_make_one(real_task, tmp_path):
     with pytest.raises(ValueError, match=r"no task\.json.*21_real_model\.py --task-only"):
         real_task.environment(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--lm and --texts are missing.*--quick"),
+        (["--lm", "nowhere", "--texts", "nothing.txt"], "nowhere"),
+        (["--lm", "REFERENCE", "--texts", "nothing.txt"], "nothing.txt"),
+    ],
+)
+def test_the_example_says_what_it_lacks(
+    options, message, real_task, reference, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    given = [reference if word == "REFERENCE" else word for word in options]
+    monkeypatch.setattr(sys, "argv", ["21_real_model.py", *given, "--out", "real"])
+    with pytest.raises(SystemExit, match=message):
+        runpy.run_path(str(ROOT / "examples" / "21_real_model.py"), run_name="__main__")
 
 
 @pytest.fixture(scope="module")
