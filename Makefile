@@ -15,7 +15,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 PARALLEL := -n auto --dist loadfile --maxprocesses
 
 .PHONY: setup demo verify test test-slow test-long test-numeric test-kernels test-ecosystem test-browser check numbers exact \
-	bench bench-quick bench-gpu bench-trl clean
+	bench bench-quick bench-gpu bench-trl bench-learning clean
 
 setup: $(READY)
 
@@ -98,6 +98,13 @@ bench-trl: setup
 	$(TRL) -m pip install --quiet --disable-pip-version-check torch==2.13.0 trl==1.12.0
 	$(BIN)/python benchmarks/bench_ppo.py $(PEER)
 	$(BIN)/python benchmarks/bench_ppo.py --value-head separate --without-stock $(PEER)
+
+# How fast it learns, over five seeds: hours. TASK=FOLDER adds a real task (docs/real-model.md), and
+# TRL on it where it is installed.
+bench-learning: setup
+	$(BIN)/python benchmarks/bench_learning.py learning.jsonl --tasks exact reviews $(TASK)
+	$(if $(and $(TASK),$(wildcard $(TRL))),$(BIN)/python benchmarks/bench_learning.py learning.jsonl --tasks $(TASK) --peer $(TRL))
+	$(BIN)/python benchmarks/bench_learning.py learning.jsonl --table
 
 exact: setup
 	$(BIN)/python benchmarks/bench_exact.py

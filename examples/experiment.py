@@ -7,7 +7,7 @@ import json
 import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,24 @@ T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % quantiles of Student's t for 1, 2, … degrees of freedom."""
 
 
-def options(description: str | None, **further: str) -> argparse.Namespace:
-    """`--quick`, `--out` and `--processes` of a script, and options of its own with their help."""
+def options(
+    description: str | None, flags: Mapping[str, str] | None = None, **further: str
+) -> argparse.Namespace:
+    """`--quick`, `--out` and `--processes` of a script, and options of its own with their help.
+
+    Args:
+        description: of the script.
+        flags: name of an option without a value → its help.
+        **further: name of an option with a value → its help.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a small version, in half a minute")
     parser.add_argument("--out", type=Path, default=Path("."), help="folder of JSON and figure")
     parser.add_argument("--processes", type=int, default=2, help="runs side by side")
     for name, text in further.items():
         parser.add_argument(f"--{name}", help=text)
+    for name, text in (flags or {}).items():
+        parser.add_argument(f"--{name}", action="store_true", help=text)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     return arguments

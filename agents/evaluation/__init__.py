@@ -6,7 +6,13 @@
 """
 
 from agents.evaluation.held_out import HeldOut, exact_solution
-from agents.evaluation.measuring import EvaluationCallback, ResponseReport, evaluate, respond
+from agents.evaluation.measuring import (
+    EvaluationCallback,
+    ResponseReport,
+    evaluate,
+    measure,
+    respond,
+)
 from agents.evaluation.size import FULL_RESPONSES, EvaluationSize, evaluation_size
 
 __all__ = [
@@ -18,5 +24,6 @@ __all__ = [
     "evaluate",
     "evaluation_size",
     "exact_solution",
+    "measure",
     "respond",
 ]

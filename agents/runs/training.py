@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -320,19 +320,30 @@ def _choose_threads(config: TrainConfig, model: TokenPPO) -> None:
         torch.set_num_threads(1)
 
 
-def build_agent(config: TrainConfig, env: TokenVecEnv) -> TokenPPO:
+def build_agent(
+    config: TrainConfig,
+    env: TokenVecEnv,
+    policy_kwargs: Mapping[str, Any] | None = None,
+    **agent: Any,
+) -> TokenPPO:
     """The agent of a configuration.
+
+    Args:
+        config: the settings.
+        env: its environment.
+        policy_kwargs: of the policy, over those of the configuration, which has fewer.
+        **agent: of `TokenPPO`, likewise, such as a schedule of the learning rate.
 
     Raises:
         ValueError: a setting can't be used.
     """
-    settings, agent = env.inner.settings, config.agent()
+    settings, arguments = env.inner.settings, config.agent()
     if config.lr_schedule == "constant":  # a number alone decays
-        agent["learning_rate"] = ConstantSchedule(config.learning_rate)
+        arguments["learning_rate"] = ConstantSchedule(config.learning_rate)
     model = TokenPPO(
         LMActorCriticPolicy,
         env,
-        **agent,
+        **{**arguments, **agent},
         policy_kwargs={
             "actor": config.actor or settings.reference,
             "value_head": config.value_head,
@@ -342,6 +353,7 @@ def build_agent(config: TrainConfig, env: TokenVecEnv) -> TokenPPO:
             "optimizer_class": config.optimizer,
             **({"gradient_checkpointing": True} if config.gradient_checkpointing else {}),
             **({"lora": config.lora()} if config.lora_rank is not None else {}),
+            **(policy_kwargs or {}),
         },
         seed=config.seed,
         device=settings.device,

@@ -147,7 +147,7 @@ def test_line_of_a_bash_block_is_a_command(words):
         assert arguments[0] == "install"
         assert all((ROOT / path).exists() for path in {".", "constraints.txt"} & set(arguments))
         extras = re.findall(r"\.\[(\w+)\]", shlex.join(arguments))
-        assert set(extras) <= {"dev", "data", "ecosystem", "browser"}
+        assert set(extras) <= {"dev", "data", "ecosystem", "browser", "real", "search"}
     else:  # examples/*.py are run by tests/project/test_examples.py
         assert program == "python" and (ROOT / arguments[0]).parent == ROOT / "examples"
         assert (ROOT / arguments[0]).is_file() and len(arguments) == 1

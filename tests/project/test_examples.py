@@ -287,6 +287,23 @@ def demonstrations(said: str, folder: Path) -> None:
     assert not held_out & {example.prompt for example in examples}
 
 
+def real_model(output: str, folder: Path) -> None:
+    """Numbers of the last point and of the samples are those that are printed."""
+    content = json.loads((folder / "real_model.json").read_text(encoding="utf-8"))
+    points = content["curve"]
+    assert [point["tokens"] for point in points] == [0, 2048, 4096]
+    assert points[0]["kl"] == pytest.approx(0, abs=1e-4) < points[2]["kl"]
+    for point in points:
+        value = point["score"] - 0.05 * point["kl"]
+        assert point["objective"] == pytest.approx(value, abs=1e-9)
+    shown = numbers(rf"tokens: J +{NUMBER}", output)
+    np.testing.assert_allclose(shown, [point["objective"] for point in points], atol=6e-4)
+    assert len(content["samples"]) == output.count("  before, score") == 6
+    for part in ("lm", "rm", "policy"):
+        assert (folder / part / "model.safetensors").is_file()
+    assert (folder / "real_model.png").stat().st_size > 10_000
+
+
 Check = Callable[[str, Path], None]
 QUICK: dict[str, Check] = {
     "01_random_agent": random_agent,
@@ -313,6 +330,7 @@ EXPERIMENTS: dict[str, Check] = {
     "16_quality_of_the_critic": critic_quality,
     "17_kl_as_a_brake": kl_brake,
     "18_uniform_or_per_token": uniform_credit,
+    "21_real_model": real_model,
 }
 """Those that have a small version, `--quick`, which is what the test runs."""
 LONGEST = {"12_one_file_ppo": 150, "13_the_baker": 180}
