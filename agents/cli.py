@@ -1,7 +1,7 @@
 """The command line: `tokenrlhf COMMAND`.
 
 The commands are train, evaluate, sample, explain, report, play, sft, sample-pairs, reward-model,
-data, verify and compare.
+data, verify, compare and zoo.
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
 """
@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.text import Text
 
 from agents.command_line.option_hints import refuse_other_names
-from agents.command_line.settings_files import read_settings
 from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
 from agents.console import literal, new_console
@@ -45,6 +44,8 @@ from agents.runs.tables import (
 )
 from agents.sft.config import SFTConfig
 from agents.verification.config import VerifyConfig
+from agents.zoo import require_task, settings_at
+from agents.zoo.config import ZooConfig
 from tokenenv.memory import is_out_of_memory
 from tokenenv.printable import printable
 from tokenenv.stop_signals import StopSignal, stop_signals
@@ -64,6 +65,7 @@ Command = (
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
+    | Annotated[ZooConfig, tyro.conf.subcommand("zoo")]
 )
 
 
@@ -94,6 +96,8 @@ def _run(arguments: list[str], console: Console) -> int:
             console.print(_version(), highlight=False)
             return 0
         command = _parse(arguments)
+        if isinstance(command, TrainConfig):
+            require_task(command)
         _RUNNERS[type(command)](command, console)
     except KeyboardInterrupt as stop:
         with contextlib.suppress(OSError):  # of a terminal that is gone
@@ -169,9 +173,7 @@ def _with_settings(arguments: list[str]) -> Any:
             path = argument.partition("=")[2]
     if not arguments or arguments[0] != "train" or path is None:
         return Command
-    train: Any = Annotated[
-        TrainConfig, tyro.conf.subcommand("train", default=read_settings(Path(path)))
-    ]
+    train: Any = Annotated[TrainConfig, tyro.conf.subcommand("train", default=settings_at(path))]
     others = [c for c in get_args(Command) if get_args(c)[0] is not TrainConfig]
     return functools.reduce(operator.or_, others, train)
 
@@ -376,6 +378,12 @@ def _report(config: ReportConfig, console: Console) -> None:
     report(config, console)
 
 
+def _zoo(config: ZooConfig, console: Console) -> None:
+    from agents.zoo.command import show
+
+    show(config, console)
+
+
 _RUNNERS: dict[type, Any] = {
     TrainConfig: _train,
     EvaluateConfig: _evaluate,
@@ -389,6 +397,7 @@ _RUNNERS: dict[type, Any] = {
     VerifyConfig: _verify,
     CompareConfig: _compare,
     ReportConfig: _report,
+    ZooConfig: _zoo,
 }
 
 

@@ -91,7 +91,8 @@ class TrainConfig:
     """Train a language model with PPO in the token environment; the defaults train `reviews`."""
 
     config: Path | None = None
-    """File of settings, YAML or JSON, or the config.json of a run; options here override it."""
+    """File of settings, YAML or JSON; the config.json of a run; or zoo:NAME, settings that were
+    tuned (`tokenrlhf zoo` lists them). Options here override it."""
     out: Path | None = None
     """Folder of the run; runs/NAME-DATE-TIME unless given, named after task, model and prompts."""
     overwrite: bool = False

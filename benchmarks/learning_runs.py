@@ -66,8 +66,7 @@ class Run:
         name: of the settings.
         seed: of the training.
         settings: fields of `TrainConfig`, arguments of `TokenPPO`, `policy_kwargs.NAME`; and
-            `minibatches` per epoch instead of `batch_size`, `schedule` of the learning rate
-            ("linear" or "constant"), and `adam_epsilon`.
+            `minibatches` per epoch instead of `batch_size`, and `adam_epsilon`.
         tokens: response tokens to train on.
         points: how often J is measured.
         responses: to each held-out prompt, where J is sampled.

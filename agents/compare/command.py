@@ -194,11 +194,12 @@ def make_report(config: CompareConfig, jobs: list[Job], left_out: list[str]) -> 
         if result["measure"] == "J" or job.env in scales
     ]
     scores = _scores(config, runs)
-    settings = asdict(config)
-    for name in ("out", "overwrite", "workers"):
+    settings: dict[str, Any] = asdict(config)
+    for name in ("out", "overwrite", "workers", "zoo"):
         del settings[name]
     return {
         "settings": settings,
+        "steps": {job.env: job.settings["steps"] for job in jobs if job.what == "run"},
         "versions": {name: version(name) for name in ("gymnasium", "stable-baselines3", "torch")},
         "scores": scores,
         "aggregate": aggregate(runs),

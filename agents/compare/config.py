@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tokenenv.ranges import COUNT, FRACTION, check_ranges, count
+from tokenenv.ranges import COUNT, FRACTION, OPTIONAL_COUNT, check_ranges, count
 
 __all__ = ["AGENTS", "CompareConfig"]
 
@@ -20,7 +20,7 @@ AGENTS: tuple[Agent, ...] = ("ppo", "a2c", "dqn", "token-ppo")
 
 _RANGES = {
     "seeds": count(high=10_000),
-    "steps": COUNT,
+    "steps": OPTIONAL_COUNT,
     "evaluations": COUNT,
     "episodes": COUNT,
     "prompts": COUNT,
@@ -57,8 +57,11 @@ class CompareConfig:
     language model on raw token ids, with an MLP on classic control."""
     seeds: int = 5
     """Seeds per environment and agent: 0, 1, …"""
-    steps: int = 50_000
-    """Environment steps per run."""
+    steps: int | None = None
+    """Environment steps per run; as the zoo has it for each environment unless given."""
+    zoo: Path | None = None
+    """Folder of settings of your own, ENVIRONMENT.yaml, which go before those of the zoo
+    (docs/zoo.md)."""
 
     evaluations: int = 10
     """Evaluations during a run: the resolution of learning curves and of sample efficiency."""

@@ -33,18 +33,19 @@ CLASSIC, RAW_TOKENS, WRAPPED_TOKENS = "classic control", "raw token ids", "wrapp
 """Kinds of environments: they differ in scale, and in the policy of `token-ppo`."""
 
 
-def make_env(env_id: str, split: str = "train") -> gym.Env:
+def make_env(env_id: str, split: str = "train", **token_kwargs: Any) -> gym.Env:
     """One environment.
 
     Args:
         env_id: registered in Gymnasium.
         split: of the prompts, where it is text.
+        **token_kwargs: further arguments of `TokenEnv`, for text alone.
 
     Raises:
         ValueError: the id is unknown, or what it needs is not installed.
     """
     try:
-        kwargs: dict[str, Any] = {"split": split} if is_text(env_id) else {}
+        kwargs: dict[str, Any] = {"split": split, **token_kwargs} if is_text(env_id) else {}
         return gym.make(env_id, **kwargs)
     except gym.error.DependencyNotInstalled as error:
         raise ValueError(

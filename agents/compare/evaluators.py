@@ -8,10 +8,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.wrappers import FlattenObservation, FrameStackObservation
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.compare.environments import make_env
-from agents.compare.rollouts import plain_returns_of
+from agents.compare.environments import is_text, make_env
+from agents.compare.rollouts import plain_returns_side_by_side
 from agents.evaluation import HeldOut, evaluate
 from agents.rollout import RLHFCallback
 
@@ -20,6 +21,9 @@ __all__ = ["LearningCurve", "ObjectiveEvaluator", "ReturnEvaluator"]
 EVALUATION_SEED = 20_000
 """Seed of the episodes that agents are evaluated on; training uses small seeds."""
 
+SIDE_BY_SIDE = 20
+"""Episodes of classic control that are played at once: one call of the policy serves them all."""
+
 J_RESPONSES = 128
 """Responses per held-out prompt for a sampled J: half of them are the policy's."""
 
@@ -27,17 +31,33 @@ J_RESPONSES = 128
 class ReturnEvaluator:
     """Evaluates by the plain return of the greedy policy, on separate episodes.
 
+    Observations come to the agent as in its training: stacked, or normalised by the statistics that
+    `VecNormalize` has gathered there until now, which stay as they are.
+
     Args:
         env_id: of the environment.
         count: episodes of the last evaluation; on text, held-out prompts at most.
         few: the same during training.
+        env_kwargs: further arguments of the environment, on text.
+        frame_stack: observations that the agent sees at once.
     """
 
     measure = "plain return"
 
-    def __init__(self, env_id: str, count: int, few: int) -> None:
-        self.env = make_env(env_id, "eval")
+    def __init__(
+        self,
+        env_id: str,
+        count: int,
+        few: int,
+        env_kwargs: dict[str, Any] | None = None,
+        frame_stack: int = 1,
+    ) -> None:
         self.count, self.few = count, few
+        # Text has one environment; elsewhere as many episodes as it may be are played side by side.
+        number = 1 if is_text(env_id) else min(few, SIDE_BY_SIDE)
+        self.envs = [make_env(env_id, "eval", **(env_kwargs or {})) for _ in range(number)]
+        if frame_stack > 1:
+            self.envs = [_stacked(env, frame_stack) for env in self.envs]
 
     def now(self, model: Any) -> float | None:
         """The mean over a few episodes, for the curve."""
@@ -46,7 +66,8 @@ class ReturnEvaluator:
     def final(self, model: Any) -> dict[str, Any]:
         """The mean over all episodes."""
         returns = self._returns(model, self.count)
-        self.env.close()
+        for env in self.envs:
+            env.close()
         return {
             "measure": self.measure,
             "value": float(returns.mean()),
@@ -55,10 +76,19 @@ class ReturnEvaluator:
         }
 
     def _returns(self, model: Any, count: int) -> np.ndarray:
-        def choose(observation: np.ndarray) -> Any:
-            return model.predict(observation, deterministic=True)[0]
+        statistics = model.get_vec_normalize_env()
 
-        return plain_returns_of(self.env, choose, count, EVALUATION_SEED)
+        def choose(observations: np.ndarray) -> np.ndarray:
+            if statistics is not None:
+                observations = statistics.normalize_obs(observations)
+            return model.predict(observations, deterministic=True)[0]
+
+        return plain_returns_side_by_side(self.envs, choose, count, EVALUATION_SEED)
+
+
+def _stacked(env: gym.Env, count: int) -> gym.Env:
+    """The last `count` observations in one row, zeros before the first, as `VecFrameStack` has."""
+    return FlattenObservation(FrameStackObservation(env, count, padding_type="zero"))
 
 
 class ObjectiveEvaluator:
@@ -111,7 +141,9 @@ class LearningCurve(BaseCallback):
 
     Attributes:
         points: [steps, value] of each evaluation.
+        cpu_at: seconds of the processor that training had taken by each of them.
         seconds: that they took.
+        cpu_seconds: of the processor that they took.
     """
 
     def __init__(
@@ -124,19 +156,30 @@ class LearningCurve(BaseCallback):
         super().__init__()
         self.evaluator, self.on_steps = evaluator, on_steps
         self.points: list[list[float]] = []
-        self.seconds = 0.0
+        self.cpu_at: list[float] = []
+        self.seconds, self.cpu_seconds = 0.0, 0.0
         self._interval = steps / evaluations
         self._next, self._reported = 0.0, 0
+
+    def _on_training_start(self) -> None:
+        self._begun = time.process_time()
+
+    def cpu_until_now(self) -> float:
+        """Seconds of the processor that training has taken, without the evaluations."""
+        return time.process_time() - self._begun - self.cpu_seconds
 
     def _on_rollout_start(self) -> None:
         """After an update; off-policy algorithms have many short rollouts."""
         if self.num_timesteps >= self._next:
             self._next = (self.num_timesteps // self._interval + 1) * self._interval
-            start = time.perf_counter()
+            taken = self.cpu_until_now()
+            start, cpu = time.perf_counter(), time.process_time()
             value = self.evaluator.now(self.model)
             if value is not None:
                 self.points.append([self.num_timesteps, value])
+                self.cpu_at.append(taken)
             self.seconds += time.perf_counter() - start
+            self.cpu_seconds += time.process_time() - cpu
 
     def _on_step(self) -> bool:
         if self.num_timesteps - self._reported >= self._interval / 10:

@@ -23,9 +23,15 @@ from agents.compare.fingerprints import measure_fingerprint
 from agents.compare.kept_results import check_result
 from agents.compare.learners import build_learner, is_judged_by_objective, learner_settings
 from agents.compare.scales import measure_scale
+from agents.zoo import environment_settings
 from tokenenv.json_files import read_json_object
 
-__all__ = ["Job", "read_result", "run_job"]
+__all__ = ["Job", "read_result", "run_job", "steps_of"]
+
+
+def steps_of(config: CompareConfig, env: str) -> int:
+    """The steps of a run in an environment: those asked for, else the budget of its file."""
+    return config.steps or environment_settings(env, config.zoo).steps
 
 
 @dataclass(frozen=True)
@@ -47,9 +53,10 @@ class Job:
     @classmethod
     def run(cls, config: CompareConfig, env: str, kind: str, agent: str, seed: int) -> Job:
         """Training and judging one agent."""
-        names = ("steps", "evaluations", "episodes" if kind == CLASSIC else "prompts")
+        names = ("evaluations", "episodes" if kind == CLASSIC else "prompts")
         settings = {name: getattr(config, name) for name in names}
-        learner = learner_settings(agent, env, kind)
+        settings["steps"] = steps_of(config, env)
+        learner = learner_settings(agent, env, kind, config.zoo)
         return cls("run", env, kind, {"agent": agent, "seed": seed, **settings, "learner": learner})
 
     @classmethod
@@ -99,11 +106,7 @@ def read_result(job: Job, root: Path) -> dict[str, Any] | None:
             raise ValueError("it holds two objects, 'settings' and 'result'")
     except ValueError as error:
         raise _no_result(path, error) from error
-    changed = [
-        f"{name} was {earlier.get(name)!r}, now {job.settings.get(name)!r}"
-        for name in dict.fromkeys([*earlier, *job.settings])
-        if earlier.get(name) != job.settings.get(name)
-    ]
+    changed = _changed(earlier, job.settings)
     if changed:
         raise ValueError(
             f"{str(root)!r} holds {job.name} with other settings ({'; '.join(changed)}): results "
@@ -115,6 +118,18 @@ def read_result(job: Job, root: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise _no_result(path, error) from error
     return result
+
+
+def _changed(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is different, by name; of the agent's settings those that are."""
+    changed = []
+    for name in dict.fromkeys([*earlier, *now]):
+        was, is_now = earlier.get(name), now.get(name)
+        if isinstance(was, dict) and isinstance(is_now, dict):
+            changed += [f"the {name}'s {one}" for one in _changed(was, is_now)]
+        elif was != is_now:
+            changed.append(f"{name} was {was!r}, now {is_now!r}")
+    return changed
 
 
 def _no_result(path: Path, error: ValueError) -> ValueError:
@@ -158,14 +173,21 @@ def _fingerprint(job: Job, on_steps: Callable[[int], None]) -> dict[str, Any]:
 def _run(job: Job, on_steps: Callable[[int], None]) -> dict[str, Any]:
     settings = job.settings
     agent, seed, steps = settings["agent"], settings["seed"], settings["steps"]
-    model = build_learner(agent, job.env, job.kind, seed)
+    learner = settings["learner"]
+    model = build_learner(agent, job.env, job.kind, seed, learner)
     is_classic = job.kind == CLASSIC
     count = settings["episodes" if is_classic else "prompts"]
     evaluator: ReturnEvaluator | ObjectiveEvaluator
     if is_judged_by_objective(agent, job.kind):
         evaluator = ObjectiveEvaluator(job.env, count)
     else:
-        evaluator = ReturnEvaluator(job.env, count, few=max(1, count // (5 if is_classic else 4)))
+        evaluator = ReturnEvaluator(
+            learner.get("env_id", job.env),
+            count,
+            max(1, count // (5 if is_classic else 4)),
+            learner.get("env_kwargs"),
+            learner.get("frame_stack", 1),
+        )
     curve = LearningCurve(evaluator, steps, settings["evaluations"], on_steps)
     callbacks: list[BaseCallback] = [curve]
     if isinstance(curve.evaluator, ObjectiveEvaluator):
@@ -173,6 +195,7 @@ def _run(job: Job, on_steps: Callable[[int], None]) -> dict[str, Any]:
     start = time.perf_counter()
     model.learn(steps, callback=callbacks)
     seconds = time.perf_counter() - start - curve.seconds
+    cpu_seconds = curve.cpu_until_now()
     explained = model.logger.name_to_value.get("train/explained_variance")
     assert model.env is not None
     model.env.close()
@@ -180,8 +203,10 @@ def _run(job: Job, on_steps: Callable[[int], None]) -> dict[str, Any]:
     return {
         **final,
         "curve": [*curve.points, [model.num_timesteps, final["value"]]],
+        "curve_cpu_seconds": [*curve.cpu_at, cpu_seconds],
         "steps": model.num_timesteps,
         "train_seconds": seconds,
+        "train_cpu_seconds": cpu_seconds,
         "steps_per_second": model.num_timesteps / seconds,
         "explained_variance": None if explained is None else float(explained),
     }

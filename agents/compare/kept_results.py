@@ -13,7 +13,7 @@ from agents.settings import settings_from_json
 
 __all__ = ["check_result"]
 
-_RUN_NUMBERS = ("value", "steps", "train_seconds", "steps_per_second")
+_RUN_NUMBERS = ("value", "steps", "train_seconds", "train_cpu_seconds", "steps_per_second")
 
 
 def check_result(what: str, result: dict[str, Any]) -> None:
@@ -35,6 +35,9 @@ def _check_run(result: dict[str, Any]) -> None:
     curve = result.get("curve")
     if not isinstance(curve, list) or not curve or not all(map(_is_point, curve)):
         raise ValueError(f"curve={curve!r:.60} must be a list of [steps, value]")
+    taken = result.get("curve_cpu_seconds")
+    if not isinstance(taken, list) or len(taken) != len(curve) or not all(map(_is_number, taken)):
+        raise ValueError(f"curve_cpu_seconds={taken!r:.60} must be a number for each point")
     if result["measure"] == "J":
         _check_numbers(result, ["baseline", "top"])
         _check_span(result["baseline"], result["top"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -54,9 +55,8 @@ def summarize_runs(runs: list[dict[str, Any]], reach: float) -> dict[str, Any]:
     """
     scores = np.array([run["score"] for run in runs])
     reached = [steps_to_reach(run["score_curve"], reach) for run in runs]
-    # A seed that never came so far took longer than any other.
-    steps = np.sort([np.inf if step is None else step for step in reached])
-    median = float(steps[(len(steps) - 1) // 2])
+    steps = _median(reached)
+    cpu_seconds = _median([_cpu_to_reach(run, reach) for run in runs])
     explained = [run["explained_variance"] for run in runs if run["explained_variance"] is not None]
     return {
         "measure": runs[0]["measure"],
@@ -66,13 +66,29 @@ def summarize_runs(runs: list[dict[str, Any]], reach: float) -> dict[str, Any]:
         "value": float(interquartile_mean(np.array([run["value"] for run in runs]))),
         "score": float(interquartile_mean(scores)),
         "interval": [float(end) for end in bootstrap_interval([scores])],
-        "steps_to_reach": None if np.isinf(median) else int(median),
+        "steps_to_reach": None if steps is None else int(steps),
+        "cpu_seconds_to_reach": cpu_seconds,
         "share_that_reached": float(np.mean([step is not None for step in reached])),
         "train_seconds": float(np.median([run["train_seconds"] for run in runs])),
+        "train_cpu_seconds": float(np.median([run["train_cpu_seconds"] for run in runs])),
         "steps_per_second": float(np.median([run["steps_per_second"] for run in runs])),
         "explained_variance": float(np.median(explained)) if explained else None,
         "curve": _mean_curve(runs),
     }
+
+
+def _cpu_to_reach(run: dict[str, Any], reach: float) -> float | None:
+    """Seconds of the processor that training took until the score was `reach`."""
+    scores = [score for _, score in run["score_curve"]]
+    pairs = zip(run["curve_cpu_seconds"], scores, strict=True)
+    return next((float(seconds) for seconds, score in pairs if score >= reach), None)
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    """The median seed's; one that never came so far took longer than any other."""
+    ordered = np.sort([np.inf if value is None else value for value in values])
+    median = float(ordered[(len(ordered) - 1) // 2])
+    return None if np.isinf(median) else median
 
 
 def _mean_curve(runs: list[dict[str, Any]]) -> list[list[float]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,16 @@ from agents.compare.environments import token_mdp
 from tokenenv.data import Prompt
 from tokenenv.mdp import TokenMDP
 
-__all__ = ["Choose", "Rollout", "Start", "plain_returns_of", "play", "replay", "starts"]
+__all__ = [
+    "Choose",
+    "Rollout",
+    "Start",
+    "plain_returns_of",
+    "plain_returns_side_by_side",
+    "play",
+    "replay",
+    "starts",
+]
 
 Choose = Callable[[np.ndarray], Any]
 """An observation → an action."""
@@ -122,3 +132,38 @@ def plain_returns_of(env: gym.Env, choose: Choose, count: int, seed: int = 0) ->
     mdp = token_mdp(env)
     count = count if mdp is None else min(count, len(mdp.prompts))
     return np.array([play(env, choose, s).plain_return for s in starts(env, count, seed)])
+
+
+def plain_returns_side_by_side(
+    envs: Sequence[gym.Env], choose: Choose, count: int, seed: int = 0
+) -> np.ndarray:
+    """(n,) the returns of `plain_returns_of`, several episodes at a time.
+
+    Args:
+        envs: the same environment several times; each episode is played in one of them.
+        choose: (m, …) observations → (m,) actions.
+        count: episodes; on text each prompt is continued once.
+        seed: of the first.
+    """
+    mdp = token_mdp(envs[0])
+    count = count if mdp is None else min(count, len(mdp.prompts))
+    waiting, returns = enumerate(starts(envs[0], count, seed)), np.zeros(count)
+    playing: dict[int, tuple[int, np.ndarray]] = {}  # environment → episode and observation
+
+    def begin(place: int) -> None:
+        playing.pop(place, None)
+        for number, start in itertools.islice(waiting, 1):
+            playing[place] = number, start.reset(envs[place])
+
+    for place in range(len(envs)):
+        begin(place)
+    while playing:
+        actions = choose(np.stack([observation for _, observation in playing.values()]))
+        for place, action in zip(list(playing), actions, strict=True):
+            number = playing[place][0]
+            observation, reward, terminated, truncated, _ = envs[place].step(action)
+            returns[number] += float(reward)
+            playing[place] = number, observation
+            if terminated or truncated:
+                begin(place)
+    return returns

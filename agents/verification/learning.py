@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +15,21 @@ from stable_baselines3.common.utils import LinearSchedule
 from agents.policy import LMActorCriticPolicy
 from agents.ppo import TokenPPO
 from agents.rollout import EpisodeRolloutBuffer, RLHFCallback
+from agents.runs.training import build_agent
 from agents.vec_env import make_vec_env
 from agents.verification.checks import Check, at_least, at_most
+from agents.zoo import train_settings
 from tokenenv.optimum import ExactEvaluation, Solution, evaluate_exactly, policy_levels
 
 __all__ = ["AGENTS", "ENV_ID", "ExactCurve", "TopFive", "exact_agent", "learning_checks"]
 
 ENV_ID = "TokenRLHF-Exact-v0"
 
-TOKENS = 300_000
-"""Response tokens of a run; the same for each agent."""
+SETTINGS = train_settings("exact")
+"""The zoo's: `tokenrlhf train --config zoo:exact` is `TokenPPO` here."""
 
-LEARNING_RATE = 3e-3
-"""At the start; it decays linearly."""
+TOKENS = SETTINGS.total_tokens
+"""Response tokens of a run; the same for each agent."""
 
 LARGEST_KL = 0.015
 """KL(π ‖ π*) in nats after a run; the worst over seeds and kernels of docs/exact.md is 0.0082."""
@@ -42,12 +45,20 @@ def exact_agent(name: str, seed: int, total_tokens: int = TOKENS) -> PPO:
     """The agent called `name` of `AGENTS`, ready to learn `total_tokens` with `RLHFCallback`."""
     group_size = 4 if name in ("rloo", "group") else 1
     env = make_vec_env(
-        ENV_ID, n_envs=128, seed=seed, scoring="deferred", group_size=group_size, device="cpu"
+        ENV_ID,
+        n_envs=SETTINGS.n_envs,
+        seed=seed,
+        scoring="deferred",
+        group_size=group_size,
+        device="cpu",
     )
+    config = dataclasses.replace(SETTINGS, seed=seed, device="cpu")
+    if name == "TokenPPO":
+        return build_agent(config, env)
     common: dict[str, Any] = {
-        "n_steps": 32,
-        "batch_size": 1024,
-        "n_epochs": 4,
+        "n_steps": config.n_steps,
+        "batch_size": config.batch_size,
+        "n_epochs": config.n_epochs,
         "seed": seed,
         "device": "cpu",
     }
@@ -55,25 +66,23 @@ def exact_agent(name: str, seed: int, total_tokens: int = TOKENS) -> PPO:
         return PPO(
             LMActorCriticPolicy,
             env,
-            learning_rate=LinearSchedule(LEARNING_RATE, 0.0, 1.0),
+            learning_rate=LinearSchedule(config.learning_rate, 0.0, 1.0),
             policy_kwargs={"actor": "exact"},
-            gamma=1.0,
-            vf_coef=0.1,
-            max_grad_norm=1.0,
+            gamma=config.gamma,
+            vf_coef=0.1 if config.vf_coef is None else config.vf_coef,
+            max_grad_norm=config.max_grad_norm,
             rollout_buffer_class=EpisodeRolloutBuffer,
             **common,
         )
-    estimator = "gae" if name == "TokenPPO" else name
-    cut = "bootstrap" if name == "TokenPPO" else "carry"
     return TokenPPO(
         LMActorCriticPolicy,
         env,
-        learning_rate=LEARNING_RATE,
-        clip_range_vf=None,  # in so few tokens the critic comes further without: 0.998 for 0.997
+        learning_rate=config.learning_rate,
+        clip_range_vf=config.clip_range_vf,
         rollout_buffer_kwargs={
-            "advantage_estimator": estimator,
+            "advantage_estimator": name,
             "group_size": group_size,
-            "cut": cut,
+            "cut": "carry",
         },
         **common,
     )

@@ -25,11 +25,13 @@ from agents.compare.environments import (
     make_env,
     top_k,
 )
-from agents.compare.evaluators import ObjectiveEvaluator
+from agents.compare.evaluators import ObjectiveEvaluator, ReturnEvaluator
 from agents.compare.figures import FINGERPRINT_AXES
 from agents.compare.jobs import Job, read_result
-from agents.compare.learners import build_learner
-from agents.compare.rollouts import plain_returns_of
+from agents.compare.learners import build_learner, learner_settings
+from agents.compare.rollouts import plain_returns_of, plain_returns_side_by_side
+from agents.zoo import environment_settings
+from agents.zoo.train_settings import FOLDER
 
 
 def config(out: Path, **changed: Any) -> CompareConfig:
@@ -68,9 +70,12 @@ def test_the_report_holds_what_was_measured(finished):
         assert run["score"] == pytest.approx(expected)
         assert [steps for steps, _ in run["curve"]] == [0, 512, 1024]
         assert run["steps"] == 1024 and run["episodes"] == 5
+        seconds = run["curve_cpu_seconds"]
+        assert seconds == sorted(seconds) and seconds[-1] == run["train_cpu_seconds"]
         assert -1.0 <= run["explained_variance"] <= 1.0
     assert found["scores"] == [run["score"] for run in report["runs"]]
     assert found["train_seconds"] > 0 and found["steps_per_second"] > 0
+    assert found["train_cpu_seconds"] > 0
     fingerprint = report["fingerprints"]["CartPole-v1"]
     assert {axis.name for axis in FINGERPRINT_AXES} <= set(fingerprint)
     assert fingerprint["actions"] == 2
@@ -97,6 +102,26 @@ def test_other_settings_are_refused_with_the_reason(finished):
         compare(config(finished, steps=2048), quiet())
     with pytest.raises(ValueError, match=r"fingerprint of CartPole-v1 .*episodes was 6, now 8"):
         compare(config(finished, fingerprint_episodes=8), quiet())
+
+
+def test_results_with_other_settings_of_the_agent_are_refused(finished, tmp_path):
+    """They are named one by one, whether the zoo's file has changed or another goes before it."""
+    text = (FOLDER / "CartPole-v1.yaml").read_text(encoding="utf-8")
+    changed = text.replace("batch_size: 256", "batch_size: 128").replace("gamma: 0.98", "gamma: 1")
+    (tmp_path / "CartPole-v1.yaml").write_text(changed, encoding="utf-8")
+    message = (
+        r"seed 0 with other settings \(the learner's batch_size was 256, now 128; the learner's"
+    )
+    with pytest.raises(ValueError, match=message + r" gamma was 0\.98, now 1\).*--overwrite"):
+        compare(config(finished, zoo=tmp_path), quiet())
+
+
+def test_the_budget_is_that_of_the_environments_file(tmp_path):
+    jobs, _ = plan(config(tmp_path, steps=None), {"CartPole-v1": CLASSIC, "Acrobot-v1": CLASSIC})
+    steps = {job.env: job.settings["steps"] for job in jobs if job.what == "run"}
+    assert steps == {env: environment_settings(env).steps for env in steps} and len(steps) == 2
+    jobs, _ = plan(config(tmp_path, steps=77), {"CartPole-v1": CLASSIC})
+    assert {job.work for job in jobs if job.what == "run"} == {77}
 
 
 @pytest.mark.slow
@@ -175,6 +200,107 @@ def test_kinds_of_environments():
     assert top_k(make_env("TokenRLHF-v0")) is None
 
 
+def test_episodes_side_by_side_are_those_one_after_another():
+    """Whichever ends first: seven episodes in three environments, and text in one."""
+
+    def lean(observations: np.ndarray) -> np.ndarray:
+        return (observations[:, 2] > 0).astype(np.int64)
+
+    envs = [make_env("CartPole-v1") for _ in range(3)]
+    found = plain_returns_side_by_side(envs, lean, 7, seed=5)
+    one = plain_returns_of(envs[0], lambda o: lean(o[None])[0], 7, seed=5)
+    assert found.tolist() == one.tolist() and len(set(found)) > 1
+    text = make_env("TokenRLHF-Features-TopK-v0", "eval", task="exact", k=3)
+    found = plain_returns_side_by_side([text], lambda o: np.zeros(len(o), dtype=np.int64), 99)
+    assert found.tolist() == plain_returns_of(text, lambda _: np.int64(0), 99).tolist()
+
+
+def test_published_settings_reach_the_agent():
+    """RL Zoo's for MountainCar, Stable-Baselines3's defaults for the rest, for `TokenPPO` too."""
+    for agent in ("ppo", "token-ppo"):
+        model: Any = build_learner(agent, "MountainCar-v0", CLASSIC, seed=0)
+        assert (model.n_steps, model.n_epochs, model.batch_size, model.n_envs) == (16, 4, 64, 16)
+        assert (model.gamma, model.gae_lambda, model.vf_coef, model.ent_coef) == (
+            0.99,
+            0.98,
+            0.5,
+            0,
+        )
+        assert model.lr_schedule(1.0) == model.lr_schedule(0.1) == 3e-4
+        assert model.clip_range(0.5) == 0.2 and model.clip_range_vf is None
+        assert model.normalize_advantage and model.max_grad_norm == 0.5
+        statistics = model.get_vec_normalize_env()
+        assert statistics.gamma == 0.99 and statistics.norm_obs and statistics.norm_reward
+    model = build_learner("ppo", "CartPole-v1", CLASSIC, seed=0)
+    assert model.get_vec_normalize_env() is None
+    assert model.lr_schedule(0.5) == pytest.approx(5e-4) and model.clip_range(0.5) == 0.1
+    model = build_learner("dqn", "MountainCar-v0", CLASSIC, seed=0)
+    assert model.policy.net_arch == [256, 256] and model.train_freq.frequency == 16
+
+
+def test_normalised_agents_are_judged_with_statistics_that_stay():
+    """The agent sees (observation − mean)/deviation of its training; judging adds nothing to it."""
+    model: Any = build_learner("ppo", "MountainCar-v0", CLASSIC, seed=0)
+    statistics = model.get_vec_normalize_env()
+    statistics.obs_rms.mean, statistics.obs_rms.var = np.array([-0.5, 0.0]), np.array([4.0, 0.25])
+    count, seen = statistics.obs_rms.count, []
+
+    class Spy:
+        def get_vec_normalize_env(self) -> Any:
+            return statistics
+
+        def predict(self, observations: np.ndarray, deterministic: bool) -> tuple[Any, None]:
+            seen.append(observations)
+            return model.predict(observations, deterministic=deterministic)
+
+    evaluator = ReturnEvaluator("MountainCar-v0", count=2, few=2)
+    assert evaluator.now(Spy()) <= -100.0
+    first = np.stack([env.reset(seed=20_000 + i)[0] for i, env in enumerate(evaluator.envs)])
+    expected = (first - [-0.5, 0.0]) / np.sqrt(np.array([4.0, 0.25]) + statistics.epsilon)
+    np.testing.assert_allclose(seen[0], expected, atol=1e-6)
+    assert statistics.obs_rms.count == count
+    np.testing.assert_array_equal(statistics.obs_rms.mean, [-0.5, 0.0])
+
+
+def test_another_view_of_the_exact_task_is_judged_as_it_is_seen():
+    settings = learner_settings("dqn", "TokenRLHF-Exact-v0", RAW_TOKENS)
+    model: Any = build_learner("dqn", "TokenRLHF-Exact-v0", RAW_TOKENS, seed=0)
+    evaluator = ReturnEvaluator(
+        settings["env_id"], 64, 64, settings["env_kwargs"], settings["frame_stack"]
+    )
+    (env,) = evaluator.envs
+    assert env.observation_space.shape == model.observation_space.shape
+    assert env.action_space == model.action_space and env.action_space.n == 3
+    stacked, _ = env.reset(seed=1)
+    width = len(stacked) // settings["frame_stack"]
+    assert not stacked[:-width].any() and stacked[-width:].any()
+    assert evaluator.final(model)["episodes"] == 5  # the prompts of the exact task
+
+
+@pytest.mark.parametrize(
+    ("env", "agent", "text", "message"),
+    [
+        (
+            "TokenRLHF-Exact-v0",
+            "token-ppo",
+            "train: reviews",
+            "task 'reviews', and TokenRLHF-Exact",
+        ),
+        ("TokenRLHF-Exact-v0", "token-ppo", "train: nope", "no settings called 'nope'"),
+        ("TokenRLHF-Exact-v0", "token-ppo", "n_steps: 8", r"`train: exact`"),
+        ("TokenRLHF-Exact-v0", "ppo", "env_id: TokenRLHF-Features-v0", "task 'reviews', and"),
+        ("TokenRLHF-v0", "ppo", "env_kwargs: {task: exact}", "task 'exact', and"),
+        ("CartPole-v1", "ppo", "env_id: Acrobot-v1", "can't stand for 'CartPole-v1'"),
+        ("CartPole-v1", "token-ppo", "train: exact", "on raw token ids"),
+    ],
+)
+def test_settings_for_another_task_are_refused(env, agent, text, message, tmp_path):
+    content = f"env: {env}\nsteps: 64\nagents:\n  {agent}:\n    {text}\n"
+    (tmp_path / f"{env}.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        learner_settings(agent, env, kind_of(make_env(env)), tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("agent", ["ppo", "a2c", "dqn"])
 @pytest.mark.parametrize("env_id", ["TokenRLHF-Exact-v0", "TokenRLHF-Features-TopK-v0"])
@@ -183,11 +309,14 @@ def test_standard_agents_learn_on_text_unmodified(agent, env_id):
     model = build_learner(agent, env_id, kind_of(env), seed=0)
     before = model.get_parameters()["policy"]
     before = {name: value.clone() for name, value in before.items()}
-    model.learn(1280 if agent == "dqn" else 1024)
+    model.learn(2048)
     after = model.get_parameters()["policy"]
     assert any(not value.equal(before[name]) for name, value in after.items())
-    found = plain_returns_of(make_env(env_id, "eval"), lambda o: model.predict(o)[0], 2)
-    assert found.shape == (2,) and np.isfinite(found).all()
+    settings = learner_settings(agent, env_id, kind_of(env))
+    view = settings.get("env_id", env_id)
+    kwargs, stack = settings.get("env_kwargs"), settings.get("frame_stack", 1)
+    found = ReturnEvaluator(view, 2, 2, kwargs, stack).final(model)
+    assert found["episodes"] == 2 and np.isfinite(found["value"])
 
 
 @pytest.mark.slow
@@ -297,7 +426,6 @@ def test_parallel_processes_give_the_same_numbers(finished, tmp_path):
                 json.loads((root / path.relative_to(finished)).read_text(encoding="utf-8"))
                 for root in (finished, out)
             )
-            for timed in ("train_seconds", "steps_per_second"):
-                one["result"].pop(timed, None)
-                other["result"].pop(timed, None)
+            for timed in (name for name in one["result"] if "second" in name):
+                one["result"][timed] = other["result"][timed]
             assert one == other, path.name

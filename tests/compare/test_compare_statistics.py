@@ -81,7 +81,9 @@ def run(seed: int, value: float, **more: object) -> dict:
         "measure": "plain return",
         "value": value,
         "curve": [[0, -200.0], [1000, value]],
+        "curve_cpu_seconds": [0.0, 2.0 + seed],
         "train_seconds": 1.0,
+        "train_cpu_seconds": 2.0 + seed,
         "steps_per_second": 1000.0,
         "explained_variance": None,
         **more,
@@ -105,6 +107,9 @@ def test_seeds_that_never_came_so_far_took_longest():
     runs = [scored(run(seed, value), SCALE) for seed, value in enumerate((-100.0, -105.0, -190.0))]
     found = summarize_runs(runs, reach=0.9)
     assert found["steps_to_reach"] == 1000  # the median of 1000, 1000, never
+    assert found["cpu_seconds_to_reach"] == 3.0  # of 2, 3, never
+    assert found["train_cpu_seconds"] == 3.0  # of 2, 3, 4
+    assert summarize_runs(runs[2:], reach=0.9)["cpu_seconds_to_reach"] is None
     assert found["share_that_reached"] == pytest.approx(2 / 3)
     assert found["interval"][0] <= found["score"] <= found["interval"][1]
     assert found["curve"][-1][:2] == [1000.0, pytest.approx((1.0 + 0.95 + 0.1) / 3)]

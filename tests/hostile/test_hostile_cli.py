@@ -28,6 +28,7 @@ from agents.runs.config import (
 )
 from agents.sft.config import SFTConfig
 from agents.verification.config import VerifyConfig
+from agents.zoo.config import ZooConfig
 
 LONG = "x" * 5000
 
@@ -70,6 +71,7 @@ REQUIRED: dict[type, dict[str, str]] = {
     VerifyConfig: {"json": "/nowhere/x", "no-learning": ""},
     CompareConfig: {"out": "FILE", "envs": "CartPole-v1", "seeds": "1", "steps": "64"},
     ReportConfig: {"": "RUN"},
+    ZooConfig: {"": "nope"},
 }
 """Command → what it is called with. OUT is a new folder, FILE is a file where a folder must be,
 PAIRS are some pairs, TEXT is a text, NEW a file that is not there, RUN has what a report needs."""
@@ -87,6 +89,7 @@ COMMANDS = {
     VerifyConfig: "verify",
     CompareConfig: "compare",
     ReportConfig: "report",
+    ZooConfig: "zoo",
 }
 
 NAMES = {
@@ -96,7 +99,9 @@ NAMES = {
         NO_NAMES,
     ),
     "lora_target_modules": ("", " ", "q_proj"),  # and no rank
-    "config": ("", "/nowhere/x.yaml", "/", ESCAPES, LONG, "a\0b", SURROGATE),
+    "config": ("", "/nowhere/x.yaml", "/", ESCAPES, LONG, "a\0b", SURROGATE, "zoo:", "zoo:x"),
+    "zoo": ("/nowhere", "/dev/null", "a\0b", LONG, ESCAPES, SURROGATE),
+    "name": ("nope", "/", "../exact", ESCAPES, LONG, "zoo:"),
     "tracker": ("", "no_such_module", "json", ".", "a/b", ESCAPES, LONG),
     "tracker_project": (),
     "device": ("", "quantum", "cuda:-1", "cpu:x", "meta:9", ESCAPES, LONG),
@@ -155,7 +160,7 @@ def call(config: type, name: str, value: str) -> Call:
     """A call of a command with one wrong value."""
     required = dict(REQUIRED[config])
     option = "run" if name == "runs" else name.replace("_", "-")  # as messages call it
-    is_positional = name in ("run", "runs", "file") and "" in required
+    is_positional = name in ("run", "runs", "file", "name") and "" in required
     if is_positional:
         required[""] = value
     elif value.startswith("=") and value != "":

@@ -263,6 +263,7 @@ def kinds(tmp_path_factory) -> list[Kind]:
     result = {
         **{"measure": "plain return", "value": 1.0, "curve": [[0, 1.0], [10, 2.0]], "steps": 10},
         **{"train_seconds": 1.0, "steps_per_second": 10.0, "explained_variance": None},
+        **{"train_cpu_seconds": 1.0, "curve_cpu_seconds": [0.0, 1.0]},
         **{"standard_deviation": 0.0, "episodes": 3},
     }
     kept_file = JOB.path(kept)

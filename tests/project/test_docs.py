@@ -122,6 +122,7 @@ SMALLER = {
     "data": "",
     "verify": "--no-learning",
     "report": "",
+    "zoo": "",
     "compare": "--envs CartPole-v1 --agents ppo --steps 256 --seeds 1 --episodes 2 "
     "--fingerprint-episodes 4 --workers 1",
 }

@@ -40,7 +40,7 @@ STOREYS: list[list[str]] = [
     # the agent
     ["agents.settings", "agents.atomic_files", "agents.console"],
     ["agents.config", "agents.vec_env", "agents.policy"],
-    ["agents.rollout"],
+    ["agents.rollout", "agents.zoo"],
     ["agents.ppo", "agents.evaluation"],
     ["agents.credit", "agents.sft"],
     # runs, and what is made of agents
@@ -63,6 +63,7 @@ DOORLESS = {
     "agents.sft": "its settings are read before torch, and `training` needs it",
     "agents.compare": "one command, whose configuration the command line reads before torch",
     "agents.verification": "one command",
+    "agents.zoo": "its door is of settings alone; files of any kind and its command lie further in",
     "agents.inspection": "one command, whose configuration the command line reads before torch",
     "agents.play": "one command, whose configuration the command line reads before torch",
     "agents.labelling": "one command, whose configuration the command line reads before torch",

@@ -9,9 +9,9 @@ import pytest
 
 from agents.cli import _CONFIGS, _parse
 from agents.command_line.option_hints import _OTHER_NAMES, refuse_other_names
-from agents.command_line.settings_files import read_settings
 from agents.config import TrainConfig
 from agents.settings import run_name
+from agents.zoo.settings_files import read_settings
 
 
 def test_a_file_gives_the_settings_and_options_go_before_it(tmp_path):

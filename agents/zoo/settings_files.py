@@ -6,13 +6,14 @@ import dataclasses
 import difflib
 import os
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from agents.config import TrainConfig
 from tokenenv.json_files import parse_json, read_lines
 
-__all__ = ["read_settings"]
+__all__ = ["as_number", "near", "read_mapping", "read_settings"]
 
 RUN_CONFIG = "config.json"
 TRACKERS = ("wandb", "trackio")
@@ -31,12 +32,7 @@ def read_settings(path: Path) -> TrainConfig:
         ValueError: the file can't be read, is no such mapping, names a setting that does not exist,
             gives one a value that it can't have, or, being of a run, names code.
     """
-    content = _read(path)
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{str(path)!r} holds no settings: it must be a mapping such as `kl_coef: 0.05`, "
-            f"and is {type(content).__name__}."
-        )
+    content = read_mapping(path)
     defaults = TrainConfig()
     hints = get_type_hints(TrainConfig)
     names = {field.name for field in dataclasses.fields(TrainConfig)} - {"config"}
@@ -67,6 +63,21 @@ def read_settings(path: Path) -> TrainConfig:
             "copy the settings that you trust into a file of another name, and give that."
         )
     return config
+
+
+def read_mapping(path: Path) -> dict[Any, Any]:
+    """The mapping that a file of YAML or JSON holds.
+
+    Raises:
+        ValueError: the file can't be read, or holds something else; it is named.
+    """
+    content = _read(path)
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{str(path)!r} holds no settings: it must be a mapping such as `kl_coef: 0.05`, "
+            f"and is {type(content).__name__}."
+        )
+    return content
 
 
 def near(name: str, names: set[str]) -> str:
@@ -117,13 +128,18 @@ def _as_json(value: Any, hint: Any) -> Any:
     is_union = get_origin(hint) in (Union, types.UnionType)
     options = get_args(hint) if is_union else (hint,)
     if isinstance(value, str) and str not in options:
-        for kind in (int, float):
-            if kind in options:
-                try:
-                    return kind(value)
-                except ValueError:
-                    continue
+        value = as_number(value, [kind for kind in (int, float) if kind in options])
     takes_list = any(get_origin(option) is tuple for option in options)
     if takes_list and isinstance(value, str) and str not in options:
         return [value]
+    return value
+
+
+def as_number(value: Any, kinds: Sequence[type] = (int, float)) -> Any:
+    """A text as the first of `kinds` that it can be read as; else the value itself."""
+    for kind in kinds if isinstance(value, str) else ():
+        try:
+            return kind(value)
+        except ValueError:
+            continue
     return value
