@@ -120,7 +120,7 @@ class PairTrainer:
         self.weights = _weights_to_train(self.model)
         self.batches = [b for _ in range(settings.epochs) for b in self._batches(rng)]
         self.record = TrainingRecord(all_steps=len(self.batches))
-        self.record.shares_prompts = can_share_prompts(self.model, training)
+        self.record.shares_prompts = can_share_prompts(self.model, [*training, *selection])
         self.record.precision = self._precision()
         self.optimizer = torch.optim.AdamW(
             self.weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
@@ -227,13 +227,13 @@ class PairTrainer:
         is_best = loss < self.best_loss
         self.best_loss = min(self.best_loss, loss) if self.selection else math.inf
         record.history.append(PairEvaluation(record.steps, train_loss, loss, accuracy, is_best))
-        if on_evaluation is not None:
-            on_evaluation(record.history[-1])
         if is_best or not settings.early_stopping:
             self._keep()
             record.selection_loss, self.without_gain = loss, 0
         else:
             self.without_gain += 1
+        if on_evaluation is not None:
+            on_evaluation(record.history[-1])
         is_last = record.steps == record.all_steps
         if settings.early_stopping and self.without_gain >= settings.patience and not is_last:
             record.stopped = "early"

@@ -68,9 +68,10 @@ def grouped_accuracy(
         parts: how many; fewer where many values are equal.
 
     Returns:
-        Rows with `low` and `high` (values, both included), `pairs`, `accuracy`, `interval`.
+        Rows with `low` and `high` (values, both included), `pairs`, `accuracy`, `interval`;
+        none where a value is not finite.
     """
-    if not len(values):
+    if not len(values) or not np.isfinite(values).all():
         return []
     edges = np.unique(np.quantile(values, np.linspace(0, 1, parts + 1)[1:-1]))
     which = np.searchsorted(edges, values, side="left")
@@ -102,8 +103,11 @@ def calibration_bins(
 
     Returns:
         The expected calibration error (Naeini et al. 2015), and rows with `predicted`, `observed`
-        and `pairs` (each counts in both orders) of the bins that are not empty.
+        and `pairs` (each counts in both orders) of the bins that are not empty; NaN and no rows
+        where a reward is not finite.
     """
+    if not np.isfinite(difference).all():
+        return math.nan, []
     both = np.concatenate([difference, -difference])
     predicted = 0.5 * (1.0 + np.tanh(both / 2.0))
     won = np.concatenate([label, 1.0 - label])
