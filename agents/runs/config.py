@@ -1,4 +1,4 @@
-"""The typed settings of the commands that read a run, and of `tokenrlhf reward-model`.
+"""The typed settings of the commands that read a run.
 
 Every field's text is its `--help`. Importing this loads no torch.
 """
@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from tokenenv.data import parse_columns
+from agents.runs.reward_model_config import RewardModelConfig
 from tokenenv.ranges import (
     COUNT,
     OPTIONAL_COUNT,
     OPTIONAL_RESPONSES,
     SEED,
-    WEIGHT,
     check_ranges,
 )
 
@@ -70,57 +69,6 @@ class SampleConfig:
     def __post_init__(self) -> None:
         """Validate the settings."""
         check_ranges(vars(self), {"n": COUNT, "seed": SEED})
-
-
-@dataclass(frozen=True)
-class RewardModelConfig:
-    """Train a reward model on preference pairs."""
-
-    pairs: Path
-    """File of pairs: JSON Lines, JSON, CSV, TSV or Parquet, packed by gzip or not; a folder of
-    datasets; or a hub id. Its rows hold chosen and rejected, with a prompt or as whole dialogues;
-    response_a, response_b and a label; or responses and their ratings (docs/data.md)."""
-    base: str
-    """Task name, folder or hub id of the model to start from: a causal LM or a classifier."""
-    out: Path
-    """Folder to write it to."""
-    overwrite: bool = False
-    """Write into a folder that exists already."""
-    epochs: int = 2
-    """Passes over the pairs."""
-    batch_size: int = 32
-    """Pairs per step."""
-    learning_rate: float = 3e-4
-    """AdamW's peak, with warm-up and linear decay."""
-    centering_coef: float = 0.0
-    """Weight of the loss term that keeps rewards near 0."""
-    eval_fraction: float = 0.1
-    """Share of the prompts held out to choose the weights by."""
-    report_fraction: float = 0.1
-    """Share of the prompts held out for the report alone; 0: it is made on those of the choice."""
-    columns: tuple[str, ...] = ()
-    """What columns mean and their names in the file: prompt=question chosen=good."""
-    skip_bad: bool = False
-    """Go on without the rows that can't be used, and say how many they are."""
-    ratings: Literal["all", "best-worst"] = "all"
-    """Where several responses to a prompt have ratings: all pairs of them, or the best against the
-    worst."""
-    max_tokens: int | None = None
-    """Tokens that a prompt and a response have room for together; default: the limit of the
-    model."""
-    truncation: Literal["keep-end", "drop", "error"] = "keep-end"
-    """What is done with longer pairs: the prompt loses its beginning, and a response its end where
-    it does not fit by itself; they are left out; or they are refused."""
-    device: str = "auto"
-    """Torch device."""
-    seed: int = 0
-    """Seed of head, split and order."""
-
-    def __post_init__(self) -> None:
-        """Validate the settings that `RewardTrainingSettings` does not."""
-        parse_columns(self.columns)
-        ranges = {"max_tokens": OPTIONAL_COUNT, "centering_coef": WEIGHT, "seed": SEED}
-        check_ranges(vars(self), ranges)
 
 
 @dataclass(frozen=True)

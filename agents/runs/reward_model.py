@@ -1,39 +1,57 @@
-"""`tokenrlhf reward-model`: a reward model from a file of preference pairs."""
+"""`tokenrlhf reward-model`: a reward model from a file of preference pairs, or an ensemble."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
+import os
 import shlex
 from typing import Any
 
+import numpy as np
+import torch
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from agents.atomic_files import discard, write_json, writing
 from agents.console import literal
-from agents.runs.config import RewardModelConfig
 from agents.runs.output_folder import OutputFolder
 from agents.runs.progress import progress_bar
+from agents.runs.reward_model_config import RewardModelConfig
+from agents.runs.reward_model_files import STAGE, write_reward_models
+from agents.runs.reward_model_tables import evaluation_line, print_report, print_training
 from tokenenv.data import ReadReport, parse_columns, read_pairs
-from tokenenv.models import resolve_device
+from tokenenv.models import (
+    LanguageModel,
+    LoraSettings,
+    add_lora,
+    load_frozen,
+    resolve_device,
+)
 from tokenenv.rewards import (
+    HeldOutReport,
+    PairEvaluation,
+    PairSplit,
     RewardModel,
+    RewardTrainingError,
     RewardTrainingSettings,
+    TokenPair,
     TruncationReport,
+    check_shared_tokenizer,
+    distribution,
+    ensemble_report,
+    held_out_scores,
     new_reward_model,
+    reference_rewards,
     seam_differences_of,
+    split_pairs,
     train_reward_model,
     truncated_pairs,
 )
 from tokenenv.stop_signals import hold_signals, signal_is_pending, stop_signals
-from tokenenv.tasks import model_source
+from tokenenv.tasks import is_bundled, model_source
 
 __all__ = ["train_from_file"]
-
-_STAGE = "model"
-"""Folder that a reward model is written to before it is moved to its place."""
 
 
 def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, Any]:
@@ -43,30 +61,95 @@ def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, An
         The report on the held-out pairs.
 
     Raises:
-        ValueError: the pairs, the base or the folder can't be used.
+        ValueError: the pairs, the base or the folder can't be used; or a number of the training was
+            not finite, or the rewards do not vary: what was learned has been written then.
     """
     with (
         stop_signals(),
-        contextlib.closing(OutputFolder.new(config.out, [_STAGE], config.overwrite)) as output,
+        contextlib.closing(OutputFolder.new(config.out, [STAGE], config.overwrite)) as output,
     ):
         return _train(config, output, console)
 
 
 def _train(config: RewardModelConfig, output: OutputFolder, console: Console) -> dict[str, Any]:
-    settings = RewardTrainingSettings(
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        centering_coef=config.centering_coef,
-        eval_fraction=config.eval_fraction,
-        report_fraction=config.report_fraction,
-        seed=config.seed,
+    settings = RewardTrainingSettings(**config.training())
+    first = _new_member(config, 0)
+    pairs, data = _read(config, first, console)
+    split = split_pairs(pairs, settings, np.random.default_rng(settings.seed))
+    reference = _reference(config, first)
+    sizes = f"{len(split.training):,} train, {len(split.selection):,} choose the weights"
+    console.print(
+        literal(f"by {split.held_out_by}: {sizes}, {len(split.reported):,} are reported on")
     )
+    trained = _Trained([], [])
+    # A signal ends the training, not the writing of what it has learned.
+    with hold_signals():
+        for number in range(config.members):
+            member = first if number == 0 else _new_member(config, number)
+            if config.members > 1:
+                console.print(literal(f"member {number + 1} of {config.members}"))
+            trained.members.append(member)
+            error = _train_member(trained, pairs, settings, number, console)
+            if error or signal_is_pending():
+                break
+        report = trained.reports[0]
+        if len(trained.members) > 1:
+            report = ensemble_report(pairs, trained.members, trained.reports, settings)
+        scores = _add_reference(config, report, trained, split, reference)
+        content = {
+            **report.as_dict(),
+            "data": data,
+            "settings": _as_json(config),
+            "training_settings": dataclasses.asdict(settings),
+            "finished": not signal_is_pending() and error is None,
+            "ended_by": None if error is None else str(error),
+        }
+        write_reward_models(
+            output, trained.members, model_source(config.base, "reference"), content, scores
+        )
+        if signal_is_pending():
+            with contextlib.suppress(OSError):  # of a terminal that is gone
+                console.print(literal(f"stopped: what was learned so far is in {config.out}"))
+    print_report(report, console)
+    if error is not None:
+        raise ValueError(f"{error} What there is of the reward model is in {config.out}.")
+    console.print(literal(_use(config, len(trained.members))))
+    return content
+
+
+@dataclasses.dataclass
+class _Trained:
+    """Reward models and their reports."""
+
+    members: list[RewardModel]
+    reports: list[HeldOutReport]
+
+
+def _new_member(config: RewardModelConfig, number: int) -> RewardModel:
+    """A model to train, with adapters where they are asked for."""
+    name, seed = model_source(config.base, "reference"), config.seed + number
+    if config.lora_rank is not None and os.path.realpath(name) == os.path.realpath(config.out):
+        raise ValueError(
+            f"out={str(config.out)!r} is the base itself: an adapter belongs to the model as it "
+            "is, which would be replaced. Choose another folder."
+        )
+    reward_model = new_reward_model(name, resolve_device(config.device), seed % 2**32)
+    if config.lora_rank is not None:
+        modules = config.lora_target_modules
+        lora = LoraSettings(config.lora_rank, config.lora_alpha, modules)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # of the adapters' first factors
+            add_lora(reward_model.model, lora, f"base={config.base!r}")
+    return reward_model
+
+
+def _read(
+    config: RewardModelConfig, reward_model: RewardModel, console: Console
+) -> tuple[list[TokenPair], dict[str, Any]]:
+    """The pairs as token ids, and what was read and cut; it is printed."""
     read = ReadReport()
     columns = parse_columns(config.columns)
     pairs = read_pairs(config.pairs, columns, config.skip_bad, config.ratings, read)
-    device = resolve_device(config.device)
-    reward_model = new_reward_model(model_source(config.base, "reference"), device, config.seed)
     limit = reward_model.max_tokens if config.max_tokens is None else config.max_tokens
     readable_pairs, cut = truncated_pairs(pairs, reward_model, limit, config.truncation)
     same = sum(pair.chosen == pair.rejected for pair in pairs)
@@ -75,53 +158,89 @@ def _train(config: RewardModelConfig, output: OutputFolder, console: Console) ->
     console.print(literal(f"{len(pairs):,} pairs of {config.pairs}: {read.format}, {read.layout}"))
     for note in data["notes"]:
         console.print(Text.assemble(("note: ", "yellow"), literal(note)))
-    # A signal ends the training, not the writing of what it has learned.
-    with hold_signals():
-        with progress_bar(console) as bar:
-            task = bar.add_task("training", total=None, note="")
+    return readable_pairs, data
+
+
+def _reference(config: RewardModelConfig, reward_model: RewardModel) -> LanguageModel | None:
+    """The model whose samples are scored: the one that is named, else that of a task."""
+    name = config.reference
+    if not config.reference_samples:
+        return None
+    if name is None and is_bundled(config.base):
+        name = config.base
+    if name is None:
+        return None
+    reference = load_frozen(model_source(name, "reference"), resolve_device(config.device))
+    check_shared_tokenizer(reward_model, reference)
+    return reference
+
+
+def _train_member(
+    trained: _Trained,
+    pairs: list[TokenPair],
+    settings: RewardTrainingSettings,
+    number: int,
+    console: Console,
+) -> RewardTrainingError | None:
+    """Train the last member and append its report; returns what went wrong."""
+    with progress_bar(console) as bar:
+        task = bar.add_task("training", total=None, note="")
+
+        def on_step(step: int, steps: int, loss: float) -> None:
+            bar.update(task, completed=step, total=steps, note=f"loss {loss:.3f}")
+
+        def on_evaluation(evaluation: PairEvaluation) -> None:
+            if not math.isnan(evaluation.loss):
+                bar.console.print(evaluation_line(evaluation), highlight=False)
+
+        try:
             report = train_reward_model(
-                readable_pairs,
-                reward_model,
-                settings,
-                lambda step, steps, loss: bar.update(
-                    task, completed=step, total=steps, note=f"loss {loss:.3f}"
-                ),
+                pairs, trained.members[-1], settings, on_step, on_evaluation, number or None
             )
-        content = {
-            **report.as_dict(),
-            "data": data,
-            "training_settings": dataclasses.asdict(settings),
-            "finished": not signal_is_pending(),
-        }
-        _write(output, reward_model, content)
-        if signal_is_pending():
-            with contextlib.suppress(OSError):  # of a terminal that is gone
-                console.print(literal(f"stopped: what was learned so far is in {config.out}"))
-    table = Table(title="held-out pairs", title_justify="left")
-    table.add_column("")
-    table.add_column("", justify="right")
-    for name, value in dataclasses.asdict(report).items():
-        if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
-            table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
-    console.print(table)
-    for note in report.notes:
-        console.print(f"[yellow]note:[/yellow] {note}")
-    use = f"; use it with: tokenrlhf train --reward-model {shlex.quote(str(config.out))}"
-    console.print(literal(f"reward model in {config.out}{use}"))
-    return content
+            error = None
+        except RewardTrainingError as failure:
+            report, error = failure.report, failure
+    trained.reports.append(report)
+    with contextlib.suppress(OSError):  # of a terminal that is gone
+        print_training(report.training, settings, console)
+    return error
 
 
-def _write(output: OutputFolder, reward_model: RewardModel, report: dict[str, Any]) -> None:
-    """Put a whole reward model in the place of an old one, and touch no other file."""
-    stage = output.root / f".{_STAGE}.tmp"
-    try:
-        with writing(output.root):
-            stage.mkdir()
-            reward_model.save_pretrained(stage)
-        write_json(stage / "report.json", report)
-        output.take_in(stage)
-    finally:
-        discard(stage)
+def _add_reference(
+    config: RewardModelConfig,
+    report: HeldOutReport,
+    trained: _Trained,
+    split: PairSplit,
+    reference: LanguageModel | None,
+) -> dict[str, Any]:
+    """Score samples of the reference, add their distribution to the report; gives all scores."""
+    scores = held_out_scores(trained.members, split)
+    if reference is not None and not signal_is_pending():
+        samples = reference_rewards(
+            trained.members, reference, split.judged, config.reference_samples, config.seed
+        )
+        if len(samples):
+            scores["reference"] = samples
+            report.details["scores"]["reference"] = distribution(samples)
+    return scores
+
+
+def _use(config: RewardModelConfig, members: int) -> str:
+    """How to use what was trained."""
+    if members == 1:
+        name = shlex.quote(str(config.out))
+        return f"reward model in {config.out}; use it with: tokenrlhf train --reward-model {name}"
+    folders = [str(config.out / f"member-{number + 1}") for number in range(members)]
+    weights = " ".join([f"{1 / members:.4g}"] * members)
+    return (
+        f"{members} reward models in {config.out}; use their mean with: tokenrlhf train "
+        f"--reward-model {' '.join(map(shlex.quote, folders))} --reward-weights {weights}"
+    )
+
+
+def _as_json(config: RewardModelConfig) -> dict[str, Any]:
+    content = dataclasses.asdict(config)
+    return {**content, "pairs": str(config.pairs), "out": str(config.out)}
 
 
 def _data_report(

@@ -148,6 +148,6 @@ def test_training_a_reward_model_takes_no_such_step_either(reference_folder, rng
     pairs = [dataclasses.replace(pair, margin=3e38) for pair in separable_pairs(rng, count=60)]
     model = new_reward_model(reference_folder)
     before = weights(model.model)
-    with pytest.raises(ValueError, match=r"loss is inf and .*the step was not taken"):
+    with pytest.raises(ValueError, match=r"loss of step 1 is inf and .*the step was not taken"):
         train_reward_model(pairs, model)
     assert largest_difference(before, weights(model.model)) == 0.0

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 
 from tokenenv.data import read_pairs
 from tokenenv.models.language_model import load_frozen
+from tokenenv.rewards import pair_training, preferences
 from tokenenv.rewards.pairs import PreferencePair, TokenPair
 from tokenenv.rewards.preferences import (
     RewardTrainingSettings,
@@ -182,26 +183,32 @@ def test_training_learns_a_separable_preference_and_normalises(reference_folder,
     assert not any(parameter.requires_grad for parameter in model.model.parameters())
 
 
-def test_the_report_is_on_pairs_that_neither_trained_nor_chose_the_weights(reference_folder, rng):
+def test_the_report_is_on_pairs_that_neither_trained_nor_chose_the_weights(
+    reference_folder, rng, monkeypatch
+):
     pairs = separable_pairs(rng)
-    told = []
     reward_model = new_reward_model(reference_folder)
-    seen = reward_model.raw_rewards
-
-    def raw_rewards(sequences, *more):
-        told.append({tuple(s.tolist()) for s in sequences})
-        return seen(sequences, *more)
-
-    reward_model.raw_rewards = raw_rewards
-    settings = RewardTrainingSettings(epochs=2, eval_fraction=0.2, report_fraction=0.1)
-    report = train_reward_model(pairs, reward_model, settings)
     chosen = [tuple(reward_model.encode(p.prompt, p.chosen).tolist()) for p in pairs]
     of_prompt = {ids: pair.prompt for ids, pair in zip(chosen, pairs, strict=True)}
-    # Asked last: the report's chosen sides, then its rejected sides; before it all, to normalise.
-    reported = {of_prompt[ids] for ids in told[-2]}
-    selection = {of_prompt[ids] for ids in told[0]}
-    assert len(reported) == 6 and len(selection) == 12 and not reported & selection
-    assert report.pairs == sum(p.prompt in reported for p in pairs)
+    reported, selected = [], []
+    judge, look = preferences.judged_pairs, pair_training.rewards_of_pairs
+
+    def spy_on_report(model, judged):
+        reported.extend(judged)
+        return judge(model, judged)
+
+    def spy_on_selection(model, looked_at, *more):
+        selected.extend(looked_at)
+        return look(model, looked_at, *more)
+
+    monkeypatch.setattr(preferences, "judged_pairs", spy_on_report)
+    monkeypatch.setattr(pair_training, "rewards_of_pairs", spy_on_selection)
+    settings = RewardTrainingSettings(epochs=2, eval_fraction=0.2, report_fraction=0.1)
+    report = train_reward_model(pairs, reward_model, settings)
+    prompts = {of_prompt[tuple(p.chosen.tolist())] for p in reported}
+    selection = {of_prompt[tuple(p.chosen.tolist())] for p in selected}
+    assert len(prompts) == 6 and len(selection) == 12 and not prompts & selection
+    assert report.pairs == sum(p.prompt in prompts for p in pairs)
     assert report.selection_pairs == sum(p.prompt in selection for p in pairs)
     assert report.training_pairs + report.selection_pairs + report.pairs == len(pairs)
     assert not report.chose_the_weights
@@ -267,21 +274,19 @@ def test_training_stops_early_and_keeps_the_best_weights(reference_folder, rng):
 
 
 def test_held_out_prompts_are_never_trained_on(reference_folder, rng, monkeypatch):
-    from tokenenv.rewards import preferences
-
     splits = []
-    split = preferences._split
+    split = preferences.split_pairs
 
     def spy(*args):
         splits.append(split(*args))
         return splits[-1]
 
-    monkeypatch.setattr(preferences, "_split", spy)
+    monkeypatch.setattr(preferences, "split_pairs", spy)
     pairs = separable_pairs(rng, count=100)
     train_reward_model(
         pairs, new_reward_model(reference_folder), RewardTrainingSettings(epochs=1, batch_size=64)
     )
-    (parts,) = splits
+    ((*parts,),) = [(one.training, one.selection, one.reported) for one in splits]
     assert len(parts) == 3 and sum(map(len, parts)) == 100 and all(parts)
     training, selection, reported = ({p.prompt for p in part} for part in parts)
     assert not training & selection and not training & reported and not selection & reported

@@ -14,6 +14,7 @@ from tokenenv.rewards import (
     RewardTrainingSettings,
     evaluate_preferences,
     new_reward_model,
+    split_pairs,
     train_reward_model,
 )
 from tokenenv.rewards.preferences import preference_loss
@@ -109,20 +110,19 @@ def test_pairs_of_one_prompt_are_held_out_pair_by_pair(reference_folder, rng, pr
 
 
 def test_equal_pairs_are_never_on_two_sides(reference_folder, rng):
-    from tokenenv.rewards import preferences
     from tokenenv.rewards.pairs import as_token_pair
 
     model = new_reward_model(reference_folder)
     pairs = [PreferencePair("", p.chosen, p.rejected) for p in separable_pairs(rng, count=20)] * 3
     read = [as_token_pair(pair, model) for pair in pairs]
-    parts = preferences._split(read, QUICK, rng)
+    split = split_pairs(read, QUICK, rng)
+    parts = [split.training, split.selection, split.reported]
     keys = [{(p.chosen.tobytes(), p.rejected.tobytes()) for p in part} for part in parts]
     assert all(parts) and sum(map(len, parts)) == 60
     assert not keys[0] & keys[1] and not keys[0] & keys[2] and not keys[1] & keys[2]
 
 
 def test_pairs_without_a_prompt_among_others_count_one_by_one(reference_folder, rng):
-    from tokenenv.rewards import preferences
     from tokenenv.rewards.pairs import as_token_pair
 
     model = new_reward_model(reference_folder)
@@ -130,7 +130,8 @@ def test_pairs_without_a_prompt_among_others_count_one_by_one(reference_folder, 
         PreferencePair("" if i < 30 else p.prompt, p.chosen, p.rejected)
         for i, p in enumerate(separable_pairs(rng, count=60))
     ]
-    parts = preferences._split([as_token_pair(p, model) for p in mixed], QUICK, rng)
+    split = split_pairs([as_token_pair(p, model) for p in mixed], QUICK, rng)
+    parts = [split.training, split.selection, split.reported]
     assert sum("" in {p.prompt for p in part} for part in parts) >= 2
     named = [{p.prompt for p in part} - {""} for part in parts]
     assert not named[0] & named[1] and not named[0] & named[2]

@@ -88,7 +88,9 @@ class Builder:
             RewardTrainingSettings(
                 epochs=epochs,
                 batch_size=batch_size,
+                batch_tokens=None,
                 learning_rate=learning_rate,
+                schedule="linear",
                 weight_decay=0.0,
                 eval_fraction=0.03,
                 report_fraction=0.0,  # the figures of the card come from fresh pairs

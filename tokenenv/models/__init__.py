@@ -7,6 +7,7 @@
   `cache_check`, `step_comparison`: the cached step is the plain forward, or the model is refused;
   `weight_watch`: notices weights that were written.
 * `adapters`, `adapter_files`: low-rank adapters over frozen weights that several models share.
+* `precision`: float32, or bfloat16 by autocast.
 * `packing`: whole sequences for one forward; `log_probs`: of tokens and responses.
 * `sampling`: responses; `reference`, `reference_decoder`: the frozen model, step by step.
 """
@@ -78,6 +79,7 @@ from tokenenv.models.packing import (
     pad_right,
     token_batches,
 )
+from tokenenv.models.precision import computing_in, seconds_by_precision
 from tokenenv.models.preparation import check_weights, enable_checkpointing, prepare
 from tokenenv.models.reference import Reference
 from tokenenv.models.reference_decoder import ReferenceDecoder
@@ -108,6 +110,7 @@ __all__ = [
     "check_source",
     "check_tokenizer",
     "check_weights",
+    "computing_in",
     "contents_digest",
     "copy_sharing_frozen",
     "decode_all",
@@ -147,6 +150,7 @@ __all__ = [
     "sample_tokens",
     "save_adapter",
     "seam_differences",
+    "seconds_by_precision",
     "tempered_logits",
     "texts_at_the_seam",
     "token_batches",

@@ -74,13 +74,15 @@ def merge_adapter(model: Any, name: str, what: str) -> Any:
         return adapted.merge_and_unload(safe_merge=True)
 
 
-def save_adapter(model: Any, folder: Path, base: str) -> None:
+def save_adapter(model: Any, folder: Path, base: str, has_head: bool = False) -> None:
     """Write the adapter of a model as peft does, so that peft loads it on the model `base`.
 
     Args:
         model: with adapters of `add_lora`.
         folder: where to; made where it is missing.
         base: folder or hub id of the adapted model, noted in the config.
+        has_head: whether the model is a sequence classifier whose head `score` was trained, too,
+            and is written with the adapter.
     """
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
@@ -90,11 +92,16 @@ def save_adapter(model: Any, folder: Path, base: str) -> None:
     is_folder = os.path.isdir(base)
     config.base_model_name_or_path = os.path.abspath(base) if is_folder else base
     config.inference_mode = True
+    if has_head:
+        config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
     config.save_pretrained(str(folder))
     weights = {
         f"base_model.model.{name}": weight.detach().cpu().contiguous()
         for name, weight in get_peft_model_state_dict(model, adapter_name=ADAPTER_NAME).items()
     }
+    if has_head:
+        for name, weight in model.score.named_parameters():
+            weights[f"base_model.model.score.{name}"] = weight.detach().cpu().contiguous()
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 

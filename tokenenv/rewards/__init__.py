@@ -1,12 +1,18 @@
 """Rewards: models learned from preferences, functions, and the scoring of episodes.
 
 * `reward_model`: the classifier and its normalisation; `pairs`: preferences as token ids;
-  `pair_truncation`: those that are too long; `preferences`: training on them; `preference_report`:
-  how well rewards agree with them.
+  `pair_truncation`: those that are too long; `pair_split`: which of them are held out.
+* `preferences`: training on pairs and reporting on it; `training_settings`: how; `preference_loss`,
+  `pair_forward`, `pair_training`: the loss, both sides of a pair in one forward, the steps;
+  `preference_report`, `preference_groups`: how well rewards agree with preferences, and where;
+  `reference_samples`: scores of a reference's responses; `ensembles`: several models as one.
 * `raw_rewards`: episodes in, rewards out; `functions` and `parameters`: functions of the user's;
   `sources`: whatever `reward_model=` may be; `scoring`: `EpisodeScorer`, scores and log π_ref.
 """
 
+from tokenenv.rewards.ensembles import ensemble_report, held_out_scores
+from tokenenv.rewards.pair_split import PairSplit, split_pairs
+from tokenenv.rewards.pair_training import PairEvaluation, TrainingRecord
 from tokenenv.rewards.pair_truncation import TruncationReport, truncated_pairs
 from tokenenv.rewards.pairs import (
     PreferencePair,
@@ -15,9 +21,15 @@ from tokenenv.rewards.pairs import (
     read_pairs,
     seam_differences_of,
 )
-from tokenenv.rewards.preference_report import evaluate_preferences
-from tokenenv.rewards.preferences import RewardTrainingSettings, train_reward_model
+from tokenenv.rewards.preference_groups import accuracy_interval, distribution
+from tokenenv.rewards.preference_report import HeldOutReport, evaluate_preferences
+from tokenenv.rewards.preferences import (
+    RewardTrainingError,
+    fit_reward_model,
+    train_reward_model,
+)
 from tokenenv.rewards.raw_rewards import episodes_of
+from tokenenv.rewards.reference_samples import check_shared_tokenizer, reference_rewards
 from tokenenv.rewards.reward_model import RewardModel, load_reward_model, new_reward_model
 from tokenenv.rewards.scoring import (
     EpisodeScorer,
@@ -39,6 +51,7 @@ from tokenenv.rewards.sources import (
     learned_rewards,
     resolve_reward,
 )
+from tokenenv.rewards.training_settings import RewardTrainingSettings
 
 __all__ = [
     "MAX_REWARD",
@@ -46,29 +59,42 @@ __all__ = [
     "EpisodeScorer",
     "EpisodeScores",
     "FunctionReward",
+    "HeldOutReport",
     "LearnedReward",
+    "PairEvaluation",
+    "PairSplit",
     "PreferencePair",
     "RawRewards",
     "RewardFunction",
     "RewardModel",
     "RewardSource",
+    "RewardTrainingError",
     "RewardTrainingSettings",
     "TokenPair",
+    "TrainingRecord",
     "TruncationReport",
     "WeightedRewards",
+    "accuracy_interval",
     "as_token_pair",
     "build_reference",
     "build_scorer",
     "check_rewards",
+    "check_shared_tokenizer",
+    "distribution",
+    "ensemble_report",
     "episodes_of",
     "evaluate_preferences",
+    "fit_reward_model",
+    "held_out_scores",
     "is_learned",
     "learned_rewards",
     "load_reward_model",
     "new_reward_model",
     "read_pairs",
+    "reference_rewards",
     "resolve_reward",
     "seam_differences_of",
+    "split_pairs",
     "train_reward_model",
     "truncated_pairs",
 ]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from tokenenv.data import TRUNCATIONS, PreferencePair, truncate_pair
-from tokenenv.models import prompt_ids
 from tokenenv.rewards.pairs import TokenPair, as_token_pair
 from tokenenv.rewards.reward_model import RewardModel
 
@@ -94,7 +93,7 @@ def truncated_pairs(
         if length > limit:
             too_long += 1
             if truncation == "keep-end":
-                token_pair, of_prompt, of_responses = _cut(pair, token_pair, reward_model, limit)
+                token_pair, of_prompt, of_responses = _cut(token_pair, reward_model, limit)
                 prompts_cut += of_prompt > 0
                 responses_cut += of_responses > 0
         if length <= limit or truncation == "keep-end":
@@ -120,11 +119,11 @@ def truncated_pairs(
 
 
 def _cut(
-    pair: PreferencePair | TokenPair, token_pair: TokenPair, reward_model: RewardModel, limit: int
+    token_pair: TokenPair, reward_model: RewardModel, limit: int
 ) -> tuple[TokenPair, int, int]:
     """The pair cut to the limit, and the tokens that its prompt and its responses have lost."""
     chosen, rejected = token_pair.chosen, token_pair.rejected
-    start = _prompt_length(pair, token_pair, reward_model)
+    start = _prompt_length(token_pair)
     cut = truncate_pair(
         chosen[:start],
         chosen[start:],
@@ -136,19 +135,14 @@ def _cut(
         token_pair,
         chosen=np.concatenate([cut.prompt, cut.chosen]),
         rejected=np.concatenate([cut.prompt, cut.rejected]),
+        prompt_tokens=len(cut.prompt),
     )
     return shorter, cut.lost_of_prompt, cut.lost_of_responses
 
 
-def _prompt_length(
-    pair: PreferencePair | TokenPair, token_pair: TokenPair, reward_model: RewardModel
-) -> int:
-    """Tokens of the prompt: of a text, its own; otherwise those that both sides begin with."""
-    chosen, rejected = token_pair.chosen, token_pair.rejected
-    size = min(len(chosen), len(rejected))
-    differs = np.flatnonzero(chosen[:size] != rejected[:size])
+def _prompt_length(pair: TokenPair) -> int:
+    """Tokens of the prompt: its own where they are known, of those that both sides begin with."""
+    size = min(len(pair.chosen), len(pair.rejected))
+    differs = np.flatnonzero(pair.chosen[:size] != pair.rejected[:size])
     shared = int(differs[0]) if len(differs) else size
-    if isinstance(pair, PreferencePair) and isinstance(pair.prompt, str):
-        ids = prompt_ids(reward_model.tokenizer, pair.prompt, reward_model.eos_token_ids)
-        return min(len(ids), shared)
-    return shared
+    return shared if pair.prompt_tokens is None else min(pair.prompt_tokens, shared)

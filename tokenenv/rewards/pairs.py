@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tokenenv.data import PreferencePair, read_pairs
-from tokenenv.models import as_turn_messages, seam_differences, texts_at_the_seam
+from tokenenv.models import as_turn_messages, prompt_ids, seam_differences, texts_at_the_seam
 from tokenenv.rewards.reward_model import RewardModel
 
 __all__ = ["PreferencePair", "TokenPair", "as_token_pair", "read_pairs", "seam_differences_of"]
@@ -25,6 +25,8 @@ class TokenPair:
         prompt: identifies the prompt, so that held-out prompts are really held out.
         margin: how much better the chosen one is at least.
         preference: probability that the chosen one is the better one.
+        prompt_tokens: how many of the tokens are the prompt's; None: as many as both sides have in
+            common.
     """
 
     chosen: np.ndarray
@@ -32,6 +34,7 @@ class TokenPair:
     prompt: str
     margin: float = 0.0
     preference: float = 1.0
+    prompt_tokens: int | None = None
 
 
 def as_token_pair(pair: PreferencePair | TokenPair, reward_model: RewardModel) -> TokenPair:
@@ -49,14 +52,21 @@ def as_token_pair(pair: PreferencePair | TokenPair, reward_model: RewardModel) -
         raise ValueError(f"{pair!r:.80} is no pair: give PreferencePair or TokenPair objects.")
     turns = (pair.prompt, pair.chosen, pair.rejected)
     if all(isinstance(part, str) for part in turns):
+        prompt = prompt_ids(reward_model.tokenizer, str(pair.prompt), reward_model.eos_token_ids)
         chosen, rejected = (
-            reward_model.encode(str(pair.prompt), str(answer), stopped)
+            reward_model.join(
+                prompt,
+                reward_model.tokenizer(str(answer), add_special_tokens=False)["input_ids"],
+                stopped,
+            )
             for answer, stopped in (
                 (pair.chosen, pair.chosen_stopped),
                 (pair.rejected, pair.rejected_stopped),
             )
         )
-        return TokenPair(chosen, rejected, str(pair.prompt), pair.margin, pair.preference)
+        return TokenPair(
+            chosen, rejected, str(pair.prompt), pair.margin, pair.preference, len(prompt)
+        )
     before = as_turn_messages(pair.prompt, "user")
     chosen, rejected = (
         reward_model.encode_messages([*before, *as_turn_messages(answer, "assistant")])

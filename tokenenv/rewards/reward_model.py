@@ -24,12 +24,15 @@ from tokenenv.models import (
     check_source,
     check_tokenizer,
     check_weights,
+    computing_in,
     eos_ids_of,
     freeze,
+    is_adapter_weight,
     join_ids,
     load_tokenizer,
     load_trainable,
     loading_errors,
+    merged,
     one_at_a_time,
     output_folder,
     pad_right,
@@ -104,6 +107,11 @@ class RewardModel:
             )
         self.model.config.reward_mean = float(np.mean(raw))
         self.model.config.reward_std = std
+
+    @property
+    def is_adapted(self) -> bool:
+        """Whether the model has adapters of `tokenenv.models.add_lora`."""
+        return any(is_adapter_weight(name) for name, _ in self.model.named_parameters())
 
     @property
     def num_embeddings(self) -> int:
@@ -206,12 +214,15 @@ class RewardModel:
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write a folder for `AutoModelForSequenceClassification`, statistics in its config.
 
+        A model with adapters is written merged.
+
         Raises:
             ValueError: `folder` is empty, or is there and is no folder.
         """
         folder = output_folder(folder)
         with quiet_loading():
-            model = self.model if dtype is None else _converted(self.model, dtype)
+            model = merged(self.model) if self.is_adapted else self.model
+            model = model if dtype is None else _converted(model, dtype)
             model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
 
@@ -223,19 +234,30 @@ def _converted(model: Any, dtype: torch.dtype) -> Any:
     return twin
 
 
-def sequence_rewards(model: Any, sequences: Sequence[np.ndarray]) -> torch.Tensor:
-    """(B,) float32 rewards at the last real token of sequences, with gradient where it is on."""
+def sequence_rewards(
+    model: Any, sequences: Sequence[np.ndarray], precision: str = "float32"
+) -> torch.Tensor:
+    """(B,) float32 rewards at the last real token of sequences, with gradient where it is on.
+
+    Args:
+        model: a transformers classifier with one output.
+        sequences: B arrays of token ids.
+        precision: `"float32"` or `"bfloat16"`, of the trunk; the head computes in float32.
+    """
     tokens, lengths = pad_right(sequences)
     ids = torch.as_tensor(tokens, device=model.device)
     head = getattr(model, "score", None)
     if isinstance(head, nn.Linear):
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        with computing_in(precision, model.device):
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         last = torch.as_tensor(lengths - 1, device=model.device)
-        rewards = head(hidden[torch.arange(len(tokens), device=model.device), last])
+        hidden = hidden[torch.arange(len(tokens), device=model.device), last]
+        rewards = head(hidden if precision == "float32" else hidden.float())
     else:  # an encoder pools in another way, but must not see columns behind the last token
         is_token = np.arange(tokens.shape[1])[None, :] < lengths[:, None]
         mask = torch.as_tensor(is_token.astype(np.int64), device=model.device)
-        rewards = model(input_ids=ids, attention_mask=mask).logits
+        with computing_in(precision, model.device):
+            rewards = model(input_ids=ids, attention_mask=mask).logits
     rewards = rewards.squeeze(-1)
     return rewards if rewards.dtype == torch.float64 else rewards.float()
 
