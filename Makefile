@@ -98,6 +98,9 @@ bench-trl: setup
 	$(TRL) -m pip install --quiet --disable-pip-version-check torch==2.13.0 trl==1.12.0
 	$(BIN)/python benchmarks/bench_ppo.py $(PEER)
 	$(BIN)/python benchmarks/bench_ppo.py --value-head separate --without-stock $(PEER)
+# Reward models: PAIRS is a file of preference pairs, LM the folder of a causal LM.
+	$(if $(and $(PAIRS),$(LM)),$(BIN)/python benchmarks/bench_reward_model.py $(PAIRS) --lm $(LM) \
+		--peer $(TRL) --peer-script benchmarks/trl_reward.py)
 
 # How fast it learns, over five seeds: hours. TASK=FOLDER adds a real task (docs/real-model.md), and
 # TRL on it where it is installed.

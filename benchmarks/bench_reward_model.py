@@ -120,7 +120,7 @@ def peer(split: Split, seed: int, arguments: argparse.Namespace) -> Result:
     """Train and judge the peer's, in a process of its own, from the same weights.
 
     Raises:
-        RuntimeError: it failed.
+        SystemExit: it failed.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -132,7 +132,7 @@ def peer(split: Split, seed: int, arguments: argparse.Namespace) -> Result:
             command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
         done = subprocess.run([*command, "--seed", str(seed)], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}\n{INSTALL}")
     found = json.loads(done.stdout.strip().splitlines()[-1])
     rewards = np.array(found["rewards"])
     return {
@@ -231,7 +231,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=8, help="the peer's pairs per step")
     parser.add_argument("--keep", type=Path, help="keep each split's results here, and go on")
     add_peer_arguments(parser)
-    return parse_with_peer(parser)
+    arguments = parse_with_peer(parser)
+    if arguments.peer is not None and not arguments.peer.is_file():
+        parser.error(f"--peer {arguments.peer} is no file. {INSTALL}")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -373,3 +374,54 @@ def test_quick_records_and_fails_where_more_was_recorded(tmp_path):
     assert done.returncode == 1
     assert done.stderr.strip().startswith(f"{raised} fell ") and "bench_ppo.py" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_reward_models_are_compared_split_by_split(benchmark_module):
+    """Differences −0.02, 0.02 and 0.03; times 4/2, 9/3 and 2/2."""
+    bench = benchmark_module("bench_reward_model")
+    results = [
+        {
+            "ours": {"accuracy": 0.6, "seconds": ours, "cpu_seconds": ours},
+            "peer": {"accuracy": 0.6 - gap, "seconds": theirs, "cpu_seconds": 2 * theirs},
+            "shorter wins": 0.5,
+        }
+        for gap, ours, theirs in ((-0.02, 2.0, 4.0), (0.02, 3.0, 9.0), (0.03, 2.0, 2.0))
+    ]
+    rows = {row["what"]: row for row in bench.rows_of(results)}
+    assert rows["ours − the peer"]["mean"] == "0.010"
+    assert rows["ours − the peer"]["splits"] == "-0.020 0.020 0.030"
+    # deviation .02646, error .01528, t of two degrees of freedom 4.303: 0.010 ± 0.066
+    assert rows["ours − the peer"]["95 % interval"] == "-0.056 to 0.076"
+    assert rows["wall time"]["ratio"] == 2.0 and rows["CPU time"]["ratio"] == 4.0
+    assert bench.accuracy(np.array([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])) == 0.5
+
+
+@pytest.mark.slow
+def test_a_reward_model_takes_turns_with_a_peer_on_the_same_pairs(tmp_path, reference_folder):
+    """The peer is whatever prints rewards: here those of the truth, in a tenth of a second."""
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [
+        {"prompt": f"w{4 + i}", "chosen": f"w{10 + i} w9", "rejected": f"w{10 + i}"}
+        for i in range(20)
+    ]
+    pairs.write_text("\n".join(map(json.dumps, rows)))
+    script = tmp_path / "peer.py"
+    script.write_text(
+        "import json, sys\n"
+        "pairs = json.load(open(sys.argv[2]))\n"
+        "rewards = [[1, 0] for _ in pairs['held_out']]\n"
+        'print(json.dumps({"seconds": 0.1, "cpu_seconds": 0.1, "rewards": rewards}))\n'
+    )
+    keep = tmp_path / "keep.json"
+    options = (str(pairs), "--lm", reference_folder, "--max-tokens", "64", "--keep", str(keep))
+    path = tmp_path / "found.json"
+    peer = ("--peer", sys.executable, "--peer-script", str(script))
+    done = run("bench_reward_model", "--quick", "--json", str(path), *options, *peer)
+    assert done.returncode == 0, done.stderr
+    found = {row["what"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+    assert found["the peer"]["splits"] == "1.000 1.000"
+    assert found["the shorter wins"]["splits"] == "0.000 0.000"
+    assert found["CPU time"]["ratio"] > 0
+    assert [kept["held out"] for kept in json.loads(keep.read_text(encoding="utf-8"))] == [4, 4]
+    done = run("bench_reward_model", *options, "--peer", "nowhere", "--peer-script", str(script))
+    assert done.returncode == 2 and "make bench-trl" in done.stderr

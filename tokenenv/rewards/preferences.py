@@ -36,9 +36,9 @@ __all__ = [
     "train_reward_model",
 ]
 
-MOST_NORMALISED = 1000
-"""Pairs that the normalisation is measured on at most: mean and deviation of 2,000 rewards are
-known to 2 % of the deviation."""
+MOST_NORMALISED = 10_000
+"""Pairs that the normalisation is measured on at most: mean and deviation of 20,000 rewards are
+known to 1 % of the deviation."""
 
 
 class RewardTrainingError(ValueError):
