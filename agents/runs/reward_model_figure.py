@@ -78,9 +78,10 @@ def _draw_scores(axis: Any, scores: dict[str, np.ndarray]) -> None:
     axis.legend(fontsize=8)
 
 
-def _draw_calibration(axis: Any, rows: list[dict[str, Any]], error: float) -> None:
+def _draw_calibration(axis: Any, rows: list[dict[str, Any]], error: float | None) -> None:
     """Observed share against predicted probability."""
-    axis.set_title(f"calibration, expected error {error:.3f}")
+    shown = "unknown" if error is None else f"{error:.3f}"
+    axis.set_title(f"calibration, expected error {shown}")
     axis.plot([0, 1], [0, 1], color=_GREY, ls="--", lw=1)
     most = max((row["pairs"] for row in rows), default=1)
     axis.plot([r["predicted"] for r in rows], [r["observed"] for r in rows], color=_BLUE, lw=1)

@@ -267,6 +267,7 @@ def test_bfloat16_is_of_the_trunk_and_rewards_are_float32(reference_folder, rng)
         assert not torch.equal(narrow, narrow.bfloat16().float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bfloat16", "auto"])
 def test_training_learns_in_either_precision(reference_folder, rng, precision):
     settings = RewardTrainingSettings(

@@ -194,7 +194,7 @@ def length_batches(
             batch by itself.
         rng: of the order.
     """
-    tokens = 2 * _longest(pairs)
+    tokens: np.ndarray = 2 * _longest(pairs)
     order = rng.permutation(len(pairs))
     per_batch = min(batch_size, max(1, int(batch_tokens / max(1.0, tokens.mean()))))
     batches = []

@@ -107,4 +107,5 @@ def split_pairs(
     parts: tuple[list[TokenPair], ...] = ([], [], [])
     for pair, unit in zip(pairs, of_pair, strict=True):
         parts[1 if unit in selection else 2 if unit in reported else 0].append(pair)
-    return PairSplit(*parts, held_out_by="prompt" if have_prompts(pairs) else "pair")
+    held_out_by = "prompt" if have_prompts(pairs) else "pair"
+    return PairSplit(parts[0], parts[1], parts[2], held_out_by)

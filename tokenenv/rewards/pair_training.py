@@ -248,9 +248,12 @@ class PairTrainer:
         if not self.selection:
             return math.nan, math.nan
         tokens = self.settings.micro_batch_tokens
-        sides = rewards_of_pairs(self.model, self.selection, self.record.shares_prompts, tokens)
+        chosen, rejected = rewards_of_pairs(
+            self.model, self.selection, self.record.shares_prompts, tokens
+        )
         report = evaluate_preferences(
-            *sides,
+            chosen,
+            rejected,
             np.array([pair.margin for pair in self.selection]),
             np.array([pair.preference for pair in self.selection]),
         )

@@ -78,7 +78,7 @@ def grouped_accuracy(
     rows = []
     for part in np.unique(which):
         members = np.flatnonzero(which == part)
-        names = [groups[i] for i in members]
+        names = [groups[int(i)] for i in members]
         rows.append(
             {
                 "low": float(values[members].min()),

@@ -130,7 +130,8 @@ def evaluate_preferences(
     difference = np.asarray(chosen, dtype=np.float64) - np.asarray(rejected, dtype=np.float64)
     label = np.broadcast_to(np.asarray(preferences, dtype=np.float64), difference.shape)
     logit = difference - margins
-    loss = (np.logaddexp(0.0, -logit) + (1.0 - label) * logit).mean()
+    with np.errstate(invalid="ignore"):  # of rewards that are not finite
+        loss = (np.logaddexp(0.0, -logit) + (1.0 - label) * logit).mean()
     wins = wins_of(difference)
     agreement = label * wins + (1.0 - label) * (1.0 - wins)
     is_tie, is_soft = label == 0.5, (label > 0) & (label < 1)
