@@ -18,7 +18,7 @@ from typing import Any
 from experiment import COLORS, new_figure, options, write
 from real_task import TaskSettings, environment, held_out_of, make_task
 
-TOKENS, POINTS, RESPONSES = 40_960, 10, 4
+TOKENS, POINTS, RESPONSES = 32_768, 8, 4
 SETTINGS: dict[str, Any] = {
     **{"n_steps": 32, "batch_size": 2048, "n_epochs": 4, "vf_coef": 1.0},
     "learning_rate": lambda remaining: 1e-3,  # constant: a run may be stopped anywhere
