@@ -372,7 +372,7 @@ class LMActorCriticPolicy(ActorCriticPolicy):
         obs: PyTorchObs | PackedSequences,
         actions: torch.Tensor,
         with_values: bool = True,
-    ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+    ) -> tuple[Any, torch.Tensor, torch.Tensor]:
         """Values, log-probabilities and entropies of `actions`, with gradient.
 
         Args:

@@ -244,7 +244,7 @@ class RLHFCallback(BaseCallback):
         self._sampling.begin(self.training_env.num_envs, getattr(self.model, "n_steps", 1))
         self._agreement.begin_rollout()
         if isinstance(self.model.policy, LMActorCriticPolicy):
-            buffer = getattr(self.model, "rollout_buffer", None)
+            buffer: Any = getattr(self.model, "rollout_buffer", None)
             comes_later = self._values_of_a_rollout(buffer) is not None
             self.model.policy.begin_rollout((lambda: buffer.full) if comes_later else None)
 
