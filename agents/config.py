@@ -63,6 +63,9 @@ _TRAIN_RANGES: dict[str, Range] = {
 }
 
 
+LR_SCHEDULES = ("linear", "constant")
+"""Values of `lr_schedule`."""
+
 _BUFFER_SETTINGS = (
     *("advantage_estimator", "group_size", "whiten_rewards"),
     *("gae_lambda_value", "gae_lambda_alpha", "vine_samples"),
@@ -287,6 +290,9 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} is for adapters: give lora_rank with it, or leave it out."
                 )
+        if self.lr_schedule not in LR_SCHEDULES:
+            allowed = " or ".join(map(repr, LR_SCHEDULES))
+            raise ValueError(f"lr_schedule={self.lr_schedule!r} must be {allowed}.")
         if self.lora_target_modules is not None and not all(
             name.strip() for name in self.lora_target_modules or ("",)
         ):

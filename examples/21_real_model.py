@@ -18,11 +18,12 @@ from typing import Any
 from experiment import COLORS, new_figure, options, write
 from real_task import TaskSettings, environment, held_out_of, make_task
 
-TOKENS, POINTS, RESPONSES = 32_768, 8, 4
+TOKENS, POINTS, RESPONSES = 65_536, 8, 4
 SETTINGS: dict[str, Any] = {
-    **{"n_steps": 32, "batch_size": 2048, "n_epochs": 4, "vf_coef": 1.0},
-    "learning_rate": lambda remaining: 1e-3,  # constant: a run may be stopped anywhere
+    **{"n_steps": 32, "batch_size": 512, "n_epochs": 4, "critic_epochs": 1, "vf_coef": 1.0},
+    "learning_rate": lambda remaining: 3e-4,  # constant: a run may be stopped anywhere
 }
+"""Those of agents/zoo/real-lm.yaml, but for the rate, which falls there."""
 N_ENVS = 64
 SMALL = TaskSettings(10, 16, train_prompts=300, eval_prompts=64, samples=4, epochs=4)
 SHOWN = 6

@@ -87,6 +87,7 @@ def test_a_page_of_a_comparison_escapes_markup_and_controls(tmp_path):
         "settings": {"steps": 1, "seeds": 1, "reach": 0.9, "agents": []},
         **{name: {} for name in ("scores", "scales", "fingerprints", "aggregate")},
         **{"missing": [], "left_out": [], "fingerprint_rows": {}, "runs": []},
+        "steps": {"<script>\x1b": 1},
     }
     compared["scales"] = {
         "<script>\x1b\u202e": {
