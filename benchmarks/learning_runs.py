@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -24,9 +25,9 @@ import torch
 from agents import make_vec_env
 from agents.config import TrainConfig
 from agents.evaluation import HeldOut, measure
-from agents.ppo import NonFiniteStep, TokenPPO
+from agents.ppo import TokenPPO
 from agents.runs.training import build_agent
-from tokenenv.models import quiet_loading
+from tokenenv.models import NonFiniteNumbers, quiet_loading
 
 # At the end: `examples/agents` must not hide the package.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "examples"))
@@ -260,7 +261,8 @@ def train(run: Run, say: Say) -> None:
     judge = evaluator(run.task, run.prompts, run.responses)
     with quiet_loading():
         model = build(run)
-    say({**BEFORE, **judge(judge.reference)})
+    untrained = judge(judge.reference)
+    say({**BEFORE, **untrained})
     clock, every, count = Clock(), run.tokens / run.points, 0
 
     def measured(**more: Any) -> None:
@@ -278,7 +280,8 @@ def train(run: Run, say: Say) -> None:
     model.on_updated = after_update
     try:
         model.learn(run.tokens)
-    except NonFiniteStep as error:
-        measured(is_last=True, failed=str(error))
-    else:
         measured(is_last=True)
+    except NonFiniteNumbers as error:  # nothing can be sampled from such a policy
+        lost = dict.fromkeys(untrained, math.nan)
+        end = {"tokens": model.num_timesteps, **clock.read(), **lost, "is_last": True}
+        say({**end, "failed": str(error)})

@@ -103,6 +103,9 @@ def _relative_cost(config: Any, max_prompt_tokens: int, max_new_tokens: int) -> 
     forward = max_prompt_tokens + max_new_tokens
     # Forward, and backward with respect to activations and weights; adapters have few weights.
     update = 3 - (config.lora_rank is not None) + bool(config.gradient_checkpointing)
-    trunks = 2 if config.value_head == "separate" else 1
-    trained = sampling + 2 * forward + config.n_epochs * update * trunks * forward
+    passes, values = config.n_epochs, 0
+    if config.value_head == "separate":  # its values are one forward pass of their own
+        passes += config.critic_epochs or config.n_epochs
+        values = forward
+    trained = sampling + values + 2 * forward + passes * update * forward
     return trained / (sampling + 3 * forward)

@@ -34,7 +34,7 @@ from agents.ppo.losses import (
 )
 from agents.ppo.precision import computing_in, settle_old_log_probs
 from agents.rollout import EpisodeRolloutBuffer, advantage_magnitude, refuse_non_finite_rollout
-from tokenenv.models import PackedSequences
+from tokenenv.models import NonFiniteNumbers, PackedSequences
 
 __all__ = ["NonFiniteStep", "Update", "frozen", "why_not_finite"]
 
@@ -44,7 +44,7 @@ FAR = 20
 """Clip ranges of the value in a deviation of the returns, from where on a warning says so."""
 
 
-class NonFiniteStep(ValueError):
+class NonFiniteStep(NonFiniteNumbers):
     """The loss of a minibatch or its gradient is not finite, so that no step was taken."""
 
 

@@ -250,6 +250,8 @@ class RLHFCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._agreement.end_rollout()
+        if isinstance(self.model.policy, LMActorCriticPolicy):
+            self.model.policy.end_rollout()  # a callback may have stopped inside of a rollout
 
     def _on_step(self) -> bool:
         infos: list[dict[str, Any]] = self.locals["infos"]

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from tokenenv.models import NonFiniteNumbers
+
 __all__ = ["NonFiniteRollout", "advantage_magnitude", "refuse_non_finite_rollout"]
 
 _NAMES = ("rewards", "values", "log_probs", "advantages", "returns")
 
 
-class NonFiniteRollout(ValueError):
+class NonFiniteRollout(NonFiniteNumbers):
     """A rollout holds a number that is not finite, so that nothing was learned from it."""
 
 

@@ -242,7 +242,7 @@ def per_new_step(
         for segment, count in zip(segments, counts, strict=True)
     ]
     actions = [
-        np.append(s.actions[-n:].astype(np.int64), [0] * extra)
+        np.append(s.actions[-n:].astype(np.int64), np.zeros(extra, dtype=np.int64))
         for s, n, extra in zip(segments, counts, more, strict=True)
     ]
     lengths = np.array([len(c) + len(a) for c, a in zip(contexts, actions, strict=True)])

@@ -12,11 +12,12 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.rollout import NonFiniteRollout, refuse_non_finite_rollout
+from tokenenv.models import NonFiniteNumbers
 
 __all__ = ["LastGoodPolicy", "NonFiniteWeights"]
 
 
-class NonFiniteWeights(ValueError):
+class NonFiniteWeights(NonFiniteNumbers):
     """Weights of the policy are NaN or infinite."""
 
 

@@ -19,11 +19,11 @@ from agents.config import TrainConfig
 from agents.console import literal
 from agents.evaluation import EvaluationCallback, HeldOut, ResponseReport
 from agents.policy import LMActorCriticPolicy
-from agents.ppo import NonFiniteStep, TokenPPO
-from agents.rollout import NonFiniteRollout, RLHFCallback
+from agents.ppo import TokenPPO
+from agents.rollout import RLHFCallback
 from agents.runs.curves import draw_curves, read_metrics
 from agents.runs.folder import RunFolder
-from agents.runs.last_good import LastGoodPolicy, NonFiniteWeights
+from agents.runs.last_good import LastGoodPolicy
 from agents.runs.log import run_logger
 from agents.runs.progress import (
     CheckpointCallback,
@@ -35,7 +35,7 @@ from agents.runs.tables import print_of_the_task
 from agents.runs.tokens import TokensCallback
 from agents.runs.tracker import TrackerWriter, start_tracker
 from agents.vec_env import TokenVecEnv, make_vec_env
-from tokenenv.models import copy_sharing_frozen
+from tokenenv.models import NonFiniteNumbers, copy_sharing_frozen
 from tokenenv.rewards import learned_rewards
 from tokenenv.stop_signals import StopSignal, hold_signals, stop_signals
 
@@ -214,12 +214,15 @@ class TrainingRun:
 
     def _restore_after(self, reason: BaseException) -> str:
         """Where numbers were not finite, put the last good weights back; what to say of it."""
-        if not isinstance(reason, NonFiniteStep | NonFiniteRollout | NonFiniteWeights):
+        if not isinstance(reason, NonFiniteNumbers) or not self.last_good.restore():
             return ""
-        if not self.last_good.restore():
-            return ""
-        archives = sorted(path.name for path in self.run.checkpoints.glob("tokens-*.zip"))
-        tokens = self.last_good.tokens
+        tokens = self.last_good.tokens or 0
+        numbered = {
+            int(found[1]): path.name
+            for path in self.run.checkpoints.glob("tokens-*.zip")
+            if (found := re.fullmatch(r"tokens-(\d+)\.zip", path.name))
+        }
+        archives = [name for number, name in sorted(numbered.items()) if number <= tokens]
         return (
             " The policy is that of before the update in which numbers were lost: "
             + (f"trained on {tokens:,} tokens." if tokens else "the untrained one.")

@@ -85,6 +85,12 @@ def test_values_are_nan_only_where_the_buffer_fills_them_in():
     torch.testing.assert_close(policy(observations)[1], expected, atol=1e-6, rtol=1e-5)
 
 
+def test_a_rollout_that_a_callback_stops_leaves_values_as_they_are():
+    model, _ = trained("bootstrap")
+    model.learn(84, lambda *_: False, reset_num_timesteps=False)
+    assert torch.isfinite(model.policy(torch.as_tensor(model._last_obs))[1]).all()
+
+
 def test_a_shared_trunk_still_gives_its_values_while_sampling():
     model, _ = trained("bootstrap", "shared")
     assert model.rollout_buffer.binding is not None

@@ -20,6 +20,7 @@ from agents.runs.curves import read_metrics
 from agents.runs.last_good import NonFiniteWeights
 from agents.runs.outcome import Gain, gain_of, lines_of_a_fall
 from agents.runs.training import TrainingRun
+from tokenenv.models import NonFiniteNumbers
 from tokenenv.tasks import load_task
 
 SMALL = {
@@ -63,9 +64,11 @@ def test_the_evaluation_costs_as_much_as_the_training_at_most():
     # evaluated 112 + 3·48 = 256; 65,536/32 = 2,048 episodes pay for 6,272 responses, 98 a prompt.
     assert size() == EvaluationSize(64, 98, 64, 256)
     assert size(total_tokens=131_072).responses == 196
-    # One epoch: 112 + 96 + 144 = 352, so 2,816 responses; two trunks: 496, so 3,968.
+    # One epoch: 112 + 96 + 144 = 352, so 2,816 responses; with a critic's own trunk 144 more, and
+    # 48 for its values: 544, so 4,352. Of four epochs it learns in the first: 976, so 7,808.
     assert size(n_epochs=1).responses == 44
-    assert size(n_epochs=1, value_head="separate").responses == 62
+    assert size(n_epochs=1, value_head="separate").responses == 68
+    assert size(value_head="separate", critic_epochs=1).responses == 122
     # Adapters: 112 + 96 + 4·2·48 = 592, so 4,736.
     assert size(lora_rank=4).responses == 74
     assert size(actor="somewhere").responses == 48, "the untrained actor is evaluated as well"
@@ -278,6 +281,24 @@ def test_weights_that_the_last_step_ruined_are_no_result(tmp_path, monkeypatch):
         run.train()
     assert all(bool(torch.isfinite(weight).all()) for weight in saved(tmp_path / "run").values())
     assert "numbers were lost: the untrained one" in " ".join(said.getvalue().split())
+
+
+def test_weights_that_the_next_rollout_finds_ruined_are_no_result_either(tmp_path, monkeypatch):
+    """The archive of after the update is not called one of before it."""
+    run, said = made(tmp_path / "run", total_tokens=256, checkpoint_every=1)
+    train = TokenPPO.train
+
+    def update(model):
+        train(model)
+        with torch.no_grad():
+            next(model.policy.parameters()).fill_(torch.nan)
+
+    monkeypatch.setattr(TokenPPO, "train", update)
+    with pytest.raises(NonFiniteNumbers, match="are NaN"):
+        run.train()
+    assert all(bool(torch.isfinite(weight).all()) for weight in saved(tmp_path / "run").values())
+    text = " ".join(said.getvalue().split())
+    assert "numbers were lost: the untrained one." in text and "Archives of before" not in text
 
 
 @pytest.mark.parametrize("value", ["inf", "nan"])

@@ -61,6 +61,7 @@ from tokenenv.models.loading import (
 )
 from tokenenv.models.log_probs import (
     GPU_FACTOR,
+    NonFiniteNumbers,
     log_softmax,
     refuse_nan,
     response_log_probs,
@@ -93,6 +94,7 @@ __all__ = [
     "ChatTemplate",
     "LanguageModel",
     "LoraSettings",
+    "NonFiniteNumbers",
     "PackedSequences",
     "Reference",
     "ReferenceDecoder",

@@ -18,6 +18,7 @@ from tokenenv.models.packing import MICRO_BATCH_TOKENS, hidden_states, pack, tok
 __all__ = [
     "GPU_FACTOR",
     "LOGITS_AT_ONCE",
+    "NonFiniteNumbers",
     "log_softmax",
     "refuse_nan",
     "response_log_probs",
@@ -116,15 +117,19 @@ def _block_sums(probabilities: torch.Tensor) -> torch.Tensor:
     return rest if sums is None else torch.cat([sums, rest], dim=-1)  # (n, ⌈V/BLOCK⌉)
 
 
+class NonFiniteNumbers(ValueError):
+    """Numbers that follow from a model's weights are NaN or infinite."""
+
+
 def refuse_nan(log_probs: torch.Tensor, whose: str) -> None:
-    """Raise ValueError where the log-probabilities of sampled tokens, on the host, are NaN.
+    """Raise NonFiniteNumbers where the log-probabilities of sampled tokens, on the host, are NaN.
 
     Args:
         log_probs: (n,).
         whose: which model's, for the message.
     """
     if bool(torch.isnan(log_probs).any()):
-        raise ValueError(
+        raise NonFiniteNumbers(
             f"the logits of {whose} are NaN: its weights have diverged. Go back to an earlier "
             "checkpoint, and train with a lower learning_rate or max_grad_norm."
         )

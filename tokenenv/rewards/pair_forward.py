@@ -116,11 +116,13 @@ def _mask(model: Any, is_seen: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def can_share_prompts(model: Any, pairs: Sequence[TokenPair]) -> bool:
-    """Whether shared rows give the model's own hidden states, on the longest and another pair."""
+    """Whether shared rows give the model's own hidden states, on the longest row and prompt."""
     if not isinstance(getattr(model, "score", None), nn.Linear):
         return False  # an encoder pools elsewhere, and sees what is behind
-    ordered = sorted(pairs, key=lambda pair: len(pair.chosen) + len(pair.rejected))
-    tried = [ordered[-1], ordered[len(ordered) // 2]]
+    ordered = sorted(
+        pairs, key=lambda pair: len(pair.chosen) + len(pair.rejected) - common_length(pair)
+    )
+    tried = [ordered[-1], max(pairs, key=common_length)]
     common = np.array([common_length(pair) for pair in tried])
     try:
         shared = _shared_hidden_states(model, tried, common)
