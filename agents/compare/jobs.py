@@ -6,6 +6,7 @@ the piece is finished, with everything that its result depends on.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -106,7 +107,7 @@ def read_result(job: Job, root: Path) -> dict[str, Any] | None:
             raise ValueError("it holds two objects, 'settings' and 'result'")
     except ValueError as error:
         raise _no_result(path, error) from error
-    changed = _changed(earlier, job.settings)
+    changed = _changed(earlier, json.loads(json.dumps(job.settings)))  # lists where tuples were
     if changed:
         raise ValueError(
             f"{str(root)!r} holds {job.name} with other settings ({'; '.join(changed)}): results "
