@@ -35,9 +35,10 @@ WORTH_SHARING = 0.25
 TOLERANCE = 1e-3
 """Of the hidden states in shared rows, relative to their largest number."""
 
-WINDOW = 32
-"""Batches whose pairs are sorted by length together: enough for little padding, and few enough for
-batches of ever other pairs."""
+WINDOW = 1
+"""Batches whose pairs are sorted by length together. More save padding, and a batch of pairs of
+like length is a worse sample: of the pairs held out by `examples/07_own_task.py`, whose preference
+is about length, 84 % were ordered rightly at 4 and 32, 91 % at 1."""
 
 
 def common_length(pair: TokenPair) -> int:
@@ -187,7 +188,7 @@ def micro_batches(
 def length_batches(
     pairs: Sequence[TokenPair], batch_size: int, batch_tokens: int, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Random batches of pairs of like length, in random order, all pairs once.
+    """Random batches of pairs, in random order, all pairs once.
 
     Args:
         pairs: all pairs.
