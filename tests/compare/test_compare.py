@@ -15,7 +15,7 @@ from support.seeds import seeds
 from agents import TokenPPO
 from agents.cli import main
 from agents.compare import workers
-from agents.compare.command import compare, plan
+from agents.compare.command import _kinds, compare, plan
 from agents.compare.config import CompareConfig
 from agents.compare.environments import (
     CLASSIC,
@@ -429,3 +429,16 @@ def test_parallel_processes_give_the_same_numbers(finished, tmp_path):
             for timed in (name for name in one["result"] if "second" in name):
                 one["result"][timed] = other["result"][timed]
             assert one == other, path.name
+
+
+def test_a_kept_result_is_known_again_for_every_agent_and_environment(tmp_path):
+    """JSON has lists where settings have tuples."""
+    config = CompareConfig(out=tmp_path, seeds=1)
+    jobs, _ = plan(config, _kinds(config))
+    for job in jobs:
+        path = job.path(tmp_path)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(json.dumps({"settings": job.settings, "result": {}}))
+        with pytest.raises(ValueError) as refused:  # for its empty result alone
+            read_result(job, tmp_path)
+        assert "other settings" not in str(refused.value), job.name
