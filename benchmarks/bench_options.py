@@ -155,6 +155,8 @@ def main(arguments: argparse.Namespace) -> None:
                         **{key: value for key, value in found.items() if key != "seconds"},
                     }
                 )
+                peak = f"peak {found['peak, MiB']:,.0f} MiB, {found['seconds']:.1f} s an update"
+                sys.stderr.write(f"{name}, {option}: {peak}\n")  # the table comes at the end
     card = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "none"
     names = ("batch", "prompt", "response", "micro_batch_tokens", "device")
     report(rows, {"card": card, **{n: getattr(arguments, n) for n in names}}, arguments.json)

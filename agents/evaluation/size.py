@@ -1,4 +1,4 @@
-"""How large the evaluation after a training is, from the settings alone, never from the clock.
+"""How large the evaluation after a training is, from settings and counts, never from the clock.
 
 Costs are counted in forward passes of one token. The update's backward pass costs two of them, and
 a token that is sampled one by one as much as `SAMPLING`. Of an episode with P tokens of prompt and
@@ -7,8 +7,8 @@ T of response, S = P + `SAMPLING`·T to sample and F = P + T for a packed forwar
     trained:    S + 2·F (reference, reward model) + epochs·update·trunks·F
     evaluated:  S + 3·F (policy, reference, reward model)
 
-Episodes that end early are cheaper in both; there are then more of them to train on, so that the
-evaluation is cheaper than is counted here.
+How many episodes were trained on is counted by the run: where responses end by themselves they are
+more than tokens / T. The two costs are then both smaller, and their ratio is about the same.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def evaluation_size(
     prompts: int,
     max_prompt_tokens: int,
     max_new_tokens: int,
+    episodes: float,
     has_function: bool = False,
 ) -> EvaluationSize:
     """The size of the evaluation after a run: as set, or no more expensive than its training.
@@ -75,6 +76,7 @@ def evaluation_size(
         prompts: held-out prompts that there are.
         max_prompt_tokens: P.
         max_new_tokens: T.
+        episodes: how many responses ended in the training; at least tokens / T are taken.
         has_function: whether a reward is a user's function, which may cost anything: it is then
             called for no more responses than in training.
     """
@@ -83,7 +85,7 @@ def evaluation_size(
     if config.eval_responses is not None:
         asked = times * config.eval_responses
         return EvaluationSize(prompts, asked, prompts, asked)
-    episodes = config.total_tokens / max_new_tokens
+    episodes = max(episodes, config.total_tokens / max_new_tokens)
     affordable = episodes * _relative_cost(config, max_prompt_tokens, max_new_tokens)
     if has_function:
         affordable = min(affordable, episodes)

@@ -88,6 +88,7 @@ class RLHFCallback(BaseCallback):
             `objective` is J at that β, which moves where a controller moves it. With the estimator
             `"vine"`, `vine_tokens` are those of the continuations, and `vine_tokens_total` all of
             the model's life, which its attribute `num_vine_tokens` keeps.
+        num_episodes: how many episodes there have been in `records` so far, of all rollouts.
 
     Raises:
         ValueError: at the start of training, where environment and policy do not fit: normalisers
@@ -112,6 +113,7 @@ class RLHFCallback(BaseCallback):
         resolve_kl(None, *self._kl_settings)  # raises where no model could use them
         self.records: list[EpisodeRecord] = []
         self.metrics: dict[str, float] = {}
+        self.num_episodes = 0
         self._sampling = SamplingCheck()
 
     # Start ---------------------------------------------------------------------------------------
@@ -351,6 +353,7 @@ class RLHFCallback(BaseCallback):
         if self.is_deferred:
             self.records = self.model.rollout_buffer.records  # type: ignore[attr-defined]
         self._spread.look(self.records)
+        self.num_episodes += len(self.records)
         kl_coef = self._rollout_kl_coef
         self.metrics = rlhf_metrics(self.records, kl_coef)
         # The mean of −log π over sampled tokens estimates the entropy without bias.

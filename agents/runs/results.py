@@ -18,12 +18,13 @@ from tokenenv.rewards import is_learned
 __all__ = ["final_evaluation", "size_of", "summarize"]
 
 
-def size_of(config: TrainConfig, held_out: HeldOut) -> EvaluationSize:
+def size_of(config: TrainConfig, held_out: HeldOut, episodes: int) -> EvaluationSize:
     """How large the evaluation after a run is.
 
     Args:
         config: of the run.
         held_out: the prompts that there are.
+        episodes: how many responses were trained on.
     """
     if held_out.solution is not None and config.eval_responses != 0:  # nothing is sampled
         prompts, every = len(held_out.prompts), config.eval_responses or 0
@@ -34,12 +35,18 @@ def size_of(config: TrainConfig, held_out: HeldOut) -> EvaluationSize:
         len(held_out.prompts),
         settings.max_prompt_tokens,
         held_out.max_new_tokens,
+        episodes,
         has_function=not is_learned(held_out.scorer.reward),
     )
 
 
 def final_evaluation(
-    config: TrainConfig, held_out: HeldOut, actor: Any, starting_actor: Any, console: Console
+    config: TrainConfig,
+    held_out: HeldOut,
+    actor: Any,
+    starting_actor: Any,
+    episodes: int,
+    console: Console,
 ) -> dict[str, Any]:
     """Evaluate a trained policy; returns its part of the summary.
 
@@ -48,11 +55,12 @@ def final_evaluation(
         held_out: the prompts.
         actor: the trained causal LM.
         starting_actor: the untrained one, where it was not the reference.
+        episodes: how many responses were trained on.
         console: where progress is shown, and what was reduced.
     """
     if config.eval_responses == 0:
         return {**_head(config, held_out), "evaluated": False}
-    size = size_of(config, held_out)
+    size = size_of(config, held_out, episodes)
     if size.is_reduced:
         console.print(literal(f"{size.note()}."))
     part = held_out.first(size.prompts)

@@ -94,6 +94,7 @@ class TrainingRun:
         )
         self.checkpoints.init_callback(self.model)
         self.last_good = LastGoodPolicy()
+        self.metrics = RLHFCallback()
         self._saved: list[str] = []
         self.before: list[ResponseReport] = []
         self.after: list[ResponseReport] = []
@@ -152,10 +153,9 @@ class TrainingRun:
 
     def _callbacks(self) -> tuple[ProgressCallback, list[BaseCallback]]:
         config, run = self.config, self.run
-        metrics = RLHFCallback()
-        progress = ProgressCallback(self.console, metrics, config.total_tokens)
+        progress = ProgressCallback(self.console, self.metrics, config.total_tokens)
         callbacks: list[BaseCallback] = [
-            *(metrics, self.samples, self.checkpoints, self.last_good, self.tokens, progress)
+            *(self.metrics, self.samples, self.checkpoints, self.last_good, self.tokens, progress)
         ]
         if config.eval_every:
             callbacks.append(
@@ -278,6 +278,7 @@ class TrainingRun:
             self.held_out,
             self.model.policy.actor,
             None if self.config.actor is None else self.starting_actor,
+            self.metrics.num_episodes,
             self.console,
         )
         tokens = self.model.num_timesteps

@@ -30,7 +30,8 @@ def show(config: ZooConfig, console: Console) -> None:
     name = config.name.removeprefix(PREFIX)
     if name not in files:
         raise ValueError(
-            f"the zoo has no file {name!r}{near(name, set(files))} There are {', '.join(files)}."
+            f"name={config.name!r}: the zoo has no file {name!r}{near(name, set(files))} "
+            f"There are {', '.join(files)}."
         )
     text = files[name].read_text(encoding="utf-8")
     console.print(Text(text), end="", soft_wrap=True)

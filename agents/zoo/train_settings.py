@@ -49,7 +49,10 @@ def settings_at(place: str) -> TrainConfig:
         ValueError: there is no such file, or it can't be used.
     """
     if place.startswith(PREFIX):
-        return train_settings(place.removeprefix(PREFIX))
+        try:
+            return train_settings(place.removeprefix(PREFIX))
+        except ValueError as error:
+            raise ValueError(f"config={place!r}: {error}") from None
     return read_settings(Path(place))
 
 

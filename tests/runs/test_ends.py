@@ -55,8 +55,10 @@ def made(out: Path, **changes) -> tuple[TrainingRun, io.StringIO]:
 # The size of the evaluation -----------------------------------------------------------------------
 
 
-def size(prompts: int = 64, has_function: bool = False, **settings) -> EvaluationSize:
-    return evaluation_size(TrainConfig(**settings), prompts, 16, 32, has_function)
+def size(
+    prompts: int = 64, has_function: bool = False, episodes: int = 0, **settings
+) -> EvaluationSize:
+    return evaluation_size(TrainConfig(**settings), prompts, 16, 32, episodes, has_function)
 
 
 def test_the_evaluation_costs_as_much_as_the_training_at_most():
@@ -73,6 +75,10 @@ def test_the_evaluation_costs_as_much_as_the_training_at_most():
     assert size(lora_rank=4).responses == 74
     assert size(actor="somewhere").responses == 48, "the untrained actor is evaluated as well"
     assert size(has_function=True).responses == 32, "no more than training asks it for"
+    # Responses that end early are more than tokens / T; 4,000 pay for 12,250 here.
+    assert size(episodes=4000).responses == 190
+    assert size(episodes=4000, has_function=True).responses == 62
+    assert not size(episodes=9781).is_reduced, "a default run on `reviews`"
 
 
 def test_prompts_are_reduced_last_and_nothing_grows():
@@ -100,10 +106,12 @@ def test_what_was_reduced_is_said_and_stands_in_the_summary(tmp_path):
     few = {"task": "reviews", "total_tokens": 512, "reward_model": None}
     run, said = made(tmp_path / "run", eval_prompts=70, **few)
     summary = run.train()
-    # 16 episodes pay for 49 responses, as above.
-    assert "reduced to 24 prompts × 2 responses from 70 × 256" in said.getvalue()
+    episodes = run.metrics.num_episodes
+    assert 32 <= episodes <= 64  # of about 10 tokens: more than 512 / 32
+    prompts = int(episodes * 784 / 256 / 2)  # as above
+    assert f"reduced to {prompts} prompts × 2 responses from 70 × 256" in said.getvalue()
     assert summary["evaluation_reduced_from"] == [70, 256] and summary["evaluated"]
-    assert (summary["prompts"], summary["responses_per_prompt"]) == (24, 2)
+    assert (summary["prompts"], summary["responses_per_prompt"]) == (prompts, 2)
     assert summary["fraction_interval"] is None, "one response of each shows no scatter"
     assert summary["gain_interval"] is not None
 
