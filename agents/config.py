@@ -63,7 +63,7 @@ _TRAIN_RANGES: dict[str, Range] = {
 }
 
 
-LR_SCHEDULES = ("linear", "constant")
+LR_SCHEDULES = ("linear", "cosine", "cubic", "constant")
 """Values of `lr_schedule`."""
 
 _BUFFER_SETTINGS = (
@@ -172,8 +172,9 @@ class TrainConfig:
     """Passes over every rollout."""
     learning_rate: float = 3e-4
     """Learning rate of Adam, at the start."""
-    lr_schedule: Literal["linear", "constant"] = "linear"
-    """Let the learning rate decay linearly, to 0 after the last update, or leave it as it is."""
+    lr_schedule: Literal["linear", "cosine", "cubic", "constant"] = "linear"
+    """How the learning rate falls to 0 until after the last update: linearly, late (cosine), early
+    (cubic: half of it is gone after a fifth of the training), or not at all."""
     gamma: float = 1.0
     """Discount factor γ."""
     advantage_estimator: Literal[
@@ -291,8 +292,8 @@ class TrainConfig:
                     f"{name} is for adapters: give lora_rank with it, or leave it out."
                 )
         if self.lr_schedule not in LR_SCHEDULES:
-            allowed = " or ".join(map(repr, LR_SCHEDULES))
-            raise ValueError(f"lr_schedule={self.lr_schedule!r} must be {allowed}.")
+            allowed = ", ".join(map(repr, LR_SCHEDULES))
+            raise ValueError(f"lr_schedule={self.lr_schedule!r} must be one of {allowed}.")
         if self.lora_target_modules is not None and not all(
             name.strip() for name in self.lora_target_modules or ("",)
         ):

@@ -1,17 +1,19 @@
 """One update of PPO.
 
 * `ppo`: `TokenPPO`: its settings, and what it changes of SB3's PPO; `parts`: which policy and which
-  buffer they need.
+  buffer they need; `learning_rates`: how the rate falls.
 * `update`: one update, top down, beside SB3's `PPO.train`.
 * `losses`: PPO's losses, the KL loss, whitening; `precision`: autocast, and what ratios divide by.
 """
 
+from agents.ppo.learning_rates import Decay
 from agents.ppo.losses import aggregation_weights
 from agents.ppo.ppo import TokenPPO
 from agents.ppo.precision import computing_in
 from agents.ppo.update import NonFiniteStep, Update
 
 __all__ = [
+    "Decay",
     "NonFiniteStep",
     "TokenPPO",
     "Update",

@@ -23,9 +23,10 @@ from stable_baselines3.common.type_aliases import (
     MaybeCallback,
     Schedule,
 )
-from stable_baselines3.common.utils import LinearSchedule, update_learning_rate
+from stable_baselines3.common.utils import update_learning_rate
 
 from agents.policy import LMActorCriticPolicy, ValueHead, store_rebuild_kwargs
+from agents.ppo.learning_rates import Decay
 from agents.ppo.parts import check_parts
 from agents.ppo.precision import (
     check_update_precision,
@@ -71,8 +72,9 @@ class TokenPPO(PPO):
             policy and `rollout_buffer_class=RolloutBuffer` any environment at all.
         learning_rate: a number is the rate of the first update and decays linearly, so that it
             would be 0 in the update after the last, wherever it is set (here, in `load`, or as the
-            attribute before `_setup_lr_schedule()`); a schedule is taken as it is. No schedule is
-            asked for progress below 0, which SB3 reaches where the last rollout overshoots.
+            attribute before `_setup_lr_schedule()`); a `Decay` falls in another shape, a schedule
+            is taken as it is. No schedule is asked for progress below 0, which SB3 reaches where the
+            last rollout overshoots.
         n_steps: steps per environment and rollout.
         batch_size: tokens per minibatch, approximately: sequences are not split.
         n_epochs: passes over a rollout.
@@ -342,7 +344,7 @@ class TokenPPO(PPO):
     def _setup_lr_schedule(self) -> None:
         """A number decays linearly to 0; a schedule is taken as it is."""
         if isinstance(self.learning_rate, numbers.Real):
-            self.lr_schedule = LinearSchedule(float(self.learning_rate), 0.0, 1.0)
+            self.lr_schedule = Decay(float(self.learning_rate))
         else:
             super()._setup_lr_schedule()
 
@@ -360,7 +362,7 @@ class TokenPPO(PPO):
         SB3 reads a schedule at the rollout's end, where a linear decay has reached 0 in the last
         (or only) update of a run.
         """
-        if not isinstance(self.learning_rate, numbers.Real):
+        if not isinstance(self.learning_rate, (numbers.Real, Decay)):
             super()._update_learning_rate(optimizers)
             return
         before = max(0, self.num_timesteps - self.n_steps * self.n_envs)

@@ -19,7 +19,7 @@ from agents.config import TrainConfig
 from agents.console import literal
 from agents.evaluation import EvaluationCallback, HeldOut, ResponseReport
 from agents.policy import LMActorCriticPolicy
-from agents.ppo import TokenPPO
+from agents.ppo import Decay, TokenPPO
 from agents.rollout import RLHFCallback
 from agents.runs.curves import draw_curves, read_metrics
 from agents.runs.folder import RunFolder
@@ -342,8 +342,10 @@ def build_agent(
         ValueError: a setting can't be used.
     """
     settings, arguments = env.inner.settings, config.agent()
-    if config.lr_schedule == "constant":  # a number alone decays
+    if config.lr_schedule == "constant":  # a number alone decays linearly
         arguments["learning_rate"] = ConstantSchedule(config.learning_rate)
+    elif config.lr_schedule != "linear":
+        arguments["learning_rate"] = Decay(config.learning_rate, config.lr_schedule)
     model = TokenPPO(
         LMActorCriticPolicy,
         env,
