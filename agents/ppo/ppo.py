@@ -72,9 +72,9 @@ class TokenPPO(PPO):
             policy and `rollout_buffer_class=RolloutBuffer` any environment at all.
         learning_rate: a number is the rate of the first update and decays linearly, so that it
             would be 0 in the update after the last, wherever it is set (here, in `load`, or as the
-            attribute before `_setup_lr_schedule()`); a `Decay` falls in another shape, a schedule
-            is taken as it is. No schedule is asked for progress below 0, which SB3 reaches where the
-            last rollout overshoots.
+            attribute before `_setup_lr_schedule()`); a `Decay` falls in another shape; a schedule
+            is taken as it is. No schedule is asked for progress below 0, which SB3 reaches where
+            the last rollout overshoots.
         n_steps: steps per environment and rollout.
         batch_size: tokens per minibatch, approximately: sequences are not split.
         n_epochs: passes over a rollout.
