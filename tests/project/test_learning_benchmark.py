@@ -164,7 +164,7 @@ def test_settings_go_where_they_belong(runs):
     ("settings", "message"),
     [
         ({"learning_rates": 1e-3}, "learning_rates.*TrainConfig.*policy_kwargs.NAME"),
-        ({"lr_schedule": "cosine"}, "'linear' or 'constant'"),
+        ({"lr_schedule": "cube"}, "'linear', 'cosine', 'cubic', 'constant'"),
         ({"n_epochs": 0}, "n_epochs"),
     ],
 )
