@@ -179,12 +179,13 @@ def main(arguments: argparse.Namespace) -> None:
             arguments.value_head,
             arguments.micro_batch_tokens,
             device=arguments.device,
+            critic_epochs=arguments.critic_epochs,
         )
         rows = updates(work, arguments)
         for precision in arguments.precisions:
             rows += stages(dataclasses.replace(work, precision=precision), arguments.updates)
-    names = ["batch", "prompt", "response", "epochs", "value_head", "micro_batch_tokens"]
-    names += ["device", "updates", "repetitions"]
+    names = ["batch", "prompt", "response", "epochs", "value_head", "critic_epochs"]
+    names += ["micro_batch_tokens", "device", "updates", "repetitions"]
     report(rows, {name: getattr(arguments, name) for name in names}, arguments.json)
 
 
@@ -195,6 +196,7 @@ def _arguments() -> argparse.Namespace:
     for name, default in (("batch", 64), ("prompt", 16), ("response", 48), ("epochs", 4)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--value-head", choices=("shared", "separate"), default="shared")
+    parser.add_argument("--critic-epochs", type=int, help="in which a separate critic learns")
     parser.add_argument("--micro-batch-tokens", type=int)
     parser.add_argument("--without-stock", action="store_true", help="leave stock PPO out")
     parser.add_argument(

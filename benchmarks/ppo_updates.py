@@ -61,6 +61,7 @@ class Workload:
         micro_batch_tokens: of `TokenPPO`, and of the sum of parts.
         precision: one of `PRECISIONS`.
         device: a torch device.
+        critic_epochs: epochs in which a separate critic learns; None: in all.
     """
 
     models: Path
@@ -72,6 +73,7 @@ class Workload:
     micro_batch_tokens: int | None = None
     precision: str = "float32"
     device: str = "cpu"
+    critic_epochs: int | None = None
 
     @property
     def tokens(self) -> int:
@@ -103,6 +105,7 @@ def token_ppo(work: Workload) -> TokenPPO:
         "deferred",
         batch_size=work.tokens,
         n_epochs=work.epochs,
+        critic_epochs=work.critic_epochs,
         micro_batch_tokens=work.micro_batch_tokens,
         **PRECISIONS[work.precision],
     )
