@@ -77,5 +77,5 @@ def test_a_decay_survives_saving_and_loading(tiny_task_kwargs, tmp_path):
 def test_other_shapes_are_refused():
     with pytest.raises(ValueError, match="shape='cube' must be one of 'linear', 'cosine', 'cubic'"):
         Decay(1e-3, "cube")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="lr_schedule='cube' must be one of 'linear'.*'constant'"):
+    with pytest.raises(ValueError, match=r"lr_schedule='cube' must be one of 'linear'.*'constant'"):
         TrainConfig(lr_schedule="cube")  # type: ignore[arg-type]
