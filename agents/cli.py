@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.metadata
 import operator
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -39,7 +41,6 @@ from agents.runs.tables import (
     print_before_and_after,
     print_end,
     print_places,
-    print_responses,
     print_summary,
 )
 from agents.sft.config import SFTConfig
@@ -98,7 +99,7 @@ def _run(arguments: list[str], console: Console) -> int:
         command = _parse(arguments)
         if isinstance(command, TrainConfig):
             require_task(command)
-        _RUNNERS[type(command)](command, console)
+        _runner(command)(command, console)
     except KeyboardInterrupt as stop:
         with contextlib.suppress(OSError):  # of a terminal that is gone
             console.print("stopped.")
@@ -259,106 +260,6 @@ def _write_report(root: Path, console: Console) -> None:
         console.print(Text.assemble(("note: ", "yellow"), literal(f"no report.html: {reason}")))
 
 
-def _evaluate(config: EvaluateConfig, console: Console) -> None:
-    import dataclasses
-
-    from agents.evaluation import FULL_RESPONSES, HeldOut, evaluate
-    from agents.policy import LMActorCriticPolicy
-    from agents.runs.folder import RunFolder
-    from agents.runs.progress import evaluation_progress
-    from agents.runs.results import summarize
-    from tokenenv.models import load_trainable
-
-    run = RunFolder.open(config.run)
-    trained = run.read_config(config.trust_code)
-    # None, and nothing else, stands for the run's own; a run may have none.
-    prompts, responses = config.eval_prompts, config.eval_responses
-    prompts = trained.eval_prompts if prompts is None else prompts
-    if responses is None:
-        responses = trained.eval_responses or FULL_RESPONSES
-    held_out = HeldOut.from_env_kwargs(trained.environment(), prompts)
-    policy = LMActorCriticPolicy.from_pretrained(run.policy, held_out.settings.device)
-    with evaluation_progress(console, held_out) as on_progress:
-        comparison = evaluate(
-            policy.actor,
-            held_out,
-            responses,
-            config.seed,
-            on_progress,
-            None if trained.actor is None else load_trainable(trained.actor).model,
-        )
-    seeded = dataclasses.replace(trained, seed=config.seed)
-    summary = summarize(seeded, held_out, comparison)
-    print_summary(console, summary)
-    print_end(console, config.run, seeded, summary)
-
-
-def _sample(config: SampleConfig, console: Console) -> None:
-    from agents.evaluation import respond
-    from agents.policy import LMActorCriticPolicy
-    from agents.runs.folder import RunFolder
-    from agents.runs.prompts import prompt_of
-    from tokenenv.mdp import TokenMDP
-    from tokenenv.settings import EnvSettings
-
-    run = RunFolder.open(config.run)
-    trained = run.read_config(config.trust_code)
-    mdp = TokenMDP(EnvSettings(**trained.environment("eval")), num_envs=1)
-    origin = mdp.origin_of(prompt_of(config.prompt, config.prompt_json))
-    text, prompt = mdp.book.text_of(origin), mdp.encode_prompt(origin)
-    policy = LMActorCriticPolicy.from_pretrained(run.policy, mdp.settings.device)
-    reference = mdp.language_model.model
-    for title, actor in (("policy", policy.actor), ("reference", reference)):
-        count = 1 if config.greedy else config.n
-        reports = respond(
-            actor,
-            mdp.scorer,
-            [text] * count,
-            [prompt] * count,
-            mdp.max_new_tokens,
-            config.seed,
-            config.greedy,
-            [origin] * count,
-        )
-        print_responses(console, title, reports)
-
-
-def _explain(config: ExplainConfig, console: Console) -> None:
-    from agents.runs.explain import explain
-
-    explain(config, console)
-
-
-def _play(config: PlayConfig, console: Console) -> None:
-    from agents.play.command import play
-
-    play(config, console)
-
-
-def _sft(config: SFTConfig, console: Console) -> None:
-    from agents.runs.sft import fine_tune_from_file
-
-    fine_tune_from_file(config, console)
-
-
-def _sample_pairs(config: SamplePairsConfig, console: Console) -> None:
-    from agents.labelling.command import sample_pairs_into_file
-
-    sample_pairs_into_file(config, console)
-
-
-def _reward_model(config: RewardModelConfig, console: Console) -> None:
-    from agents.runs.reward_model import train_from_file
-
-    train_from_file(config, console)
-
-
-def _data(config: DataConfig, console: Console) -> None:
-    from agents.inspection.command import run
-
-    run(config, console)
-
-
 def _verify(config: VerifyConfig, console: Console) -> None:
     from agents.verification.command import verify
 
@@ -366,39 +267,31 @@ def _verify(config: VerifyConfig, console: Console) -> None:
         raise SystemExit(1)
 
 
-def _compare(config: CompareConfig, console: Console) -> None:
-    from agents.compare.command import compare
-
-    compare(config, console)
-
-
-def _report(config: ReportConfig, console: Console) -> None:
-    from agents.report.command import report
-
-    report(config, console)
-
-
-def _zoo(config: ZooConfig, console: Console) -> None:
-    from agents.zoo.command import show
-
-    show(config, console)
-
-
 _RUNNERS: dict[type, Any] = {
     TrainConfig: _train,
-    EvaluateConfig: _evaluate,
-    SampleConfig: _sample,
-    ExplainConfig: _explain,
-    PlayConfig: _play,
-    SFTConfig: _sft,
-    SamplePairsConfig: _sample_pairs,
-    RewardModelConfig: _reward_model,
-    DataConfig: _data,
+    EvaluateConfig: "agents.runs.evaluate:evaluate_run",
+    SampleConfig: "agents.runs.sample:sample_from_run",
+    ExplainConfig: "agents.runs.explain:explain",
+    PlayConfig: "agents.play.command:play",
+    SFTConfig: "agents.runs.sft:fine_tune_from_file",
+    SamplePairsConfig: "agents.labelling.command:sample_pairs_into_file",
+    RewardModelConfig: "agents.runs.reward_model:train_from_file",
+    DataConfig: "agents.inspection.command:run",
     VerifyConfig: _verify,
-    CompareConfig: _compare,
-    ReportConfig: _report,
-    ZooConfig: _zoo,
+    CompareConfig: "agents.compare.command:compare",
+    ReportConfig: "agents.report.command:report",
+    ZooConfig: "agents.zoo.command:show",
 }
+"""Command → its function of (config, console), or where that is, so that only one command's modules
+are loaded."""
+
+
+def _runner(config: Any) -> Callable[[Any, Console], Any]:
+    runner = _RUNNERS[type(config)]
+    if not isinstance(runner, str):
+        return runner
+    module, _, name = runner.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 if __name__ == "__main__":

@@ -47,8 +47,8 @@ class RewardModelConfig:
     batch_size: int = 32
     """Pairs per step at most."""
     batch_tokens: int | None = 4096
-    """Tokens per step at most, of both sides, padding included: pairs of like length are in one
-    step. None: --batch-size pairs drawn from all."""
+    """Tokens per step at most, of both sides, padding included; the pairs are random ones. None:
+    --batch-size pairs, however long they are."""
     micro_batch_tokens: int = 8192
     """Tokens per forward and backward at most, padding included; less memory, same result."""
     learning_rate: float = 3e-4

@@ -43,8 +43,8 @@ class RewardTrainingSettings:
     Args:
         epochs: passes over the training pairs.
         batch_size: pairs per step at most.
-        batch_tokens: tokens per step at most, those of both sides, padding included; pairs of like
-            length are in one step then. None: `batch_size` pairs drawn from all.
+        batch_tokens: tokens per step at most, those of both sides, padding included; the pairs of a
+            step are random ones. None: `batch_size` pairs, however long they are.
         micro_batch_tokens: tokens per forward and backward pass at most, padding included; a longer
             pair is a pass by itself. It changes memory and time, not the result.
         learning_rate: AdamW's peak.
