@@ -21,7 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["FEATURES", "WordLists", "describe_feature", "load_word_lists", "text_features"]
+__all__ = [
+    "FEATURES",
+    "SENTENCE_END",
+    "WordLists",
+    "describe_feature",
+    "load_word_lists",
+    "text_features",
+]
 
 FEATURES: dict[str, str] = {
     "tokens": "length in tokens",
@@ -43,7 +50,9 @@ FOLDER = Path(__file__).resolve().parent / "word_lists"
 """The lists that ship with the package: `hedges.txt` and `confidence.txt`."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+|\n[^\S\n]*\n")
+SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+|\n[^\S\n]*\n")
+"""Marks at the end of a sentence with quotes and brackets behind them, or a blank line."""
+
 _EXCLAMATIONS = "!！¡"
 _MARKUP_CHARACTERS = frozenset("*#`_|<>~[]")
 _MARKUP = re.compile(
@@ -227,7 +236,7 @@ def _words(text: str) -> list[str]:
 
 def _sentences(text: str) -> int:
     """Parts with a letter or a digit, between ends of sentences and blank lines."""
-    return sum(_WORD.search(part) is not None for part in _SENTENCE_END.split(text))
+    return sum(_WORD.search(part) is not None for part in SENTENCE_END.split(text))
 
 
 def _punctuation(text: str) -> int:
