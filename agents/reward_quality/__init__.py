@@ -1,0 +1,5 @@
+"""What can be wrong with a reward model, measured.
+
+- `text_features`: what a text looks like, in numbers: length, punctuation, markup, hedges, …; the
+  lists of words are files in `word_lists`.
+"""
