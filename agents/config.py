@@ -60,11 +60,16 @@ _TRAIN_RANGES: dict[str, Range] = {
     "num_threads": count(1, 1024, ", or None (leave it out)", is_optional=True),
     "lora_rank": OPTIONAL_COUNT,
     "lora_alpha": OPTIONAL_POSITIVE_FINITE,
+    "hacking_kl_factor": Range("a number above 1, and at most 10,000", 1, 1e4, is_open=True),
+    "hacking_kl_raises": COUNT,
 }
 
 
 LR_SCHEDULES = ("linear", "cosine", "cubic", "constant")
 """Values of `lr_schedule`."""
+
+HACKING_ACTIONS = ("ignore", "warn", "stop", "raise-kl")
+"""Values of `on_hacking_alarm`."""
 
 _BUFFER_SETTINGS = (
     *("advantage_estimator", "group_size", "whiten_rewards"),
@@ -80,6 +85,7 @@ SETTINGS_OF_OLDER_RUNS: dict[str, Any] = {
     **{"gradient_checkpointing": False, "optimizer": "adam", "prompt_truncation": "error"},
     "tracker_project": "tokenrlhf",
     **{"columns": (), "skip_bad": False},
+    **{"on_hacking_alarm": "ignore", "hacking_kl_factor": 2.0, "hacking_kl_raises": 3},
 }
 """What runs did before these were settings: their config.json need not name them."""
 
@@ -268,6 +274,14 @@ class TrainConfig:
     for none."""
     explain_prompts: int = 8
     """Held-out prompts in a token table."""
+    on_hacking_alarm: Literal["ignore", "warn", "stop", "raise-kl"] = "warn"
+    """What happens where the run looks like reward hacking, by rules that know no gold reward
+    (docs/reward-models.md): nothing, as nobody looks; a warning; the end of the training, with its
+    evaluation; or a warning and a larger β."""
+    hacking_kl_factor: float = 2.0
+    """What 'raise-kl' multiplies β by, at the alarm and for as long as it goes on."""
+    hacking_kl_raises: int = 3
+    """How often it does so, at the most."""
     checkpoint_every: int = 16
     """Updates between two checkpoints; 0: only the last. TokenPPO.load unpickles them, which can
     run code: share policy/ instead, and load only checkpoints that you trust."""
@@ -310,6 +324,7 @@ class TrainConfig:
                         f"{name}={value!r} is empty: give a name or a path, or leave it out."
                     )
         parse_columns(self.columns)
+        self._check_hacking_alarm()
         check_reward_weights(self.reward_model, self.reward_weights)
         if self.critic == "reward_model" and isinstance(self.reward_model, tuple):
             raise ValueError(
@@ -330,6 +345,18 @@ class TrainConfig:
             kl_controller(self.kl_controller, self.kl_target, self.kl_horizon, self.kl_dual_rate),
             self.kl_coef,
         )
+
+    def _check_hacking_alarm(self) -> None:
+        if self.on_hacking_alarm not in HACKING_ACTIONS:
+            allowed = ", ".join(map(repr, HACKING_ACTIONS))
+            raise ValueError(
+                f"on_hacking_alarm={self.on_hacking_alarm!r} must be one of {allowed}."
+            )
+        if self.on_hacking_alarm == "raise-kl" and self.kl_coef == 0:
+            raise ValueError(
+                "on_hacking_alarm='raise-kl' multiplies β, and kl_coef is 0: give a positive "
+                "kl_coef, or another on_hacking_alarm."
+            )
 
     @property
     def name(self) -> str:
