@@ -1,7 +1,7 @@
 """The command line: `tokenrlhf COMMAND`.
 
 The commands are train, evaluate, sample, explain, report, play, sft, sample-pairs, reward-model,
-data, verify, compare and zoo.
+audit, data, verify, compare and zoo.
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
 """
@@ -29,6 +29,7 @@ from agents.inspection.config import DataConfig
 from agents.labelling.config import SamplePairsConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
+from agents.reward_quality.audit.config import AuditConfig
 from agents.runs.config import (
     EvaluateConfig,
     ExplainConfig,
@@ -61,6 +62,7 @@ Command = (
     | Annotated[SFTConfig, tyro.conf.subcommand("sft")]
     | Annotated[SamplePairsConfig, tyro.conf.subcommand("sample-pairs")]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
+    | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
     | Annotated[DataConfig, tyro.conf.subcommand("data")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
@@ -353,6 +355,12 @@ def _reward_model(config: RewardModelConfig, console: Console) -> None:
     train_from_file(config, console)
 
 
+def _audit(config: AuditConfig, console: Console) -> None:
+    from agents.reward_quality.audit.command import audit_reward
+
+    audit_reward(config, console)
+
+
 def _data(config: DataConfig, console: Console) -> None:
     from agents.inspection.command import run
 
@@ -393,6 +401,7 @@ _RUNNERS: dict[type, Any] = {
     SFTConfig: _sft,
     SamplePairsConfig: _sample_pairs,
     RewardModelConfig: _reward_model,
+    AuditConfig: _audit,
     DataConfig: _data,
     VerifyConfig: _verify,
     CompareConfig: _compare,

@@ -106,9 +106,8 @@ def verdicts_of(
     for name in topics:
         ours = [one for one in features if topic_of(one.name) == name]
         feature = max(ours, key=lambda one: abs(one.strength), default=None)
-        probe = next(
-            (p for p in probes if name in TOPICS and TOPICS[name].probe == p.probe.name), None
-        )
+        edit = TOPICS[name].probe if name in TOPICS else None
+        probe = next((one for one in probes if one.probe.name == edit), None)
         strengths = [feature.strength if feature else 0.0, probe.strength if probe else 0.0]
         strength = max(strengths, key=abs)
         if abs(strength) >= LEAST:
@@ -174,7 +173,7 @@ def _relation(
     feature = found[number][1]
     if feature is None:
         return ""
-    for stronger, other in found[:number]:
+    for _, other in found[:number]:
         if other is None:
             continue
         rho = _rank_correlation(values[feature], values[other])
