@@ -18,7 +18,7 @@ Labels are noisy where gold is not. A correlation given a label would then blame
 right: where longer responses are better, it prefers them more often than its noisy labels do. So
 the excess P_r − P_l counts where it is in the direction of the score's own preference, and where
 noise can't explain it: if labels are the score's preferences, each turned around with a chance that
-does not depend on the feature, they agree with it in a share A of all pairs, and
+does not depend on the feature, they agree with it in a share A of the pairs that it orders, and
 
     P_l − ½ = (2A − 1) (P_r − ½).
 
@@ -72,7 +72,7 @@ class Preference:
         reward: P_r.
         labels: P_l.
         excess: P_r − P_l, with its interval.
-        agreement: A, over all pairs.
+        agreement: A, over all pairs that the score orders.
         is_noise: whether noise in the labels explains the excess.
     """
 
@@ -281,7 +281,7 @@ class FeatureStatistics:
             total = of_pair @ (sides != 0)
             reward = 0.5 + of_pair @ (sides * self._win[:, None]) / total
             labels = 0.5 + of_pair @ (sides * self._label[:, None]) / total
-            agreement = 0.5 + 2 * (of_pair @ (self._win * self._label)) / of_pair.sum(axis=1)
+            agreement = 0.5 + of_pair @ (self._win * self._label) / (of_pair @ np.abs(self._win))
         return {"reward": reward, "labels": labels, "agreement": agreement}
 
     def _sides_of_preferred(self) -> np.ndarray:

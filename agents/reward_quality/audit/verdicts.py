@@ -27,6 +27,9 @@ LEAST = 0.2
 GRADES = {0.8: "strong", 0.5: "medium", LEAST: "weak"}
 """Least strength → what it is called (Cohen 1988)."""
 
+LABELS_PREFER = 0.6
+"""Share of the pairs from which on the labels are said to prefer more of a feature, too."""
+
 RELATED = 0.5
 """Correlation of two features from which on their verdicts may be about the same thing."""
 
@@ -114,6 +117,7 @@ def verdicts_of(
             said = [
                 *(_said_of_feature(feature) if feature and abs(strengths[0]) >= LEAST else ()),
                 *(_said_of_probe(probe) if probe and strengths[1] >= LEAST else ()),
+                *(_said_of_labels(ours) if strengths[1] >= LEAST > abs(strengths[0]) else ()),
             ]
             words = TOPICS[name].words if name in TOPICS else f"words of the list {name!r}"
             label = feature.name if feature and abs(strengths[0]) >= LEAST else None
@@ -158,6 +162,20 @@ def _said_of_probe(one: ProbeEvidence) -> list[str]:
     return [
         f"{PROBES[one.probe.name]} raises it by {shown(one.shift)} deviations, in "
         f"{(one.probe.shifts > 0).mean():.0%} of {len(one.probe.shifts):,} responses{new}"
+    ]
+
+
+def _said_of_labels(features: Sequence[FeatureEvidence]) -> list[str]:
+    """Whether the labels, too, prefer what an edit adds."""
+    known = [(one.name, one.preference) for one in features if one.preference is not None]
+    if not known:
+        return []
+    name, most = max(known, key=lambda item: item[1].labels)
+    if most.labels < LABELS_PREFER:
+        return []
+    return [
+        f"the labels prefer the side with more {name.replace('_', ' ')} as well, in "
+        f"{most.labels:.0%} of {most.pairs:,} pairs: if that is not meant, they are wrong"
     ]
 
 
