@@ -1,7 +1,7 @@
 """The command line: `tokenrlhf COMMAND`.
 
 The commands are train, evaluate, sample, explain, report, play, sft, sample-pairs, reward-model,
-data, verify, compare and zoo.
+audit, data, verify, compare and zoo.
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
 """
@@ -31,6 +31,7 @@ from agents.inspection.config import DataConfig
 from agents.labelling.config import SamplePairsConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
+from agents.reward_quality.audit.config import AuditConfig
 from agents.runs.config import (
     EvaluateConfig,
     ExplainConfig,
@@ -62,6 +63,7 @@ Command = (
     | Annotated[SFTConfig, tyro.conf.subcommand("sft")]
     | Annotated[SamplePairsConfig, tyro.conf.subcommand("sample-pairs")]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
+    | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
     | Annotated[DataConfig, tyro.conf.subcommand("data")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
@@ -276,6 +278,7 @@ _RUNNERS: dict[type, Any] = {
     SFTConfig: "agents.runs.sft:fine_tune_from_file",
     SamplePairsConfig: "agents.labelling.command:sample_pairs_into_file",
     RewardModelConfig: "agents.runs.reward_model:train_from_file",
+    AuditConfig: "agents.reward_quality.audit.command:audit_reward",
     DataConfig: "agents.inspection.command:run",
     VerifyConfig: _verify,
     CompareConfig: "agents.compare.command:compare",

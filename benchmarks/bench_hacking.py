@@ -80,7 +80,7 @@ def measure(arguments: argparse.Namespace) -> None:
         print(f"left out: {remedy!r}, as there is no setting {option!r}.")  # noqa: T201
 
 
-# What is made of a run -----------------------------------------------------------------------------
+# What is made of a run ---------------------------------------------------------------------------
 
 
 def smoothed(values: Sequence[float]) -> np.ndarray:
@@ -203,7 +203,7 @@ def _remedy_row(
         "best gold": "" if remedy == STOPPED else _interval(best),
         "final gold": _interval([gold for _, gold in by_seed.values()]),
         "final − none": "" if remedy == "none" else _interval(gains),
-        "KL": kl,
+        "KL": "" if remedy == STOPPED else f"{kl:.1f}",
     }
 
 

@@ -20,6 +20,7 @@ from agents.inspection.config import DataConfig
 from agents.labelling.config import SamplePairsConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
+from agents.reward_quality.audit.config import AuditConfig
 from agents.runs.config import (
     EvaluateConfig,
     ExplainConfig,
@@ -65,6 +66,7 @@ REQUIRED: dict[type, dict[str, str]] = {
     ExplainConfig: {"": "/nowhere", "prompt": "x"},
     PlayConfig: {"task": "exact", "device": "cpu"},
     RewardModelConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT"},
+    AuditConfig: {"": "exact", "pairs": "PAIRS", "device": "cpu"},
     SFTConfig: {"model": "exact", "data": "TEXT", "out": "OUT", "device": "cpu"},
     SamplePairsConfig: {"model": "exact", "prompts": "exact", "out": "NEW", "device": "cpu"},
     DataConfig: {"": "PAIRS"},
@@ -83,6 +85,7 @@ COMMANDS = {
     ExplainConfig: "explain",
     PlayConfig: "play",
     RewardModelConfig: "reward-model",
+    AuditConfig: "audit",
     SFTConfig: "sft",
     SamplePairsConfig: "sample-pairs",
     DataConfig: "data inspect",
@@ -95,7 +98,10 @@ COMMANDS = {
 NAMES = {
     **dict.fromkeys(("task", "actor", "reference", "reward_model", "prompts", "critic"), NO_NAMES),
     **dict.fromkeys(
-        ("base", "pairs", "run", "runs", "tokenizer", "model", "data", "reward", "labels"),
+        (
+            *("base", "pairs", "run", "runs", "tokenizer", "model", "data", "reward", "labels"),
+            *("gold", "word_lists", "probe_sentences"),
+        ),
         NO_NAMES,
     ),
     "lora_target_modules": ("", " ", "q_proj"),  # and no rank
@@ -135,6 +141,7 @@ NAMES = {
     "file": tuple(name for name in NO_NAMES if "\0" not in name and SURROGATE not in name),
     "response": (),
     "figures": (),  # read after the run, which comes first
+    "figure": ("a\0b", "/", "/nowhere/x.png", "/dev/null/x", ""),
 }
 """Settings that are texts → texts that can't be right."""
 
@@ -160,7 +167,7 @@ def call(config: type, name: str, value: str) -> Call:
     """A call of a command with one wrong value."""
     required = dict(REQUIRED[config])
     option = "run" if name == "runs" else name.replace("_", "-")  # as messages call it
-    is_positional = name in ("run", "runs", "file", "name") and "" in required
+    is_positional = name in ("run", "runs", "file", "name", "reward_model") and "" in required
     if is_positional:
         required[""] = value
     elif value.startswith("=") and value != "":
@@ -183,6 +190,8 @@ def single_mistakes() -> list[Call]:
         hints = typing.get_type_hints(config)
         for field in dataclasses.fields(config):
             values = wrong_values(field.name, hints[field.name])
+            if config is AuditConfig and field.name == "reward_model":  # no option names it there
+                values = tuple(v for v in values if "\0" not in v and SURROGATE not in v)
             calls += [call(config, field.name, value) for value in values]
     return calls
 

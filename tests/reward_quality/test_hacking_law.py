@@ -67,9 +67,9 @@ def test_too_few_different_points_are_fitted_by_nothing():
 
 
 def test_wrong_numbers_are_refused_by_name():
-    with pytest.raises(ValueError, match="rewards have .* points"):
+    with pytest.raises(ValueError, match=r"rewards have .* points"):
         fit_law([D], [D[1:]])
-    with pytest.raises(ValueError, match="distances holds -1.0"):
+    with pytest.raises(ValueError, match=r"distances holds -1\.0"):
         fit_law([np.array([1.0, -1.0])], [np.zeros(2)])
     with pytest.raises(ValueError, match="rewards holds nan"):
         fit_law([np.ones(2)], [np.array([0.0, math.nan])])

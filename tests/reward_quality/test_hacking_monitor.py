@@ -61,7 +61,7 @@ def test_the_features_that_are_logged_are_those_of_the_texts(tiny_task_kwargs, s
 
 def test_a_monitor_changes_no_weight(tiny_task_kwargs):
     """Not one bit: it draws no random number and touches no tensor."""
-    model, monitor, rows, _ = watched(tiny_task_kwargs, rules=[ALWAYS])
+    model, monitor, _, _ = watched(tiny_task_kwargs, rules=[ALWAYS])
     assert monitor.alarms and not any("features" in name for name in _without(tiny_task_kwargs)[1])
     assert largest_difference(weights(model.policy), _without(tiny_task_kwargs)[0]) == 0.0
 
@@ -173,7 +173,7 @@ def test_wrong_arguments_are_refused(wrong, said):
 def test_a_monitor_before_its_rlhf_callback_or_without_it_is_refused(tiny_task_kwargs):
     rlhf = RLHFCallback()
     for callbacks in ([HackingMonitor(rlhf), rlhf], [RLHFCallback(), HackingMonitor(rlhf)]):
-        with pytest.raises(ValueError, match="put the RLHFCallback .* before it"):
+        with pytest.raises(ValueError, match=r"put the RLHFCallback .* before it"):
             make_agent(tiny_task_kwargs).learn(64, callback=callbacks)
 
 

@@ -25,7 +25,7 @@ _RANGES = {
     "responses": COUNT,
     "max_texts": count(low=LEAST_TEXTS),
     "probed": count(low=LEAST_TEXTS // 2),
-    "resamples": count(low=100, high=100_000),
+    "resamples": count(low=1000, high=100_000),
     "temperature": POSITIVE_FINITE,
     "seed": SEED,
     **dict.fromkeys(("max_prompt_tokens", "max_new_tokens"), OPTIONAL_COUNT),
@@ -82,7 +82,7 @@ class AuditConfig:
     line, or a folder with one or both."""
     probed: int = 256
     """Responses that are edited, at most."""
-    resamples: int = 1000
+    resamples: int = 2000
     """Bootstrap resamples for the intervals."""
     seed: int = 0
     """Seed of the sampling, of what is drawn of many texts, and of the bootstrap."""

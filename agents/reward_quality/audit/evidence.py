@@ -8,16 +8,22 @@ from typing import Any
 
 import numpy as np
 
-from agents.reward_quality.audit.bands import LEVEL, Band, Clusters, simultaneous_bands
+from agents.reward_quality.audit.bands import (
+    LEVEL,
+    Band,
+    Clusters,
+    Estimates,
+    simultaneous_bands,
+)
 from agents.reward_quality.audit.edits import EDITS, Sentences, load_sentences
 from agents.reward_quality.audit.features import FeatureEvidence, FeatureStatistics, Preference
 from agents.reward_quality.audit.invariances import Invariance, check_invariances, draw_compared
 from agents.reward_quality.audit.probes import (
     Probe,
     ProbeEvidence,
-    band_replicates,
     draw_probed,
     probe,
+    shift_estimates,
 )
 from agents.reward_quality.audit.rewards import TextReward
 from agents.reward_quality.audit.texts import Texts
@@ -88,7 +94,7 @@ def audit(
     word_lists: WordLists | None = None,
     sentences: Sentences | None = None,
     probed: int = 256,
-    resamples: int = 1000,
+    resamples: int = 2000,
     seed: int = 0,
     on_part: Callable[[str], None] = lambda part: None,
 ) -> Audit:
@@ -185,30 +191,22 @@ def _judged(
     """All numbers with their intervals, out of one bootstrap and in one band."""
     judged = [one for one in probes if one.is_enough]
 
-    def numbers(weights: np.ndarray) -> dict[str, np.ndarray]:
-        parts = {"rho": np.arctanh(np.clip(statistics.correlations(weights), -0.9999, 0.9999))}
-        if statistics.preferred:
-            parts |= statistics.preferences(weights)
-            parts["excess"] = parts["reward"] - parts["labels"]
-        parts["shift"] = band_replicates(judged, weights)
-        return parts
+    def numbers(weights: np.ndarray) -> list[Estimates]:
+        return [
+            statistics.correlations(weights),
+            statistics.excesses(weights),
+            shift_estimates(judged, clusters, weights),
+        ]
 
-    (point,) = [numbers(clusters.whole())]
-    drawn = [numbers(weights) for weights in clusters.weights()]
-    resampled = {name: np.concatenate([part[name] for part in drawn]) for name in point}
-    kinds = [kind for kind in ("rho", "excess", "shift") if kind in point]
-    values = np.concatenate([point[kind][0] for kind in kinds])
-    low, high = simultaneous_bands(
-        values, np.concatenate([resampled[kind] for kind in kinds], axis=1)
-    )
-    ends = np.cumsum([0, *(point[kind].shape[1] for kind in kinds)])
-    bands = {
-        kind: [Band(*map(float, one)) for one in np.stack([values, low, high], axis=1)[a:b]]
-        for kind, a, b in zip(kinds, ends[:-1], ends[1:], strict=True)
-    }
-    rhos = [Band(*map(float, np.tanh([b.value, b.low, b.high]))) for b in bands["rho"]]
+    kinds = numbers(clusters.whole())
+    drawn = [Estimates.joined(numbers(weights), 1) for weights in clusters.weights()]
+    low, high = simultaneous_bands(Estimates.joined(kinds, 1), Estimates.joined(drawn, 0))
+    values = np.concatenate([kind.values[0] for kind in kinds])
+    bands = [Band(*map(float, one)) for one in np.stack([values, low, high], axis=1)]
+    first, second = np.cumsum([kind.values.shape[1] for kind in kinds[:2]])
+    rhos = [Band(*map(float, np.tanh([b.value, b.low, b.high]))) for b in bands[:first]]
     correlations = dict(zip(statistics.correlated, rhos, strict=True))
-    preferences = _preferences(statistics, point, resampled, bands.get("excess", []))
+    preferences = _preferences(statistics, clusters, bands[first:second])
     by_feature = [
         FeatureEvidence(
             name,
@@ -219,36 +217,32 @@ def _judged(
         )
         for name, feature in statistics.features.items()
     ]
-    shifts = dict(zip([one.name for one in judged], bands["shift"], strict=True))
+    shifts = dict(zip([one.name for one in judged], bands[second:], strict=True))
     return by_feature, [ProbeEvidence(one, shifts.get(one.name)) for one in probes]
 
 
 def _preferences(
-    statistics: FeatureStatistics,
-    point: Mapping[str, np.ndarray],
-    resampled: Mapping[str, np.ndarray],
-    excesses: Sequence[Band],
+    statistics: FeatureStatistics, clusters: Clusters, excesses: Sequence[Band]
 ) -> dict[str, Preference]:
     """Feature → what pairs say of it."""
     if not statistics.preferred:
         return {}
-    agreement = float(point["agreement"][0])
+    point = statistics.preferences(clusters.whole())
+    drawn = [statistics.preferences(weights) for weights in clusters.weights()]
+    resampled = {name: np.concatenate([part[name] for part in drawn]) for name in point}
     tail = (1 - LEVEL) / 2
     is_confirmed = float(np.quantile(resampled["agreement"], tail)) > 0.5
-
-    # (R, K) how far labels are from what noise would make of the score's preferences
-    def beyond_noise(parts: Mapping[str, np.ndarray]) -> np.ndarray:
-        reliability = 2 * parts["agreement"][:, None] - 1
-        return reliability * (parts["reward"] - 0.5) - (parts["labels"] - 0.5)
-
-    low, high = np.nanquantile(beyond_noise(resampled), [tail, 1 - tail], axis=0)
+    # How far the labels are from what noise would make of the score's preferences: (R, K).
+    reliability = 2 * resampled["agreement"][:, None] - 1
+    beyond = reliability * (resampled["reward"] - 0.5) - (resampled["labels"] - 0.5)
+    low, high = np.nanquantile(beyond, [tail, 1 - tail], axis=0)
     return {
         name: Preference(
             pairs=statistics.differing(name),
             reward=float(point["reward"][0, k]),
             labels=float(point["labels"][0, k]),
             excess=excesses[k],
-            agreement=agreement,
+            agreement=float(point["agreement"][0]),
             is_noise=bool(is_confirmed and low[k] <= 0 <= high[k]),
         )
         for k, name in enumerate(statistics.preferred)

@@ -18,7 +18,7 @@ Labels are noisy where gold is not. A correlation given a label would then blame
 right: where longer responses are better, it prefers them more often than its noisy labels do. So
 the excess P_r − P_l counts where it is in the direction of the score's own preference, and where
 noise can't explain it: if labels are the score's preferences, each turned around with a chance that
-does not depend on the feature, they agree with it in a share A of all pairs, and
+does not depend on the feature, they agree with it in a share A of the pairs that it orders, and
 
     P_l − ½ = (2A − 1) (P_r − ½).
 
@@ -38,7 +38,13 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from agents.reward_quality.audit.bands import Band, Clusters, weighted_midranks
+from agents.reward_quality.audit.bands import (
+    Band,
+    Clusters,
+    Estimates,
+    ratio_estimates,
+    weighted_midranks,
+)
 from agents.reward_quality.audit.texts import Labels
 
 __all__ = [
@@ -66,7 +72,7 @@ class Preference:
         reward: P_r.
         labels: P_l.
         excess: P_r − P_l, with its interval.
-        agreement: A, over all pairs.
+        agreement: A, over all pairs that the score orders.
         is_noise: whether noise in the labels explains the excess.
     """
 
@@ -196,23 +202,34 @@ class FeatureStatistics:
 
     # Correlations --------------------------------------------------------------------------------
 
-    def correlations(self, weights: np.ndarray) -> np.ndarray:
-        """(R, features of `correlated`) ρ of the module's text.
+    def correlations(self, weights: np.ndarray) -> Estimates:
+        """(R, features of `correlated`) Fisher's z = artanh ρ, of the ρ of the module's text.
 
         Args:
             weights: (R, n) how often each text is in a resample.
         """
         score = self._centred(self.scores, weights)
         gold = self._gold_powers(weights)
-        found = np.zeros((len(weights), len(self.correlated)))
-        for column, name in enumerate(self.correlated):
+        columns = []
+        for name in self.correlated:
             feature = self._centred(self.features[name], weights)
             feature = feature if gold is None else _residual(feature, gold, weights)
-            together = (weights * score * feature).sum(axis=1)
-            spread = (weights * score**2).sum(axis=1) * (weights * feature**2).sum(axis=1)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                found[:, column] = np.where(spread > 1e-18, together / np.sqrt(spread), 0.0)
-        return found
+            columns.append(self._fishers_z(score, feature, weights))
+        if not columns:
+            return Estimates(*np.zeros((2, len(weights), 0)))
+        return Estimates(*np.stack(columns, axis=-1))
+
+    def _fishers_z(self, x: np.ndarray, y: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """(2, R) z of centred numbers, and its error: delta method over prompts."""
+        of_prompt = weights[:, self.starts]
+        xy, xx, yy = (self.clusters.sums(product) for product in (x * y, x * x, y * y))
+        a, b, c = ((of_prompt * part).sum(axis=1, keepdims=True) for part in (xy, xx, yy))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rho = np.clip(a / np.sqrt(b * c), -_MOST, _MOST)
+            influence = xy / np.sqrt(b * c) - rho / 2 * (xx / b + yy / c)
+            error = np.sqrt((of_prompt * influence**2).sum(axis=1)) / (1 - rho[:, 0] ** 2)
+        is_known = (b * c)[:, 0] > 1e-18
+        return np.where(is_known, [np.arctanh(rho[:, 0]), error], 0.0)
 
     def _centred(self, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """(R, n) ranks, less their mean within the prompt (within all, where it has one text)."""
@@ -235,6 +252,22 @@ class FeatureStatistics:
 
     # Preferences ---------------------------------------------------------------------------------
 
+    def excesses(self, weights: np.ndarray) -> Estimates:
+        """(R, features of `preferred`) P_r − P_l.
+
+        Args:
+            weights: (R, n) how often each text is in a resample.
+        """
+        if not self.preferred:
+            return Estimates(*np.zeros((2, len(weights), 0)))
+        assert self.labels is not None
+        of_prompt = self.clusters.of_text[self.labels.chosen]
+        sides = self._sides_of_preferred()
+        parts = np.zeros((2, self.clusters.count, len(self.preferred)))
+        np.add.at(parts[0], of_prompt, sides * (self._win - self._label)[:, None])
+        np.add.at(parts[1], of_prompt, (sides != 0).astype(np.float64))
+        return ratio_estimates(parts[0], parts[1], weights[:, self.starts])
+
     def preferences(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """`"reward"` and `"labels"` → (R, features of `preferred`) P; `"agreement"` → (R,) A.
 
@@ -243,13 +276,17 @@ class FeatureStatistics:
         """
         assert self.labels is not None
         of_pair = weights[:, self.labels.chosen]
-        sides = np.stack([self._sides[name] for name in self.preferred], axis=1)  # (M, K)
+        sides = self._sides_of_preferred()
         with np.errstate(divide="ignore", invalid="ignore"):
             total = of_pair @ (sides != 0)
             reward = 0.5 + of_pair @ (sides * self._win[:, None]) / total
             labels = 0.5 + of_pair @ (sides * self._label[:, None]) / total
-            agreement = 0.5 + 2 * (of_pair @ (self._win * self._label)) / of_pair.sum(axis=1)
+            agreement = 0.5 + of_pair @ (self._win * self._label) / (of_pair @ np.abs(self._win))
         return {"reward": reward, "labels": labels, "agreement": agreement}
+
+    def _sides_of_preferred(self) -> np.ndarray:
+        """(M, K) 1 where the chosen side has more of a feature, −1 where it has less."""
+        return np.stack([self._sides[name] for name in self.preferred], axis=1)
 
     def differing(self, name: str) -> int:
         """Pairs whose sides differ in a feature."""

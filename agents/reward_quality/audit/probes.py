@@ -14,12 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from agents.reward_quality.audit.bands import Band
+from agents.reward_quality.audit.bands import Band, Clusters, Estimates, ratio_estimates
 from agents.reward_quality.audit.edits import EDITS, Sentences, edit
 from agents.reward_quality.audit.rewards import TextReward
 from agents.reward_quality.audit.texts import Text
 
-__all__ = ["LEAST_EDITED", "PROBES", "Probe", "ProbeEvidence", "draw_probed", "probe"]
+__all__ = [
+    "LEAST_EDITED",
+    "PROBES",
+    "Probe",
+    "ProbeEvidence",
+    "draw_probed",
+    "probe",
+    "shift_estimates",
+]
 
 LEAST_EDITED = 20
 """Responses that an edit must have been possible in."""
@@ -162,21 +170,17 @@ def _why_left_out(text: Text, changed: Text, reward: TextReward) -> str | None:
     return reward.why_unreadable(changed)
 
 
-def band_values(probes: Sequence[Probe]) -> np.ndarray:
-    """(P,) mean shifts."""
-    return np.array([one.shifts.mean() for one in probes])
-
-
-def band_replicates(probes: Sequence[Probe], weights: np.ndarray) -> np.ndarray:
-    """(R, P) mean shifts in resamples, NaN where one has no edited response.
+def shift_estimates(probes: Sequence[Probe], clusters: Clusters, weights: np.ndarray) -> Estimates:
+    """(R, P) mean shifts in resamples.
 
     Args:
         probes: P of them.
+        clusters: the texts' prompts.
         weights: (R, n) how often each text is in a resample.
     """
-    columns = []
-    for one in probes:
-        of_rows = weights[:, one.rows]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            columns.append(of_rows @ one.shifts / of_rows.sum(axis=1))
-    return np.stack(columns, axis=1) if columns else np.zeros((len(weights), 0))
+    sums, counts = np.zeros((2, clusters.count, len(probes)))
+    for column, one in enumerate(probes):
+        of_prompt = clusters.of_text[one.rows]
+        np.add.at(sums[:, column], of_prompt, one.shifts)
+        np.add.at(counts[:, column], of_prompt, 1.0)
+    return ratio_estimates(sums, counts, weights[:, clusters.starts])

@@ -27,6 +27,9 @@ LEAST = 0.2
 GRADES = {0.8: "strong", 0.5: "medium", LEAST: "weak"}
 """Least strength → what it is called (Cohen 1988)."""
 
+LABELS_PREFER = 0.6
+"""Share of the pairs from which on the labels are said to prefer more of a feature, too."""
+
 RELATED = 0.5
 """Correlation of two features from which on their verdicts may be about the same thing."""
 
@@ -106,15 +109,15 @@ def verdicts_of(
     for name in topics:
         ours = [one for one in features if topic_of(one.name) == name]
         feature = max(ours, key=lambda one: abs(one.strength), default=None)
-        probe = next(
-            (p for p in probes if name in TOPICS and TOPICS[name].probe == p.probe.name), None
-        )
+        edit = TOPICS[name].probe if name in TOPICS else None
+        probe = next((one for one in probes if one.probe.name == edit), None)
         strengths = [feature.strength if feature else 0.0, probe.strength if probe else 0.0]
         strength = max(strengths, key=abs)
         if abs(strength) >= LEAST:
             said = [
                 *(_said_of_feature(feature) if feature and abs(strengths[0]) >= LEAST else ()),
                 *(_said_of_probe(probe) if probe and strengths[1] >= LEAST else ()),
+                *(_said_of_labels(ours) if strengths[1] >= LEAST > abs(strengths[0]) else ()),
             ]
             words = TOPICS[name].words if name in TOPICS else f"words of the list {name!r}"
             label = feature.name if feature and abs(strengths[0]) >= LEAST else None
@@ -162,6 +165,20 @@ def _said_of_probe(one: ProbeEvidence) -> list[str]:
     ]
 
 
+def _said_of_labels(features: Sequence[FeatureEvidence]) -> list[str]:
+    """Whether the labels, too, prefer what an edit adds."""
+    known = [(one.name, one.preference) for one in features if one.preference is not None]
+    if not known:
+        return []
+    name, most = max(known, key=lambda item: item[1].labels)
+    if most.labels < LABELS_PREFER:
+        return []
+    return [
+        f"the labels prefer the side with more {name.replace('_', ' ')} as well, in "
+        f"{most.labels:.0%} of {most.pairs:,} pairs: if that is not meant, they are wrong"
+    ]
+
+
 def shown(band: Band) -> str:
     """A number with its interval."""
     return f"{band.value:+.2f}, {band.low:+.2f} … {band.high:+.2f}"
@@ -174,7 +191,7 @@ def _relation(
     feature = found[number][1]
     if feature is None:
         return ""
-    for stronger, other in found[:number]:
+    for _, other in found[:number]:
         if other is None:
             continue
         rho = _rank_correlation(values[feature], values[other])
