@@ -1,7 +1,7 @@
 """The command line: `tokenrlhf COMMAND`.
 
 The commands are train, evaluate, sample, explain, report, play, sft, sample-pairs, reward-model,
-data, verify, compare and zoo.
+data, best-of-n, verify, compare and zoo.
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
 """
@@ -31,6 +31,7 @@ from agents.inspection.config import DataConfig
 from agents.labelling.config import SamplePairsConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
+from agents.reward_quality.best_of_n.config import BestOfNConfig
 from agents.runs.config import (
     EvaluateConfig,
     ExplainConfig,
@@ -63,6 +64,7 @@ Command = (
     | Annotated[SamplePairsConfig, tyro.conf.subcommand("sample-pairs")]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
     | Annotated[DataConfig, tyro.conf.subcommand("data")]
+    | Annotated[BestOfNConfig, tyro.conf.subcommand("best-of-n")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
@@ -277,6 +279,7 @@ _RUNNERS: dict[type, Any] = {
     SamplePairsConfig: "agents.labelling.command:sample_pairs_into_file",
     RewardModelConfig: "agents.runs.reward_model:train_from_file",
     DataConfig: "agents.inspection.command:run",
+    BestOfNConfig: "agents.runs.best_of_n:best_of_n_into_files",
     VerifyConfig: _verify,
     CompareConfig: "agents.compare.command:compare",
     ReportConfig: "agents.report.command:report",

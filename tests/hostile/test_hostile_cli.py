@@ -20,6 +20,7 @@ from agents.inspection.config import DataConfig
 from agents.labelling.config import SamplePairsConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
+from agents.reward_quality.best_of_n.config import BestOfNConfig
 from agents.runs.config import (
     EvaluateConfig,
     ExplainConfig,
@@ -68,6 +69,7 @@ REQUIRED: dict[type, dict[str, str]] = {
     SFTConfig: {"model": "exact", "data": "TEXT", "out": "OUT", "device": "cpu"},
     SamplePairsConfig: {"model": "exact", "prompts": "exact", "out": "NEW", "device": "cpu"},
     DataConfig: {"": "PAIRS"},
+    BestOfNConfig: {"task": "exact", "device": "cpu"},
     VerifyConfig: {"json": "/nowhere/x", "no-learning": ""},
     CompareConfig: {"out": "FILE", "envs": "CartPole-v1", "seeds": "1", "steps": "64"},
     ReportConfig: {"": "RUN"},
@@ -86,6 +88,7 @@ COMMANDS = {
     SFTConfig: "sft",
     SamplePairsConfig: "sample-pairs",
     DataConfig: "data inspect",
+    BestOfNConfig: "best-of-n",
     VerifyConfig: "verify",
     CompareConfig: "compare",
     ReportConfig: "report",
@@ -134,6 +137,7 @@ NAMES = {
     "documents": (),
     "file": tuple(name for name in NO_NAMES if "\0" not in name and SURROGATE not in name),
     "response": (),
+    "figure": (*NO_PLACES, "x.jpg", "/nowhere/x.png"),
     "figures": (),  # read after the run, which comes first
 }
 """Settings that are texts → texts that can't be right."""
@@ -147,7 +151,7 @@ def wrong_values(name: str, hint: Any) -> tuple[str, ...]:
         return ("=maybe",)
     if name in NAMES:
         return NAMES[name]
-    if int in kinds:
+    if kinds & {int, tuple[int, ...]}:
         return NO_WHOLE_NUMBERS
     if float in kinds or tuple[float, ...] in kinds:
         return NO_NUMBERS
@@ -202,6 +206,8 @@ STRUCTURE = [
         *(("reward-model", "--pairs", "a"), ("verify", "extra"), ("compare", "--agents")),
         *(("play", "extra"), ("play", "--prompt"), ("play", "--run", "a", "--task", "exact")),
         *(("play", "--prompt-json"), ("play", "--prompt", "[1]", "--prompt-json")),
+        *(("best-of-n", "extra"), ("best-of-n", "-n"), ("best-of-n", "-n", "2", "2")),
+        *(("best-of-n", "-n", "9", "--samples", "8"), ("best-of-n", "--run", "a", "--task", "x")),
         *(("compare", "--agents", "ppo", "ppo"), ("compare", "--envs"), ("evaluate", "")),
         *(("sample", "", "--prompt", "x"), ("compare", "--envs", "CartPole-v1", "CartPole-v1")),
         *(

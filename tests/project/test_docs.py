@@ -120,6 +120,7 @@ SMALLER = {
     "sample-pairs": "--n 1 --max-prompts 24 --device cpu",
     "reward-model": "--epochs 1 --device cpu",
     "data": "",
+    "best-of-n": "--eval-prompts 4 --device cpu",
     "verify": "--no-learning",
     "report": "",
     "zoo": "",
