@@ -1,4 +1,4 @@
-"""Best-of-n: the closed form by all n-tuples, its KL's bound, and the tilted optimum of equal KL."""
+"""Best-of-n: its closed form by all n-tuples, the bound of its KL, the optimum of equal KL."""
 
 from __future__ import annotations
 
@@ -141,11 +141,11 @@ def test_the_bound_is_the_limit_of_many_equally_likely_responses(n):
 def test_mistakes_are_refused_by_name(rng):
     responses = random_responses(rng, 4)
     for wrong in (0, -1, 1.5, 2.0, True, None, 10**9 + 1):
-        with pytest.raises(ValueError, match="n=.* must be a whole number of at least 1"):
+        with pytest.raises(ValueError, match=r"n=.* must be a whole number of at least 1"):
             best_of_n(responses, wrong)
         with pytest.raises(ValueError, match="n="):
             chosen_shares(responses.scores, wrong)
-    with pytest.raises(ValueError, match="sum to 0.5, not 1"):
+    with pytest.raises(ValueError, match=r"sum to 0\.5, not 1"):
         ScoredResponses(np.log([[0.25, 0.25]]), np.zeros((1, 2)))
     with pytest.raises(ValueError, match="not finite"):
         ScoredResponses(np.log([[0.5, 0.5]]), np.array([[0.0, np.nan]]))

@@ -187,7 +187,7 @@ class _Blocks:
 
 
 def kl_upper_bound(n: int) -> float:
-    """log n − (n − 1)/n, which KL(best-of-n ‖ π_ref) does not exceed, in nats.
+    """What KL(best-of-n ‖ π_ref) does not exceed, in nats: log n − (n − 1)/n.
 
     Raises:
         ValueError: n is no whole number of at least 1.

@@ -56,17 +56,19 @@ def _exact_table(report: BestOfNReport) -> Table:
 
 def _sampled_table(report: BestOfNReport) -> Table:
     has_gold = report.rows[0].gold_reward is not None
-    gold = ["gold"] if has_gold else []
-    table = _table(report, ["E[R]", *gold, "KL", "J", "tilted\nE[R]"])
+    gold = ["gold", "95 %"] if has_gold else []
+    table = _table(report, ["E[R]", "95 %", *gold, "KL", "J", "tilted\nE[R]"])
     for row in _rows(report):
-        is_bound = row.kl is None and row.n != 1
+        gold = [_number(row.gold_reward), _interval(row, "gold_reward")] if has_gold else []
+        at_most, at_least = ("≤ ", "≥ ") if row.kl is None and row.n != 1 else ("", "")
         table.add_row(
             _name(row),
-            _with_interval(row, "score"),
-            *([_with_interval(row, "gold_reward")] if has_gold else []),
-            f"≤ {_number(row.kl_upper_bound)}" if is_bound else _with_interval(row, "kl"),
-            ("≥ " if is_bound else "") + _with_interval(row, "objective"),
-            f"≥ {_number(row.tilted.score)}" if row.n != 1 else _number(row.tilted.score),
+            _number(row.score),
+            _interval(row, "score"),
+            *gold,
+            at_most + _number(row.shown_kl),
+            at_least + _number(row.objective),
+            _number(row.tilted.score) if row.n == 1 else f"≥ {_number(row.tilted.score)}",
         )
     return table
 
@@ -124,6 +126,8 @@ def _verdict(report: BestOfNReport, run: str | None) -> list[str]:
     policy = report.policy
     if policy is not None:
         line = f"policy of {run or 'the run'}: J is {_number(policy.objective)}"
+        if policy.intervals.get("objective"):
+            line += f" ({_interval(policy, 'objective')})"
         if policy.objective_fraction is not None:
             line += f", {policy.objective_fraction:.1%} of that way"
         lines.append(f"{line}; {_beside(report, policy)}")
@@ -151,11 +155,6 @@ def _tilt(kl_coef: float) -> str:
     return "∞" if math.isinf(kl_coef) else f"{kl_coef:.4g}"
 
 
-def _with_interval(row: Standing, name: str) -> str:
-    value = getattr(row, name)
-    if value is None:  # the reference's own KL
-        return _number(0.0)
+def _interval(row: Standing, name: str) -> str:
     interval = row.intervals.get(name)
-    if interval is None:
-        return _number(value)
-    return f"{_number(value)} ({_number(interval[0])} … {_number(interval[1])})"
+    return "" if interval is None else f"{_number(interval[0])}…{_number(interval[1])}"

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +145,10 @@ def test_more_samples_than_a_chunk_are_drawn_in_several(held_out, monkeypatch):
 
 def test_the_tables_fit_a_terminal_and_say_what_is_a_bound(exact, by_samples):
     said = shown(exact, "runs/one")
-    assert "…" not in said and "policy of runs/one" in said and "100.0%" in said
+    assert "…" not in said and max(map(len, shown(by_samples).splitlines())) <= 80
+    rows = [line for line in shown(by_samples).splitlines() if line.startswith(" 1")]
+    assert len(rows) == 2 and all(line.count("…") == 1 for line in rows)  # unbroken
+    assert "policy of runs/one" in said and "100.0%" in said
     assert "only an upper bound" in " ".join(said.split())
     assert "in proportion to π_ref" in " ".join(said.split())
     assert shown(exact).count("\n 1 ") == 1 and " ∞ " in said
