@@ -81,7 +81,7 @@ class BestOfNConfig:
     temperature: float | None = None
     """Temperature of sampling; 1 unless given."""
 
-    n: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["-n"])] = ()
+    n: Annotated[tuple[int, ...] | None, tyro.conf.arg(aliases=["-n"])] = None
     """Samples that the best is taken of, one row for each. Default: 1 2 4 8 16 64, up to
     --samples."""
     samples: int | None = None
@@ -107,10 +107,10 @@ class BestOfNConfig:
     def __post_init__(self) -> None:
         """Validate the settings; those of the environment are checked when it is made."""
         check_ranges(vars(self), _RANGES)
-        for n in self.n:
+        for n in self.n or ():
             check_ranges({"n": n}, {"n": COUNT})
-        if len(set(self.n)) < len(self.n):
-            raise ValueError(f"n={list(self.n)!r} names a number twice: give each of them once.")
+        if self.n is not None and (not self.n or len(set(self.n)) < len(self.n)):
+            raise ValueError(f"n={list(self.n)!r} must be one number or more, each of them once.")
         parse_columns(self.columns)
         self._check_method()
         named = [name for name in _OF_THE_ENVIRONMENT if getattr(self, name) is not None]
@@ -147,7 +147,7 @@ class BestOfNConfig:
         Raises:
             ValueError: one is more than the samples.
         """
-        if not self.n:
+        if self.n is None:
             return tuple(n for n in DEFAULT_N if samples is None or n <= samples)
         if samples is not None and max(self.n) > samples:
             raise ValueError(

@@ -13,6 +13,7 @@ from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from agents.atomic_files import whole_file
 from agents.reward_quality.best_of_n.measuring import BestOfNReport, Standing, Tilted
@@ -55,7 +56,7 @@ def _draw_panel(axis: Any, report: BestOfNReport, name: str, run: str | None) ->
     axis.plot(*_curve(report.rows, name), color=_BLUE, marker="o", ms=4, lw=1, label=label)
     for row in report.rows:
         place = (_root(row), getattr(row, name))
-        axis.annotate(f"{row.n:,}", place, (4, -10), textcoords="offset points", fontsize=7)
+        axis.annotate(_short(row.n), place, (4, -10), textcoords="offset points", fontsize=7)
         _draw_interval(axis, row, name, _BLUE)
     if report.policy is not None and getattr(report.policy, name) is not None:
         x, y = _curve([report.policy], name)
@@ -66,6 +67,11 @@ def _draw_panel(axis: Any, report: BestOfNReport, name: str, run: str | None) ->
     axis.set_title(_PANELS[name], fontsize=10)
     axis.grid(alpha=0.25)
     axis.legend(fontsize=7, frameon=False)
+
+
+def _short(n: int | None) -> str:
+    assert n is not None
+    return f"{n:,}" if n < 10_000 else EngFormatter(sep="")(n)
 
 
 def _curve(rows: Sequence[Standing | Tilted], name: str) -> tuple[list[float], list[float]]:

@@ -44,7 +44,7 @@ __all__ = ["BestOfNReport", "Standing", "Tilted", "in_closed_form", "sampled"]
 CHUNK = 1024
 """Responses that are sampled and scored at once, about."""
 
-FRONTIER_POINTS = 48
+FRONTIER_POINTS = 40
 """Tilted optima that a figure draws a curve through."""
 
 
@@ -349,9 +349,9 @@ def _frontier(
     largest = min(largest, 0.999 * tilted_optimum(responses, 0.0).kl)
     if largest <= 0:
         return ()
-    least = kl_coef_of_equal_kl(responses, largest)
-    # In shares of the largest λ = 1/β′: even steps, and small ones where that is a huge λ.
-    half = FRONTIER_POINTS // 2
-    shares = np.union1d(np.linspace(0.0, 1.0, half)[1:], np.geomspace(1e-4, 1.0, half))
-    tilts = [math.inf, *(least / shares).tolist()]
+    coarse = kl_coef_of_equal_kl(responses, largest) * np.geomspace(1e5, 1.0, FRONTIER_POINTS)
+    roots = [math.sqrt(tilted_optimum(responses, tilt).kl) for tilt in coarse]
+    # Even steps of √KL, about: between the coarse points log β′ is taken to be straight.
+    evenly = np.linspace(0.0, math.sqrt(largest), FRONTIER_POINTS)[1:]
+    tilts = [math.inf, *np.exp(np.interp(evenly, roots, np.log(coarse))).tolist()]
     return tuple(Tilted.at(responses, tilt, kl_coef) for tilt in tilts)
