@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -122,12 +121,14 @@ def _progress(console: Console) -> Iterator[Callable[[int, int], None]]:
 def _content(
     config: BestOfNConfig, settings: ResolvedSettings, report: BestOfNReport
 ) -> dict[str, Any]:
-    """What is written as JSON: of what, how, and the numbers."""
-    of = ("task", "reference", "reward_model", "reward_weights", "prompts", "temperature")
+    """What is written as JSON: of what, how, and the numbers; infinities are null."""
+    names = ("task", "reference", "reward_model", "reward_weights", "prompts", "split")
     return {
         "schema": 1,
-        "run": None if config.run is None else str(Path(config.run)),
-        **{name: getattr(settings, name) for name in (*of, "max_new_tokens")},
+        "run": None if config.run is None else str(config.run),
+        "settings": {
+            name: getattr(settings, name) for name in (*names, "max_new_tokens", "temperature")
+        },
         "seed": None if report.is_exact else config.seed,
         **asdict(report),
     }

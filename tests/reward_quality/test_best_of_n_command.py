@@ -128,7 +128,13 @@ def test_the_sampled_policy_has_a_kl_of_its_own_and_an_interval(by_samples):
     assert set(policy.intervals) == {"score", "objective", "kl"}
 
 
-def test_the_same_seed_gives_the_same_numbers(held_out, monkeypatch):
+def test_more_than_the_samples_is_refused_before_any_is_drawn(held_out, monkeypatch):
+    monkeypatch.setattr("agents.reward_quality.best_of_n.measuring.respond", None)
+    with pytest.raises(ValueError, match="n=9 is more than the 8 samples"):
+        sampled(held_out, (1, 9), 8, 0.2, 0)
+
+
+def test_the_same_seed_gives_the_same_numbers(held_out):
     one, same, other = (sampled(held_out, (1, 2), 8, 0.2, seed) for seed in (0, 0, 1))
     assert one == same and one != other
 
@@ -194,6 +200,7 @@ def test_the_command_writes_what_it_prints(arguments, tmp_path, capsys):
     content = json.loads(out.read_text())
     assert content["method"] == "closed form" and content["seed"] is None
     assert [row["n"] for row in content["rows"]] == [1, 4, 1_000_000]
+    assert content["prompts"] == 1 and content["settings"]["prompts"].endswith("prompts.txt")
     assert content["kl_coef"] == 0.2 and content["policy"] is None and content["run"] is None
     assert content["rows"][0]["tilted"]["kl_coef"] is None  # ∞, which JSON doesn't know
     assert f"{content['rows'][1]['score']:.3f}" in said and figure.stat().st_size > 1000

@@ -16,7 +16,7 @@ import numpy as np
 
 from tokenenv.ranges import COUNT, check_ranges
 
-__all__ = ["chosen_shares", "interval_over_prompts"]
+__all__ = ["check_size", "chosen_shares", "interval_over_prompts"]
 
 
 def chosen_shares(scores: np.ndarray, n: int) -> np.ndarray:
@@ -33,20 +33,24 @@ def chosen_shares(scores: np.ndarray, n: int) -> np.ndarray:
     Raises:
         ValueError: n is no whole number of at least 1, or exceeds the number of samples.
     """
-    check_ranges({"n": n}, {"n": COUNT})
-    m = scores.shape[1]
-    if n > m:
-        raise ValueError(
-            f"n={n} is more than the {m} samples of each prompt: there is no best of {n} among "
-            f"them. Take {n} samples or more, or a smaller n."
-        )
-    by_rank = _shares_by_rank(m, n)
+    check_size(n, scores.shape[1])
+    by_rank = _shares_by_rank(scores.shape[1], n)
     shares = np.empty(scores.shape)
     for row, of_prompt in zip(shares, scores, strict=True):
         _, block_of, counts = np.unique(of_prompt, return_inverse=True, return_counts=True)
         starts = np.cumsum(counts) - counts
         row[:] = (np.add.reduceat(by_rank, starts) / counts)[block_of]
     return shares
+
+
+def check_size(n: int, samples: int) -> None:
+    """Raise ValueError where there is no best of n among the samples of each prompt."""
+    check_ranges({"n": n}, {"n": COUNT})
+    if n > samples:
+        raise ValueError(
+            f"n={n} is more than the {samples} samples of each prompt: there is no best of {n} "
+            f"among them. Take {n} samples or more, or a smaller n."
+        )
 
 
 def _shares_by_rank(m: int, n: int) -> np.ndarray:

@@ -35,7 +35,7 @@ from tokenenv.optimum.best_of_n import (
     optimum,
     tilted_optimum,
 )
-from tokenenv.optimum.best_of_n_samples import chosen_shares, interval_over_prompts
+from tokenenv.optimum.best_of_n_samples import check_size, chosen_shares, interval_over_prompts
 from tokenenv.optimum.exact_evaluation import evaluate_levels
 from tokenenv.optimum.mixture import objective_fraction
 
@@ -223,6 +223,8 @@ def sampled(
     Raises:
         ValueError: an n is more than the samples, or the reward fails.
     """
+    for n in sizes:
+        check_size(n, samples)  # before the work
     models = [held_out.scorer.reference.language_model.model]
     models += [] if policy is None else [policy]
     total = len(models) * samples * len(held_out.prompts)
