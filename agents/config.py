@@ -24,6 +24,7 @@ from agents.settings import (
     run_name,
     settings_from_json,
 )
+from tokenenv.combinations import check_combination
 from tokenenv.data import parse_columns
 from tokenenv.maths import CRITIC_FREE
 from tokenenv.ranges import (
@@ -35,7 +36,6 @@ from tokenenv.ranges import (
     SEED,
     Range,
     check_ranges,
-    check_reward_weights,
     count,
 )
 from tokenenv.tasks import names_code
@@ -80,6 +80,7 @@ SETTINGS_OF_OLDER_RUNS: dict[str, Any] = {
     **{"gradient_checkpointing": False, "optimizer": "adam", "prompt_truncation": "error"},
     "tracker_project": "tokenrlhf",
     **{"columns": (), "skip_bad": False},
+    **{"combine": None, "uncertainty_coef": None},
 }
 """What runs did before these were settings: their config.json need not name them."""
 
@@ -114,10 +115,16 @@ class TrainConfig:
     reference: str | None = None
     """Folder or hub id of the frozen reference."""
     reward_model: str | tuple[str, ...] | None = None
-    """Folder or hub id of a reward model, or 'package.module:function'; or several of them, whose
-    weighted sum is the reward."""
+    """Folder or hub id of a reward model, folder of an ensemble, or 'package.module:function'; or
+    several of them, which --combine makes one reward of."""
     reward_weights: tuple[float, ...] | None = None
     """Weights of several rewards, one for each; 1 each unless given."""
+    combine: Literal["sum", "mean", "min", "uncertainty"] | None = None
+    """How several rewards become one: their weighted sum; or, of reward models alone, their mean,
+    the worst of them, or mean - c·standard deviation, each normalised on the same responses of the
+    reference, and the combination as well. Default: 'sum', or 'mean' for an ensemble's folder."""
+    uncertainty_coef: float | None = None
+    """The number c of --combine uncertainty; default: 1."""
     prompts: str | None = None
     """File of prompts (JSON Lines, CSV, Parquet, text, …: docs/data.md), or the name of a task."""
     prompt_truncation: Literal["error", "keep-end", "drop"] = "error"
@@ -310,7 +317,9 @@ class TrainConfig:
                         f"{name}={value!r} is empty: give a name or a path, or leave it out."
                     )
         parse_columns(self.columns)
-        check_reward_weights(self.reward_model, self.reward_weights)
+        check_combination(
+            self.reward_model, self.reward_weights, self.combine, self.uncertainty_coef
+        )
         if self.critic == "reward_model" and isinstance(self.reward_model, tuple):
             raise ValueError(
                 f"critic='reward_model', but reward_model names {len(self.reward_model)} rewards: "
@@ -380,12 +389,13 @@ class TrainConfig:
             ),
             *("kl_coef", "temperature", "score_clip", "missing_eos_penalty", "scoring"),
             "group_size",
-            *("device", "dtype"),
+            *("uncertainty_coef", "device", "dtype"),
         )
         kl_shaping = KLPenalty(self.kl_estimator, self.use_kl_loss).kl_shaping
         settings = {name: getattr(self, name) for name in names}
         settings["prompt_columns"] = parse_columns(self.columns) or None
         settings["skip_bad_prompts"] = self.skip_bad
+        settings["reward_combine"] = self.combine
         return {"split": split, "kl_shaping": kl_shaping, **settings}
 
     def as_json(self) -> dict[str, Any]:

@@ -342,6 +342,12 @@ def build_agent(
         ValueError: a setting can't be used.
     """
     settings, arguments = env.inner.settings, config.agent()
+    if config.critic == "reward_model" and isinstance(settings.reward_model, list):
+        raise ValueError(
+            f"critic='reward_model', but reward_model={config.reward_model!r} holds an ensemble of "
+            f"{len(settings.reward_model)}: give the folder of the member that the critic is to "
+            f"start from as --critic, such as {settings.reward_model[0]!r}."
+        )
     if config.lr_schedule == "constant":  # a number alone decays linearly
         arguments["learning_rate"] = ConstantSchedule(config.learning_rate)
     elif config.lr_schedule != "linear":

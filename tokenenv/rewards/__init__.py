@@ -5,11 +5,13 @@
 * `preferences`: training on pairs and reporting on it; `training_settings`: how; `preference_loss`,
   `pair_forward`, `pair_training`: the loss, both sides of a pair in one forward, the steps;
   `preference_report`, `preference_groups`: how well rewards agree with preferences, and where;
-  `reference_samples`: scores of a reference's responses; `ensembles`: several models as one.
+  `reference_samples`: scores of a reference's responses; `ensembles`: the report on several.
 * `raw_rewards`: episodes in, rewards out; `functions` and `parameters`: functions of the user's;
-  `sources`: whatever `reward_model=` may be; `scoring`: `EpisodeScorer`, scores and log π_ref.
+  `combined`: several reward models as one; `sources`: whatever `reward_model=` may be; `scoring`:
+  `EpisodeScorer`, scores and log π_ref.
 """
 
+from tokenenv.rewards.combined import CombinedRewards, reference_episodes
 from tokenenv.rewards.ensembles import ensemble_report, held_out_scores
 from tokenenv.rewards.pair_split import PairSplit, split_pairs
 from tokenenv.rewards.pair_training import PairEvaluation, TrainingRecord
@@ -55,6 +57,7 @@ from tokenenv.rewards.training_settings import RewardTrainingSettings
 
 __all__ = [
     "MAX_REWARD",
+    "CombinedRewards",
     "Episode",
     "EpisodeScorer",
     "EpisodeScores",
@@ -91,6 +94,7 @@ __all__ = [
     "load_reward_model",
     "new_reward_model",
     "read_pairs",
+    "reference_episodes",
     "reference_rewards",
     "resolve_reward",
     "seam_differences_of",

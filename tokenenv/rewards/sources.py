@@ -1,21 +1,23 @@
 """Where the score of a finished response comes from: whatever `reward_model=` may be.
 
-A reward model, a function of the user's, or several of them with weights: all are `RewardSource`s,
-finished episodes in, raw rewards out.
+A reward model, a function of the user's, several of them with weights, or several reward models
+combined: all are `RewardSource`s, finished episodes in, raw rewards out.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from tokenenv.combinations import Combination
 from tokenenv.data import Prompt, messages_of
 from tokenenv.models import LanguageModel, decode_all, prompt_text
 from tokenenv.notes import note_once
+from tokenenv.rewards.combined import CombinedRewards, disagreement_of
 from tokenenv.rewards.functions import FunctionReward, RewardFunction
 from tokenenv.rewards.raw_rewards import (
     MAX_REWARD,
@@ -171,7 +173,13 @@ class WeightedRewards:
             total,
             self._per_token(list(found.values()), episodes),
             {name: rewards.raw for name, rewards in found.items()},
+            self._disagreement(values),
         )
+
+    def _disagreement(self, values: np.ndarray) -> np.ndarray | None:
+        """(B,) of the reward models among the (sources, B) normalised rewards, if 2 or more."""
+        is_model = [isinstance(source, LearnedReward) for source in self.sources.values()]
+        return disagreement_of(values[is_model]) if sum(is_model) > 1 else None
 
     def _per_token(
         self, found: list[RawRewards], episodes: Sequence[Episode]
@@ -188,14 +196,19 @@ class WeightedRewards:
 
 def learned_rewards(reward: RewardSource) -> dict[str, LearnedReward]:
     """The reward models among the rewards of a source, by name; "" where there is one reward."""
-    sources = reward.sources if isinstance(reward, WeightedRewards) else {"": reward}
+    sources = _sources_of(reward)
     return {name: part for name, part in sources.items() if isinstance(part, LearnedReward)}
 
 
 def is_learned(reward: RewardSource) -> bool:
     """Whether a source is a reward model, or several and nothing else."""
-    count = len(reward.sources) if isinstance(reward, WeightedRewards) else 1
-    return len(learned_rewards(reward)) == count
+    return len(learned_rewards(reward)) == len(_sources_of(reward))
+
+
+def _sources_of(reward: RewardSource) -> dict[str, RewardSource]:
+    """The rewards that a source is made of, by name; "" where it is one reward."""
+    is_several = isinstance(reward, WeightedRewards | CombinedRewards)
+    return reward.sources if is_several else {"": reward}
 
 
 def resolve_reward(
@@ -205,6 +218,8 @@ def resolve_reward(
     dtype: str,
     weights: Sequence[float] | None = None,
     response_tokens: int = 0,
+    combination: Combination | None = None,
+    reference_episodes: Callable[[], Sequence[Episode]] | None = None,
 ) -> RewardSource:
     """The source that an argument `reward_model` stands for.
 
@@ -216,9 +231,12 @@ def resolve_reward(
         dtype: of reward models.
         weights: of the rewards of a list; None: 1 each.
         response_tokens: T.
+        combination: of the rewards of a list; None: their weighted sum.
+        reference_episodes: gives responses of the reference, which a combination other than the sum
+            is normalised on.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: it is none of them, or they can't be combined.
     """
     if not isinstance(reward_model, list | tuple):
         if weights is None:
@@ -228,6 +246,13 @@ def resolve_reward(
     for one in reward_model:
         source = _resolve_one(one, language_model, device, dtype, response_tokens, may_abstain=True)
         sources[_free(_name_of(one), sources)] = source
+    if combination is not None and combination.name != "sum":
+        if reference_episodes is None:
+            raise ValueError(
+                f"the combination {combination.name!r} is normalised on responses of the "
+                "reference: give reference_episodes, a function that returns episodes."
+            )
+        return CombinedRewards(sources, combination, weights, reference_episodes())
     return WeightedRewards(sources, [1.0] * len(sources) if weights is None else weights)
 
 
