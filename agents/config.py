@@ -57,6 +57,7 @@ _TRAIN_RANGES: dict[str, Range] = {
     "explain_every": COUNT_OR_0,
     "explain_prompts": COUNT,
     "checkpoint_every": COUNT_OR_0,
+    "shift_every": COUNT_OR_0,
     "num_threads": count(1, 1024, ", or None (leave it out)", is_optional=True),
     "lora_rank": OPTIONAL_COUNT,
     "lora_alpha": OPTIONAL_POSITIVE_FINITE,
@@ -65,6 +66,12 @@ _TRAIN_RANGES: dict[str, Range] = {
 
 LR_SCHEDULES = ("linear", "cosine", "cubic", "constant")
 """Values of `lr_schedule`."""
+
+_NAMES = (
+    *("task", "actor", "reference", "reward_model", "prompts", "critic", "tracker"),
+    "shift_pairs",
+)
+"""Settings that are names or paths."""
 
 _BUFFER_SETTINGS = (
     *("advantage_estimator", "group_size", "whiten_rewards"),
@@ -80,7 +87,7 @@ SETTINGS_OF_OLDER_RUNS: dict[str, Any] = {
     **{"gradient_checkpointing": False, "optimizer": "adam", "prompt_truncation": "error"},
     "tracker_project": "tokenrlhf",
     **{"columns": (), "skip_bad": False},
-    **{"combine": None, "uncertainty_coef": None},
+    **{"combine": None, "uncertainty_coef": None, "shift_every": 0, "shift_pairs": None},
 }
 """What runs did before these were settings: their config.json need not name them."""
 
@@ -275,6 +282,12 @@ class TrainConfig:
     for none."""
     explain_prompts: int = 8
     """Held-out prompts in a token table."""
+    shift_every: int = 0
+    """Updates between two tests whether the policy's responses are still like those that the reward
+    model knows (rlhf/shift, rlhf/shift_p); 0 for none."""
+    shift_pairs: str | None = None
+    """File of the preference pairs that the reward model was trained on, which --shift-every
+    compares with; unless given, with the reference's responses."""
     checkpoint_every: int = 16
     """Updates between two checkpoints; 0: only the last. TokenPPO.load unpickles them, which can
     run code: share policy/ instead, and load only checkpoints that you trust."""
@@ -310,12 +323,17 @@ class TrainConfig:
             )
         if isinstance(self.reward_model, list):
             object.__setattr__(self, "reward_model", tuple(self.reward_model))
-        for name in ("task", "actor", "reference", "reward_model", "prompts", "critic", "tracker"):
+        for name in _NAMES:
             for value in _each(getattr(self, name)):
                 if isinstance(value, str) and not value.strip():
                     raise ValueError(
                         f"{name}={value!r} is empty: give a name or a path, or leave it out."
                     )
+        if self.shift_pairs is not None and not self.shift_every:
+            raise ValueError(
+                f"shift_pairs={self.shift_pairs!r} is what shift_every compares with, and that is "
+                "0: give --shift-every as well, or leave out --shift-pairs."
+            )
         parse_columns(self.columns)
         check_combination(
             self.reward_model, self.reward_weights, self.combine, self.uncertainty_coef

@@ -178,10 +178,10 @@ def test_one_reward_may_have_a_weight(model):
 
 
 class Read(LearnedReward):
-    """Tells which token ids the reward model is fed."""
+    """Shows which token ids the reward model is fed, as lists."""
 
     def sequences(self, *episodes):
-        return [self._sequence(e).tolist() for e in episodes]
+        return [ids.tolist() for ids in super().sequences(episodes)]
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA])

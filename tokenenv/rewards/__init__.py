@@ -1,7 +1,8 @@
 """Rewards: models learned from preferences, functions, and the scoring of episodes.
 
-* `reward_model`: the classifier and its normalisation; `pairs`: preferences as token ids;
-  `pair_truncation`: those that are too long; `pair_split`: which of them are held out.
+* `reward_model`: the classifier and its normalisation; `features`: what its head reads.
+* `pairs`: preferences as token ids; `pair_truncation`: those that are too long; `pair_split`: which
+  of them are held out.
 * `preferences`: training on pairs and reporting on it; `training_settings`: how; `preference_loss`,
   `pair_forward`, `pair_training`: the loss, both sides of a pair in one forward, the steps;
   `preference_report`, `preference_groups`: how well rewards agree with preferences, and where;
@@ -13,6 +14,7 @@
 
 from tokenenv.rewards.combined import CombinedRewards, reference_episodes
 from tokenenv.rewards.ensembles import ensemble_report, held_out_scores
+from tokenenv.rewards.features import pooled_features
 from tokenenv.rewards.pair_split import PairSplit, split_pairs
 from tokenenv.rewards.pair_training import PairEvaluation, TrainingRecord
 from tokenenv.rewards.pair_truncation import TruncationReport, truncated_pairs
@@ -93,6 +95,7 @@ __all__ = [
     "learned_rewards",
     "load_reward_model",
     "new_reward_model",
+    "pooled_features",
     "read_pairs",
     "reference_episodes",
     "reference_rewards",

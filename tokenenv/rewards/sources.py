@@ -98,8 +98,7 @@ class LearnedReward:
 
     def __call__(self, episodes: Sequence[Episode]) -> RawRewards:
         """Rewards of `episodes`, in one length-sorted pass."""
-        sequences = [self._sequence(e) for e in episodes]
-        raw = self.reward_model.raw_rewards(sequences)
+        raw = self.reward_model.raw_rewards(self.sequences(episodes))
         with np.errstate(over="ignore"):
             normalized = self.reward_model.normalize(raw)
 
@@ -110,6 +109,10 @@ class LearnedReward:
         check_rewards(raw, f"{model} gives", response)
         check_rewards(normalized, f"{model} gives, normalised,", response)
         return RawRewards(raw, normalized)
+
+    def sequences(self, episodes: Sequence[Episode]) -> list[np.ndarray]:
+        """The token ids of episodes as the reward model reads them, (n,) int64 each."""
+        return [self._sequence(episode) for episode in episodes]
 
     def _sequence(self, episode: Episode) -> np.ndarray:
         """(n,) int64 ids of an episode as the reward model reads them."""
