@@ -226,16 +226,16 @@ def test_a_training_logs_the_shift_and_learns_as_without(tmp_path):
 def test_a_training_on_reviews_compares_with_pairs(tmp_path):
     from tokenenv.tasks import load_task
 
-    prompts = load_task("reviews").prompts("train")[:12]
+    prompts = load_task("reviews").prompts("train")[:64]
     pairs = tmp_path / "pairs.jsonl"
     rows = [
-        {"prompt": prompt, "chosen": " was good.", "rejected": " was bad."} for prompt in prompts
+        {"prompt": prompt, "chosen": " was good good good.", "rejected": " was."}
+        for prompt in prompts
     ]
     pairs.write_text("\n".join(map(json.dumps, rows)))
     arguments = ["train", "--total-tokens", "128", "--n-envs", "8", "--n-steps", "16"]
     arguments += ["--eval-responses", "0", "--eval-every", "0", "--explain-every", "0"]
     arguments += ["--device", "cpu", "--shift-every", "1", "--shift-pairs", str(pairs)]
-    arguments += ["--eval-prompts", "16"]
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
     line = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert line["rlhf/shift"] > 5 and line["rlhf/shift_p"] == pytest.approx(0.001)
