@@ -61,9 +61,13 @@ def ensemble_members(name: Any) -> list[str]:
         return []
     if os.path.lexists(os.path.join(name, "config.json")):
         return []
+    try:
+        entries = os.listdir(name)
+    except OSError:  # loading says that it can't be read
+        return []
     numbers = {
         int(found[1]): entry
-        for entry in os.listdir(name)
+        for entry in entries
         if (found := _MEMBER.fullmatch(entry))
         and os.path.isfile(os.path.join(name, entry, "config.json"))
     }
