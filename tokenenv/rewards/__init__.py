@@ -15,6 +15,7 @@
 from tokenenv.rewards.combined import CombinedRewards, reference_episodes
 from tokenenv.rewards.ensembles import ensemble_report, held_out_scores
 from tokenenv.rewards.features import pooled_features
+from tokenenv.rewards.functions import response_length
 from tokenenv.rewards.pair_split import PairSplit, split_pairs
 from tokenenv.rewards.pair_training import PairEvaluation, TrainingRecord
 from tokenenv.rewards.pair_truncation import TruncationReport, truncated_pairs
@@ -100,6 +101,7 @@ __all__ = [
     "reference_episodes",
     "reference_rewards",
     "resolve_reward",
+    "response_length",
     "seam_differences_of",
     "split_pairs",
     "train_reward_model",
