@@ -210,8 +210,9 @@ def is_learned(reward: RewardSource) -> bool:
 
 def _sources_of(reward: RewardSource) -> dict[str, RewardSource]:
     """The rewards that a source is made of, by name; "" where it is one reward."""
-    is_several = isinstance(reward, WeightedRewards | CombinedRewards)
-    return reward.sources if is_several else {"": reward}
+    if isinstance(reward, WeightedRewards | CombinedRewards):
+        return reward.sources
+    return {"": reward}
 
 
 def resolve_reward(
