@@ -1,4 +1,6 @@
 """What can be wrong with a reward model, measured.
 
 - `best_of_n`: the best of n responses of the reference, the baseline of every training.
+- `shift`: whether the policy's responses are still those that the reward model knows;
+  `two_sample`: the test of it.
 """

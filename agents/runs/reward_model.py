@@ -230,11 +230,10 @@ def _use(config: RewardModelConfig, members: int) -> str:
     if members == 1:
         name = shlex.quote(str(config.out))
         return f"reward model in {config.out}; use it with: tokenrlhf train --reward-model {name}"
-    folders = [str(config.out / f"member-{number + 1}") for number in range(members)]
-    weights = " ".join([f"{1 / members:.4g}"] * members)
     return (
         f"{members} reward models in {config.out}; use their mean with: tokenrlhf train "
-        f"--reward-model {' '.join(map(shlex.quote, folders))} --reward-weights {weights}"
+        f"--reward-model {shlex.quote(str(config.out))} (or, with --combine min or --combine "
+        "uncertainty, what the worst of them says, or their mean less their disagreement)"
     )
 
 

@@ -40,7 +40,7 @@ class RewardModelConfig:
     """Write into a folder that exists already."""
     members: int = 1
     """Reward models to train, with other seeds of head and order and the same split; more than one
-    are written to member-1, member-2, …, which --reward-model takes together."""
+    are written to member-1, member-2, …; `train --reward-model` takes the folder of all."""
 
     epochs: int = 2
     """Passes over the pairs."""

@@ -101,6 +101,7 @@ NAMES = {
         ("base", "pairs", "run", "runs", "tokenizer", "model", "data", "reward", "labels"),
         NO_NAMES,
     ),
+    "shift_pairs": NO_NAMES,  # and no --shift-every
     "lora_target_modules": ("", " ", "q_proj"),  # and no rank
     "config": ("", "/nowhere/x.yaml", "/", ESCAPES, LONG, "a\0b", SURROGATE, "zoo:", "zoo:x"),
     "zoo": ("/nowhere", "/dev/null", "a\0b", LONG, ESCAPES, SURROGATE),

@@ -425,3 +425,24 @@ def test_a_reward_model_takes_turns_with_a_peer_on_the_same_pairs(tmp_path, refe
     assert [kept["held out"] for kept in json.loads(keep.read_text(encoding="utf-8"))] == [4, 4]
     done = run("bench_reward_model", *options, "--peer", "nowhere", "--peer-script", str(script))
     assert done.returncode == 2 and "make bench-trl" in done.stderr
+
+
+def test_remedies_are_compared_seed_by_seed(benchmark_module, tmp_path):
+    """Gains of 0.5 and 0.1: mean 0.3, deviation of the mean 0.2, t of one degree 12.706."""
+    bench = benchmark_module("bench_remedies")
+    golds = {"none": [0.0, 0.4, 9.0], "worst case": [0.5, 0.5], "mean": []}
+    for remedy, values in golds.items():
+        for seed, gold in enumerate(values):
+            place = bench._place(tmp_path / f"seed-{seed}", remedy)
+            place.mkdir(parents=True)
+            summary = {"finished": True, "gold_reward": gold, "score": 1.0, "kl": 2.0}
+            content = {**summary, "response_length": 3.0}
+            (place / "summary.json").write_text(json.dumps(content))
+    unfinished = bench._place(tmp_path / "seed-2", "worst case")
+    unfinished.mkdir()
+    (unfinished / "summary.json").write_text('{"finished": false}')
+    none, worst = bench.rows_of(tmp_path)
+    assert (none["what"], none["seeds"], none["against none"]) == ("none", 3, None)
+    assert (worst["seeds"], worst["gold"]) == (2, 0.5)
+    assert worst["against none"] == pytest.approx(0.3)
+    assert worst["to"] - 0.3 == 0.3 - worst["from"] == pytest.approx(12.706 * 0.2, rel=1e-4)

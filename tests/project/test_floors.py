@@ -23,9 +23,9 @@ STOREYS: list[list[str]] = [
     ["tokenenv.user_code", "tokenenv.maths"],
     # what a task is; what people bring; language models
     ["tokenenv.tasks"],
-    ["tokenenv.data"],
+    ["tokenenv.data", "tokenenv.combinations"],
     ["tokenenv.models"],
-    ["tokenenv.settings"],
+    ["tokenenv.settings", "tokenenv.prompts"],
     ["tokenenv.rewards"],
     # the environments
     ["tokenenv.mdp"],
