@@ -20,6 +20,7 @@ from agents.inspection.config import DataConfig
 from agents.labelling.config import SamplePairsConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
+from agents.reward_quality.labels.config import LabelsCurveConfig, LabelsSelectConfig
 from agents.runs.config import (
     EvaluateConfig,
     ExplainConfig,
@@ -65,6 +66,8 @@ REQUIRED: dict[type, dict[str, str]] = {
     ExplainConfig: {"": "/nowhere", "prompt": "x"},
     PlayConfig: {"task": "exact", "device": "cpu"},
     RewardModelConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT"},
+    LabelsCurveConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT", "seeds": "1"},
+    LabelsSelectConfig: {"pool": "PAIRS", "k": "1", "out": "NEW", "reward-models": "exact"},
     SFTConfig: {"model": "exact", "data": "TEXT", "out": "OUT", "device": "cpu"},
     SamplePairsConfig: {"model": "exact", "prompts": "exact", "out": "NEW", "device": "cpu"},
     DataConfig: {"": "PAIRS"},
@@ -83,6 +86,8 @@ COMMANDS = {
     ExplainConfig: "explain",
     PlayConfig: "play",
     RewardModelConfig: "reward-model",
+    LabelsCurveConfig: "labels curve",
+    LabelsSelectConfig: "labels select",
     SFTConfig: "sft",
     SamplePairsConfig: "sample-pairs",
     DataConfig: "data inspect",
@@ -95,9 +100,24 @@ COMMANDS = {
 NAMES = {
     **dict.fromkeys(("task", "actor", "reference", "reward_model", "prompts", "critic"), NO_NAMES),
     **dict.fromkeys(
-        ("base", "pairs", "run", "runs", "tokenizer", "model", "data", "reward", "labels"),
+        (
+            "base",
+            "pairs",
+            "pool",
+            "reward_models",
+            "exclude",
+            "ppo_config",
+            "run",
+            "runs",
+            "tokenizer",
+            "model",
+            "data",
+            "reward",
+            "labels",
+        ),
         NO_NAMES,
     ),
+    "sizes": NO_WHOLE_NUMBERS,
     "lora_target_modules": ("", " ", "q_proj"),  # and no rank
     "config": ("", "/nowhere/x.yaml", "/", ESCAPES, LONG, "a\0b", SURROGATE, "zoo:", "zoo:x"),
     "zoo": ("/nowhere", "/dev/null", "a\0b", LONG, ESCAPES, SURROGATE),
@@ -199,6 +219,7 @@ STRUCTURE = [
         *(("sample", "--prompt", "x"), ("sample", "a", "--prompt"), ("reward-model",)),
         *(("sft",), ("sft", "--model", "x"), ("sft", "a"), ("sample-pairs", "--ask")),
         *(("sample-pairs", "-n"), ("sample-pairs", "--model", "x", "--ask", "yes")),
+        *(("labels",), ("labels", "curve"), ("labels", "buy"), ("labels", "select", "-k", "1")),
         *(("reward-model", "--pairs", "a"), ("verify", "extra"), ("compare", "--agents")),
         *(("play", "extra"), ("play", "--prompt"), ("play", "--run", "a", "--task", "exact")),
         *(("play", "--prompt-json"), ("play", "--prompt", "[1]", "--prompt-json")),

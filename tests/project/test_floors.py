@@ -42,14 +42,14 @@ STOREYS: list[list[str]] = [
     ["agents.config", "agents.vec_env", "agents.policy"],
     ["agents.rollout", "agents.zoo"],
     ["agents.ppo", "agents.evaluation"],
-    ["agents.credit", "agents.sft"],
+    ["agents.credit", "agents.sft", "agents.reward_quality"],
     # runs, and what is made of agents
     ["agents.runs"],
     [
         *("agents.compare", "agents.verification", "agents.report", "agents.play"),
         *("agents.inspection", "agents.labelling"),
     ],
-    ["agents.command_line"],
+    ["agents.command_line", "agents.reward_quality.labels"],
     ["agents.cli"],
 ]
 """Rooms, storey by storey: a module imports from its own room and from lower storeys. A room is a
@@ -61,6 +61,8 @@ DOORLESS = {
     "agents.command_line": "what the command line takes one by one, some of it before torch",
     "agents.runs": "its door is light and `training` is not",
     "agents.sft": "its settings are read before torch, and `training` needs it",
+    "agents.reward_quality": "each of its parts is one question, some of them before torch",
+    "agents.reward_quality.labels": "two commands, whose configurations are read before torch",
     "agents.compare": "one command, whose configuration the command line reads before torch",
     "agents.verification": "one command",
     "agents.zoo": "its door is of settings alone; files of any kind and its command lie further in",

@@ -11,6 +11,7 @@
 """
 
 from tokenenv.rewards.ensembles import ensemble_report, held_out_scores
+from tokenenv.rewards.features import pooled_features
 from tokenenv.rewards.pair_split import PairSplit, split_pairs
 from tokenenv.rewards.pair_training import PairEvaluation, TrainingRecord
 from tokenenv.rewards.pair_truncation import TruncationReport, truncated_pairs
@@ -90,6 +91,7 @@ __all__ = [
     "learned_rewards",
     "load_reward_model",
     "new_reward_model",
+    "pooled_features",
     "read_pairs",
     "reference_rewards",
     "resolve_reward",
