@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import OptimizeWarning, curve_fit
@@ -29,8 +30,8 @@ FEWEST_SIZES = 4
 EXPONENTS = (0.05, 3.0)
 """Bounds of c; below, a curve is one of log n, and its limit means nothing."""
 
-_STARTS = (0.3, 1.0)
-"""Exponents that a fit starts from."""
+GRID = 400
+"""Exponents that are tried: each is 1 % more than the one before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +74,7 @@ def fit_power_law(
     Raises:
         ValueError: there are too few sizes, or an accuracy is not finite.
     """
-    n = np.asarray(sizes, dtype=np.float64)
-    y = np.asarray(accuracies, dtype=np.float64)
-    different = len(np.unique(n))
-    if different < FEWEST_SIZES:
-        raise ValueError(
-            f"{different} sizes: a law of three numbers is fitted to {FEWEST_SIZES} or more."
-        )
-    if not np.isfinite(y).all():
-        raise ValueError("an accuracy is not finite: leave its size out.")
+    n, y = _checked(sizes, accuracies)
     largest = float(n.max())
     share = n / largest
 
@@ -93,22 +86,62 @@ def fit_power_law(
         power = x**-c
         return np.stack([np.ones_like(x), -power, d * power * np.log(x)], axis=1)
 
-    bounds = ((0.0, 0.0, EXPONENTS[0]), (1.0, np.inf, EXPONENTS[1]))
-    fits = []
-    for c in _STARTS:
-        columns = np.stack([np.ones_like(share), -(share**-c)], axis=1)
-        a, d = np.linalg.lstsq(columns, y, rcond=None)[0]
-        start = (min(max(float(a), 1e-6), 1 - 1e-6), max(float(d), 1e-6), c)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", OptimizeWarning)  # of a covariance that nobody reads
-            try:
-                found, _ = curve_fit(law, share, y, start, bounds=bounds, jac=slopes, max_nfev=400)
-            except RuntimeError:  # no convergence from here
-                found = np.array(start)
-        error = float(np.sqrt(np.mean((law(share, *found) - y) ** 2)))
-        fits.append((error, [float(value) for value in found]))
-    error, (a, d, c) = min(fits)
-    return PowerLaw(a, d * largest**c if d > 1e-9 else 0.0, c, error)
+    start = np.concatenate(_profiled(share, y[None]))
+    low, high = (0.0, 0.0, EXPONENTS[0]), (1.0, np.inf, EXPONENTS[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", OptimizeWarning)  # of a covariance that nobody reads
+        try:
+            found, _ = curve_fit(
+                law, share, y, start, bounds=(low, high), jac=slopes, xtol=1e-12, ftol=1e-12
+            )
+        except RuntimeError:  # no convergence: the start is the best of a grid
+            found = start
+    a, d, c = (
+        float(value) for value in min((start, found), key=lambda z: _error(law, share, y, z))
+    )
+    return PowerLaw(a, _scale(d, c, largest), c, _error(law, share, y, (a, d, c)))
+
+
+def _checked(sizes: Any, accuracies: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float64; ValueError where no law can be fitted to them."""
+    n, y = np.asarray(sizes, dtype=np.float64), np.asarray(accuracies, dtype=np.float64)
+    different = len(np.unique(n))
+    if different < FEWEST_SIZES:
+        raise ValueError(
+            f"{different} sizes: a law of three numbers is fitted to {FEWEST_SIZES} or more."
+        )
+    if not np.isfinite(y).all():
+        raise ValueError("an accuracy is not finite: leave its size out.")
+    return n, y
+
+
+def _error(law: Any, share: np.ndarray, y: np.ndarray, numbers: Any) -> float:
+    return float(np.sqrt(np.mean((law(share, *numbers) - y) ** 2)))
+
+
+def _scale(d: float, c: float, largest: float) -> float:
+    """The number b, from what is left to gain at the largest size."""
+    return d * largest**c if d > 1e-9 else 0.0
+
+
+def _profiled(share: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(R,) a, d and c nearest to (R, K) accuracies, c on a grid.
+
+    With c fixed the law is a line in x = share^(−c), whose best a and d have a closed form; where
+    one of them is beyond its bound, the best is on that bound.
+    """
+    grid = np.geomspace(*EXPONENTS, GRID)
+    x = share[None] ** -grid[:, None]  # (G, K)
+    centred = x - x.mean(axis=1, keepdims=True)
+    slope = (y @ centred.T) / (centred**2).sum(axis=1)  # (R, G)
+    d = np.maximum(-slope, 0.0)
+    a = y.mean(axis=1, keepdims=True) + d * x.mean(axis=1)
+    is_above = a > 1
+    a = np.where(is_above, 1.0, a)
+    d = np.where(is_above, np.maximum((1.0 - y) @ x.T / (x**2).sum(axis=1), 0.0), d)
+    squares = ((y[:, None] - a[..., None] + d[..., None] * x) ** 2).sum(axis=-1)  # (R, G)
+    rows, best = np.arange(len(y)), squares.argmin(axis=1)
+    return a[rows, best], d[rows, best], grid[best]
 
 
 def pairs_for(law: PowerLaw, pairs: int, gain: float = 0.01) -> float:
@@ -129,7 +162,7 @@ def pairs_for(law: PowerLaw, pairs: int, gain: float = 0.01) -> float:
 
 
 def bootstrap_laws(
-    sizes: Sequence[int] | np.ndarray, accuracies: np.ndarray, resamples: int = 400, seed: int = 0
+    sizes: Sequence[int] | np.ndarray, accuracies: np.ndarray, resamples: int = 1000, seed: int = 0
 ) -> list[PowerLaw]:
     """Laws fitted to means over seeds that are drawn with replacement.
 
@@ -145,9 +178,11 @@ def bootstrap_laws(
     """
     if len(accuracies) < 2:
         return []
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(len(accuracies), size=(resamples, len(accuracies)))
-    return [fit_power_law(sizes, accuracies[drawn].mean(axis=0)) for drawn in draws]
+    n, y = _checked(sizes, accuracies)
+    draws = np.random.default_rng(seed).integers(len(y), size=(resamples, len(y)))
+    largest = float(n.max())
+    numbers = zip(*_profiled(n / largest, y[draws].mean(axis=1)), strict=True)
+    return [PowerLaw(float(a), _scale(d, c, largest), float(c)) for a, d, c in numbers]
 
 
 def interval_of(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float]:

@@ -79,7 +79,7 @@ class KeptPoints:
             ValueError: points that are there were made with other settings.
         """
         path = self.root / SETTINGS
-        if path.exists():
+        if path.exists() and any((self.root / POINTS).glob("*.json")):
             before = read_json_object(path, "the settings of a learning curve")
             changed = changed_settings(before, settings)
             if changed:

@@ -42,17 +42,17 @@ def rank_correlation(
     if len(x) != len(y) or len(x) < 3:
         raise ValueError(f"{len(x)} and {len(y)} values: give as many of both, three or more.")
     draws = np.random.default_rng(seed).integers(len(x), size=(resamples, len(x)))
-    found = [_spearman(x[drawn], y[drawn]) for drawn in draws]
-    finite = np.array([rho for rho in found if not math.isnan(rho)])
+    found = _spearman(x[draws], y[draws])
+    finite = found[np.isfinite(found)]
     if not len(finite):
         return math.nan, (math.nan, math.nan)
     low, high = np.quantile(finite, [0.025, 0.975])
-    return _spearman(x, y), (float(low), float(high))
+    return float(_spearman(x[None], y[None])[0]), (float(low), float(high))
 
 
-def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """The correlation of the ranks, equal values having their mean rank."""
-    ranks = stats.rankdata(x), stats.rankdata(y)
-    if min(np.ptp(rank) for rank in ranks) == 0:
-        return math.nan
-    return float(np.corrcoef(*ranks)[0, 1])
+def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(R,) correlations of the ranks in each row, equal values having their mean rank."""
+    ranks = [stats.rankdata(values, axis=1) for values in (x, y)]
+    a, b = (rank - rank.mean(axis=1, keepdims=True) for rank in ranks)
+    with np.errstate(invalid="ignore"):  # 0/0 where one does not vary
+        return np.asarray((a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1)))
