@@ -67,7 +67,7 @@ REQUIRED: dict[type, dict[str, str]] = {
     PlayConfig: {"task": "exact", "device": "cpu"},
     RewardModelConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT"},
     LabelsCurveConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT", "seeds": "1"},
-    LabelsSelectConfig: {"pool": "PAIRS", "k": "1", "out": "NEW", "reward-models": "exact"},
+    LabelsSelectConfig: {"pool": "POOL", "k": "1", "out": "NEW", "by": "random"},
     SFTConfig: {"model": "exact", "data": "TEXT", "out": "OUT", "device": "cpu"},
     SamplePairsConfig: {"model": "exact", "prompts": "exact", "out": "NEW", "device": "cpu"},
     DataConfig: {"": "PAIRS"},
@@ -77,7 +77,7 @@ REQUIRED: dict[type, dict[str, str]] = {
     ZooConfig: {"": "nope"},
 }
 """Command → what it is called with. OUT is a new folder, FILE is a file where a folder must be,
-PAIRS are some pairs, TEXT is a text, NEW a file that is not there, RUN has what a report needs."""
+PAIRS are some pairs, POOL one without a label, TEXT is a text, NEW a file that is not there, RUN has what a report needs."""
 
 COMMANDS = {
     TrainConfig: "train",
@@ -252,6 +252,8 @@ def check(wrong: Call, folder: Path, capsys: Any) -> str | None:
     (folder / "file").write_text("")
     pairs = [{"prompt": p, "chosen": " do", "rejected": " re"} for p in ("do", "re", "mi")]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    pool = {"prompt": "do", "response_a": " do", "response_b": " re"}
+    (folder / "pool.jsonl").write_text(json.dumps(pool))
     (folder / "run").mkdir(exist_ok=True)
     (folder / "run" / "config.json").write_text('{"task": "x", "seed": 0, "total_tokens": 1}')
     (folder / "text").write_text("do re mi\n")
@@ -262,6 +264,7 @@ def check(wrong: Call, folder: Path, capsys: Any) -> str | None:
         "NEW": "pairs-to-be",
         "FILE": "file",
         "PAIRS": "pairs.jsonl",
+        "POOL": "pool.jsonl",
         "RUN": "run",
     }
     places = {name: str(folder / place) for name, place in places.items()}

@@ -10,17 +10,15 @@ from typing import Any
 
 from agents.labelling.pair_file import PairRow, as_label
 from tokenenv.data import Message, Row, as_prompt, check_columns, read_rows
-from tokenenv.models import resolve_device
 from tokenenv.rewards import (
     PreferencePair,
     RewardModel,
     TokenPair,
-    load_reward_model,
     truncated_pairs,
 )
 from tokenenv.tasks import model_source
 
-__all__ = ["Pool", "load_members", "read_pool", "tokens_of"]
+__all__ = ["Pool", "member_names", "read_pool", "tokens_of"]
 
 _MEANINGS = ("prompt", "response_a", "response_b", "label")
 _LABELLED = ("prompt", "chosen", "rejected")
@@ -200,11 +198,11 @@ def tokens_of(
     ]
 
 
-def load_members(names: Sequence[str], device: str) -> list[RewardModel]:
-    """The reward models, members of an ensemble's folder one by one.
+def member_names(names: Sequence[str]) -> list[str]:
+    """The folders or hub ids of reward models, members of an ensemble's folder one by one.
 
     Raises:
-        ValueError: there are fewer than two, one can't be loaded, or one stands there twice.
+        ValueError: there are fewer than two, or one stands there twice.
     """
     every: list[str] = []
     for name in names:
@@ -227,4 +225,4 @@ def load_members(names: Sequence[str], device: str) -> list[RewardModel]:
             f"reward_models={' '.join(names)!r} names a reward model twice, which agrees with "
             "itself: give each once."
         )
-    return [load_reward_model(name, resolve_device(device)) for name in every]
+    return every

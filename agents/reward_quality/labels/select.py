@@ -25,9 +25,12 @@ from agents.reward_quality.labels.disagreement import (
 )
 from agents.reward_quality.labels.diversity import choose, most_disputed
 from agents.reward_quality.labels.points import changed_settings
-from agents.reward_quality.labels.pool import Pool, load_members, read_pool, tokens_of
+from agents.reward_quality.labels.pool import Pool, member_names, read_pool, tokens_of
+from agents.reward_quality.labels.reward_models import settings_of
 from agents.reward_quality.labels.simulation import simulate_selection
 from tokenenv.data import parse_columns
+from tokenenv.models import resolve_device
+from tokenenv.rewards import load_reward_model
 from tokenenv.stop_signals import stop_signals
 
 __all__ = ["select_pairs"]
@@ -42,6 +45,9 @@ def select_pairs(config: LabelsSelectConfig, console: Console) -> Any:
     Raises:
         ValueError: the pool, a reward model, the file or a label can't be used.
     """
+    settings_of(config, config.seed)  # those of a training are checked, too
+    device = resolve_device(config.device)
+    names = member_names(config.reward_models) if _needs_members(config) else []
     if not config.out.parent.is_dir():
         raise ValueError(
             f"out={str(config.out)!r}: there is no folder {str(config.out.parent)!r}; make it, or "
@@ -59,7 +65,7 @@ def select_pairs(config: LabelsSelectConfig, console: Console) -> Any:
                 literal(f"{len(file.rows):,} pairs were selected before: going on with them.")
             )
         else:
-            file.append(_select(config, console))
+            file.append(_select(config, names, device, console))
         try:
             _label(config, file, console)
         finally:
@@ -105,7 +111,14 @@ def _check_selection(config: LabelsSelectConfig, rows: Sequence[PairRow]) -> Non
 _OF_A_PAIR = {"rank", "bald", "variance", "probability"}
 
 
-def _select(config: LabelsSelectConfig, console: Console) -> list[PairRow]:
+def _needs_members(config: LabelsSelectConfig) -> bool:
+    """Whether reward models choose, or were given for nothing."""
+    return bool(config.reward_models) or not (config.simulate or config.by == "random")
+
+
+def _select(
+    config: LabelsSelectConfig, names: Sequence[str], device: str, console: Console
+) -> list[PairRow]:
     """The rows of the selected pairs, in the order of selection."""
     pool = read_pool(config.pool, parse_columns(config.columns), config.exclude, config.skip_bad)
     _say_pool(config, pool, console)
@@ -122,7 +135,7 @@ def _select(config: LabelsSelectConfig, console: Console) -> list[PairRow]:
         indices = most_disputed(ranking, config.k, _prompts(pool.rows), config.max_per_prompt)
         facts: list[dict[str, Any]] = [{} for _ in pool.rows]
     else:
-        members = load_members(config.reward_models, config.device)
+        members = [load_reward_model(name, device) for name in names]
         tokens = [
             tokens_of(pool.rows, member, config.max_tokens, config.truncation) for member in members
         ]
