@@ -77,7 +77,8 @@ REQUIRED: dict[type, dict[str, str]] = {
     ZooConfig: {"": "nope"},
 }
 """Command → what it is called with. OUT is a new folder, FILE is a file where a folder must be,
-PAIRS are some pairs, POOL one without a label, TEXT is a text, NEW a file that is not there, RUN has what a report needs."""
+PAIRS are some pairs, POOL one without a label, TEXT is a text, NEW a file that is not there, RUN
+has what a report needs."""
 
 COMMANDS = {
     TrainConfig: "train",
