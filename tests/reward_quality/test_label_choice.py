@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 
+from agents.reward_quality.labels import diversity
 from agents.reward_quality.labels.disagreement import (
     bald,
     member_probabilities,
@@ -100,15 +101,20 @@ def test_a_greedy_selection_is_that_of_the_determinant(rng):
     assert select_diverse(features, q, 4) == expected
 
 
-def test_a_prompt_has_at_most_as_many_pairs_as_it_may(clusters):
+@pytest.mark.parametrize("is_diverse", [True, False])
+def test_a_prompt_has_at_most_as_many_pairs_as_it_may(clusters, monkeypatch, is_diverse):
     features, disagreement = clusters
+    pairs = [pair(index, 40) for index in range(40)]  # the last token says which features
+    of_token = np.concatenate([features, np.zeros((1, 8))])
+    monkeypatch.setattr(
+        diversity,
+        "pooled_features",
+        lambda factor, sequences: (factor * of_token[[s[-1] for s in sequences]], None),
+    )
     prompts = [f"p{index % 5}" for index in range(40)]
-    for selected in (
-        select_diverse(features, disagreement, 10, prompts, 2),
-        most_disputed(disagreement, 10, prompts, 2),
-    ):
-        assert len(set(selected)) == 10
-        counts = [len(list(g)) for _, g in itertools.groupby(sorted(prompts[i] for i in selected))]
-        assert counts == [2] * 5
-    assert len(select_diverse(features, disagreement, 10, prompts, 1)) == 5
-    assert len(most_disputed(disagreement, 10, prompts, 1)) == 5
+    arguments = (disagreement, 1.0, pairs)
+    selected = diversity.choose(*arguments, 10, is_diverse, prompts, 2)
+    assert len(set(selected)) == 10
+    assert Counter(prompts[index] for index in selected) == {f"p{n}": 2 for n in range(5)}
+    assert len(diversity.choose(*arguments, 10, is_diverse, prompts, 1)) == 5
+    assert len(set(diversity.choose(*arguments, 40, is_diverse))) == 40

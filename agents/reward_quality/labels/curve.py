@@ -56,7 +56,14 @@ def learning_curve(config: LabelsCurveConfig, console: Console) -> dict[str, Any
         seeds = range(config.seed, config.seed + config.seeds)
         sizes = _sizes(config, source.most(seeds))
         kept.begin(_identity(config, source, policies))
-        points = _measure(config, kept, source, sizes, seeds, policies, console)
+        try:
+            points = _measure(config, kept, source, sizes, seeds, policies, console)
+        except BaseException:
+            with contextlib.suppress(OSError):  # of a terminal that is gone
+                console.print(
+                    literal(f"what was measured is kept in {config.out}: the same command goes on.")
+                )
+            raise
         report = curve_report(points, sizes, config.seed)
         report["settings"] = _as_json(config)
         write_json(config.out / RESULTS[0], report)
