@@ -21,6 +21,7 @@ from agents.labelling.config import SamplePairsConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
 from agents.reward_quality.best_of_n.config import BestOfNConfig
+from agents.reward_quality.labels.config import LabelsCurveConfig, LabelsSelectConfig
 from agents.runs.config import (
     EvaluateConfig,
     ExplainConfig,
@@ -66,6 +67,8 @@ REQUIRED: dict[type, dict[str, str]] = {
     ExplainConfig: {"": "/nowhere", "prompt": "x"},
     PlayConfig: {"task": "exact", "device": "cpu"},
     RewardModelConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT"},
+    LabelsCurveConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT", "seeds": "1"},
+    LabelsSelectConfig: {"pool": "POOL", "k": "1", "out": "NEW", "by": "random"},
     SFTConfig: {"model": "exact", "data": "TEXT", "out": "OUT", "device": "cpu"},
     SamplePairsConfig: {"model": "exact", "prompts": "exact", "out": "NEW", "device": "cpu"},
     DataConfig: {"": "PAIRS"},
@@ -76,7 +79,8 @@ REQUIRED: dict[type, dict[str, str]] = {
     ZooConfig: {"": "nope"},
 }
 """Command → what it is called with. OUT is a new folder, FILE is a file where a folder must be,
-PAIRS are some pairs, TEXT is a text, NEW a file that is not there, RUN has what a report needs."""
+PAIRS are some pairs, POOL one without a label, TEXT is a text, NEW a file that is not there, RUN
+has what a report needs."""
 
 COMMANDS = {
     TrainConfig: "train",
@@ -85,6 +89,8 @@ COMMANDS = {
     ExplainConfig: "explain",
     PlayConfig: "play",
     RewardModelConfig: "reward-model",
+    LabelsCurveConfig: "labels curve",
+    LabelsSelectConfig: "labels select",
     SFTConfig: "sft",
     SamplePairsConfig: "sample-pairs",
     DataConfig: "data inspect",
@@ -98,10 +104,25 @@ COMMANDS = {
 NAMES = {
     **dict.fromkeys(("task", "actor", "reference", "reward_model", "prompts", "critic"), NO_NAMES),
     **dict.fromkeys(
-        ("base", "pairs", "run", "runs", "tokenizer", "model", "data", "reward", "labels"),
+        (
+            "base",
+            "pairs",
+            "pool",
+            "reward_models",
+            "exclude",
+            "ppo_config",
+            "run",
+            "runs",
+            "tokenizer",
+            "model",
+            "data",
+            "reward",
+            "labels",
+        ),
         NO_NAMES,
     ),
     "shift_pairs": NO_NAMES,  # and no --shift-every
+    "sizes": NO_WHOLE_NUMBERS,
     "lora_target_modules": ("", " ", "q_proj"),  # and no rank
     "config": ("", "/nowhere/x.yaml", "/", ESCAPES, LONG, "a\0b", SURROGATE, "zoo:", "zoo:x"),
     "zoo": ("/nowhere", "/dev/null", "a\0b", LONG, ESCAPES, SURROGATE),
@@ -204,6 +225,7 @@ STRUCTURE = [
         *(("sample", "--prompt", "x"), ("sample", "a", "--prompt"), ("reward-model",)),
         *(("sft",), ("sft", "--model", "x"), ("sft", "a"), ("sample-pairs", "--ask")),
         *(("sample-pairs", "-n"), ("sample-pairs", "--model", "x", "--ask", "yes")),
+        *(("labels",), ("labels", "curve"), ("labels", "buy"), ("labels", "select", "-k", "1")),
         *(("reward-model", "--pairs", "a"), ("verify", "extra"), ("compare", "--agents")),
         *(("play", "extra"), ("play", "--prompt"), ("play", "--run", "a", "--task", "exact")),
         *(("play", "--prompt-json"), ("play", "--prompt", "[1]", "--prompt-json")),
@@ -238,6 +260,8 @@ def check(wrong: Call, folder: Path, capsys: Any) -> str | None:
     (folder / "file").write_text("")
     pairs = [{"prompt": p, "chosen": " do", "rejected": " re"} for p in ("do", "re", "mi")]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    pool = {"prompt": "do", "response_a": " do", "response_b": " re"}
+    (folder / "pool.jsonl").write_text(json.dumps(pool))
     (folder / "run").mkdir(exist_ok=True)
     (folder / "run" / "config.json").write_text('{"task": "x", "seed": 0, "total_tokens": 1}')
     (folder / "text").write_text("do re mi\n")
@@ -248,6 +272,7 @@ def check(wrong: Call, folder: Path, capsys: Any) -> str | None:
         "NEW": "pairs-to-be",
         "FILE": "file",
         "PAIRS": "pairs.jsonl",
+        "POOL": "pool.jsonl",
         "RUN": "run",
     }
     places = {name: str(folder / place) for name, place in places.items()}
