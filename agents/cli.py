@@ -1,7 +1,7 @@
 """The command line: `tokenrlhf COMMAND`.
 
 The commands are train, evaluate, sample, explain, report, play, sft, sample-pairs, reward-model,
-audit, data, verify, compare and zoo.
+labels, audit, data, best-of-n, verify, compare and zoo.
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
 """
@@ -32,6 +32,8 @@ from agents.labelling.config import SamplePairsConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
 from agents.reward_quality.audit.config import AuditConfig
+from agents.reward_quality.best_of_n.config import BestOfNConfig
+from agents.reward_quality.labels.config import LabelsCurveConfig, LabelsSelectConfig
 from agents.runs.config import (
     EvaluateConfig,
     ExplainConfig,
@@ -54,6 +56,12 @@ from tokenenv.stop_signals import StopSignal, stop_signals
 
 __all__ = ["main"]
 
+Labels = (
+    Annotated[LabelsCurveConfig, tyro.conf.subcommand("curve")]
+    | Annotated[LabelsSelectConfig, tyro.conf.subcommand("select")]
+)
+LABELS = tyro.conf.subcommand("labels", description="What labels cost, and which to buy next.")
+
 Command = (
     Annotated[TrainConfig, tyro.conf.subcommand("train")]
     | Annotated[EvaluateConfig, tyro.conf.subcommand("evaluate")]
@@ -64,7 +72,9 @@ Command = (
     | Annotated[SamplePairsConfig, tyro.conf.subcommand("sample-pairs")]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
     | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
+    | Annotated[Labels, LABELS]
     | Annotated[DataConfig, tyro.conf.subcommand("data")]
+    | Annotated[BestOfNConfig, tyro.conf.subcommand("best-of-n")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
@@ -72,9 +82,16 @@ Command = (
 )
 
 
-_CONFIGS: dict[str, Any] = {
-    subcommand.name: config for config, subcommand in map(get_args, get_args(Command))
-}
+def _configs(commands: Any, before: str = "") -> dict[str, Any]:
+    """Command, of one word or of two → the dataclass of its options."""
+    configs: dict[str, Any] = {}
+    for config, subcommand in map(get_args, get_args(commands)):
+        name = f"{before}{subcommand.name}"
+        configs |= _configs(config, f"{name} ") if get_args(config) else {name: config}
+    return configs
+
+
+_CONFIGS = _configs(Command)
 """Command → the dataclass of its options."""
 
 
@@ -153,8 +170,10 @@ def _parse(arguments: list[str]) -> Any:
     a form that can be shown.
     """
     shown = [printable(argument) for argument in arguments]
-    if arguments and arguments[0] in _CONFIGS:
-        refuse_other_names(arguments[0], _CONFIGS[arguments[0]], arguments[1:])
+    for words in (1, 2):
+        name = " ".join(arguments[:words])
+        if len(arguments) >= words and name in _CONFIGS:
+            refuse_other_names(name, _CONFIGS[name], arguments[words:])
     commands = _with_settings(arguments)
     parse = functools.partial(tyro.cli, commands, prog="tokenrlhf", description=__doc__)
     if shown == arguments:
@@ -279,7 +298,10 @@ _RUNNERS: dict[type, Any] = {
     SamplePairsConfig: "agents.labelling.command:sample_pairs_into_file",
     RewardModelConfig: "agents.runs.reward_model:train_from_file",
     AuditConfig: "agents.reward_quality.audit.command:audit_reward",
+    LabelsCurveConfig: "agents.reward_quality.labels.curve:learning_curve",
+    LabelsSelectConfig: "agents.reward_quality.labels.select:select_pairs",
     DataConfig: "agents.inspection.command:run",
+    BestOfNConfig: "agents.runs.best_of_n:best_of_n_into_files",
     VerifyConfig: _verify,
     CompareConfig: "agents.compare.command:compare",
     ReportConfig: "agents.report.command:report",

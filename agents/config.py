@@ -24,6 +24,7 @@ from agents.settings import (
     run_name,
     settings_from_json,
 )
+from tokenenv.combinations import check_combination
 from tokenenv.data import parse_columns
 from tokenenv.maths import CRITIC_FREE
 from tokenenv.ranges import (
@@ -35,7 +36,6 @@ from tokenenv.ranges import (
     SEED,
     Range,
     check_ranges,
-    check_reward_weights,
     count,
 )
 from tokenenv.tasks import names_code
@@ -57,6 +57,7 @@ _TRAIN_RANGES: dict[str, Range] = {
     "explain_every": COUNT_OR_0,
     "explain_prompts": COUNT,
     "checkpoint_every": COUNT_OR_0,
+    "shift_every": COUNT_OR_0,
     "num_threads": count(1, 1024, ", or None (leave it out)", is_optional=True),
     "lora_rank": OPTIONAL_COUNT,
     "lora_alpha": OPTIONAL_POSITIVE_FINITE,
@@ -70,6 +71,12 @@ LR_SCHEDULES = ("linear", "cosine", "cubic", "constant")
 
 HACKING_ACTIONS = ("ignore", "warn", "stop", "raise-kl")
 """Values of `on_hacking_alarm`."""
+
+_NAMES = (
+    *("task", "actor", "reference", "reward_model", "prompts", "critic", "tracker"),
+    "shift_pairs",
+)
+"""Settings that are names or paths."""
 
 _BUFFER_SETTINGS = (
     *("advantage_estimator", "group_size", "whiten_rewards"),
@@ -86,6 +93,7 @@ SETTINGS_OF_OLDER_RUNS: dict[str, Any] = {
     "tracker_project": "tokenrlhf",
     **{"columns": (), "skip_bad": False},
     **{"on_hacking_alarm": "ignore", "hacking_kl_factor": 2.0, "hacking_kl_raises": 3},
+    **{"combine": None, "uncertainty_coef": None, "shift_every": 0, "shift_pairs": None},
 }
 """What runs did before these were settings: their config.json need not name them."""
 
@@ -120,10 +128,16 @@ class TrainConfig:
     reference: str | None = None
     """Folder or hub id of the frozen reference."""
     reward_model: str | tuple[str, ...] | None = None
-    """Folder or hub id of a reward model, or 'package.module:function'; or several of them, whose
-    weighted sum is the reward."""
+    """Folder or hub id of a reward model, folder of an ensemble, or 'package.module:function'; or
+    several of them, which --combine makes one reward of."""
     reward_weights: tuple[float, ...] | None = None
     """Weights of several rewards, one for each; 1 each unless given."""
+    combine: Literal["sum", "mean", "min", "uncertainty"] | None = None
+    """How several rewards become one: their weighted sum; or, of reward models alone, their mean,
+    the worst of them, or mean - c·standard deviation, each normalised on the same responses of the
+    reference, and the combination as well. Default: 'sum', or 'mean' for an ensemble's folder."""
+    uncertainty_coef: float | None = None
+    """The number c of --combine uncertainty; default: 1."""
     prompts: str | None = None
     """File of prompts (JSON Lines, CSV, Parquet, text, …: docs/data.md), or the name of a task."""
     prompt_truncation: Literal["error", "keep-end", "drop"] = "error"
@@ -282,6 +296,12 @@ class TrainConfig:
     """What 'raise-kl' multiplies β by, at the alarm and for as long as it goes on."""
     hacking_kl_raises: int = 3
     """How often it does so, at the most."""
+    shift_every: int = 0
+    """Updates between two tests whether the policy's responses are still like those that the reward
+    model knows (rlhf/shift, rlhf/shift_p); 0 for none."""
+    shift_pairs: str | None = None
+    """File of the preference pairs that the reward model was trained on, which --shift-every
+    compares with; unless given, with the reference's responses."""
     checkpoint_every: int = 16
     """Updates between two checkpoints; 0: only the last. TokenPPO.load unpickles them, which can
     run code: share policy/ instead, and load only checkpoints that you trust."""
@@ -317,15 +337,22 @@ class TrainConfig:
             )
         if isinstance(self.reward_model, list):
             object.__setattr__(self, "reward_model", tuple(self.reward_model))
-        for name in ("task", "actor", "reference", "reward_model", "prompts", "critic", "tracker"):
+        for name in _NAMES:
             for value in _each(getattr(self, name)):
                 if isinstance(value, str) and not value.strip():
                     raise ValueError(
                         f"{name}={value!r} is empty: give a name or a path, or leave it out."
                     )
+        if self.shift_pairs is not None and not self.shift_every:
+            raise ValueError(
+                f"shift_pairs={self.shift_pairs!r} is what shift_every compares with, and that is "
+                "0: give --shift-every as well, or leave out --shift-pairs."
+            )
         parse_columns(self.columns)
         self._check_hacking_alarm()
-        check_reward_weights(self.reward_model, self.reward_weights)
+        check_combination(
+            self.reward_model, self.reward_weights, self.combine, self.uncertainty_coef
+        )
         if self.critic == "reward_model" and isinstance(self.reward_model, tuple):
             raise ValueError(
                 f"critic='reward_model', but reward_model names {len(self.reward_model)} rewards: "
@@ -407,12 +434,13 @@ class TrainConfig:
             ),
             *("kl_coef", "temperature", "score_clip", "missing_eos_penalty", "scoring"),
             "group_size",
-            *("device", "dtype"),
+            *("uncertainty_coef", "device", "dtype"),
         )
         kl_shaping = KLPenalty(self.kl_estimator, self.use_kl_loss).kl_shaping
         settings = {name: getattr(self, name) for name in names}
         settings["prompt_columns"] = parse_columns(self.columns) or None
         settings["skip_bad_prompts"] = self.skip_bad
+        settings["reward_combine"] = self.combine
         return {"split": split, "kl_shaping": kl_shaping, **settings}
 
     def as_json(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ for plain `transformers`. docs/real-model.md has such a run. `--task-only` makes
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,6 @@ from experiment import COLORS, new_figure, options, write
 from real_task import TaskSettings, environment, held_out_of, make_task
 
 TOKENS, POINTS, RESPONSES = 65_536, 8, 4
-SETTINGS: dict[str, Any] = {
-    **{"n_steps": 32, "batch_size": 512, "n_epochs": 4, "critic_epochs": 1, "vf_coef": 1.0},
-    "learning_rate": lambda remaining: 3e-4,  # constant: a run may be stopped anywhere
-}
-"""Those of agents/zoo/real-lm.yaml, but for the rate, which falls there."""
-N_ENVS = 64
 SMALL = TaskSettings(10, 16, train_prompts=300, eval_prompts=64, samples=4, epochs=4)
 SHOWN = 6
 """Held-out prompts whose responses are shown."""
@@ -52,16 +47,16 @@ def sources(lm: str | None, texts: str | None, out: Path, is_quick: bool) -> tup
 
 
 def new_model(task: Path, seed: int) -> Any:
-    """A `TokenPPO` on the task whose critic starts from the reward model."""
-    from agents import LMActorCriticPolicy, TokenPPO, make_vec_env
+    """A `TokenPPO` with the settings of agents/zoo/real-lm.yaml."""
+    from agents import make_vec_env
+    from agents.runs.training import build_agent
+    from agents.zoo import train_settings
 
+    config = replace(train_settings("real-lm"), seed=seed)
     env = make_vec_env(
-        n_envs=N_ENVS, seed=seed, scoring="deferred", device="cpu", **environment(task)
+        n_envs=config.n_envs, seed=seed, scoring="deferred", device="cpu", **environment(task)
     )
-    policy = {"actor": str(task / "lm"), "value_head": "separate", "critic": str(task / "rm")}
-    return TokenPPO(
-        LMActorCriticPolicy, env, policy_kwargs=policy, seed=seed, device="cpu", **SETTINGS
-    )
+    return build_agent(config, env)
 
 
 def train(task: Path, tokens: int, points: int, responses: int, seed: int = 0) -> dict[str, Any]:

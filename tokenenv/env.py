@@ -67,8 +67,9 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
     number of the episode's group (unless `options` set the prompt). At every step (stepwise
     scoring) `ref_logprob` and `kl_coef`; at the end also `rm_score` (raw), `score` (paid as
     reward), `finish_reason`, `response`, `response_length` and, if the task has one, `gold_reward`;
-    with a list of rewards `rm_scores`, each one's raw number by its name. Deferred scoring
-    gives `finish_reason`, `response` and `response_length` at the end and nothing else.
+    with a list of rewards `rm_scores`, each one's raw number by its name; with several reward
+    models `rm_disagreement`, the standard deviation over them of their normalised rewards. Deferred
+    scoring gives `finish_reason`, `response` and `response_length` at the end and nothing else.
 
     ## Copies
     `env.unwrapped.fork()` is a copy that continues identically and apart from the original, cheap
@@ -78,11 +79,12 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
         task: name of a bundled task (`"reviews"`) or `"package.module:TASK"`; it provides the
             defaults of all arguments that are None.
         reference: folder or hub id of the causal LM that is the reference.
-        reward_model: folder or hub id of a reward model; or a Python callable
-            `(prompts, responses) -> one float per response`, or `"package.module:function"`
-            naming one; or a list of these, whose weighted sum is the reward. Further parameters of
-            a callable are columns of the prompts; one with a parameter `completions` is called as
-            TRL calls it (`tokenenv.rewards.parameters`). With deferred scoring, a callable may
+        reward_model: folder or hub id of a reward model; or the folder of an ensemble, which
+            `tokenrlhf reward-model --members` wrote; or a Python callable
+            `(prompts, responses) -> one float per response`, or `"package.module:function"` naming
+            one; or a list of these, which `reward_combine` makes one reward of. Further parameters
+            of a callable are columns of the prompts; one with a parameter `completions` is called
+            as TRL calls it (`tokenenv.rewards.parameters`). With deferred scoring, a callable may
             return one list of floats per response.
         prompts: a file, the name of a task, or a list of prompts. A prompt is a text, a list of
             messages (`{"role": …, "content": …}`), or `{"prompt": …, "column": …}`.
@@ -115,6 +117,11 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
             `{"prompt": "question"}`; any other meaning is the name that rewards ask for.
         skip_bad_prompts: go on without the rows of that file that can't be used; how many they are
             is said.
+        reward_combine: how several rewards become one: `"sum"`, weighted; of reward models also
+            `"mean"`, `"min"` (the worst of them) and `"uncertainty"` (mean − c·standard deviation),
+            each model normalised on the same responses of the reference, and the combination as
+            well. None: `"sum"`, or `"mean"` where `reward_model` is the folder of an ensemble.
+        uncertainty_coef: c of `"uncertainty"`; None: 1.
 
     Raises:
         ValueError: an invalid argument; the message names the allowed values.
@@ -151,6 +158,8 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
         prompt_truncation: str = "error",
         prompt_columns: Mapping[str, str] | None = None,
         skip_bad_prompts: bool = False,
+        reward_combine: str | None = None,
+        uncertainty_coef: float | None = None,
     ) -> None:
         settings = EnvSettings(
             task=task,
@@ -174,6 +183,8 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
             prompt_truncation=prompt_truncation,
             prompt_columns=prompt_columns,
             skip_bad_prompts=skip_bad_prompts,
+            reward_combine=reward_combine,
+            uncertainty_coef=uncertainty_coef,
         )
         self.mdp = TokenMDP(settings, num_envs=1)
         self.observation_space, self.action_space = token_spaces(self.mdp)

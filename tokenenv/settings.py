@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tokenenv.combinations import check_combination, named_rewards
 from tokenenv.data import TRUNCATIONS, Message, Prompt, check_columns
 from tokenenv.maths import KL_SHAPINGS
 from tokenenv.models import resolve_device, resolve_dtype
-from tokenenv.ranges import POSITIVE_FINITE, WEIGHT, check_ranges, check_reward_weights, count
+from tokenenv.ranges import POSITIVE_FINITE, WEIGHT, check_ranges, count
 from tokenenv.tasks import Task, check_split, is_bundled, model_source
 
 __all__ = [
@@ -73,6 +74,8 @@ class EnvSettings:
     prompt_truncation: str = "error"
     prompt_columns: Mapping[str, str] | None = None
     skip_bad_prompts: bool = False
+    reward_combine: str | None = None
+    uncertainty_coef: float | None = None
 
     def __post_init__(self) -> None:
         """Validate as much as possible without loading a model."""
@@ -89,7 +92,9 @@ class EnvSettings:
             raise ValueError(
                 f"skip_bad_prompts={self.skip_bad_prompts!r:.60} must be true or false."
             )
-        check_reward_weights(self.reward_model, self.reward_weights)
+        check_combination(
+            self.reward_model, self.reward_weights, self.reward_combine, self.uncertainty_coef
+        )
         _one_of("render_mode", self.render_mode, (None, "ansi", "human", "rgb_array"))
         resolve_dtype(self.dtype)
         if not isinstance(self.task, str):
@@ -108,7 +113,7 @@ class EnvSettings:
 
         Raises:
             ValueError: reference or prompts are the user's own, and the reward is left to a bundled
-                task.
+                task; or there are not several rewards to combine.
         """
         self._refuse_inherited_reward(task)
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -121,6 +126,16 @@ class EnvSettings:
             values[name] = (
                 [model_source(one, name) for one in value] if is_list else model_source(value, name)
             )
+        values["reward_model"], values["reward_combine"] = named_rewards(
+            values["reward_model"], self.reward_combine
+        )
+        # Again, with the task's rewards and those of an ensemble's folder.
+        check_combination(
+            values["reward_model"],
+            self.reward_weights,
+            values["reward_combine"],
+            self.uncertainty_coef,
+        )
         values["max_prompt_tokens"] = int(values["max_prompt_tokens"])
         values["max_new_tokens"] = int(values["max_new_tokens"])
         values["kl_coef"] = float(values["kl_coef"])
@@ -158,6 +173,7 @@ class ResolvedSettings:
         prompts: a file, a task or a list of texts; None: those of the task.
         score_clip: None: scores are not clipped.
         render_mode: None: nothing is rendered.
+        reward_combine: one of `tokenenv.combinations.COMBINATIONS`.
 
     The others as `TokenEnv` documents them.
     """
@@ -183,6 +199,8 @@ class ResolvedSettings:
     prompt_truncation: str
     prompt_columns: Mapping[str, str] | None
     skip_bad_prompts: bool
+    reward_combine: str
+    uncertainty_coef: float | None
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:

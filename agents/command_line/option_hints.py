@@ -59,6 +59,7 @@ _OTHER_NAMES: dict[str, tuple[str, ...]] = {
         "reward-funcs",
         "reward-model-path",
     ),
+    "combine": ("reward-combine", "ensemble", "ensemble-mode", "aggregation"),
     "prompts": ("dataset", "data", "prompt-file", "prompts-file", "dataset-name", "prompt-data"),
     "pairs": ("dataset", "data", "preferences", "dataset-name"),
     "out": ("output", "output-dir", "out-dir", "save-path", "outdir", "run-name"),

@@ -44,6 +44,7 @@ class PairRow:
         reward_a: of response a, where a reward has labelled it.
         reward_b: likewise.
         drawn: by which model the responses were drawn, and how.
+        selected: why `labels select` has chosen it for labelling, and among which.
     """
 
     id: str
@@ -58,6 +59,7 @@ class PairRow:
     reward_a: float | None = None
     reward_b: float | None = None
     drawn: dict[str, Any] | None = None
+    selected: dict[str, Any] | None = None
 
     @property
     def is_open(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenenv.ranges import OPTIONAL_COUNT, OPTIONAL_WEIGHT, SEED, check_ranges, count
 
@@ -22,7 +22,7 @@ _RANGES = {
 }
 
 _OF_THE_ENVIRONMENT = (
-    *("task", "reference", "reward_model", "reward_weights", "prompts"),
+    *("task", "reference", "reward_model", "reward_weights", "uncertainty_coef", "prompts"),
     *("max_prompt_tokens", "max_new_tokens", "kl_coef"),
 )
 
@@ -43,9 +43,15 @@ class PlayConfig:
     reference: str | None = None
     """Folder or hub id of the frozen reference."""
     reward_model: str | tuple[str, ...] | None = None
-    """Folder or hub id of a reward model, or 'package.module:function'; or several of them."""
+    """Folder or hub id of a reward model, folder of an ensemble, or 'package.module:function'; or
+    several of them."""
     reward_weights: tuple[float, ...] | None = None
     """Weights of several rewards, one for each; 1 each unless given."""
+    combine: Literal["sum", "mean", "min", "uncertainty"] | None = None
+    """How several rewards become one, as in training. Default: 'sum', or 'mean' for an ensemble's
+    folder."""
+    uncertainty_coef: float | None = None
+    """The number c of --combine uncertainty; default: 1."""
     prompts: str | None = None
     """File of prompts (JSON Lines, CSV, Parquet, text, …: docs/data.md), or the name of a task."""
     prompt: str | None = None
@@ -76,7 +82,8 @@ class PlayConfig:
             raise ValueError(
                 "--prompt-json says how to read --prompt, which is not there: give it."
             )
-        named = [name for name in _OF_THE_ENVIRONMENT if getattr(self, name) is not None]
+        names = (*_OF_THE_ENVIRONMENT, "combine")
+        named = [name for name in names if getattr(self, name) is not None]
         if self.run is not None and named:
             options = ", ".join(f"--{name.replace('_', '-')}" for name in named)
             raise ValueError(
@@ -88,4 +95,9 @@ class PlayConfig:
         """The keyword arguments of the environment, where no run gives them."""
         settings = {name: getattr(self, name) for name in _OF_THE_ENVIRONMENT}
         settings["task"] = self.task or "reviews"
-        return {**settings, "split": "eval", "device": self.device or "auto"}
+        return {
+            **settings,
+            "reward_combine": self.combine,
+            "split": "eval",
+            "device": self.device or "auto",
+        }

@@ -27,6 +27,8 @@ class EpisodeRecord:
         stopped: whether it ended with EOS.
         parts: of several rewards, the raw numbers of those that apply, by name.
         group: the environment's number of its group of responses to one prompt; None: of none.
+        disagreement: of several reward models, the standard deviation over them of their normalised
+            rewards; None where there are fewer than two.
     """
 
     kl: float
@@ -38,6 +40,7 @@ class EpisodeRecord:
     stopped: bool
     parts: Mapping[str, float] = field(default_factory=dict)
     group: int | None = None
+    disagreement: float | None = None
 
     @classmethod
     def from_info(cls, kl: float, ref_log_prob: float, info: Mapping[str, Any]) -> EpisodeRecord:
@@ -57,6 +60,7 @@ class EpisodeRecord:
             length=info["response_length"],
             stopped=info["finish_reason"] == "stop",
             parts=info.get("rm_scores", {}),
+            disagreement=info.get("rm_disagreement"),
         )
 
     @classmethod
@@ -72,7 +76,7 @@ class EpisodeRecord:
             row: of the episode among them.
             episode: the episode.
         """
-        gold = scores.gold_reward
+        gold, disagreement = scores.gold_reward, scores.disagreement
         return cls(
             kl=kl,
             ref_log_prob=ref_log_prob,
@@ -82,6 +86,7 @@ class EpisodeRecord:
             length=len(episode.response),
             stopped=episode.stopped,
             parts=scores.parts_of(row),
+            disagreement=None if disagreement is None else float(disagreement[row]),
         )
 
     def whole_return(self, kl_coef: float) -> float:
@@ -92,7 +97,8 @@ class EpisodeRecord:
 def rlhf_metrics(records: Sequence[EpisodeRecord], kl_coef: float) -> dict[str, float]:
     """Means over finished episodes; KL is per response, summed over its tokens.
 
-    Of several rewards, `reward/NAME` is the mean over the episodes that it applies to.
+    Of several rewards, `reward/NAME` is the mean over the episodes that it applies to; of several
+    reward models, `rm_disagreement` is the mean of their disagreement.
     """
     if not records:
         return {}
@@ -110,6 +116,9 @@ def rlhf_metrics(records: Sequence[EpisodeRecord], kl_coef: float) -> dict[str, 
     gold = [r.gold_reward for r in records if r.gold_reward is not None]
     if gold:
         metrics["gold_reward"] = float(np.mean(gold))
+    disagreement = [r.disagreement for r in records if r.disagreement is not None]
+    if disagreement:
+        metrics["rm_disagreement"] = float(np.mean(disagreement))
     for name in dict.fromkeys(name for record in records for name in record.parts):
         numbers = [record.parts[name] for record in records if name in record.parts]
         metrics[f"reward/{name}"] = float(np.mean(numbers))

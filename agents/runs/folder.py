@@ -222,7 +222,7 @@ def _set_aside(output: OutputFolder, config: TrainConfig) -> None:
     rewards = config.reward_model if isinstance(config.reward_model, tuple) else ()
     sources = (
         *(config.actor, config.reference, config.reward_model, config.critic, config.prompts),
-        *rewards,
+        *(config.shift_pairs, *rewards),
     )
     for source in sources:
         if isinstance(source, str) and _lies_in(source, root):

@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import shlex
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from rich.text import Text
 from agents.console import literal
 from agents.runs.output_folder import OutputFolder
 from agents.runs.progress import progress_bar
-from agents.runs.reward_model_config import RewardModelConfig
+from agents.runs.reward_model_config import RewardModelConfig, RewardTrainingOptions
 from agents.runs.reward_model_files import STAGE, write_reward_models
 from agents.runs.reward_model_tables import evaluation_line, print_report, print_training
 from tokenenv.data import ReadReport, parse_columns, read_pairs
@@ -51,7 +52,7 @@ from tokenenv.rewards import (
 from tokenenv.stop_signals import hold_signals, signal_is_pending, stop_signals
 from tokenenv.tasks import is_bundled, model_source
 
-__all__ = ["train_from_file"]
+__all__ = ["new_member", "read_token_pairs", "train_from_file"]
 
 
 def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, Any]:
@@ -73,8 +74,8 @@ def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, An
 
 def _train(config: RewardModelConfig, output: OutputFolder, console: Console) -> dict[str, Any]:
     settings = RewardTrainingSettings(**config.training())
-    first = _new_member(config, 0)
-    pairs, data = _read(config, first, console)
+    first = new_member(config, config.base, config.out, 0)
+    pairs, data = read_token_pairs(config.pairs, config, first, console)
     split = split_pairs(pairs, settings, np.random.default_rng(settings.seed))
     reference = _reference(config, first)
     sizes = f"{len(split.training):,} train, {len(split.selection):,} choose the weights"
@@ -85,7 +86,9 @@ def _train(config: RewardModelConfig, output: OutputFolder, console: Console) ->
     # A signal ends the training, not the writing of what it has learned.
     with hold_signals():
         for number in range(config.members):
-            member = first if number == 0 else _new_member(config, number)
+            member = first
+            if number:
+                member = new_member(config, config.base, config.out, number)
             if config.members > 1:
                 console.print(literal(f"member {number + 1} of {config.members}"))
             trained.members.append(member)
@@ -125,12 +128,25 @@ class _Trained:
     reports: list[HeldOutReport]
 
 
-def _new_member(config: RewardModelConfig, number: int) -> RewardModel:
-    """A model to train, with adapters where they are asked for."""
-    name, seed = model_source(config.base, "reference"), config.seed + number
-    if config.lora_rank is not None and os.path.realpath(name) == os.path.realpath(config.out):
+def new_member(
+    config: RewardTrainingOptions, base: str, out: Path | None, number: int
+) -> RewardModel:
+    """A model to train, with adapters where they are asked for.
+
+    Args:
+        config: the settings.
+        base: task name, folder or hub id of the model to start from.
+        out: folder that it will be written to, if it will.
+        number: added to the seed.
+
+    Raises:
+        ValueError: the base can't be used, or would be replaced by what is trained.
+    """
+    name, seed = model_source(base, "reference"), config.seed + number
+    is_base = out is not None and os.path.realpath(name) == os.path.realpath(out)
+    if config.lora_rank is not None and is_base:
         raise ValueError(
-            f"out={str(config.out)!r} is the base itself: an adapter belongs to the model as it "
+            f"out={str(out)!r} is the base itself: an adapter belongs to the model as it "
             "is, which would be replaced. Choose another folder."
         )
     reward_model = new_reward_model(name, resolve_device(config.device), seed % 2**32)
@@ -139,23 +155,27 @@ def _new_member(config: RewardModelConfig, number: int) -> RewardModel:
         lora = LoraSettings(config.lora_rank, config.lora_alpha, modules)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # of the adapters' first factors
-            add_lora(reward_model.model, lora, f"base={config.base!r}")
+            add_lora(reward_model.model, lora, f"base={base!r}")
     return reward_model
 
 
-def _read(
-    config: RewardModelConfig, reward_model: RewardModel, console: Console
+def read_token_pairs(
+    path: str | Path, config: RewardTrainingOptions, reward_model: RewardModel, console: Console
 ) -> tuple[list[TokenPair], dict[str, Any]]:
-    """The pairs as token ids, and what was read and cut; it is printed."""
+    """The pairs of a file as token ids, and what was read and cut, for JSON; it is printed.
+
+    Raises:
+        ValueError: the file or a pair in it can't be used.
+    """
     read = ReadReport()
     columns = parse_columns(config.columns)
-    pairs = read_pairs(config.pairs, columns, config.skip_bad, config.ratings, read)
+    pairs = read_pairs(path, columns, config.skip_bad, config.ratings, read)
     limit = reward_model.max_tokens if config.max_tokens is None else config.max_tokens
     readable_pairs, cut = truncated_pairs(pairs, reward_model, limit, config.truncation)
     same = sum(pair.chosen == pair.rejected for pair in pairs)
     seams = seam_differences_of(pairs, reward_model)
     data = _data_report(read, cut, len(pairs), same, seams)
-    console.print(literal(f"{len(pairs):,} pairs of {config.pairs}: {read.format}, {read.layout}"))
+    console.print(literal(f"{len(pairs):,} pairs of {path}: {read.format}, {read.layout}"))
     for note in data["notes"]:
         console.print(Text.assemble(("note: ", "yellow"), literal(note)))
     return readable_pairs, data
@@ -230,11 +250,10 @@ def _use(config: RewardModelConfig, members: int) -> str:
     if members == 1:
         name = shlex.quote(str(config.out))
         return f"reward model in {config.out}; use it with: tokenrlhf train --reward-model {name}"
-    folders = [str(config.out / f"member-{number + 1}") for number in range(members)]
-    weights = " ".join([f"{1 / members:.4g}"] * members)
     return (
         f"{members} reward models in {config.out}; use their mean with: tokenrlhf train "
-        f"--reward-model {' '.join(map(shlex.quote, folders))} --reward-weights {weights}"
+        f"--reward-model {shlex.quote(str(config.out))} (or, with --combine min or --combine "
+        "uncertainty, what the worst of them says, or their mean less their disagreement)"
     )
 
 

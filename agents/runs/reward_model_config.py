@@ -21,12 +21,12 @@ from tokenenv.ranges import (
     count,
 )
 
-__all__ = ["RewardModelConfig"]
+__all__ = ["RewardModelConfig", "RewardTrainingOptions"]
 
 
 @dataclass(frozen=True)
-class RewardModelConfig:
-    """Train a reward model on preference pairs."""
+class RewardModelPlaces:
+    """What a reward model is made of, and where it goes."""
 
     pairs: Path
     """File of pairs: JSON Lines, JSON, CSV, TSV or Parquet, packed by gzip or not; a folder of
@@ -40,7 +40,12 @@ class RewardModelConfig:
     """Write into a folder that exists already."""
     members: int = 1
     """Reward models to train, with other seeds of head and order and the same split; more than one
-    are written to member-1, member-2, …, which --reward-model takes together."""
+    are written to member-1, member-2, …; `train --reward-model` takes the folder of all."""
+
+
+@dataclass(frozen=True)
+class RewardTrainingOptions:
+    """How pairs are read and reward models are trained; every command that trains some has them."""
 
     epochs: int = 2
     """Passes over the pairs."""
@@ -88,13 +93,6 @@ class RewardModelConfig:
     """Precision of the forward and backward passes; auto: the faster one, which is measured. The
     weights and the rewards stay float32."""
 
-    reference: str | None = None
-    """Task name, folder or hub id of the policy that will be trained against this reward: the
-    report shows the scores of its samples, too. Unless given, that of the task that is the
-    base."""
-    reference_samples: int = 128
-    """Responses to sample from the reference, at most one for each held-out prompt; 0: none."""
-
     columns: tuple[str, ...] = ()
     """What columns mean and their names in the file: prompt=question chosen=good."""
     skip_bad: bool = False
@@ -117,13 +115,11 @@ class RewardModelConfig:
         """Validate the settings that `RewardTrainingSettings` does not."""
         parse_columns(self.columns)
         ranges = {
-            "members": count(high=100),
             "max_tokens": OPTIONAL_COUNT,
             "centering_coef": WEIGHT,
             "seed": SEED,
             "lora_rank": OPTIONAL_COUNT,
             "lora_alpha": OPTIONAL_POSITIVE_FINITE,
-            "reference_samples": COUNT_OR_0,
         }
         check_ranges(vars(self), ranges)
         for name in ("lora_alpha", "lora_target_modules"):
@@ -135,9 +131,25 @@ class RewardModelConfig:
     def training(self) -> dict[str, Any]:
         """The fields that are arguments of `tokenenv.rewards.RewardTrainingSettings`."""
         others = {
-            *("pairs", "base", "out", "overwrite", "members", "columns", "skip_bad", "ratings"),
-            *("max_tokens", "truncation", "device", "reference", "reference_samples"),
+            *("columns", "skip_bad", "ratings", "max_tokens", "truncation", "device"),
             *("lora_rank", "lora_alpha", "lora_target_modules"),
         }
-        names = [field.name for field in dataclasses.fields(self) if field.name not in others]
-        return {name: getattr(self, name) for name in names}
+        names = [field.name for field in dataclasses.fields(RewardTrainingOptions)]
+        return {name: getattr(self, name) for name in names if name not in others}
+
+
+@dataclass(frozen=True)
+class RewardModelConfig(RewardTrainingOptions, RewardModelPlaces):
+    """Train a reward model on preference pairs."""
+
+    reference: str | None = None
+    """Task name, folder or hub id of the policy that will be trained against this reward: the
+    report shows the scores of its samples, too. Unless given, that of the task that is the
+    base."""
+    reference_samples: int = 128
+    """Responses to sample from the reference, at most one for each held-out prompt; 0: none."""
+
+    def __post_init__(self) -> None:
+        """Validate the settings that `RewardTrainingSettings` does not."""
+        RewardTrainingOptions.__post_init__(self)
+        check_ranges(vars(self), {"members": count(high=100), "reference_samples": COUNT_OR_0})

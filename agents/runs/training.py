@@ -21,6 +21,7 @@ from agents.evaluation import EvaluationCallback, HeldOut, ResponseReport
 from agents.policy import LMActorCriticPolicy
 from agents.ppo import Decay, TokenPPO
 from agents.reward_quality.hacking.monitor import HackingMonitor
+from agents.reward_quality.shift import ShiftCallback, ShiftMonitor
 from agents.rollout import RLHFCallback
 from agents.runs.curves import draw_curves, read_metrics
 from agents.runs.folder import RunFolder
@@ -36,6 +37,7 @@ from agents.runs.tables import print_of_the_task
 from agents.runs.tokens import TokensCallback
 from agents.runs.tracker import TrackerWriter, start_tracker
 from agents.vec_env import TokenVecEnv, make_vec_env
+from tokenenv.data import read_pairs
 from tokenenv.models import NonFiniteNumbers, copy_sharing_frozen
 from tokenenv.rewards import learned_rewards
 from tokenenv.stop_signals import StopSignal, hold_signals, stop_signals
@@ -70,6 +72,7 @@ class TrainingRun:
         self.config, self.console = config, console
         self.env = make_vec_env(n_envs=config.n_envs, seed=config.seed, **config.environment())
         self.held_out = HeldOut.from_env_kwargs(config.environment(), config.eval_prompts)
+        self.shift = _shift_monitor(config, self.held_out)
         self.model = build_agent(config, self.env)
         _choose_threads(config, self.model)
         # The reference, unless training starts from another model: then a copy of that.
@@ -161,6 +164,8 @@ class TrainingRun:
             *([] if self.hacking is None else [self.hacking]),
             *(self.samples, self.checkpoints, self.last_good, self.tokens, progress),
         ]
+        if self.shift is not None:
+            callbacks.append(ShiftCallback(self.shift, config.shift_every))
         if config.eval_every:
             callbacks.append(
                 EvaluationCallback(
@@ -334,6 +339,14 @@ class TrainingRun:
         return found
 
 
+def _shift_monitor(config: TrainConfig, held_out: HeldOut) -> ShiftMonitor | None:
+    """What tests for a shift of the responses; None where nothing does."""
+    if not config.shift_every:
+        return None
+    pairs = None if config.shift_pairs is None else read_pairs(config.shift_pairs)
+    return ShiftMonitor(held_out, pairs, config.seed)
+
+
 def _started_tracker(config: TrainConfig) -> TrackerWriter | None:
     if config.tracker is None:
         return None
@@ -381,6 +394,12 @@ def build_agent(
         ValueError: a setting can't be used.
     """
     settings, arguments = env.inner.settings, config.agent()
+    if config.critic == "reward_model" and isinstance(settings.reward_model, list):
+        raise ValueError(
+            f"critic='reward_model', but reward_model={config.reward_model!r} holds an ensemble of "
+            f"{len(settings.reward_model)}: give the folder of the member that the critic is to "
+            f"start from as --critic, such as {settings.reward_model[0]!r}."
+        )
     if config.lr_schedule == "constant":  # a number alone decays linearly
         arguments["learning_rate"] = ConstantSchedule(config.learning_rate)
     elif config.lr_schedule != "linear":

@@ -107,6 +107,8 @@ ENVIRONMENT = {
     "reference": NO_NAMES,
     "reward_model": [*NO_NAMES, [1], [[print]], ["exact", "os.path:sep"], "os.path:sep"],
     "reward_weights": [*NO_NUMBERS, [1.0], [1.0, 2.0], [math.nan], ["x"], {"exact": 1.0}, 10**400],
+    "reward_combine": [*NO_CHOICES, ["min"], "Mean", "mean", "min", "uncertainty"],  # of one reward
+    "uncertainty_coef": [*NO_NUMBERS, math.inf, 1.0],  # and no combination
     "prompt_truncation": [*NO_CHOICES, None, "keep", "Drop"],
     "prompt_columns": ["prompt=x", ["prompt"], {"prompt": 1}, {"a": "x", "b": "x"}, {"a": "x"}],
     "skip_bad_prompts": ["yes", 1, None, True],

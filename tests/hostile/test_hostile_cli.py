@@ -21,6 +21,8 @@ from agents.labelling.config import SamplePairsConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
 from agents.reward_quality.audit.config import AuditConfig
+from agents.reward_quality.best_of_n.config import BestOfNConfig
+from agents.reward_quality.labels.config import LabelsCurveConfig, LabelsSelectConfig
 from agents.runs.config import (
     EvaluateConfig,
     ExplainConfig,
@@ -67,16 +69,20 @@ REQUIRED: dict[type, dict[str, str]] = {
     PlayConfig: {"task": "exact", "device": "cpu"},
     RewardModelConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT"},
     AuditConfig: {"": "exact", "pairs": "PAIRS", "device": "cpu"},
+    LabelsCurveConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT", "seeds": "1"},
+    LabelsSelectConfig: {"pool": "POOL", "k": "1", "out": "NEW", "by": "random"},
     SFTConfig: {"model": "exact", "data": "TEXT", "out": "OUT", "device": "cpu"},
     SamplePairsConfig: {"model": "exact", "prompts": "exact", "out": "NEW", "device": "cpu"},
     DataConfig: {"": "PAIRS"},
+    BestOfNConfig: {"task": "exact", "device": "cpu"},
     VerifyConfig: {"json": "/nowhere/x", "no-learning": ""},
     CompareConfig: {"out": "FILE", "envs": "CartPole-v1", "seeds": "1", "steps": "64"},
     ReportConfig: {"": "RUN"},
     ZooConfig: {"": "nope"},
 }
 """Command → what it is called with. OUT is a new folder, FILE is a file where a folder must be,
-PAIRS are some pairs, TEXT is a text, NEW a file that is not there, RUN has what a report needs."""
+PAIRS are some pairs, POOL one without a label, TEXT is a text, NEW a file that is not there, RUN
+has what a report needs."""
 
 COMMANDS = {
     TrainConfig: "train",
@@ -86,9 +92,12 @@ COMMANDS = {
     PlayConfig: "play",
     RewardModelConfig: "reward-model",
     AuditConfig: "audit",
+    LabelsCurveConfig: "labels curve",
+    LabelsSelectConfig: "labels select",
     SFTConfig: "sft",
     SamplePairsConfig: "sample-pairs",
     DataConfig: "data inspect",
+    BestOfNConfig: "best-of-n",
     VerifyConfig: "verify",
     CompareConfig: "compare",
     ReportConfig: "report",
@@ -101,9 +110,24 @@ NAMES = {
         (
             *("base", "pairs", "run", "runs", "tokenizer", "model", "data", "reward", "labels"),
             *("gold", "word_lists", "probe_sentences"),
+            "base",
+            "pairs",
+            "pool",
+            "reward_models",
+            "exclude",
+            "ppo_config",
+            "run",
+            "runs",
+            "tokenizer",
+            "model",
+            "data",
+            "reward",
+            "labels",
         ),
         NO_NAMES,
     ),
+    "shift_pairs": NO_NAMES,  # and no --shift-every
+    "sizes": NO_WHOLE_NUMBERS,
     "lora_target_modules": ("", " ", "q_proj"),  # and no rank
     "config": ("", "/nowhere/x.yaml", "/", ESCAPES, LONG, "a\0b", SURROGATE, "zoo:", "zoo:x"),
     "zoo": ("/nowhere", "/dev/null", "a\0b", LONG, ESCAPES, SURROGATE),
@@ -140,8 +164,8 @@ NAMES = {
     "documents": (),
     "file": tuple(name for name in NO_NAMES if "\0" not in name and SURROGATE not in name),
     "response": (),
-    "figures": (),  # read after the run, which comes first
     "figure": ("a\0b", "/", "/nowhere/x.png", "/dev/null/x", ""),
+    "figures": (),  # read after the run, which comes first
 }
 """Settings that are texts → texts that can't be right."""
 
@@ -154,7 +178,7 @@ def wrong_values(name: str, hint: Any) -> tuple[str, ...]:
         return ("=maybe",)
     if name in NAMES:
         return NAMES[name]
-    if int in kinds:
+    if kinds & {int, tuple[int, ...]}:
         return NO_WHOLE_NUMBERS
     if float in kinds or tuple[float, ...] in kinds:
         return NO_NUMBERS
@@ -208,9 +232,12 @@ STRUCTURE = [
         *(("sample", "--prompt", "x"), ("sample", "a", "--prompt"), ("reward-model",)),
         *(("sft",), ("sft", "--model", "x"), ("sft", "a"), ("sample-pairs", "--ask")),
         *(("sample-pairs", "-n"), ("sample-pairs", "--model", "x", "--ask", "yes")),
+        *(("labels",), ("labels", "curve"), ("labels", "buy"), ("labels", "select", "-k", "1")),
         *(("reward-model", "--pairs", "a"), ("verify", "extra"), ("compare", "--agents")),
         *(("play", "extra"), ("play", "--prompt"), ("play", "--run", "a", "--task", "exact")),
         *(("play", "--prompt-json"), ("play", "--prompt", "[1]", "--prompt-json")),
+        *(("best-of-n", "extra"), ("best-of-n", "-n"), ("best-of-n", "-n", "2", "2")),
+        *(("best-of-n", "-n", "9", "--samples", "8"), ("best-of-n", "--run", "a", "--task", "x")),
         *(("compare", "--agents", "ppo", "ppo"), ("compare", "--envs"), ("evaluate", "")),
         *(("sample", "", "--prompt", "x"), ("compare", "--envs", "CartPole-v1", "CartPole-v1")),
         *(
@@ -240,6 +267,8 @@ def check(wrong: Call, folder: Path, capsys: Any) -> str | None:
     (folder / "file").write_text("")
     pairs = [{"prompt": p, "chosen": " do", "rejected": " re"} for p in ("do", "re", "mi")]
     (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)))
+    pool = {"prompt": "do", "response_a": " do", "response_b": " re"}
+    (folder / "pool.jsonl").write_text(json.dumps(pool))
     (folder / "run").mkdir(exist_ok=True)
     (folder / "run" / "config.json").write_text('{"task": "x", "seed": 0, "total_tokens": 1}')
     (folder / "text").write_text("do re mi\n")
@@ -250,6 +279,7 @@ def check(wrong: Call, folder: Path, capsys: Any) -> str | None:
         "NEW": "pairs-to-be",
         "FILE": "file",
         "PAIRS": "pairs.jsonl",
+        "POOL": "pool.jsonl",
         "RUN": "run",
     }
     places = {name: str(folder / place) for name, place in places.items()}

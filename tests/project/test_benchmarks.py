@@ -489,3 +489,63 @@ def test_hacking_is_measured_once_and_drawn(tmp_path):
     assert again.returncode == 0 and results.read_text() == made
     first = json.loads(made.splitlines()[0])["rollouts"][0]
     assert {"rlhf/gold_reward", "rlhf/features/tokens", "rlhf/hacking_alarm"} <= set(first)
+
+
+def test_remedies_are_compared_seed_by_seed(benchmark_module, tmp_path):
+    """Gains of 0.5 and 0.1: mean 0.3, deviation of the mean 0.2, t of one degree 12.706."""
+    bench = benchmark_module("bench_remedies")
+    golds = {"none": [0.0, 0.4, 9.0], "worst case": [0.5, 0.5], "mean": []}
+    for remedy, values in golds.items():
+        for seed, gold in enumerate(values):
+            place = bench._place(tmp_path / f"seed-{seed}", remedy)
+            place.mkdir(parents=True)
+            summary = {"finished": True, "gold_reward": gold, "score": 1.0, "kl": 2.0}
+            content = {**summary, "response_length": 3.0}
+            (place / "summary.json").write_text(json.dumps(content))
+    unfinished = bench._place(tmp_path / "seed-2", "worst case")
+    unfinished.mkdir()
+    (unfinished / "summary.json").write_text('{"finished": false}')
+    none, worst = bench.rows_of(tmp_path)
+    assert (none["what"], none["seeds"], none["against none"]) == ("none", 3, None)
+    assert (worst["seeds"], worst["gold"]) == (2, 0.5)
+    assert worst["against none"] == pytest.approx(0.3)
+    assert worst["to"] - 0.3 == 0.3 - worst["from"] == pytest.approx(12.706 * 0.2, rel=1e-4)
+
+
+# What PPO makes of reward models ------------------------------------------------------------------
+
+
+def test_the_models_are_of_every_data_and_size_before_a_second(benchmark_module):
+    bench = benchmark_module("bench_labels")
+    models = bench.models(50)
+    kinds = [(m["pairs"], m["layers"], m["sharpness"]) for m in models]
+    assert len(set(kinds)) == 48 and len(set(kinds[:48])) == 48 and kinds[48] == kinds[0]
+    assert [m["model"] for m in models] == list(range(50))
+
+
+def test_correlations_are_of_ranks_and_groups_of_accuracy(benchmark_module):
+    bench = benchmark_module("bench_labels")
+    result = {"loss": 0.5, "pairs": 50, "layers": 1, "kl": 1.0, "untrained": {"gold": -0.1}}
+    results = [
+        {**result, "accuracy": 0.5 + i / 20, "gold": i**3, "gold_objective": -i, "objective": i % 2}
+        for i in range(6)
+    ]
+    rows = {row["what"]: row for row in bench.rows_of(results)}
+    assert rows["accuracy and gold reward"]["Spearman"] == "+1.00"
+    assert rows["accuracy and J by gold"]["Spearman"] == "-1.00"
+    assert rows["the best 2"]["accuracy"] == "0.700 to 0.750"
+    assert rows["the worst 2"]["gold reward"] == "+0.500"
+
+
+@pytest.mark.slow
+def test_labels_makes_models_once_and_goes_on(tmp_path):
+    results = tmp_path / "results.jsonl"
+    done = run("bench_labels", str(results), "--quick")
+    assert done.returncode == 0 and "rank correlation over the models" in done.stdout, done.stderr
+    lines = results.read_text().splitlines()
+    results.write_text("\n".join(lines[:2]) + "\n")
+    again = run("bench_labels", str(results), "--quick")
+    assert "3 of 3" in again.stdout and "1 of 3" not in again.stdout
+    assert results.read_text().splitlines()[:2] == lines[:2]
+    other = run("bench_labels", str(results), "--quick", "--kl-coef", "1")
+    assert other.returncode and "other settings" in other.stderr

@@ -23,9 +23,9 @@ STOREYS: list[list[str]] = [
     ["tokenenv.user_code", "tokenenv.maths"],
     # what a task is; what people bring; language models
     ["tokenenv.tasks"],
-    ["tokenenv.data"],
+    ["tokenenv.data", "tokenenv.combinations"],
     ["tokenenv.models"],
-    ["tokenenv.settings"],
+    ["tokenenv.settings", "tokenenv.prompts"],
     ["tokenenv.rewards"],
     # the environments
     ["tokenenv.mdp"],
@@ -49,7 +49,7 @@ STOREYS: list[list[str]] = [
         *("agents.compare", "agents.verification", "agents.report", "agents.play"),
         *("agents.inspection", "agents.labelling"),
     ],
-    ["agents.command_line"],
+    ["agents.command_line", "agents.reward_quality.labels"],
     ["agents.cli"],
 ]
 """Rooms, storey by storey: a module imports from its own room and from lower storeys. A room is a
@@ -62,6 +62,7 @@ DOORLESS = {
     "agents.runs": "its door is light and `training` is not",
     "agents.sft": "its settings are read before torch, and `training` needs it",
     "agents.reward_quality": "each of its parts is one question, some of them before torch",
+    "agents.reward_quality.labels": "two commands, whose configurations are read before torch",
     "agents.compare": "one command, whose configuration the command line reads before torch",
     "agents.verification": "one command",
     "agents.zoo": "its door is of settings alone; files of any kind and its command lie further in",

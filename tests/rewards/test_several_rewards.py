@@ -174,14 +174,26 @@ def test_one_reward_may_have_a_weight(model):
     assert info["score"] == 3.0 and info["rm_scores"] == {"words": 1.0}
 
 
+def test_a_penalty_of_length_is_a_weight_of_the_number_of_tokens(model):
+    rewards = [words, "tokenenv.rewards:response_length"]
+    env = TokenEnv(
+        reference=model.name, reward_model=rewards, reward_weights=[1.0, -0.25], kl_coef=0, **KWARGS
+    )
+    env.reset()
+    env.step(9)
+    env.step(10)
+    info = env.step(EOS)[4]  # two words, three tokens
+    assert info["rm_scores"] == {"words": 2.0, "response_length": 3.0} and info["score"] == 1.25
+
+
 # Classifiers --------------------------------------------------------------------------------------
 
 
 class Read(LearnedReward):
-    """Tells which token ids the reward model is fed."""
+    """Shows which token ids the reward model is fed, as lists."""
 
     def sequences(self, *episodes):
-        return [self._sequence(e).tolist() for e in episodes]
+        return [ids.tolist() for ids in super().sequences(episodes)]
 
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA])

@@ -57,8 +57,26 @@ def test_the_config_of_a_run_from_before_these_settings_is_read():
         del content[name]
     for name in ("lora_rank", "lora_alpha", "lora_target_modules", "gradient_checkpointing"):
         del content[name]
-    del content["prompt_truncation"]
+    for name in ("prompt_truncation", "combine", "uncertainty_coef", "shift_every", "shift_pairs"):
+        del content[name]
     assert TrainConfig.from_json(content) == TrainConfig()
+
+
+def test_combinations_and_shifts_are_read_back_and_reach_the_environment():
+    config = TrainConfig(
+        reward_model=("a", "b"),
+        combine="uncertainty",
+        uncertainty_coef=0.5,
+        shift_every=4,
+        shift_pairs="pairs.jsonl",
+    )
+    assert TrainConfig.from_json(json.loads(json.dumps(config.as_json()))) == config
+    settings = config.environment()
+    assert (settings["reward_combine"], settings["uncertainty_coef"]) == ("uncertainty", 0.5)
+    with pytest.raises(ValueError, match=r"reward_combine='min' .*'os:sep' is a function"):
+        TrainConfig(reward_model=("a", "os:sep"), combine="min")
+    # The folder of an ensemble may be gone when its run is read.
+    assert TrainConfig(reward_model="gone", combine="min").combine == "min"
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_members_are_folders_that_one_model_replaces(train):
     names = {path.name for path in out.iterdir()}
     assert names == {"member-1", "member-2", "report.json", "report.png"}
     assert "by prompt: " in said and " choose the weights, " in said
-    assert f"--reward-model {out}/member-1 {out}/member-2 --reward-weights 0.5 0.5" in said
+    assert f"their mean with: tokenrlhf train --reward-model {out} (or, with" in said
     assert "member 2: accuracy" in said and "shorter wins" in said
     report = json.loads((out / "report.json").read_text())
     assert len(report["training"]) == len(report["details"]["members"]) == 2

@@ -15,8 +15,8 @@ import numpy as np
 from tokenenv.data import Prompt
 from tokenenv.episodes import EpisodeBatch
 from tokenenv.maths import reference_half
-from tokenenv.mdp.prompts import PromptBook, read_origins
 from tokenenv.models import LanguageModel, ReferenceDecoder
+from tokenenv.prompts import PromptBook, read_origins
 from tokenenv.rewards import Episode, build_scorer
 from tokenenv.settings import EnvSettings, check_kl_coef
 from tokenenv.tasks import load_task
@@ -72,7 +72,13 @@ class TokenMDP:
         self._connect()
         overrides = (settings.reference, settings.prompts, settings.max_prompt_tokens)
         self.book = PromptBook(
-            read_origins(self.settings, self.task),
+            read_origins(
+                self.settings.prompts,
+                self.task,
+                self.settings.split,
+                self.settings.prompt_columns,
+                self.settings.skip_bad_prompts,
+            ),
             self.language_model,
             self.max_prompt_tokens,
             self.settings.prompt_truncation,
@@ -281,6 +287,8 @@ class TokenMDP:
                 ending["gold_reward"] = float(scores.gold_reward[i])
             if scores.parts:
                 ending["rm_scores"] = scores.parts_of(i)
+            if scores.disagreement is not None:
+                ending["rm_disagreement"] = float(scores.disagreement[i])
         return endings
 
     def episode(self, row: int) -> Episode:

@@ -1,16 +1,21 @@
 """Rewards: models learned from preferences, functions, and the scoring of episodes.
 
-* `reward_model`: the classifier and its normalisation; `pairs`: preferences as token ids;
-  `pair_truncation`: those that are too long; `pair_split`: which of them are held out.
+* `reward_model`: the classifier and its normalisation; `features`: what its head reads.
+* `pairs`: preferences as token ids; `pair_truncation`: those that are too long; `pair_split`: which
+  of them are held out.
 * `preferences`: training on pairs and reporting on it; `training_settings`: how; `preference_loss`,
   `pair_forward`, `pair_training`: the loss, both sides of a pair in one forward, the steps;
   `preference_report`, `preference_groups`: how well rewards agree with preferences, and where;
-  `reference_samples`: scores of a reference's responses; `ensembles`: several models as one.
+  `reference_samples`: scores of a reference's responses; `ensembles`: the report on several.
 * `raw_rewards`: episodes in, rewards out; `functions` and `parameters`: functions of the user's;
-  `sources`: whatever `reward_model=` may be; `scoring`: `EpisodeScorer`, scores and log π_ref.
+  `combined`: several reward models as one; `sources`: whatever `reward_model=` may be; `scoring`:
+  `EpisodeScorer`, scores and log π_ref.
 """
 
+from tokenenv.rewards.combined import CombinedRewards, reference_episodes
 from tokenenv.rewards.ensembles import ensemble_report, held_out_scores
+from tokenenv.rewards.features import pooled_features
+from tokenenv.rewards.functions import response_length
 from tokenenv.rewards.pair_split import PairSplit, split_pairs
 from tokenenv.rewards.pair_training import PairEvaluation, TrainingRecord
 from tokenenv.rewards.pair_truncation import TruncationReport, truncated_pairs
@@ -55,6 +60,7 @@ from tokenenv.rewards.training_settings import RewardTrainingSettings
 
 __all__ = [
     "MAX_REWARD",
+    "CombinedRewards",
     "Episode",
     "EpisodeScorer",
     "EpisodeScores",
@@ -90,9 +96,12 @@ __all__ = [
     "learned_rewards",
     "load_reward_model",
     "new_reward_model",
+    "pooled_features",
     "read_pairs",
+    "reference_episodes",
     "reference_rewards",
     "resolve_reward",
+    "response_length",
     "seam_differences_of",
     "split_pairs",
     "train_reward_model",

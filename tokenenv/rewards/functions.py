@@ -19,9 +19,25 @@ from tokenenv.rewards.parameters import Parameters
 from tokenenv.rewards.raw_rewards import MAX_REWARD, Episode, RawRewards, check_rewards
 from tokenenv.user_code import user_code
 
-__all__ = ["FunctionReward", "RewardFunction"]
+__all__ = ["FunctionReward", "RewardFunction", "response_length"]
 
 RewardFunction = Callable[..., Sequence[Any]]
+
+
+def response_length(
+    prompts: Sequence[str], responses: Sequence[str], response_tokens: Sequence[Sequence[str]]
+) -> list[float]:
+    """The tokens of each response, EOS included: with a negative weight a penalty of length.
+
+    `reward_model=[MODEL, "tokenenv.rewards:response_length"], reward_weights=[1.0, -0.05]` takes
+    0.05 standard deviations of the model's score for every token.
+
+    Args:
+        prompts: B texts.
+        responses: B texts.
+        response_tokens: of each response the texts of its tokens.
+    """
+    return [float(len(tokens)) for tokens in response_tokens]
 
 
 class FunctionReward:

@@ -106,12 +106,15 @@ class RawRewards:
         per_token: B float64 arrays as long as the responses, or None.
         parts: of several rewards, each one's raw numbers by its name, (B,); NaN where it said that
             it does not apply.
+        disagreement: (B,) of several reward models, the standard deviation over them of their
+            normalised rewards; None where there are fewer than two.
     """
 
     raw: np.ndarray
     normalized: np.ndarray
     per_token: list[np.ndarray] | None = None
     parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    disagreement: np.ndarray | None = None
 
 
 class RewardSource(Protocol):

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from tokenenv.combinations import ensemble_members
 from tokenenv.data import Message
 from tokenenv.models import (
     MICRO_BATCH_TOKENS,
@@ -269,6 +270,11 @@ def load_reward_model(name: str, device: str = "cpu", dtype: str = "float32") ->
     Raises:
         ValueError: `name` holds no sequence classifier with one output, or not all of its weights.
     """
+    if members := ensemble_members(name):
+        raise ValueError(
+            f"reward_model={name!r} holds {len(members)} members of an ensemble, and one reward "
+            f"model is wanted here: name one of them, such as {members[0]!r}."
+        )
     check_source(name, "reward_model")
     with quiet_loading(), loading_errors(name, "reward_model"):
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)

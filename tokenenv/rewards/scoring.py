@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from tokenenv.combinations import Combination
 from tokenenv.data import Prompt
 from tokenenv.models import Reference, check_cached_step, check_context, load_frozen
+from tokenenv.rewards.combined import reference_episodes
 from tokenenv.rewards.raw_rewards import Episode, RewardSource, check_rewards
 from tokenenv.rewards.sources import learned_rewards, resolve_reward
 from tokenenv.settings import ResolvedSettings
@@ -31,6 +33,8 @@ class EpisodeScores:
         is_per_token: whether the reward was paid per token.
         parts: of several rewards, each one's raw numbers by its name, (B,); NaN where it said that
             it does not apply.
+        disagreement: (B,) of several reward models, the standard deviation over them of their
+            normalised rewards; None where there are fewer than two.
     """
 
     rm_score: np.ndarray
@@ -39,6 +43,7 @@ class EpisodeScores:
     token_rewards: list[np.ndarray]
     is_per_token: bool
     parts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    disagreement: np.ndarray | None = None
 
     def parts_of(self, row: int) -> dict[str, float]:
         """The raw numbers of several rewards for one episode, without those that do not apply."""
@@ -91,6 +96,7 @@ class EpisodeScorer:
             self._distribute(episodes, score, rewards.per_token),
             rewards.per_token is not None,
             rewards.parts,
+            rewards.disagreement,
         )
 
     def check_prompts(self, origins: Sequence[Prompt]) -> None:
@@ -178,6 +184,8 @@ def build_scorer(settings: ResolvedSettings) -> EpisodeScorer:
         settings.dtype,
         settings.reward_weights,
         response_tokens=response,
+        combination=Combination(settings.reward_combine, settings.uncertainty_coef),
+        reference_episodes=lambda: reference_episodes(settings, reference),
     )
     for learned in learned_rewards(reward).values():
         if learned.feeds_tokens:

@@ -1,21 +1,23 @@
 """Where the score of a finished response comes from: whatever `reward_model=` may be.
 
-A reward model, a function of the user's, or several of them with weights: all are `RewardSource`s,
-finished episodes in, raw rewards out.
+A reward model, a function of the user's, several of them with weights, or several reward models
+combined: all are `RewardSource`s, finished episodes in, raw rewards out.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from tokenenv.combinations import Combination
 from tokenenv.data import Prompt, messages_of
 from tokenenv.models import LanguageModel, decode_all, prompt_text
 from tokenenv.notes import note_once
+from tokenenv.rewards.combined import CombinedRewards, disagreement_of
 from tokenenv.rewards.functions import FunctionReward, RewardFunction
 from tokenenv.rewards.raw_rewards import (
     MAX_REWARD,
@@ -96,8 +98,7 @@ class LearnedReward:
 
     def __call__(self, episodes: Sequence[Episode]) -> RawRewards:
         """Rewards of `episodes`, in one length-sorted pass."""
-        sequences = [self._sequence(e) for e in episodes]
-        raw = self.reward_model.raw_rewards(sequences)
+        raw = self.reward_model.raw_rewards(self.sequences(episodes))
         with np.errstate(over="ignore"):
             normalized = self.reward_model.normalize(raw)
 
@@ -108,6 +109,10 @@ class LearnedReward:
         check_rewards(raw, f"{model} gives", response)
         check_rewards(normalized, f"{model} gives, normalised,", response)
         return RawRewards(raw, normalized)
+
+    def sequences(self, episodes: Sequence[Episode]) -> list[np.ndarray]:
+        """The token ids of episodes as the reward model reads them, (n,) int64 each."""
+        return [self._sequence(episode) for episode in episodes]
 
     def _sequence(self, episode: Episode) -> np.ndarray:
         """(n,) int64 ids of an episode as the reward model reads them."""
@@ -171,7 +176,13 @@ class WeightedRewards:
             total,
             self._per_token(list(found.values()), episodes),
             {name: rewards.raw for name, rewards in found.items()},
+            self._disagreement(values),
         )
+
+    def _disagreement(self, values: np.ndarray) -> np.ndarray | None:
+        """(B,) of the reward models among the (sources, B) normalised rewards, if 2 or more."""
+        is_model = [isinstance(source, LearnedReward) for source in self.sources.values()]
+        return disagreement_of(values[is_model]) if sum(is_model) > 1 else None
 
     def _per_token(
         self, found: list[RawRewards], episodes: Sequence[Episode]
@@ -188,14 +199,20 @@ class WeightedRewards:
 
 def learned_rewards(reward: RewardSource) -> dict[str, LearnedReward]:
     """The reward models among the rewards of a source, by name; "" where there is one reward."""
-    sources = reward.sources if isinstance(reward, WeightedRewards) else {"": reward}
+    sources = _sources_of(reward)
     return {name: part for name, part in sources.items() if isinstance(part, LearnedReward)}
 
 
 def is_learned(reward: RewardSource) -> bool:
     """Whether a source is a reward model, or several and nothing else."""
-    count = len(reward.sources) if isinstance(reward, WeightedRewards) else 1
-    return len(learned_rewards(reward)) == count
+    return len(learned_rewards(reward)) == len(_sources_of(reward))
+
+
+def _sources_of(reward: RewardSource) -> dict[str, RewardSource]:
+    """The rewards that a source is made of, by name; "" where it is one reward."""
+    if isinstance(reward, WeightedRewards | CombinedRewards):
+        return reward.sources
+    return {"": reward}
 
 
 def resolve_reward(
@@ -205,6 +222,8 @@ def resolve_reward(
     dtype: str,
     weights: Sequence[float] | None = None,
     response_tokens: int = 0,
+    combination: Combination | None = None,
+    reference_episodes: Callable[[], Sequence[Episode]] | None = None,
 ) -> RewardSource:
     """The source that an argument `reward_model` stands for.
 
@@ -216,9 +235,12 @@ def resolve_reward(
         dtype: of reward models.
         weights: of the rewards of a list; None: 1 each.
         response_tokens: T.
+        combination: of the rewards of a list; None: their weighted sum.
+        reference_episodes: gives responses of the reference, which a combination other than the sum
+            is normalised on.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: it is none of them, or they can't be combined.
     """
     if not isinstance(reward_model, list | tuple):
         if weights is None:
@@ -228,6 +250,13 @@ def resolve_reward(
     for one in reward_model:
         source = _resolve_one(one, language_model, device, dtype, response_tokens, may_abstain=True)
         sources[_free(_name_of(one), sources)] = source
+    if combination is not None and combination.name != "sum":
+        if reference_episodes is None:
+            raise ValueError(
+                f"the combination {combination.name!r} is normalised on responses of the "
+                "reference: give reference_episodes, a function that returns episodes."
+            )
+        return CombinedRewards(sources, combination, weights, reference_episodes())
     return WeightedRewards(sources, [1.0] * len(sources) if weights is None else weights)
 
 

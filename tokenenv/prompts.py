@@ -20,21 +20,31 @@ from tokenenv.data import (
 )
 from tokenenv.models import LanguageModel
 from tokenenv.notes import note_once
-from tokenenv.settings import ResolvedSettings
 from tokenenv.tasks import Task, is_bundled, load_task, names_code
 from tokenenv.user_code import user_code
 
 __all__ = ["PromptBook", "named_prompts", "read_origins"]
 
 
-def read_origins(settings: ResolvedSettings, task: Task) -> list[Prompt]:
-    """The prompts that `settings.prompts` names, of its split, as they were given.
+def read_origins(
+    source: Any,
+    task: Task,
+    split: str,
+    columns: Mapping[str, str] | None = None,
+    skip_bad: bool = False,
+) -> list[Prompt]:
+    """The prompts that an environment's argument `prompts` names, as they were given.
+
+    Args:
+        source: a file, the name of a task, or a list of prompts; None: those of the task.
+        task: of the environment.
+        split: `"train"` or `"eval"`.
+        columns: as `named_prompts`.
+        skip_bad: likewise.
 
     Raises:
         ValueError: there are none, or one of them is no prompt.
     """
-    source, split = settings.prompts, settings.split
-    columns, skip_bad = settings.prompt_columns, settings.skip_bad_prompts
     if isinstance(source, str):
         return named_prompts(source, split, columns, skip_bad)
     _refuse_without_file(columns, skip_bad, "no file of prompts is named")
