@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ MEMBERS = 3
 EVAL_SEED = 7_919
 """Of the responses to held-out prompts: the same for every policy."""
 
-WORD_COST = 0.2
-"""Of the length penalty, in deviations of the reference's score."""
+TOKEN_COST = 0.1
+"""Of the length penalty, in the unit of the score."""
 
 KL_TARGET = 4.0
 """Of the controlled runs, in nats per response."""
@@ -61,17 +61,17 @@ class Remedy:
     Attributes:
         settings: fields of `TrainConfig`.
         ensemble: whether it needs several reward models.
-        costs_words: whether every word of a response costs `WORD_COST`.
+        costs_tokens: whether every token of a response costs `TOKEN_COST`.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     ensemble: bool = False
-    costs_words: bool = False
+    costs_tokens: bool = False
 
 
 REMEDIES: dict[str, Remedy] = {
     "none": Remedy(),
-    "length penalty": Remedy(costs_words=True),
+    "length penalty": Remedy(costs_tokens=True),
     "KL target, adaptive": Remedy(
         {"kl_controller": "adaptive", "kl_target": KL_TARGET, "kl_horizon": 500.0}
     ),
@@ -156,7 +156,7 @@ def reward_models(name: str, seed: int, members: int, folder: Path) -> list[dict
     """Reward models of the same pairs, trained unless they are there: `path` and `accuracy`."""
     pairs = MODELS[name]
     if pairs is None:
-        return [{"path": None, "accuracy": None}]
+        return [{"path": str(FOLDER / "reward_model"), "accuracy": None}] * members
     found = []
     for member in range(members):
         place = folder / f"{pairs}-pairs-seed-{seed}-member-{member}"
@@ -189,11 +189,6 @@ def _accuracy(model: RewardModel, seed: int) -> float:
     nothing, certain = np.zeros(len(held_out)), np.ones(len(held_out))
     accuracy: float = evaluate_preferences(chosen, rejected, nothing, certain).accuracy
     return accuracy
-
-
-def word_count(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    """Words of each response."""
-    return [float(len(response.split())) for response in responses]
 
 
 # Trainings ---------------------------------------------------------------------------------------
@@ -232,19 +227,14 @@ def train(run: Run, models: Path, say: Callable[[str], None] = lambda text: None
     """
     remedy = REMEDIES[run.remedy]
     members = reward_models(run.model, run.seed, MEMBERS if remedy.ensemble else 1, models)
-    paths = [member["path"] for member in members if member["path"] is not None]
-    reward = tuple(paths) if remedy.ensemble else next(iter(paths), None)
-    config = TrainConfig(
-        **{
-            **run.settings,
-            **remedy.settings,
-            **{"reward_model": reward, "total_tokens": run.tokens, "seed": run.seed},
-        }
-    )
+    paths = [member["path"] for member in members]
+    changes: dict[str, Any] = {"reward_model": tuple(paths) if remedy.ensemble else paths[0]}
+    if remedy.costs_tokens:
+        changes["reward_model"] = (paths[0], "tokenenv.rewards:response_length")
+        changes["reward_weights"] = (1.0, -TOKEN_COST)
+    changes |= {"total_tokens": run.tokens, "seed": run.seed}
+    config = TrainConfig(**{**run.settings, **remedy.settings, **changes})
     environment: dict[str, Any] = config.environment()
-    if remedy.costs_words:
-        parts = [reward or str(FOLDER / "reward_model"), word_count]
-        environment |= {"reward_model": parts, "reward_weights": [1.0, -WORD_COST]}
     held_out = HeldOut.from_env_kwargs(environment, run.prompts)
     with contextlib.closing(
         make_vec_env(n_envs=config.n_envs, seed=run.seed, **environment)

@@ -8,12 +8,19 @@ from stable_baselines3.common.callbacks import BaseCallback
 from support.tiny_task import Spy, begin, collect, largest_difference, make_agent, weights
 
 from agents import RLHFCallback, TokenPPO
+from agents.reward_quality.hacking import rules
 from agents.reward_quality.hacking.monitor import ROLLOUTS_BETWEEN_RAISES, HackingMonitor
 from agents.reward_quality.hacking.rules import RULES, Rule
 from agents.reward_quality.text_features import text_features
 
 ALWAYS = Rule("always", "always", lambda start, now: f"KL {now.kl.mean:.2f}")
 NEVER = Rule("never", "never", lambda start, now: None)
+
+
+@pytest.fixture(autouse=True)
+def few_responses(monkeypatch):
+    """A rollout of the tiny task has fewer responses than a judgement otherwise needs."""
+    monkeypatch.setattr(rules, "FEWEST_RESPONSES", 8)
 
 
 class Logged(BaseCallback):
@@ -62,8 +69,9 @@ def test_the_features_that_are_logged_are_those_of_the_texts(tiny_task_kwargs, s
 def test_a_monitor_changes_no_weight(tiny_task_kwargs):
     """Not one bit: it draws no random number and touches no tensor."""
     model, monitor, _, _ = watched(tiny_task_kwargs, rules=[ALWAYS])
-    assert monitor.alarms and not any("features" in name for name in _without(tiny_task_kwargs)[1])
-    assert largest_difference(weights(model.policy), _without(tiny_task_kwargs)[0]) == 0.0
+    without, names = _without(tiny_task_kwargs)
+    assert monitor.alarms and not any("features" in name for name in names)
+    assert largest_difference(weights(model.policy), without) == 0.0
 
 
 def _without(kwargs):
