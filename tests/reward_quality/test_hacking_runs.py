@@ -16,7 +16,9 @@ from agents.config import TrainConfig
 from agents.policy import LMActorCriticPolicy
 from agents.report.charts import charts, group_runs
 from agents.report.page import make_page
+from agents.report.rules import looks_like_hacking
 from agents.report.run_files import RunFiles, read_run
+from agents.report.verdict import evidence_of
 from agents.reward_quality.hacking.rules import Rule
 from agents.runs.curves import read_metrics
 from agents.runs.tables import print_end
@@ -138,6 +140,16 @@ def rollouts(beta: float, with_gold: bool = True) -> list[dict]:
             row["rlhf/gold_reward"] = float(d * (0.5 - beta * math.log(d))) if d else 0.0
         rows.append(row)
     return rows
+
+
+def test_the_verdict_of_the_page_names_the_alarms():
+    def judged(alarms):
+        run = RunFiles(Path("run"), {}, summary={"hacking_alarms": alarms})
+        return looks_like_hacking(evidence_of(run))
+
+    assert judged([{"rule": "length", "tokens": 4096}]).numbers == "length after 4,096 tokens"
+    assert judged([{"rule": "length", "tokens": 4096}]).holds and not judged([]).holds
+    assert judged(None) is None and not judged(["x", {"rule": 1, "tokens": "2"}]).holds
 
 
 def gold_chart(*runs: RunFiles) -> list[dict]:
