@@ -2,4 +2,5 @@
 
 - `text_features`: what a text looks like, in numbers: length, punctuation, markup, hedges, …; the
   lists of words are files in `word_lists`.
+- `audit`: `tokenrlhf audit`, what a reward pays for besides what was meant.
 """

@@ -119,6 +119,7 @@ SMALLER = {
     "sft": "--epochs 1 --device cpu",
     "sample-pairs": "--n 1 --max-prompts 24 --device cpu",
     "reward-model": "--epochs 1 --device cpu",
+    "audit": "--max-texts 80 --responses 2 --probed 40 --resamples 1000 --device cpu",
     "data": "",
     "verify": "--no-learning",
     "report": "",
