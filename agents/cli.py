@@ -1,7 +1,7 @@
 """The command line: `tokenrlhf COMMAND`.
 
 The commands are train, evaluate, sample, explain, report, play, sft, sample-pairs, reward-model,
-labels, data, best-of-n, verify, compare and zoo.
+labels, audit, best-of-n, data, verify, compare and zoo.
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
 """
@@ -31,6 +31,7 @@ from agents.inspection.config import DataConfig
 from agents.labelling.config import SamplePairsConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
+from agents.reward_quality.audit.config import AuditConfig
 from agents.reward_quality.best_of_n.config import BestOfNConfig
 from agents.reward_quality.labels.config import LabelsCurveConfig, LabelsSelectConfig
 from agents.runs.config import (
@@ -71,6 +72,7 @@ Command = (
     | Annotated[SamplePairsConfig, tyro.conf.subcommand("sample-pairs")]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
     | Annotated[Labels, LABELS]
+    | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
     | Annotated[DataConfig, tyro.conf.subcommand("data")]
     | Annotated[BestOfNConfig, tyro.conf.subcommand("best-of-n")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
@@ -297,6 +299,7 @@ _RUNNERS: dict[type, Any] = {
     RewardModelConfig: "agents.runs.reward_model:train_from_file",
     LabelsCurveConfig: "agents.reward_quality.labels.curve:learning_curve",
     LabelsSelectConfig: "agents.reward_quality.labels.select:select_pairs",
+    AuditConfig: "agents.reward_quality.audit.command:audit_reward",
     DataConfig: "agents.inspection.command:run",
     BestOfNConfig: "agents.runs.best_of_n:best_of_n_into_files",
     VerifyConfig: _verify,

@@ -5,4 +5,7 @@
   `two_sample`: the test of it.
 - `labels`: what labels cost: accuracy and gold reward by the number of pairs; which pairs to label
   next. It trains models, and stands above `agents.runs`.
+- `text_features`: what a text looks like, in numbers: length, punctuation, markup, hedges, …; the
+  lists of words are files in `word_lists`.
+- `audit`: `tokenrlhf audit`, what a reward pays for besides what was meant.
 """

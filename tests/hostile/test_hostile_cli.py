@@ -20,6 +20,7 @@ from agents.inspection.config import DataConfig
 from agents.labelling.config import SamplePairsConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
+from agents.reward_quality.audit.config import AuditConfig
 from agents.reward_quality.best_of_n.config import BestOfNConfig
 from agents.reward_quality.labels.config import LabelsCurveConfig, LabelsSelectConfig
 from agents.runs.config import (
@@ -69,6 +70,7 @@ REQUIRED: dict[type, dict[str, str]] = {
     RewardModelConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT"},
     LabelsCurveConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT", "seeds": "1"},
     LabelsSelectConfig: {"pool": "POOL", "k": "1", "out": "NEW", "by": "random"},
+    AuditConfig: {"": "exact", "pairs": "PAIRS", "device": "cpu"},
     SFTConfig: {"model": "exact", "data": "TEXT", "out": "OUT", "device": "cpu"},
     SamplePairsConfig: {"model": "exact", "prompts": "exact", "out": "NEW", "device": "cpu"},
     DataConfig: {"": "PAIRS"},
@@ -91,6 +93,7 @@ COMMANDS = {
     RewardModelConfig: "reward-model",
     LabelsCurveConfig: "labels curve",
     LabelsSelectConfig: "labels select",
+    AuditConfig: "audit",
     SFTConfig: "sft",
     SamplePairsConfig: "sample-pairs",
     DataConfig: "data inspect",
@@ -105,19 +108,9 @@ NAMES = {
     **dict.fromkeys(("task", "actor", "reference", "reward_model", "prompts", "critic"), NO_NAMES),
     **dict.fromkeys(
         (
-            "base",
-            "pairs",
-            "pool",
-            "reward_models",
-            "exclude",
-            "ppo_config",
-            "run",
-            "runs",
-            "tokenizer",
-            "model",
-            "data",
-            "reward",
-            "labels",
+            *("pool", "reward_models", "exclude", "ppo_config"),
+            *("base", "pairs", "run", "runs", "tokenizer", "model", "data", "reward", "labels"),
+            *("gold", "word_lists", "probe_sentences"),
         ),
         NO_NAMES,
     ),
@@ -159,8 +152,8 @@ NAMES = {
     "documents": (),
     "file": tuple(name for name in NO_NAMES if "\0" not in name and SURROGATE not in name),
     "response": (),
-    "figure": (*NO_PLACES, "x.jpg", "/nowhere/x.png"),
     "figures": (),  # read after the run, which comes first
+    "figure": ("a\0b", LONG, "/", "x.jpg", "/nowhere/x.png", "/dev/null/x", ""),
 }
 """Settings that are texts → texts that can't be right."""
 
@@ -186,7 +179,7 @@ def call(config: type, name: str, value: str) -> Call:
     """A call of a command with one wrong value."""
     required = dict(REQUIRED[config])
     option = "run" if name == "runs" else name.replace("_", "-")  # as messages call it
-    is_positional = name in ("run", "runs", "file", "name") and "" in required
+    is_positional = name in ("run", "runs", "file", "name", "reward_model") and "" in required
     if is_positional:
         required[""] = value
     elif value.startswith("=") and value != "":
@@ -209,6 +202,8 @@ def single_mistakes() -> list[Call]:
         hints = typing.get_type_hints(config)
         for field in dataclasses.fields(config):
             values = wrong_values(field.name, hints[field.name])
+            if config is AuditConfig and field.name == "reward_model":  # no option names it there
+                values = tuple(v for v in values if "\0" not in v and SURROGATE not in v)
             calls += [call(config, field.name, value) for value in values]
     return calls
 
