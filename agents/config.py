@@ -61,11 +61,16 @@ _TRAIN_RANGES: dict[str, Range] = {
     "num_threads": count(1, 1024, ", or None (leave it out)", is_optional=True),
     "lora_rank": OPTIONAL_COUNT,
     "lora_alpha": OPTIONAL_POSITIVE_FINITE,
+    "hacking_kl_factor": Range("a number above 1, and at most 10,000", 1, 1e4, is_open=True),
+    "hacking_kl_raises": COUNT,
 }
 
 
 LR_SCHEDULES = ("linear", "cosine", "cubic", "constant")
 """Values of `lr_schedule`."""
+
+HACKING_ACTIONS = ("ignore", "warn", "stop", "raise-kl")
+"""Values of `on_hacking_alarm`."""
 
 _NAMES = (
     *("task", "actor", "reference", "reward_model", "prompts", "critic", "tracker"),
@@ -87,6 +92,7 @@ SETTINGS_OF_OLDER_RUNS: dict[str, Any] = {
     **{"gradient_checkpointing": False, "optimizer": "adam", "prompt_truncation": "error"},
     "tracker_project": "tokenrlhf",
     **{"columns": (), "skip_bad": False},
+    **{"on_hacking_alarm": "ignore", "hacking_kl_factor": 2.0, "hacking_kl_raises": 3},
     **{"combine": None, "uncertainty_coef": None, "shift_every": 0, "shift_pairs": None},
 }
 """What runs did before these were settings: their config.json need not name them."""
@@ -282,6 +288,14 @@ class TrainConfig:
     for none."""
     explain_prompts: int = 8
     """Held-out prompts in a token table."""
+    on_hacking_alarm: Literal["ignore", "warn", "stop", "raise-kl"] = "warn"
+    """What happens where the run looks like reward hacking, by rules that know no gold reward
+    (docs/reward-models.md): nothing, as nobody looks; a warning; the end of the training, with its
+    evaluation; or a warning and a larger β."""
+    hacking_kl_factor: float = 2.0
+    """What 'raise-kl' multiplies β by, at the alarm and for as long as it goes on."""
+    hacking_kl_raises: int = 3
+    """How often it does so, at the most."""
     shift_every: int = 0
     """Updates between two tests whether the policy's responses are still like those that the reward
     model knows (rlhf/shift, rlhf/shift_p); 0 for none."""
@@ -335,6 +349,7 @@ class TrainConfig:
                 "0: give --shift-every as well, or leave out --shift-pairs."
             )
         parse_columns(self.columns)
+        self._check_hacking_alarm()
         check_combination(
             self.reward_model, self.reward_weights, self.combine, self.uncertainty_coef
         )
@@ -357,6 +372,18 @@ class TrainConfig:
             kl_controller(self.kl_controller, self.kl_target, self.kl_horizon, self.kl_dual_rate),
             self.kl_coef,
         )
+
+    def _check_hacking_alarm(self) -> None:
+        if self.on_hacking_alarm not in HACKING_ACTIONS:
+            allowed = ", ".join(map(repr, HACKING_ACTIONS))
+            raise ValueError(
+                f"on_hacking_alarm={self.on_hacking_alarm!r} must be one of {allowed}."
+            )
+        if self.on_hacking_alarm == "raise-kl" and self.kl_coef == 0:
+            raise ValueError(
+                "on_hacking_alarm='raise-kl' multiplies β, and kl_coef is 0: give a positive "
+                "kl_coef, or another on_hacking_alarm."
+            )
 
     @property
     def name(self) -> str:

@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from agents.report.curves import Curve, curve, mean_over_seeds, objective_curve, thinned
 from agents.report.run_files import RunFiles
+from agents.reward_quality.hacking.law import Law, fit_law
+from agents.reward_quality.hacking.points import Points, points_of
 
 __all__ = ["CHARTS", "Chart", "Group", "charts", "group_runs"]
 
@@ -131,7 +135,58 @@ def charts(groups: Sequence[Group]) -> list[dict[str, Any]]:
         drawn = _chart(chart, groups)
         if any(series["x"] for series in drawn["series"]):
             found.append(drawn)
-    return found
+    return [*found, *_gold_against_proxy(groups)]
+
+
+def _gold_against_proxy(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """The chart of gold reward and score over √KL; none where no run knows its gold reward.
+
+    Of several groups the gold reward alone, in their colours.
+    """
+    series: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for number, group in enumerate(groups):
+        runs = [points_of(run.rows) for run in group.runs]
+        runs = [run for run in runs if run.gold is not None]
+        law = _fitted(runs, "gold")
+        if law is None:
+            continue
+        rewards = {"gold reward": ("gold", number + (len(groups) == 1))}
+        if len(groups) == 1:
+            rewards["score"] = ("score", 0)
+        for label, (name, colour) in rewards.items():
+            label = label if len(groups) == 1 else f"{group.label}: {label}"
+            series += _over_distance(runs, name, label, colour)
+        notes.append(law.words("gold" if len(groups) == 1 else f"{group.label}: gold"))
+    if not series:
+        return []
+    notes.append("dots are rollouts, lines the law of Gao et al. 2022 fitted to them, d = √KL")
+    shown = {"name": "gold_against_proxy", "title": "gold reward against score, over √KL"}
+    axis = {"over": "√KL", "unit": "√nat", "low": None, "high": None, "floor": None}
+    return [{**shown, **axis, "series": series, "notes": notes, "lines": []}]
+
+
+def _fitted(runs: Sequence[Points], name: str) -> Law | None:
+    return fit_law([run.distance for run in runs], [getattr(run, name) for run in runs])
+
+
+def _over_distance(
+    runs: Sequence[Points], name: str, label: str, colour: int
+) -> list[dict[str, Any]]:
+    """The rollouts of a group of runs as dots, and their law as a line."""
+    law = _fitted(runs, name)
+    assert law is not None  # the runs have points enough for one reward, so for the other
+    dots = Curve(
+        np.concatenate([run.distance for run in runs]),
+        np.concatenate([getattr(run, name) for run in runs]),
+    )
+    places = np.linspace(0, law.largest, 60)
+    order = np.argsort(dots.tokens, kind="stable")
+    sorted_dots = Curve(dots.tokens[order], dots.values[order])
+    return [
+        _series(thinned(sorted_dots, MOST_POINTS)[0], label, colour, "dots"),
+        _series(Curve(places, law(places)), f"{label}, fitted", colour, "line"),
+    ]
 
 
 def _chart(chart: Chart, groups: Sequence[Group]) -> dict[str, Any]:

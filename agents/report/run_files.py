@@ -111,6 +111,8 @@ def read_run(root: Path, budget: float) -> RunFiles:
             "The run was not evaluated (--eval-responses 0): J on held-out prompts and the optimum "
             "are missing. `tokenrlhf evaluate` measures them."
         )
+    if isinstance(summary.get("ended_early"), str):
+        notes.append(f"The training was ended before its time: {summary['ended_early']}")
     tables, table_notes = read_tables(root, budget)
     return RunFiles(root, config, rows, samples, summary, tables, [*notes, *table_notes])
 

@@ -8,4 +8,6 @@
 - `text_features`: what a text looks like, in numbers: length, punctuation, markup, hedges, …; the
   lists of words are files in `word_lists`.
 - `audit`: `tokenrlhf audit`, what a reward pays for besides what was meant.
+- `hacking`: features of the responses in PPO, an alarm that knows no gold reward, and the law of
+  gold against proxy.
 """

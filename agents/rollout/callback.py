@@ -343,6 +343,17 @@ class RLHFCallback(BaseCallback):
         """An episode as SB3's window of returns and lengths, `ep_info_buffer`, keeps it."""
         return {"r": record.whole_return(self._rollout_kl_coef), "l": record.length}
 
+    def multiply_kl_coef(self, factor: float) -> float:
+        """Multiply β of the environment for the next rollout; returns it.
+
+        For callbacks behind this one, in their `_on_rollout_end`: the rewards of the rollout are
+        final then. It stays within `KL_COEF_RANGE` of where it started, as with a controller.
+
+        Args:
+            factor: positive.
+        """
+        return self._kl_schedule.multiply(factor)
+
     # Rollout's end -------------------------------------------------------------------------------
 
     def _on_rollout_end(self) -> None:

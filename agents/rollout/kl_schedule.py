@@ -11,7 +11,7 @@ from typing import Any
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.settings import KLPenalty, check_controller, warn_of_bound
-from tokenenv.maths import FixedKL, KLController
+from tokenenv.maths import FixedKL, KLController, bounded_kl_coef
 
 __all__ = ["KLSchedule"]
 
@@ -20,9 +20,9 @@ class KLSchedule:
     """β of an environment while a model trains in it.
 
     Args:
-        model: an SB3 algorithm. Its attributes `kl_coef` (β that a controller has reached, None
-            where β is fixed) and `kl_coef_start` (β that the controller's bounds are around) are
-            set, and saved with it.
+        model: an SB3 algorithm. Its attributes `kl_coef` (β that a controller or `multiply` has
+            reached, None where β is fixed), `kl_coef_start` (β that the bounds are around) and
+            `kl_coef_was_multiplied` are set, and saved with it.
         env: the environment that it trains in.
         controller: what moves β between rollouts.
     """
@@ -51,7 +51,8 @@ class KLSchedule:
         policy = self.model.policy
         is_loaded = not hasattr(policy, "kl_coef_is_in_the_environment")
         policy.kl_coef_is_in_the_environment = True
-        if is_loaded and saved is not None and not isinstance(self.controller, FixedKL):
+        moves = not isinstance(self.controller, FixedKL) or self._was_multiplied
+        if is_loaded and saved is not None and moves:
             self.env.env_method("set_kl_coef", saved)
         penalty.check_kl_shaping(kl_shaping, self.kl_coef())
         check_controller(self.controller, self.kl_coef())
@@ -76,6 +77,25 @@ class KLSchedule:
                 warn_of_bound(kl_coef, start, kl, self.controller)
         self._store_in_model()
 
+    def multiply(self, factor: float) -> float:
+        """Multiply β for the next rollout, once the rewards of this one are final; returns it.
+
+        Where β is fixed it stays there, in a loaded model too. A controller goes on from there.
+
+        Args:
+            factor: positive; the result is `bounded_kl_coef`.
+        """
+        kl_coef = bounded_kl_coef(self.kl_coef() * factor, self.model.kl_coef_start)
+        self.env.env_method("set_kl_coef", kl_coef)
+        self.model.kl_coef_was_multiplied = True
+        self._store_in_model()
+        return kl_coef
+
+    @property
+    def _was_multiplied(self) -> bool:
+        return getattr(self.model, "kl_coef_was_multiplied", False)
+
     def _store_in_model(self) -> None:
-        """Let the model save a β that a controller moves; a fixed one is the environment's."""
-        self.model.kl_coef = None if isinstance(self.controller, FixedKL) else self.kl_coef()
+        """Let the model save a β that was moved; one that never was is the environment's."""
+        is_fixed = isinstance(self.controller, FixedKL) and not self._was_multiplied
+        self.model.kl_coef = None if is_fixed else self.kl_coef()

@@ -1,7 +1,7 @@
 """A run's folder: the paths of its files, creating it, and reading it again.
 
-`config.json`, `metrics.jsonl` (and TensorBoard), `samples.jsonl`, `tokens/`, `checkpoints/`,
-`policy/`, `reward_model/`, `summary.json`, `curves.png`, `report.html`.
+`config.json`, `metrics.jsonl` (and TensorBoard), `samples.jsonl`, `alarms.jsonl`, `tokens/`,
+`checkpoints/`, `policy/`, `reward_model/`, `summary.json`, `curves.png`, `report.html`.
 """
 
 from __future__ import annotations
@@ -126,6 +126,11 @@ class RunFolder:
         return self.root / "samples.jsonl"
 
     @property
+    def alarms(self) -> Path:
+        """Alarms of the monitor of reward hacking, JSON Lines; only where one was raised."""
+        return self.root / "alarms.jsonl"
+
+    @property
     def tokens(self) -> Path:
         """Token tables, one file per step."""
         return self.root / "tokens"
@@ -160,6 +165,10 @@ class RunFolder:
         """The run on one page."""
         return self.root / "report.html"
 
+    def append_alarm(self, alarm: Any) -> None:
+        """Append a dataclass `alarm` to the alarms."""
+        append_lines(self.alarms, [json_text(asdict(alarm))])
+
     def append_samples(self, tokens: int, reports: list[Any]) -> None:
         """Append dataclass `reports` to the samples."""
         append_lines(
@@ -170,6 +179,7 @@ class RunFolder:
 _CONTENTS = (
     *("config.json", "metrics.jsonl", "samples.jsonl", "summary.json", "curves.png"),
     *("tensorboard", "tokens", "checkpoints", "policy", "reward_model", "report.html"),
+    "alarms.jsonl",
 )
 
 

@@ -164,6 +164,12 @@ def print_end(
     if summary.get("evaluated") is False:
         told = f"not evaluated (--eval-responses 0); to measure J: tokenrlhf evaluate {root}"
         console.print(Text.assemble(("note: ", "yellow"), literal(told)))
+    if summary.get("ended_early") is not None:
+        told = (
+            f"stopped after {summary['tokens']:,} of {config.total_tokens:,} tokens, as asked for "
+            f"by --on-hacking-alarm stop: {summary['ended_early']}"
+        )
+        console.print(Text.assemble(("note: ", "yellow"), literal(told)))
     first, *more = lines_of_a_fall(
         summary, config.learning_rate, rows, config.actor is not None
     ) or [""]

@@ -20,6 +20,7 @@ from agents.console import literal
 from agents.evaluation import EvaluationCallback, HeldOut, ResponseReport
 from agents.policy import LMActorCriticPolicy
 from agents.ppo import Decay, TokenPPO
+from agents.reward_quality.hacking.monitor import HackingMonitor
 from agents.reward_quality.shift import ShiftCallback, ShiftMonitor
 from agents.rollout import RLHFCallback
 from agents.runs.curves import draw_curves, read_metrics
@@ -80,6 +81,8 @@ class TrainingRun:
             twin = copy_sharing_frozen(self.model.policy.actor)
             self.starting_actor = twin.requires_grad_(False)
         self.tokenizer = self.held_out.scorer.reference.language_model.tokenizer
+        self.metrics = RLHFCallback()
+        self.hacking = self._hacking_monitor()
         self.tracker = _started_tracker(config)
         try:
             self.run = RunFolder.create(config)
@@ -97,7 +100,6 @@ class TrainingRun:
         )
         self.checkpoints.init_callback(self.model)
         self.last_good = LastGoodPolicy()
-        self.metrics = RLHFCallback()
         self._saved: list[str] = []
         self.before: list[ResponseReport] = []
         self.after: list[ResponseReport] = []
@@ -158,7 +160,9 @@ class TrainingRun:
         config, run = self.config, self.run
         progress = ProgressCallback(self.console, self.metrics, config.total_tokens)
         callbacks: list[BaseCallback] = [
-            *(self.metrics, self.samples, self.checkpoints, self.last_good, self.tokens, progress)
+            self.metrics,
+            *([] if self.hacking is None else [self.hacking]),
+            *(self.samples, self.checkpoints, self.last_good, self.tokens, progress),
         ]
         if self.shift is not None:
             callbacks.append(ShiftCallback(self.shift, config.shift_every))
@@ -173,6 +177,26 @@ class TrainingRun:
                 )
             )
         return progress, callbacks
+
+    def _hacking_monitor(self) -> HackingMonitor | None:
+        config = self.config
+        if config.on_hacking_alarm == "ignore":
+            return None
+        if config.on_hacking_alarm == "raise-kl" and self.env.inner.kl_coef == 0:
+            raise ValueError(
+                "on_hacking_alarm='raise-kl' multiplies β, and the task's kl_coef is 0: give a "
+                "positive kl_coef, or another on_hacking_alarm."
+            )
+        return HackingMonitor(
+            self.metrics,
+            config.on_hacking_alarm,
+            config.hacking_kl_factor,
+            config.hacking_kl_raises,
+            say=lambda text: self.console.print(
+                Text.assemble(("warning: ", "yellow"), literal(text))
+            ),
+            record=lambda alarm: self.run.append_alarm(alarm),
+        )
 
     def _saves(self, name: str) -> dict[str, Callable[[], Any]]:
         """Part → function that saves it, the most valuable first: the disk may be full."""
@@ -293,11 +317,26 @@ class TrainingRun:
         summary["precision"] = self.model.update_precision
         if self.env.inner.kl_coef != summary["kl_coef"]:  # a controller moved it
             summary["kl_coef_final"] = self.env.inner.kl_coef
+        summary.update(self._of_the_monitor())
         write_json(self.run.summary, summary)
         if self.tracker is not None:
             self.tracker.log_summary(summary, tokens)
         draw_curves(read_metrics(self.run.metrics), summary, self.run.curves)
         return summary
+
+    def _of_the_monitor(self) -> dict[str, Any]:
+        """What the monitor of reward hacking found, for the summary; nothing where it is off."""
+        if self.hacking is None:
+            return {}
+        found: dict[str, Any] = {
+            "hacking_alarms": [
+                {"rule": alarm.rule, "tokens": alarm.tokens} for alarm in self.hacking.alarms
+            ]
+        }
+        stopped_by = self.hacking.stopped_by
+        if stopped_by is not None and self.model.num_timesteps < self.config.total_tokens:
+            found["ended_early"] = f"it looked like reward hacking: {stopped_by.text}"
+        return found
 
 
 def _shift_monitor(config: TrainConfig, held_out: HeldOut) -> ShiftMonitor | None:

@@ -32,6 +32,8 @@ function drawCurves() {
       {
         ...chart,
         xFrom: 0,
+        formatX: chart.over ? brief : undefined,
+        xLabel: chart.over,
         series: chart.series.map((s) => ({
           ...s,
           className: isAlone && s.role === "points" ? "held-out" : `g${s.group % 8}`,

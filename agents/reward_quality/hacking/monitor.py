@@ -1,0 +1,169 @@
+"""`HackingMonitor`: watches a training for reward hacking, and acts on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.callbacks import BaseCallback
+
+from agents.reward_quality.hacking.rules import RULES, Alarm, Rule, Snapshot, Watch
+from agents.reward_quality.hacking.tracking import Spread, TextTracker
+from agents.reward_quality.text_features import WordLists
+from agents.rollout import RLHFCallback
+
+__all__ = ["ON_ALARM", "HackingMonitor"]
+
+logger = logging.getLogger(__name__)
+
+ON_ALARM = ("warn", "stop", "raise-kl")
+"""What a monitor may do."""
+
+ROLLOUTS_BETWEEN_RAISES = 4
+"""Rollouts that a larger β has to work before it is raised again."""
+
+
+class HackingMonitor(BaseCallback):
+    """Looks for reward hacking after every rollout, without the gold reward.
+
+    It tracks features of the texts that finish (`rlhf/features/NAME`, the mean over the rollout),
+    compares score, KL, entropy and features with those at the start of the training by `rules`, and
+    logs `rlhf/hacking_alarm`: 1 in a rollout in which a rule holds, 0 in others, nothing while the
+    start is still being measured. A rule that holds for the first time raises an alarm: it is said
+    and recorded, once for each rule, and the monitor acts:
+
+    - `"warn"`: nothing more.
+    - `"stop"`: the training ends after the update on this rollout.
+    - `"raise-kl"`: the environment's β is multiplied by `kl_factor`, and again after every
+      `ROLLOUTS_BETWEEN_RAISES` rollouts in which a rule still holds, `kl_raises` times at the most.
+
+    Put it behind the `RLHFCallback` in the list of callbacks. Warning alone, it changes no number
+    of the training. A loaded model's training begins anew for it: the start is that of the loading.
+
+    Args:
+        rlhf: the callback that completes the reward of this training.
+        on_alarm: one of `ON_ALARM`.
+        kl_factor: above 1.
+        kl_raises: 1 or more.
+        word_lists: whose words the features count; None: those of the package.
+        rules: to look by.
+        say: called with the sentence of an alarm; None: logged as a warning.
+        record: called with an alarm, to be kept.
+
+    Attributes:
+        alarms: those that were raised.
+        stopped_by: the alarm that ended the training; None where none did.
+        raised: how often β was multiplied.
+        is_alarmed: whether a rule holds in the last rollout.
+
+    Raises:
+        ValueError: an argument is out of its range. At the start of training: the `RLHFCallback`
+            comes later in the list, or β is 0 and is to be raised.
+    """
+
+    def __init__(
+        self,
+        rlhf: RLHFCallback,
+        on_alarm: str = "warn",
+        kl_factor: float = 2.0,
+        kl_raises: int = 3,
+        word_lists: WordLists | None = None,
+        rules: Sequence[Rule] = RULES,
+        say: Callable[[str], None] | None = None,
+        record: Callable[[Alarm], None] | None = None,
+    ) -> None:
+        super().__init__()
+        if on_alarm not in ON_ALARM:
+            allowed = ", ".join(map(repr, ON_ALARM))
+            raise ValueError(
+                f"on_alarm={on_alarm!r} must be one of {allowed}; to look for nothing, leave the "
+                "monitor out."
+            )
+        if not 1 < kl_factor < float("inf"):
+            raise ValueError(f"kl_factor={kl_factor!r} must be a finite number above 1.")
+        if isinstance(kl_raises, bool) or not isinstance(kl_raises, int) or kl_raises < 1:
+            raise ValueError(f"kl_raises={kl_raises!r} must be a whole number of 1 or more.")
+        self.rlhf, self.on_alarm, self.rules = rlhf, on_alarm, tuple(rules)
+        self.kl_factor, self.kl_raises = kl_factor, kl_raises
+        self.alarms: list[Alarm] = []
+        self.stopped_by: Alarm | None = None
+        self.raised = 0
+        self.is_alarmed = False
+        self._say = say or logger.warning
+        self._record = record or (lambda alarm: None)
+        self._texts = TextTracker(word_lists)
+        self._rollouts = self._raised_at = 0
+
+    def _on_training_start(self) -> None:
+        if not hasattr(self.rlhf, "settings") or self.rlhf.model is not self.model:
+            raise ValueError(
+                "HackingMonitor reads what RLHFCallback has measured: put the RLHFCallback that it "
+                "was given before it in the list of callbacks."
+            )
+        settings = self.rlhf.settings
+        if self.on_alarm == "raise-kl" and self._kl_coef() == 0:
+            raise ValueError(
+                "on_alarm='raise-kl' multiplies β, and kl_coef is 0: give the environment a "
+                "positive kl_coef, or take another on_alarm."
+            )
+        self._watch = Watch(self.rules, settings.max_new_tokens)
+        self._texts.end_rollout()
+
+    def _kl_coef(self) -> float:
+        return float(self.training_env.get_attr("kl_coef")[0])
+
+    def _on_step(self) -> bool:
+        infos: list[dict[str, Any]] = self.locals["infos"]
+        for row in np.flatnonzero(self.locals["dones"]).tolist():
+            self._texts.add(infos[row]["response"], infos[row]["response_length"])
+        return self.stopped_by is None
+
+    def _on_rollout_end(self) -> None:
+        self._rollouts += 1
+        features = self._texts.end_rollout()
+        for name, spread in features.items():
+            self.logger.record(f"rlhf/features/{name}", spread.mean)
+        records, metrics = self.rlhf.records, self.rlhf.metrics
+        if not records:
+            return
+        snapshot = Snapshot(
+            tokens=self.num_timesteps,
+            steps=getattr(self.model, "n_steps", 1),
+            score=Spread.of([record.score for record in records]),
+            top_score=max(record.score for record in records),
+            kl=Spread.of([record.kl for record in records]),
+            entropy=metrics["entropy"],
+            features=features,
+            disagreement=metrics.get("rm_disagreement"),
+        )
+        answers = self._watch.look(snapshot)
+        if answers is None:
+            return
+        self.is_alarmed = bool(answers)
+        self.logger.record("rlhf/hacking_alarm", float(self.is_alarmed))
+        known = {alarm.rule for alarm in self.alarms}
+        for alarm in answers:
+            if alarm.rule not in known:
+                self._raise(alarm)
+        if self.is_alarmed:
+            self._act(answers[0])
+
+    def _raise(self, alarm: Alarm) -> None:
+        self.alarms.append(alarm)
+        self._say(f"after {alarm.tokens:,} tokens the run looks like reward hacking: {alarm.text}")
+        self._record(alarm)
+
+    def _act(self, alarm: Alarm) -> None:
+        if self.on_alarm == "stop" and self.stopped_by is None:
+            self.stopped_by = alarm
+        if self.on_alarm != "raise-kl" or self.raised == self.kl_raises:
+            return
+        if self.raised and self._rollouts - self._raised_at < ROLLOUTS_BETWEEN_RAISES:
+            return
+        before, after = self._kl_coef(), self.rlhf.multiply_kl_coef(self.kl_factor)
+        self.raised, self._raised_at = self.raised + 1, self._rollouts
+        self._say(
+            f"β goes from {before:.3g} to {after:.3g} ({self.raised} of {self.kl_raises} times)."
+        )

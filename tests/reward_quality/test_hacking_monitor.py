@@ -1,0 +1,197 @@
+"""`HackingMonitor` in a training: what it logs, says and does, and that it changes nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from stable_baselines3.common.callbacks import BaseCallback
+from support.tiny_task import Spy, begin, collect, largest_difference, make_agent, weights
+
+from agents import RLHFCallback, TokenPPO
+from agents.reward_quality.hacking import rules
+from agents.reward_quality.hacking.monitor import ROLLOUTS_BETWEEN_RAISES, HackingMonitor
+from agents.reward_quality.hacking.rules import RULES, Rule
+from agents.reward_quality.text_features import text_features
+
+ALWAYS = Rule("always", "always", lambda start, now: f"KL {now.kl.mean:.2f}")
+NEVER = Rule("never", "never", lambda start, now: None)
+
+
+@pytest.fixture(autouse=True)
+def few_responses(monkeypatch):
+    """A rollout of the tiny task has fewer responses than a judgement otherwise needs."""
+    monkeypatch.setattr(rules, "FEWEST_RESPONSES", 8)
+
+
+class Logged(BaseCallback):
+    """Keeps what was logged in every rollout, and β after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[dict] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        kl_coef = self.training_env.get_attr("kl_coef")[0]
+        self.rows.append({**self.logger.name_to_value, "kl_coef": kl_coef})
+
+
+def watched(kwargs, rollouts=4, agent_kwargs=(), **given):
+    """A tiny training with a monitor: the agent, the monitor, what was logged, what was said."""
+    rlhf, spoken, logged = RLHFCallback(), [], Logged()
+    monitor = HackingMonitor(rlhf, **{"say": spoken.append, **given})
+    model = make_agent(kwargs, n_steps=24, **dict(agent_kwargs))
+    model.learn(rollouts * 24 * 6, callback=[rlhf, monitor, logged])
+    return model, monitor, logged.rows, spoken
+
+
+@pytest.mark.parametrize("scoring", ["step", "deferred"])
+def test_the_features_that_are_logged_are_those_of_the_texts(tiny_task_kwargs, scoring):
+    kwargs = {**tiny_task_kwargs, "scoring": scoring}
+    model, rlhf, spy = make_agent(kwargs), RLHFCallback(), Spy()
+    callback = begin(model, rlhf, HackingMonitor(rlhf), spy)
+    for _ in range(2):
+        spy.steps.clear()
+        collect(model, callback)
+        ended = [
+            i for step in spy.steps for i, d in zip(step["infos"], step["dones"], strict=True) if d
+        ]
+        texts, lengths = zip(*((i["response"], i["response_length"]) for i in ended), strict=True)
+        expected = text_features(texts, lengths)
+        logged = model.logger.name_to_value
+        for name, values in expected.items():
+            assert logged[f"rlhf/features/{name}"] == pytest.approx(values.mean(), rel=1e-12)
+        assert logged["rlhf/features/tokens"] == pytest.approx(logged["rlhf/response_length"])
+
+
+def test_a_monitor_changes_no_weight(tiny_task_kwargs):
+    """Not one bit: it draws no random number and touches no tensor."""
+    model, monitor, _, _ = watched(tiny_task_kwargs, rules=[ALWAYS])
+    without, names = _without(tiny_task_kwargs)
+    assert monitor.alarms and not any("features" in name for name in names)
+    assert largest_difference(weights(model.policy), without) == 0.0
+
+
+def _without(kwargs):
+    """Weights and logged names of the same training without a monitor."""
+    model, logged = make_agent(kwargs, n_steps=24), Logged()
+    model.learn(4 * 24 * 6, callback=[RLHFCallback(), logged])
+    return weights(model.policy), set(logged.rows[-1])
+
+
+def test_an_alarm_is_raised_once_for_each_rule_and_logged_as_long_as_it_holds(tiny_task_kwargs):
+    """T = 8 and 24 steps: the first rollout is the start, the other three are judged."""
+    kept = []
+    _, monitor, rows, spoken = watched(tiny_task_kwargs, rules=[ALWAYS, NEVER], record=kept.append)
+    assert [row.get("rlhf/hacking_alarm") for row in rows] == [None, 1.0, 1.0, 1.0]
+    assert [alarm.rule for alarm in monitor.alarms] == ["always"] and kept == monitor.alarms
+    assert kept[0].tokens == 2 * 24 * 6 and len(spoken) == 1
+    assert "after 288 tokens" in spoken[0] and kept[0].text in spoken[0]
+    _, monitor, rows, spoken = watched(tiny_task_kwargs, rules=[NEVER])
+    assert [row.get("rlhf/hacking_alarm") for row in rows] == [None, 0.0, 0.0, 0.0]
+    assert not monitor.alarms and not spoken
+
+
+def test_stop_ends_the_training_after_the_update_on_the_alarms_rollout(tiny_task_kwargs):
+    model, monitor, rows, _ = watched(tiny_task_kwargs, 9, rules=[ALWAYS], on_alarm="stop")
+    assert len(rows) == 2 and model._n_updates == 2 * model.n_epochs
+    assert monitor.stopped_by == monitor.alarms[0]
+    assert model.num_timesteps == 2 * 24 * 6 + 6  # a step of the third rollout, not learned from
+    other = make_agent(tiny_task_kwargs, n_steps=24)  # the same two updates, by themselves
+    other.learn(9 * 24 * 6, callback=[RLHFCallback(), _StopsAfter(2)])
+    assert largest_difference(weights(model.policy), weights(other.policy)) == 0.0
+
+
+class _StopsAfter(BaseCallback):
+    def __init__(self, rollouts: int) -> None:
+        super().__init__()
+        self.left = rollouts
+
+    def _on_rollout_end(self) -> None:
+        self.left -= 1
+
+    def _on_step(self) -> bool:
+        return self.left > 0
+
+
+@pytest.mark.parametrize("scoring", ["step", "deferred"])
+def test_raise_kl_multiplies_the_environments_beta_a_few_times_at_most(tiny_task_kwargs, scoring):
+    """0.1 · 3 at the alarm in the second rollout, · 3 four rollouts later, and no more."""
+    wait = ROLLOUTS_BETWEEN_RAISES
+    _, monitor, rows, spoken = watched(
+        {**tiny_task_kwargs, "scoring": scoring},
+        2 + 3 * wait,
+        rules=[ALWAYS],
+        on_alarm="raise-kl",
+        kl_factor=3.0,
+        kl_raises=2,
+    )
+    expected = [0.1] + [0.3] * wait + [0.9] * (1 + 2 * wait)
+    np.testing.assert_allclose([row["kl_coef"] for row in rows], expected)
+    paid = [row["rlhf/kl_coef"] for row in rows]  # of the rollout itself, before it moves
+    np.testing.assert_allclose(paid, [0.1, *expected[:-1]])
+    assert monitor.raised == 2 and "from 0.3 to 0.9 (2 of 2 times)" in spoken[-1]
+
+
+def test_a_raised_beta_is_that_of_the_saved_model(tiny_task_kwargs, tmp_path):
+    model, _, _, _ = watched(
+        tiny_task_kwargs, 2, rules=[ALWAYS], on_alarm="raise-kl", kl_factor=5.0
+    )
+    model.save(tmp_path / "model")
+    fresh = make_agent(tiny_task_kwargs, n_steps=24)
+    loaded = TokenPPO.load(tmp_path / "model", env=fresh.env)
+    assert fresh.env.get_attr("kl_coef")[0] == 0.1
+    begin(loaded)
+    assert fresh.env.get_attr("kl_coef")[0] == pytest.approx(0.5)
+
+
+def test_a_controller_goes_on_from_the_raised_beta(tiny_task_kwargs):
+    """Adaptive, far above its target: each rollout × at most 1.2, and × 4 once between them."""
+    settings = {"kl_controller": "adaptive", "kl_target": 1e-6, "kl_horizon": 1.0}
+    _, _, rows, _ = watched(
+        tiny_task_kwargs,
+        3,
+        settings.items(),
+        rules=[ALWAYS],
+        on_alarm="raise-kl",
+        kl_factor=4.0,
+        kl_raises=1,
+    )
+    betas = [row["kl_coef"] for row in rows]
+    assert betas[1] / betas[0] == pytest.approx(4 * 1.2) and betas[2] / betas[1] <= 1.2 + 1e-9
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"on_alarm": "ignore"}, "on_alarm='ignore'.*leave the monitor out"),
+        ({"kl_factor": 1.0}, "kl_factor=1.0 must be a finite number above 1"),
+        ({"kl_factor": float("nan")}, "kl_factor=nan"),
+        ({"kl_raises": 0}, "kl_raises=0 must be a whole number"),
+        ({"kl_raises": True}, "kl_raises=True"),
+    ],
+)
+def test_wrong_arguments_are_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        HackingMonitor(RLHFCallback(), **wrong)
+
+
+def test_a_monitor_before_its_rlhf_callback_or_without_it_is_refused(tiny_task_kwargs):
+    rlhf = RLHFCallback()
+    for callbacks in ([HackingMonitor(rlhf), rlhf], [RLHFCallback(), HackingMonitor(rlhf)]):
+        with pytest.raises(ValueError, match=r"put the RLHFCallback .* before it"):
+            make_agent(tiny_task_kwargs).learn(64, callback=callbacks)
+
+
+def test_raising_a_beta_of_0_is_refused_at_the_start(tiny_task_kwargs):
+    rlhf = RLHFCallback()
+    model = make_agent({**tiny_task_kwargs, "kl_coef": 0.0})
+    with pytest.raises(ValueError, match="kl_coef is 0"):
+        model.learn(64, callback=[rlhf, HackingMonitor(rlhf, "raise-kl")])
+
+
+def test_every_rule_has_a_name_and_a_statement():
+    assert len({rule.name for rule in RULES}) == len(RULES)
+    assert all(rule.statement for rule in RULES)
