@@ -1,7 +1,7 @@
 """The command line: `tokenrlhf COMMAND`.
 
 The commands are train, evaluate, sample, explain, report, play, sft, sample-pairs, reward-model,
-labels, audit, data, best-of-n, verify, compare and zoo.
+labels, audit, best-of-n, data, verify, compare and zoo.
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
 """
@@ -71,8 +71,8 @@ Command = (
     | Annotated[SFTConfig, tyro.conf.subcommand("sft")]
     | Annotated[SamplePairsConfig, tyro.conf.subcommand("sample-pairs")]
     | Annotated[RewardModelConfig, tyro.conf.subcommand("reward-model")]
-    | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
     | Annotated[Labels, LABELS]
+    | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
     | Annotated[DataConfig, tyro.conf.subcommand("data")]
     | Annotated[BestOfNConfig, tyro.conf.subcommand("best-of-n")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
@@ -297,9 +297,9 @@ _RUNNERS: dict[type, Any] = {
     SFTConfig: "agents.runs.sft:fine_tune_from_file",
     SamplePairsConfig: "agents.labelling.command:sample_pairs_into_file",
     RewardModelConfig: "agents.runs.reward_model:train_from_file",
-    AuditConfig: "agents.reward_quality.audit.command:audit_reward",
     LabelsCurveConfig: "agents.reward_quality.labels.curve:learning_curve",
     LabelsSelectConfig: "agents.reward_quality.labels.select:select_pairs",
+    AuditConfig: "agents.reward_quality.audit.command:audit_reward",
     DataConfig: "agents.inspection.command:run",
     BestOfNConfig: "agents.runs.best_of_n:best_of_n_into_files",
     VerifyConfig: _verify,

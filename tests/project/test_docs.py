@@ -120,6 +120,7 @@ SMALLER = {
     "sample-pairs": "--n 1 --max-prompts 24 --device cpu",
     "reward-model": "--epochs 1 --device cpu",
     "labels": "--epochs 1 --seeds 1 --held-out-pairs 20 --device cpu",
+    "audit": "--max-texts 80 --responses 2 --probed 40 --resamples 1000 --device cpu",
     "data": "",
     "best-of-n": "--eval-prompts 4 --device cpu",
     "verify": "--no-learning",

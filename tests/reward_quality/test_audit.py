@@ -213,10 +213,8 @@ def test_a_reward_model_reads_texts_as_its_training_does():
     reward_model = load_reward_model(load_task("reviews").reward_model)
     pair = PreferencePair("We saw it.", " The cast was good.", " The cast", rejected_stopped=False)
     tokens = as_token_pair(pair, reward_model)
-    texts = [
-        Text(Prompt(pair.prompt), pair.chosen, True),
-        Text(Prompt(pair.prompt), " The cast", False),
-    ]
+    prompt = Prompt("We saw it.")
+    texts = [Text(prompt, " The cast was good.", True), Text(prompt, " The cast", False)]
     expected = reward_model.normalize(reward_model.raw_rewards([tokens.chosen, tokens.rejected]))
     np.testing.assert_allclose(ModelScores(reward_model).scores(texts), expected, rtol=1e-6)
     too_long = Text(prompt, " The cast was good." * 30, True)

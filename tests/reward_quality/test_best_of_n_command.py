@@ -263,21 +263,25 @@ def test_a_function_is_enumerated_where_that_is_asked_for(arguments, tmp_path, m
 
 
 @pytest.mark.slow
-def test_a_run_stands_beside_best_of_n(tmp_path, capsys):
+def test_a_run_stands_beside_best_of_n(arguments, tmp_path, capsys):
     run, out = str(tmp_path / "run"), tmp_path / "bon.json"
-    small = ["--total-tokens", "2048", "--n-envs", "64", "--n-steps", "16", "--device", "cpu"]
-    assert main(["train", "--task", "exact", "--out", run, *small, "--eval-every", "0"]) == 0
+    (tmp_path / "prompts.txt").write_text("".join(f"w{i} w{i + 1}\n" for i in range(4, 24)))
+    small = ["--total-tokens", "512", "--n-envs", "32", "--n-steps", "8", "--eval-every", "0"]
+    assert main(["train", *arguments[1:], "--out", run, *small, "--learning-rate", "0.003"]) == 0
     summary = json.loads((Path(run) / "summary.json").read_text())
+    assert summary["kl"] > 0.01
     assert main(["best-of-n", "--run", run, "--json", str(out)]) == 0
     content = json.loads(out.read_text())
-    assert content["run"] == run and content["prompts"] == 5
-    for name in ("objective", "score", "kl", "gold_reward", "objective_fraction"):
+    assert content["run"] == run and content["prompts"] == summary["prompts"] == 2
+    assert content["optimum"] == pytest.approx(summary["optimum"], abs=1e-6)
+    for name in ("objective", "score", "kl", "objective_fraction"):
         assert content["policy"][name] == pytest.approx(summary[name], abs=1e-4), name
     assert content["policy"]["tilted"]["score"] >= content["policy"]["score"] - 1e-9
-    assert main(["best-of-n", "--run", run, "--samples", "64", "--json", str(out)]) == 0
-    sampled_policy = json.loads(out.read_text())["policy"]
-    assert sampled_policy["kl"] == pytest.approx(summary["kl"], abs=0.3)
-    low, high = sampled_policy["intervals"]["gold_reward"]
-    assert low < sampled_policy["gold_reward"] < high
-    said = capsys.readouterr().out
-    assert run.rsplit("/", 1)[-1] in said
+    assert main(["best-of-n", "--run", run, "--samples", "256", "--json", str(out)]) == 0
+    policy = json.loads(out.read_text())["policy"]
+    assert policy["kl"] == pytest.approx(summary["kl"], abs=0.1)
+    assert policy["score"] == pytest.approx(summary["score"], abs=0.25)
+    low, high = policy["intervals"]["objective"]
+    assert low <= policy["objective"] <= high
+    said = "".join(capsys.readouterr().out.split())
+    assert f"policyof{run}" in said

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -28,9 +27,11 @@ def draw_audit(found: Audit, name: str, path: Path) -> None:
     Red is what has a verdict, blue what has none.
     """
     has_labels = any(one.preference is not None for one in found.by_feature)
-    figure = Figure(figsize=(15 if has_labels else 12, 5.2), layout="constrained")
+    figure = Figure(figsize=(17 if has_labels else 14, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, 3 + has_labels, width_ratios=[1.2, *[1] * has_labels, 1.2, 0.9]))
+    axes = list(
+        figure.subplots(1, 3 + has_labels, width_ratios=[1.2, *[1.2] * has_labels, 1.2, 1.0])
+    )
     given = ", gold held fixed" if found.has_gold else ""
     _draw_bands(
         axes.pop(0),
@@ -65,7 +66,7 @@ def draw_audit(found: Audit, name: str, path: Path) -> None:
 
 
 def _draw_bands(axis: Any, title: str, rows: Sequence[tuple[str, Band | None, bool]]) -> None:
-    axis.set_title(title, fontsize=10)
+    axis.set_title(title, fontsize=9)
     for place, (_, band, is_verdict) in enumerate(rows):
         if band is None:
             axis.text(0, place, "  too few", va="center", fontsize=7, color=_GREY)
@@ -82,7 +83,7 @@ def _draw_bands(axis: Any, title: str, rows: Sequence[tuple[str, Band | None, bo
 
 def _draw_invariances(axis: Any, found: Audit) -> None:
     """Largest differences beside what rounding may cause, in logarithms."""
-    axis.set_title("scored again: largest difference", fontsize=10)
+    axis.set_title("largest difference, scored again", fontsize=9)
     floor = 1e-10
     for place, one in enumerate(found.invariances):
         difference = max(one.difference / one.deviation, floor)
@@ -100,6 +101,5 @@ def _draw_invariances(axis: Any, found: Audit) -> None:
     labels = [INVARIANCES[one.name] for one in found.invariances]
     axis.set_yticks(range(len(labels)), labels, fontsize=8)
     axis.set_ylim(len(labels) - 0.5, -0.5)
-    axis.set_xlabel("deviations of the score; grey: rounding", fontsize=8)
+    axis.set_xlabel("in deviations; grey: rounding", fontsize=8)
     axis.grid(alpha=0.25, axis="x")
-    assert np.isfinite(axis.get_xlim()).all()
