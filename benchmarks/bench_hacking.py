@@ -54,10 +54,9 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
         for model in arguments.models:
             remedies = arguments.remedies if model != "good" or arguments.all else ["none"]
             for remedy in remedies:
-                run = Run(model, remedy, seed, arguments.tokens, arguments.settings)
-                if arguments.quick:
-                    run = Run(model, remedy, seed, arguments.tokens, arguments.settings, 2, 8)
-                runs.append(run)
+                small = {"responses": 2, "prompts": 8, "judged": 50} if arguments.quick else {}
+                settings = arguments.settings
+                runs.append(Run(model, remedy, seed, arguments.tokens, settings, **small))
     return runs
 
 
