@@ -28,7 +28,7 @@ ALWAYS = Rule("always", "always", lambda start, now: "planted by a test")
 SMALL = {
     **{"task": "exact", "total_tokens": 1024, "n_envs": 32, "n_steps": 8, "batch_size": 128},
     **{"reward_model": "reward_of_hacking:length", "n_epochs": 1, "eval_prompts": 4},
-    **{"eval_every": 0, "explain_every": 0, "eval_responses": 16, "device": "cpu"},
+    **{"eval_every": 0, "explain_every": 0, "eval_responses": 0, "device": "cpu"},
 }
 
 
@@ -61,7 +61,7 @@ def trained(out: Path, **changes) -> tuple[TrainingRun, dict, str]:
 
 def test_a_stopped_run_ends_in_good_order_and_says_why(tmp_path):
     """Saved, evaluated, finished; and on its page, in its files and on the console stands why."""
-    run, summary, said = trained(tmp_path / "run", on_hacking_alarm="stop")
+    run, summary, said = trained(tmp_path / "run", on_hacking_alarm="stop", eval_responses=16)
     assert summary["finished"] and summary["evaluated"] and math.isfinite(summary["objective"])
     assert summary["tokens"] < 1024 and "planted by a test" in summary["ended_early"]
     written = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -86,8 +86,9 @@ def test_an_alarm_in_the_last_rollout_ended_nothing_early(tmp_path):
     assert "ended_early" not in summary
 
 
+@pytest.mark.slow
 def test_without_a_monitor_nothing_is_tracked_and_the_weights_are_the_same(tmp_path):
-    watched, summary, said = trained(tmp_path / "watched")
+    watched, _, said = trained(tmp_path / "watched")
     plain, without, silent = trained(tmp_path / "plain", on_hacking_alarm="ignore")
     assert plain.hacking is None and "hacking_alarms" not in without
     weights = [tmp_path / name / "policy" / "model.safetensors" for name in ("plain", "watched")]
@@ -96,7 +97,6 @@ def test_without_a_monitor_nothing_is_tracked_and_the_weights_are_the_same(tmp_p
     assert not any("features" in name or "hacking" in name for name in names)
     assert not plain.run.alarms.exists() and watched.run.alarms.exists()
     assert "reward hacking" in said and "reward hacking" not in silent
-    assert summary["objective"] == without["objective"]
 
 
 def test_beta_is_raised_in_the_environment_and_the_summary_says_where_it_ended(tmp_path):
