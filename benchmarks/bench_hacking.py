@@ -193,9 +193,7 @@ def _remedy_row(
 ) -> Row:
     best = [float(smoothed(gold_of(run)).max()) for run, _ in by_seed.values()]
     gains = [gold - ends[seed] for seed, (_, gold) in by_seed.items() if seed in ends]
-    kl = (
-        "" if remedy == STOPPED else f"{np.mean([r['end']['kl'] for r, _ in by_seed.values()]):.1f}"
-    )
+    kl = float(np.mean([run["end"]["kl"] for run, _ in by_seed.values()]))
     return {
         "table": "gold by remedy, 95 % intervals over seeds",
         "what": f"{model}: {remedy}",
