@@ -28,10 +28,10 @@ from tokenenv.stop_signals import check_signals
 __all__ = ["ARMS", "simulate_selection", "summary_of"]
 
 ARMS = {
-    "start": "labels of the start alone",
-    "random": "K random labels more",
-    "selected": "K selected labels more",
-    "random_twice": "2·K random labels more",
+    "start": "the start alone",
+    "random": "+ K random",
+    "selected": "+ K selected",
+    "random_twice": "+ 2·K random",
 }
 """What is trained on → in words."""
 
@@ -206,7 +206,7 @@ def _print_summary(config: LabelsSelectConfig, summary: dict[str, Any], console:
         "trained on",
         "accuracy",
         "95 % interval",
-        "selected less this",
+        "selected − this",
         "95 % interval",
     ):
         table.add_column(header, justify="left" if header == "trained on" else "right")
