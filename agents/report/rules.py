@@ -167,6 +167,21 @@ def reward_is_exploited(evidence: Evidence) -> Answer | None:
     )
 
 
+def looks_like_hacking(evidence: Evidence) -> Answer | None:
+    """Whether the monitor raised an alarm, which knows no true reward."""
+    alarms = evidence.summary.get("hacking_alarms")
+    if not isinstance(alarms, list):
+        return None
+    said = [
+        f"{alarm['rule']} after {alarm['tokens']:,} tokens"
+        for alarm in alarms
+        if isinstance(alarm, dict)
+        and isinstance(alarm.get("rule"), str)
+        and isinstance(alarm.get("tokens"), int)
+    ]
+    return Answer(bool(said), ", ".join(said) or "no alarm")
+
+
 def responses_do_not_end(evidence: Evidence) -> Answer | None:
     """Whether responses run into the limit of their length."""
     curves = _judged(evidence, "eos_rate")
@@ -263,6 +278,13 @@ RULES = (
         "bad",
         "The gold reward is lower in the last quarter than in its best one, and the score is not.",
         reward_is_exploited,
+    ),
+    Rule(
+        "It looked like reward hacking on the way",
+        "warning",
+        "The monitor raised an alarm in training, by rules that know no gold reward: "
+        "docs/reward-models.md states them. alarms.jsonl has what they saw.",
+        looks_like_hacking,
     ),
     Rule(
         "The entropy collapsed",

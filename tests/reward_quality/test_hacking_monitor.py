@@ -39,12 +39,21 @@ class Logged(BaseCallback):
 
 
 def watched(kwargs, rollouts=4, agent_kwargs=(), **given):
-    """A tiny training with a monitor: the agent, the monitor, what was logged, what was said."""
+    """Rollouts with a monitor and no updates: it, what was logged, what was said, the agent."""
     rlhf, spoken, logged = RLHFCallback(), [], Logged()
     monitor = HackingMonitor(rlhf, **{"say": spoken.append, **given})
-    model = make_agent(kwargs, n_steps=24, **dict(agent_kwargs))
-    model.learn(rollouts * 24 * 6, callback=[rlhf, monitor, logged])
-    return model, monitor, logged.rows, spoken
+    model = make_agent(kwargs, n_steps=12, **dict(agent_kwargs))
+    callback = begin(model, rlhf, monitor, logged)
+    for _ in range(rollouts):
+        collect(model, callback)
+    return monitor, logged.rows, spoken, model
+
+
+def trained(kwargs, *callbacks):
+    """An agent after up to three updates."""
+    model = make_agent(kwargs, n_steps=12, n_epochs=1)
+    model.learn(3 * 12 * 6, callback=list(callbacks))
+    return model
 
 
 @pytest.mark.parametrize("scoring", ["step", "deferred"])
@@ -68,39 +77,34 @@ def test_the_features_that_are_logged_are_those_of_the_texts(tiny_task_kwargs, s
 
 def test_a_monitor_changes_no_weight(tiny_task_kwargs):
     """Not one bit: it draws no random number and touches no tensor."""
-    model, monitor, _, _ = watched(tiny_task_kwargs, rules=[ALWAYS])
-    without, names = _without(tiny_task_kwargs)
-    assert monitor.alarms and not any("features" in name for name in names)
-    assert largest_difference(weights(model.policy), without) == 0.0
-
-
-def _without(kwargs):
-    """Weights and logged names of the same training without a monitor."""
-    model, logged = make_agent(kwargs, n_steps=24), Logged()
-    model.learn(4 * 24 * 6, callback=[RLHFCallback(), logged])
-    return weights(model.policy), set(logged.rows[-1])
+    rlhf, names = RLHFCallback(), Logged()
+    monitor = HackingMonitor(rlhf, rules=[ALWAYS])
+    model = trained(tiny_task_kwargs, rlhf, monitor)
+    plain = trained(tiny_task_kwargs, RLHFCallback(), names)
+    assert monitor.alarms and not any("features" in name for name in names.rows[-1])
+    assert largest_difference(weights(model.policy), weights(plain.policy)) == 0.0
 
 
 def test_an_alarm_is_raised_once_for_each_rule_and_logged_as_long_as_it_holds(tiny_task_kwargs):
-    """T = 8 and 24 steps: the first rollout is the start, the other three are judged."""
+    """T = 8 and 12 steps: the first rollout is the start, the other three are judged."""
     kept = []
-    _, monitor, rows, spoken = watched(tiny_task_kwargs, rules=[ALWAYS, NEVER], record=kept.append)
+    monitor, rows, spoken, _ = watched(tiny_task_kwargs, rules=[ALWAYS, NEVER], record=kept.append)
     assert [row.get("rlhf/hacking_alarm") for row in rows] == [None, 1.0, 1.0, 1.0]
     assert [alarm.rule for alarm in monitor.alarms] == ["always"] and kept == monitor.alarms
-    assert kept[0].tokens == 2 * 24 * 6 and len(spoken) == 1
-    assert "after 288 tokens" in spoken[0] and kept[0].text in spoken[0]
-    _, monitor, rows, spoken = watched(tiny_task_kwargs, rules=[NEVER])
+    assert kept[0].tokens == 2 * 12 * 6 and len(spoken) == 1
+    assert "after 144 tokens" in spoken[0] and kept[0].text in spoken[0]
+    monitor, rows, spoken, _ = watched(tiny_task_kwargs, rules=[NEVER])
     assert [row.get("rlhf/hacking_alarm") for row in rows] == [None, 0.0, 0.0, 0.0]
     assert not monitor.alarms and not spoken
 
 
 def test_stop_ends_the_training_after_the_update_on_the_alarms_rollout(tiny_task_kwargs):
-    model, monitor, rows, _ = watched(tiny_task_kwargs, 9, rules=[ALWAYS], on_alarm="stop")
-    assert len(rows) == 2 and model._n_updates == 2 * model.n_epochs
-    assert monitor.stopped_by == monitor.alarms[0]
-    assert model.num_timesteps == 2 * 24 * 6 + 6  # a step of the third rollout, not learned from
-    other = make_agent(tiny_task_kwargs, n_steps=24)  # the same two updates, by themselves
-    other.learn(9 * 24 * 6, callback=[RLHFCallback(), _StopsAfter(2)])
+    rlhf = RLHFCallback()
+    monitor = HackingMonitor(rlhf, "stop", rules=[ALWAYS])
+    model = trained(tiny_task_kwargs, rlhf, monitor)
+    assert model._n_updates == 2 and monitor.stopped_by == monitor.alarms[0]
+    assert model.num_timesteps == 2 * 12 * 6 + 6  # a step of the third rollout, not learned from
+    other = trained(tiny_task_kwargs, RLHFCallback(), _StopsAfter(2))  # the same two updates
     assert largest_difference(weights(model.policy), weights(other.policy)) == 0.0
 
 
@@ -120,15 +124,15 @@ class _StopsAfter(BaseCallback):
 def test_raise_kl_multiplies_the_environments_beta_a_few_times_at_most(tiny_task_kwargs, scoring):
     """0.1 · 3 at the alarm in the second rollout, · 3 four rollouts later, and no more."""
     wait = ROLLOUTS_BETWEEN_RAISES
-    _, monitor, rows, spoken = watched(
+    monitor, rows, spoken, _ = watched(
         {**tiny_task_kwargs, "scoring": scoring},
-        2 + 3 * wait,
+        2 + 2 * wait,
         rules=[ALWAYS],
         on_alarm="raise-kl",
         kl_factor=3.0,
         kl_raises=2,
     )
-    expected = [0.1] + [0.3] * wait + [0.9] * (1 + 2 * wait)
+    expected = [0.1] + [0.3] * wait + [0.9] * (1 + wait)
     np.testing.assert_allclose([row["kl_coef"] for row in rows], expected)
     paid = [row["rlhf/kl_coef"] for row in rows]  # of the rollout itself, before it moves
     np.testing.assert_allclose(paid, [0.1, *expected[:-1]])
@@ -136,11 +140,10 @@ def test_raise_kl_multiplies_the_environments_beta_a_few_times_at_most(tiny_task
 
 
 def test_a_raised_beta_is_that_of_the_saved_model(tiny_task_kwargs, tmp_path):
-    model, _, _, _ = watched(
-        tiny_task_kwargs, 2, rules=[ALWAYS], on_alarm="raise-kl", kl_factor=5.0
-    )
+    given = {"rules": [ALWAYS], "on_alarm": "raise-kl", "kl_factor": 5.0}
+    model = watched(tiny_task_kwargs, 2, **given)[-1]
     model.save(tmp_path / "model")
-    fresh = make_agent(tiny_task_kwargs, n_steps=24)
+    fresh = make_agent(tiny_task_kwargs, n_steps=12)
     loaded = TokenPPO.load(tmp_path / "model", env=fresh.env)
     assert fresh.env.get_attr("kl_coef")[0] == 0.1
     begin(loaded)
@@ -148,19 +151,12 @@ def test_a_raised_beta_is_that_of_the_saved_model(tiny_task_kwargs, tmp_path):
 
 
 def test_a_controller_goes_on_from_the_raised_beta(tiny_task_kwargs):
-    """Adaptive, far above its target: each rollout × at most 1.2, and × 4 once between them."""
-    settings = {"kl_controller": "adaptive", "kl_target": 1e-6, "kl_horizon": 1.0}
-    _, _, rows, _ = watched(
-        tiny_task_kwargs,
-        3,
-        settings.items(),
-        rules=[ALWAYS],
-        on_alarm="raise-kl",
-        kl_factor=4.0,
-        kl_raises=1,
-    )
-    betas = [row["kl_coef"] for row in rows]
-    assert betas[1] / betas[0] == pytest.approx(4 * 1.2) and betas[2] / betas[1] <= 1.2 + 1e-9
+    """Adaptive, with no KL at all: each rollout · 0.8, and · 4 once, after the second."""
+    settings = {"kl_controller": "adaptive", "kl_target": 1.0, "kl_horizon": 1.0}
+    given = {"rules": [ALWAYS], "on_alarm": "raise-kl", "kl_factor": 4.0, "kl_raises": 1}
+    rows = watched(tiny_task_kwargs, 3, settings.items(), **given)[1]
+    expected = 0.1 * np.array([0.8, 4 * 0.8**2, 4 * 0.8**3])
+    np.testing.assert_allclose([row["kl_coef"] for row in rows], expected)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,10 @@ from agents.config import TrainConfig
 from agents.policy import LMActorCriticPolicy
 from agents.report.charts import charts, group_runs
 from agents.report.page import make_page
+from agents.report.rules import looks_like_hacking
 from agents.report.run_files import RunFiles, read_run
+from agents.report.verdict import evidence_of
+from agents.reward_quality.hacking import rules
 from agents.reward_quality.hacking.rules import Rule
 from agents.runs.curves import read_metrics
 from agents.runs.tables import print_end
@@ -24,7 +27,7 @@ from agents.runs.training import TrainingRun
 
 ALWAYS = Rule("always", "always", lambda start, now: "planted by a test")
 SMALL = {
-    **{"task": "exact", "total_tokens": 1536, "n_envs": 32, "n_steps": 8, "batch_size": 128},
+    **{"task": "exact", "total_tokens": 1024, "n_envs": 32, "n_steps": 8, "batch_size": 128},
     **{"reward_model": "reward_of_hacking:length", "n_epochs": 1, "eval_prompts": 4},
     **{"eval_every": 0, "explain_every": 0, "eval_responses": 16, "device": "cpu"},
 }
@@ -32,7 +35,11 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def reward(tmp_path_factory, monkeypatch):
-    """A function, so that nothing is enumerated: that takes longer than to train."""
+    """A function, so that nothing is enumerated, which takes longer than to train.
+
+    A rollout has fewer responses than a judgement otherwise needs.
+    """
+    monkeypatch.setattr(rules, "FEWEST_RESPONSES", 8)
     folder = tmp_path_factory.mktemp("code")
     (folder / "reward_of_hacking.py").write_text(
         "def length(prompts, responses):\n    return [len(r) / 10 for r in responses]\n"
@@ -40,14 +47,14 @@ def reward(tmp_path_factory, monkeypatch):
     monkeypatch.syspath_prepend(str(folder))
 
 
-def trained(out: Path, rules=(ALWAYS,), **changes) -> tuple[TrainingRun, dict, str]:
-    """A run whose monitor has these rules: it, its summary, what was printed."""
+def trained(out: Path, **changes) -> tuple[TrainingRun, dict, str]:
+    """A run whose monitor always holds: it, its summary, what was printed."""
     said = io.StringIO()
     console = Console(file=said, width=2000)
     config = TrainConfig(out=out, **{**SMALL, **changes})
     run = TrainingRun(config, console)
     if run.hacking is not None:
-        run.hacking.rules = tuple(rules)
+        run.hacking.rules = (ALWAYS,)
     summary = run.train()
     print_end(console, out, config, summary, read_metrics(run.run.metrics))
     return run, summary, said.getvalue()
@@ -57,14 +64,14 @@ def test_a_stopped_run_ends_in_good_order_and_says_why(tmp_path):
     """Saved, evaluated, finished; and on its page, in its files and on the console stands why."""
     run, summary, said = trained(tmp_path / "run", on_hacking_alarm="stop")
     assert summary["finished"] and summary["evaluated"] and math.isfinite(summary["objective"])
-    assert summary["tokens"] < 1536 and "planted by a test" in summary["ended_early"]
+    assert summary["tokens"] < 1024 and "planted by a test" in summary["ended_early"]
     written = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert written == json.loads(json.dumps(summary))
     LMActorCriticPolicy.from_pretrained(run.run.policy, "cpu")
     (alarm,) = map(json.loads, run.run.alarms.read_text().splitlines())
     assert alarm["rule"] == "always" and alarm["text"] == "planted by a test"
     assert summary["hacking_alarms"] == [{"rule": "always", "tokens": alarm["tokens"]}]
-    assert f"stopped after {summary['tokens']:,} of 1,536 tokens" in said
+    assert f"stopped after {summary['tokens']:,} of 1,024 tokens" in said
     assert "--on-hacking-alarm stop" in said and "looks like reward hacking" in said
     rows = read_metrics(run.run.metrics)
     assert [row["rlhf/hacking_alarm"] for row in rows if "rlhf/hacking_alarm" in row] == [1.0]
@@ -74,9 +81,9 @@ def test_a_stopped_run_ends_in_good_order_and_says_why(tmp_path):
 
 
 def test_an_alarm_in_the_last_rollout_ended_nothing_early(tmp_path):
-    """The run is as long as was asked for: three rollouts of 256 tokens, two of them the start."""
-    _, summary, _ = trained(tmp_path / "run", on_hacking_alarm="stop", total_tokens=768)
-    assert summary["hacking_alarms"] and summary["tokens"] == 768
+    """The run is as long as was asked for: two rollouts of 256 tokens, the first is the start."""
+    _, summary, _ = trained(tmp_path / "run", on_hacking_alarm="stop", total_tokens=512)
+    assert summary["hacking_alarms"] and summary["tokens"] == 512
     assert "ended_early" not in summary
 
 
@@ -105,7 +112,6 @@ def test_beta_is_raised_in_the_environment_and_the_summary_says_where_it_ended(t
 def test_wrong_settings_are_refused_before_a_folder_is_written(tmp_path, capsys):
     out = tmp_path / "run"
     for options, said in {
-        ("--on-hacking-alarm", "panic"): "on-hacking-alarm",
         ("--on-hacking-alarm", "raise-kl", "--kl-coef", "0"): "kl_coef is 0",
         ("--hacking-kl-factor", "1"): "hacking_kl_factor=1.0 must be a number above 1",
         ("--hacking-kl-raises", "0"): "hacking_kl_raises=0",
@@ -113,6 +119,10 @@ def test_wrong_settings_are_refused_before_a_folder_is_written(tmp_path, capsys)
         assert main(["train", "--out", str(out), *options]) == 2
         assert said in " ".join(capsys.readouterr().err.split())
     assert not out.exists()
+    with pytest.raises(
+        ValueError, match="on_hacking_alarm='panic' must be one of 'ignore', 'warn'"
+    ):
+        TrainConfig(on_hacking_alarm="panic")
 
 
 def test_runs_of_before_had_no_monitor():
@@ -139,6 +149,16 @@ def rollouts(beta: float, with_gold: bool = True) -> list[dict]:
             row["rlhf/gold_reward"] = float(d * (0.5 - beta * math.log(d))) if d else 0.0
         rows.append(row)
     return rows
+
+
+def test_the_verdict_of_the_page_names_the_alarms():
+    def judged(alarms):
+        run = RunFiles(Path("run"), {}, summary={"hacking_alarms": alarms})
+        return looks_like_hacking(evidence_of(run))
+
+    assert judged([{"rule": "length", "tokens": 4096}]).numbers == "length after 4,096 tokens"
+    assert judged([{"rule": "length", "tokens": 4096}]).holds and not judged([]).holds
+    assert judged(None) is None and not judged(["x", {"rule": 1, "tokens": "2"}]).holds
 
 
 def gold_chart(*runs: RunFiles) -> list[dict]:

@@ -40,7 +40,8 @@ class HackingMonitor(BaseCallback):
       `ROLLOUTS_BETWEEN_RAISES` rollouts in which a rule still holds, `kl_raises` times at the most.
 
     Put it behind the `RLHFCallback` in the list of callbacks. Warning alone, it changes no number
-    of the training. A loaded model's training begins anew for it: the start is that of the loading.
+    of the training. Every call of `learn` begins anew for it, a loaded model's too: the start is
+    where that call started.
 
     Args:
         rlhf: the callback that completes the reward of this training.
@@ -109,7 +110,8 @@ class HackingMonitor(BaseCallback):
                 "positive kl_coef, or take another on_alarm."
             )
         self._watch = Watch(self.rules, settings.max_new_tokens)
-        self._texts.end_rollout()
+        self.stopped_by, self.is_alarmed = None, False
+        self._texts.end_rollout()  # of a training that was interrupted inside of a rollout
 
     def _kl_coef(self) -> float:
         return float(self.training_env.get_attr("kl_coef")[0])
