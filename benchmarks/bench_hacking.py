@@ -54,10 +54,9 @@ def runs_of(arguments: argparse.Namespace) -> list[Run]:
         for model in arguments.models:
             remedies = arguments.remedies if model != "good" or arguments.all else ["none"]
             for remedy in remedies:
-                run = Run(model, remedy, seed, arguments.tokens, arguments.settings)
-                if arguments.quick:
-                    run = Run(model, remedy, seed, arguments.tokens, arguments.settings, 2, 8)
-                runs.append(run)
+                small = {"responses": 2, "prompts": 8, "judged": 50} if arguments.quick else {}
+                settings = arguments.settings
+                runs.append(Run(model, remedy, seed, arguments.tokens, settings, **small))
     return runs
 
 
@@ -194,9 +193,7 @@ def _remedy_row(
 ) -> Row:
     best = [float(smoothed(gold_of(run)).max()) for run, _ in by_seed.values()]
     gains = [gold - ends[seed] for seed, (_, gold) in by_seed.items() if seed in ends]
-    kl = (
-        "" if remedy == STOPPED else f"{np.mean([r['end']['kl'] for r, _ in by_seed.values()]):.1f}"
-    )
+    kl = float(np.mean([run["end"]["kl"] for run, _ in by_seed.values()]))
     return {
         "table": "gold by remedy, 95 % intervals over seeds",
         "what": f"{model}: {remedy}",

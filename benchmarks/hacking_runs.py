@@ -98,6 +98,7 @@ class Run:
         settings: fields of `TrainConfig` that all runs share.
         responses: to each held-out prompt in an evaluation.
         prompts: held-out ones.
+        judged: pairs that the reward model's accuracy is of.
     """
 
     model: str
@@ -107,6 +108,7 @@ class Run:
     settings: Mapping[str, Any]
     responses: int = 8
     prompts: int = 64
+    judged: int = 1000
 
     @property
     def key(self) -> str:
@@ -152,22 +154,24 @@ def record(run: Run, path: Path) -> tuple[dict[str, Any], bool]:
 # Reward models -----------------------------------------------------------------------------------
 
 
-def reward_models(name: str, seed: int, members: int, folder: Path) -> list[dict[str, Any]]:
+def reward_models(run: Run, members: int, folder: Path) -> list[dict[str, Any]]:
     """Reward models of the same pairs, trained unless they are there: `path` and `accuracy`."""
-    pairs = MODELS[name]
+    pairs, seed = MODELS[run.model], run.seed
     if pairs is None:
         return [{"path": str(FOLDER / "reward_model"), "accuracy": None}] * members
     found = []
     for member in range(members):
         place = folder / f"{pairs}-pairs-seed-{seed}-member-{member}"
-        if not (place / "accuracy.json").is_file():
-            _train_reward_model(pairs, seed, member, place)
-        facts = json.loads((place / "accuracy.json").read_text(encoding="utf-8"))
+        said = place / f"accuracy-{run.judged}.json"
+        if not said.is_file():
+            accuracy = _train_reward_model(pairs, seed, member, place, run.judged)
+            said.write_text(json.dumps({"accuracy": accuracy}), encoding="utf-8")
+        facts = json.loads(said.read_text(encoding="utf-8"))
         found.append({"path": str(place), **facts})
     return found
 
 
-def _train_reward_model(pairs: int, seed: int, member: int, place: Path) -> None:
+def _train_reward_model(pairs: int, seed: int, member: int, place: Path, judged: int) -> float:
     """As `tokenrlhf reward-model` does, on all pairs; its accuracy is of fresh ones."""
     labelled = sample_pairs(FOLDER, "train", pairs, SHARPNESS, 1000 + seed).pairs
     own_seed = seed + 1000 * member
@@ -177,11 +181,11 @@ def _train_reward_model(pairs: int, seed: int, member: int, place: Path) -> None
     sides = [side for pair in labelled for side in (pair.chosen, pair.rejected)]
     model.measure_normalization(model.raw_rewards(sides))
     model.save_pretrained(place)
-    (place / "accuracy.json").write_text(json.dumps({"accuracy": _accuracy(model, seed)}))
+    return _accuracy(model, seed, judged)
 
 
-def _accuracy(model: RewardModel, seed: int) -> float:
-    held_out = sample_pairs(FOLDER, "eval", 1000, SHARPNESS, 2000 + seed).pairs
+def _accuracy(model: RewardModel, seed: int, count: int) -> float:
+    held_out = sample_pairs(FOLDER, "eval", count, SHARPNESS, 2000 + seed).pairs
     chosen, rejected = (
         model.raw_rewards([getattr(pair, side) for pair in held_out])
         for side in ("chosen", "rejected")
@@ -226,7 +230,7 @@ def train(run: Run, models: Path, say: Callable[[str], None] = lambda text: None
         KL, gold reward), `accuracy` of the reward model, and `tokens`.
     """
     remedy = REMEDIES[run.remedy]
-    members = reward_models(run.model, run.seed, MEMBERS if remedy.ensemble else 1, models)
+    members = reward_models(run, MEMBERS if remedy.ensemble else 1, models)
     paths = [member["path"] for member in members]
     changes: dict[str, Any] = {"reward_model": tuple(paths) if remedy.ensemble else paths[0]}
     if remedy.costs_tokens:

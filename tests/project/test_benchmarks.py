@@ -454,21 +454,21 @@ def test_alarms_are_in_time_late_or_missed_and_a_stop_keeps_the_gold_of_the_next
     benchmark_module,
 ):
     bench = benchmark_module("bench_hacking")
-    falling = [0.0, 0.0, 0.0, -0.3, -0.6, -0.9]  # means 0, 0, −0.1, −0.3, −0.6, −0.75: lost at 2
+    falling = [0.0, 0.0, 0.0, -0.6, -0.6, -0.9]  # means 0, 0, −0.2, −0.4, −0.7, −0.75: lost at 2
     found = {
         alarm: bench.alarm_rows([run_of_hacking(falling, alarm)])[0]["verdict"]
         for alarm in (1, 2, 3, None)
     }
     assert found == {1: "in time", 2: "in time", 3: "late", None: "missed"}
     assert bench.alarm_rows([run_of_hacking([0.0] * 5, 2)])[0]["verdict"] == "alarm, nothing lost"
-    assert bench.stopped_gold(run_of_hacking(falling, 2)) == pytest.approx(-0.3)
+    assert bench.stopped_gold(run_of_hacking(falling, 2)) == pytest.approx(-0.4)
     assert bench.stopped_gold(run_of_hacking(falling, None)) == -0.9
     runs = [run_of_hacking(falling, 2, seed=seed) for seed in (0, 1)]
     runs += [run_of_hacking(falling[:3], None, seed=s, remedy="score clipped") for s in (0, 1)]
     rows = {row["what"]: row for row in bench.remedy_rows(runs)}
     assert rows["weak: none"]["final gold"] == "-0.90 ± 0.00"
     assert rows["weak: score clipped"]["final − none"] == "+0.90 ± 0.00"
-    assert rows[f"weak: {bench.STOPPED}"]["final − none"] == "+0.60 ± 0.00"
+    assert rows[f"weak: {bench.STOPPED}"]["final − none"] == "+0.50 ± 0.00"
 
 
 @pytest.mark.slow

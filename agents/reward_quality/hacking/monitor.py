@@ -95,7 +95,7 @@ class HackingMonitor(BaseCallback):
         self._say = say or logger.warning
         self._record = record or (lambda alarm: None)
         self._texts = TextTracker(word_lists)
-        self._rollouts = self._raised_at = 0
+        self._rollouts = self._raised_at = self._steps = 0
 
     def _on_training_start(self) -> None:
         if not hasattr(self.rlhf, "settings") or self.rlhf.model is not self.model:
@@ -110,7 +110,7 @@ class HackingMonitor(BaseCallback):
                 "positive kl_coef, or take another on_alarm."
             )
         self._watch = Watch(self.rules, settings.max_new_tokens)
-        self.stopped_by, self.is_alarmed = None, False
+        self.stopped_by, self.is_alarmed, self._steps = None, False, 0
         self._texts.end_rollout()  # of a training that was interrupted inside of a rollout
 
     def _kl_coef(self) -> float:
@@ -124,6 +124,7 @@ class HackingMonitor(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         self._rollouts += 1
+        self._steps += getattr(self.model, "n_steps", 1)
         features = self._texts.end_rollout()
         for name, spread in features.items():
             self.logger.record(f"rlhf/features/{name}", spread.mean)
@@ -132,7 +133,7 @@ class HackingMonitor(BaseCallback):
             return
         snapshot = Snapshot(
             tokens=self.num_timesteps,
-            steps=getattr(self.model, "n_steps", 1),
+            steps=self._steps,
             score=Spread.of([record.score for record in records]),
             top_score=max(record.score for record in records),
             kl=Spread.of([record.kl for record in records]),
@@ -140,6 +141,7 @@ class HackingMonitor(BaseCallback):
             features=features,
             disagreement=metrics.get("rm_disagreement"),
         )
+        self._steps = 0
         answers = self._watch.look(snapshot)
         if answers is None:
             return

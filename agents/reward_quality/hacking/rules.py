@@ -28,7 +28,7 @@ class Snapshot:
 
     Attributes:
         tokens: of training, at its end.
-        steps: of each environment in it.
+        steps: of each environment in it, and in rollouts before it in which nothing finished.
         score: of its n responses, as paid.
         top_score: the greatest of them.
         kl: of its n responses, in nats.
