@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
+from support.paths import ROOT
 
 from agents.cli import main
 from agents.evaluation import HeldOut
@@ -285,3 +287,22 @@ def test_a_run_stands_beside_best_of_n(arguments, tmp_path, capsys):
     assert low <= policy["objective"] <= high
     said = "".join(capsys.readouterr().out.split())
     assert f"policyof{run}" in said
+
+
+@pytest.mark.slow
+def test_the_table_of_the_docs_is_the_closed_form_of_exact(exact_tree):
+    """All rows but that of PPO, which is a run."""
+    page = (ROOT / "docs" / "reward-models.md").read_text(encoding="utf-8")
+    lines = page[page.index("On `exact`") : page.index("| PPO |")].splitlines()
+    table = [line.strip("| ").split(" | ") for line in lines if re.match(r"\| [\d,]+ \|", line)]
+    sizes = [int(cells[0].replace(",", "")) for cells in table]
+    report = in_closed_form(exact_tree, sizes, exact_tree.kl_coef)
+    for cells, row in zip(table, report.rows, strict=True):
+        share = 100 * row.objective_fraction
+        numbers = (row.score, row.gold_reward, row.kl, row.kl_upper_bound, row.objective, share)
+        numbers += (row.tilted.kl_coef, row.tilted.score, row.tilted.objective)
+        said = [float(c.rstrip("%").replace("∞", "inf").replace("−", "-")) for c in cells[1:]]
+        for number, value in zip(numbers, said, strict=True):
+            allowed = 0.06 if number is share else 0.0011
+            assert number == pytest.approx(value, abs=allowed), cells
+    assert len(table) == 9

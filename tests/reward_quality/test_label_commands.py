@@ -167,7 +167,7 @@ def test_a_policy_is_trained_with_every_reward_model_and_judged_by_gold(here, ca
     arguments += ["--ppo-tokens", "64", "--ppo-config", "ppo.yaml", "--ppo-prompts", "4"]
     assert status(*arguments, "--ppo-responses", "2") == 0
     said = capsys.readouterr().out
-    assert "gold after PPO" in said and "gold reward of the reference" in said
+    assert "after PPO, on held-out prompts" in said and "gold reward of the reference" in said
     report = json.loads(Path("curve/curve.json").read_text())
     assert 0.5 < report["best_accuracy"] < 1 and report["law"] is None
     policy = report["points"][0]["policy"]

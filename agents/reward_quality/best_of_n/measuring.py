@@ -183,7 +183,8 @@ def in_closed_form(
     return BestOfNReport(
         "closed form",
         kl_coef,
-        *responses.scores.shape,
+        responses.scores.shape[0],
+        responses.scores.shape[1],
         best,
         rows,
         trained,
@@ -248,7 +249,8 @@ def sampled(
     return BestOfNReport(
         "samples",
         kl_coef,
-        *responses.scores.shape,
+        responses.scores.shape[0],
+        responses.scores.shape[1],
         None,
         rows,
         trained,

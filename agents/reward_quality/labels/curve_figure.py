@@ -31,8 +31,11 @@ def draw_curve(report: dict[str, Any], path: Path) -> None:
         _draw_policies(axes[1], report, ("gold",), "gold reward after PPO")
         names = ("score", "objective", "gold_objective")
         _draw_policies(axes[2], report, names, "score, J and J of the gold reward")
+    sizes = [row["size"] for row in report["sizes"]]
     for axis in axes:
         axis.set_xscale("log")
+        axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axis.minorticks_off()
         axis.set_xlabel("labelled pairs")
         axis.grid(alpha=0.25)
         axis.title.set_fontsize(11)
@@ -45,7 +48,7 @@ def _draw_accuracy(axis: Any, report: dict[str, Any]) -> None:
     axis.set_title("held-out accuracy")
     points = report["points"]
     sizes, accuracies = [p["size"] for p in points], [p["accuracy"] for p in points]
-    axis.plot(sizes, accuracies, ".", color=_GREY, ms=4, label="one seed")
+    axis.plot(sizes, accuracies, ".", color=_GREY, ms=4, label="each seed")
     rows = report["sizes"]
     means = [row["accuracy"] for row in rows]
     axis.errorbar(

@@ -150,27 +150,35 @@ def _notes(
 
 
 def print_curve(report: dict[str, Any], console: Console) -> None:
-    """The report as a table and sentences."""
-    has_policies = any("policy" in row for row in report["sizes"])
-    table = Table(title="held-out accuracy by the number of pairs", title_justify="left")
+    """The report as tables and sentences."""
+    rows = report["sizes"]
     headers = ["pairs", "seeds", "accuracy", "95 % interval", "loss"]
-    headers += ["gold after PPO", "95 % interval", "KL", "score", "J", "J of gold"] * has_policies
-    for header in headers:
-        table.add_column(header, justify="right")
-    for row in report["sizes"]:
+    table = _table("held-out accuracy by the number of pairs", headers)
+    for row in rows:
         cells = [f"{row['size']:,}", str(row["seeds"]), f"{row['accuracy']:.3f}"]
-        cells += [_interval(row["accuracy_interval"]), f"{row['loss']:.3f}"]
-        if "policy" in row:
-            policy = row["policy"]
-            cells += [f"{policy['gold']['mean']:+.3f}", _interval(policy["gold"]["interval"])]
-            names = ("kl", "score", "objective", "gold_objective")
-            cells += [f"{policy[name]['mean']:.2f}" for name in names]
-        table.add_row(*cells)
+        table.add_row(*cells, _interval(row["accuracy_interval"]), f"{row['loss']:.3f}")
     console.print(table)
+    if any("policy" in row for row in rows):
+        headers = ["pairs", "gold", "95 % interval", "J of gold", "score", "KL", "J"]
+        table = _table("after PPO, on held-out prompts", headers)
+        for row in rows:
+            policy = row["policy"]
+            gold = policy["gold"]
+            cells = [f"{row['size']:,}", f"{gold['mean']:+.3f}", _interval(gold["interval"])]
+            names = ("gold_objective", "score", "kl", "objective")
+            table.add_row(*cells, *(f"{policy[name]['mean']:.2f}" for name in names))
+        console.print(table)
     for line in sentences(report):
         console.print(literal(line))
     for note in report["notes"]:
         console.print(Text.assemble(("note: ", "yellow"), literal(note)))
+
+
+def _table(title: str, headers: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for header in headers:
+        table.add_column(header, justify="right")
+    return table
 
 
 def sentences(report: dict[str, Any]) -> list[str]:

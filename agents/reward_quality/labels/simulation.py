@@ -28,10 +28,10 @@ from tokenenv.stop_signals import check_signals
 __all__ = ["ARMS", "simulate_selection", "summary_of"]
 
 ARMS = {
-    "start": "labels of the start alone",
-    "random": "K random labels more",
-    "selected": "K selected labels more",
-    "random_twice": "2·K random labels more",
+    "start": "the start alone",
+    "random": "+ K random",
+    "selected": "+ K selected",
+    "random_twice": "+ 2·K random",
 }
 """What is trained on → in words."""
 
@@ -142,13 +142,13 @@ def _try(config: LabelsSelectConfig, source: PairSource, seed: int) -> dict[str,
             f"max_per_prompt={config.max_per_prompt} leaves {len(selected):,} of the "
             f"{len(pool):,} pairs, fewer than k={k}: raise it, or give a smaller k."
         )
-    order = np.random.default_rng((seed, 3)).permutation(len(pool))
-    arms: dict[str, Sequence[int]] = {"random": order[:k], "selected": selected}
+    order = np.random.default_rng((seed, 3)).permutation(len(pool)).tolist()
+    arms: dict[str, list[int]] = {"random": order[:k], "selected": selected}
     if len(pool) >= 2 * k:
         arms["random_twice"] = order[: 2 * k]
     result: dict[str, Any] = {"start": accuracy_on(pairs.held_out, members[0])["accuracy"]}
     for name, indices in arms.items():
-        added: list[TokenPair] = [pool[int(i)] for i in indices]
+        added: list[TokenPair] = [pool[i] for i in indices]
         model, _ = train_on([*start, *added], config, config.base, seed)
         result[name] = accuracy_on(pairs.held_out, model)["accuracy"]
     return {
@@ -206,7 +206,7 @@ def _print_summary(config: LabelsSelectConfig, summary: dict[str, Any], console:
         "trained on",
         "accuracy",
         "95 % interval",
-        "selected less this",
+        "selected − this",
         "95 % interval",
     ):
         table.add_column(header, justify="left" if header == "trained on" else "right")
