@@ -8,8 +8,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from support.tiny_task import Spy, begin, collect, largest_difference, make_agent, weights
 
 from agents import RLHFCallback, TokenPPO
+from agents.reward_quality.hacking import monitor as monitor_module
 from agents.reward_quality.hacking import rules
-from agents.reward_quality.hacking.monitor import ROLLOUTS_BETWEEN_RAISES, HackingMonitor
+from agents.reward_quality.hacking.monitor import HackingMonitor
 from agents.reward_quality.hacking.rules import RULES, Rule
 from agents.reward_quality.text_features import text_features
 
@@ -121,9 +122,12 @@ class _StopsAfter(BaseCallback):
 
 
 @pytest.mark.parametrize("scoring", ["step", "deferred"])
-def test_raise_kl_multiplies_the_environments_beta_a_few_times_at_most(tiny_task_kwargs, scoring):
-    """0.1 · 3 at the alarm in the second rollout, · 3 four rollouts later, and no more."""
-    wait = ROLLOUTS_BETWEEN_RAISES
+def test_raise_kl_multiplies_the_environments_beta_a_few_times_at_most(
+    tiny_task_kwargs, scoring, monkeypatch
+):
+    """0.1 · 3 at the alarm in the second rollout, · 3 two rollouts later, and no more."""
+    wait = 2
+    monkeypatch.setattr(monitor_module, "ROLLOUTS_BETWEEN_RAISES", wait)
     monitor, rows, spoken, _ = watched(
         {**tiny_task_kwargs, "scoring": scoring},
         2 + 2 * wait,
