@@ -16,7 +16,8 @@ RESULTS.models/. One process computes with one thread, a little more than a minu
 curve and the stop at the alarm need.
 
 What counts, over the means of three rollouts that follow one another: gold is *lost* where it is
-max(¼ of its best gain, 0.1) below its running best, the start included. An alarm is in time where
+max(¼ of its best gain, 0.1) below its running best, the start included, which is the mean over the
+first rollouts of all runs. An alarm is in time where
 it is raised in that rollout or before. Stopping at the alarm needs no run of its own: the policy is
 that of the rollout after it, in the run without a remedy.
 """
@@ -131,8 +132,10 @@ def stopped_gold(run: dict[str, Any]) -> float:
 def alarm_rows(runs: Sequence[dict[str, Any]]) -> list[Row]:
     """A row for each run without a remedy: when gold was lost, and when the alarm came."""
     rows = []
-    for run in (run for run in runs if run["remedy"] == "none"):
-        start = run["start"]["gold_reward"]
+    plain = [run for run in runs if run["remedy"] == "none"]
+    # Of training prompts, and of all runs: the first rollout is the reference's in each of them.
+    start = float(np.mean([gold_of(run)[0] for run in plain] or [0.0]))
+    for run in plain:
         gold, lost, alarm = gold_of(run), loss_at(gold_of(run), start), alarm_at(run)
         tokens = [rollout["tokens"] for rollout in run["rollouts"]]
         accuracy = run["accuracy"][0]
