@@ -117,9 +117,15 @@ def fit_law(distances: Sequence[np.ndarray], rewards: Sequence[np.ndarray]) -> L
     left = r - _columns(d) @ numbers
     runs = sum(len(one) > 0 for one in distances)
     errors = _jackknife(distances, rewards) if runs >= 3 else _scatter(d, left)
+    start, alpha, beta = map(float, numbers)
+    start_error, alpha_error, beta_error = map(float, errors)
     return Law(
-        *(float(number) for number in numbers),
-        *(float(error) for error in errors),
+        start,
+        alpha,
+        beta,
+        start_error,
+        alpha_error,
+        beta_error,
         residual=float(np.sqrt(np.mean(left**2))),
         points=len(d),
         runs=runs,
