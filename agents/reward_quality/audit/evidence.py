@@ -74,7 +74,7 @@ class Audit:
     @property
     def widest(self) -> dict[str, float]:
         """Half of the widest interval of each kind: below it, an effect could be missed."""
-        bands = {
+        bands: dict[str, list[Band | None]] = {
             "correlation": [one.correlation for one in self.by_feature],
             "excess": [one.preference.excess for one in self.by_feature if one.preference],
             "shift": [one.shift for one in self.by_probe],

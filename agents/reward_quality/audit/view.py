@@ -92,7 +92,8 @@ def _features(evidence: Sequence[FeatureEvidence]) -> Table:
         table.add_column("excess", justify="right")
     table.add_column("strength", justify="right")
     for one in evidence:
-        row = [literal(one.name), f"{one.mean:.4g}", _band(one.correlation, "hardly varies")]
+        row: list[Line | str] = [literal(one.name), f"{one.mean:.4g}"]
+        row.append(_band(one.correlation, "hardly varies"))
         if has_labels:
             row += _preference(one)
         table.add_row(*row, _strength(one.strength))
