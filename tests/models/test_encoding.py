@@ -85,7 +85,7 @@ def test_sequences_are_completed_by_one_eos_and_always_the_same():
 class Read(LearnedReward):
     """Tells which token ids the reward model is fed."""
 
-    def sequences(self, *episodes):
+    def fed(self, *episodes):
         seen = []
         self.reward_model.raw_rewards = lambda sequences: (
             seen.extend(s.tolist() for s in sequences) or np.zeros(len(sequences))
@@ -116,13 +116,13 @@ def test_scoring_reads_what_training_from_text_has_read(tmp_path, pad_token, sha
     assert reader.feeds_tokens == shares
     for response in RESPONSES:
         trained = as_token_pair(PreferencePair(prompt, response, "w9"), rewards)
-        scored = reader.sequences(episode_of(language_model, prompt, response, True))
+        scored = reader.fed(episode_of(language_model, prompt, response, True))
         if "unknown" in prompt and not shares:
             # The actor has read <unk>, and nobody can tell the reward model what had stood there.
             assert tokenizer.unk_token_id in scored[0]
         assert scored == [trained.chosen.tolist()], (prompt, response)
         cut_off = response.removesuffix(" <eos>")
-        scored = reader.sequences(episode_of(language_model, prompt, cut_off, False))
+        scored = reader.fed(episode_of(language_model, prompt, cut_off, False))
         assert scored == [rewards.encode(prompt, cut_off, stopped=False).tolist()]
 
 
