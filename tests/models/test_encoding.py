@@ -136,7 +136,7 @@ def test_a_response_of_a_pair_that_ran_out_of_room_has_no_eos(tmp_path):
     pair = as_token_pair(PreferencePair("w4", "w9", "w9 w10", **ends), rewards)
     assert (pair.chosen.tolist(), pair.rejected.tolist()) == ([BOS, 4, 9, EOS], [BOS, 4, 9, 10])
     cut_off = episode_of(language_model, "w4", "w9 w10", False)
-    assert Read(rewards, language_model).sequences(cut_off) == [pair.rejected.tolist()]
+    assert Read(rewards, language_model).fed(cut_off) == [pair.rejected.tolist()]
 
 
 def test_a_reward_model_learns_the_eos_ids_of_the_language_model_it_starts_from(tmp_path):
@@ -152,7 +152,7 @@ def test_a_reward_model_learns_the_eos_ids_of_the_language_model_it_starts_from(
     assert rewards.eos_token_ids == (EOS, 39) and rewards.eos_token_id == EOS
     for end in (EOS, 39):
         ended = Episode(language_model.encode("w4"), np.array([9, end]), True)
-        assert Read(rewards, language_model).sequences(ended) == [[BOS, 4, 9, EOS]]
+        assert Read(rewards, language_model).fed(ended) == [[BOS, 4, 9, EOS]]
         assert rewards.encode("w4", "w9").tolist() == [BOS, 4, 9, EOS]
 
 
