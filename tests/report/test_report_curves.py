@@ -78,6 +78,7 @@ def test_one_run_has_its_curve_its_evaluations_and_its_levels(tmp_path):
     assert set(drawn) == {
         *("objective", "score", "gold_reward", "kl", "entropy", "response_length", "eos_rate"),
         *("explained_variance", "clip_fraction", "value_loss"),  # β stands still: no chart
+        "gold_against_proxy",
     }
     line, dots = drawn["objective"]["series"]
     assert (line["role"], len(line["x"])) == ("line", 16) and dots["x"] == [8192, 16384]
