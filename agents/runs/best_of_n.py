@@ -36,7 +36,7 @@ def best_of_n_into_files(config: BestOfNConfig, console: Console) -> BestOfNRepo
     Raises:
         ValueError: the settings, the run or the task can't be used.
     """
-    _check_places(config)
+    _check_json(config)
     run = None if config.run is None else RunFolder.open(config.run)
     held_out = _held_out(config, run)
     policy = None
@@ -57,17 +57,17 @@ def best_of_n_into_files(config: BestOfNConfig, console: Console) -> BestOfNRepo
     return report
 
 
-def _check_places(config: BestOfNConfig) -> None:
-    """Raise ValueError where a file can't be written, before the work."""
-    for name, path in (("json", config.json), ("figure", config.figure)):
-        if path is None:
-            continue
-        is_no_path = "\0" in str(path) or not path.name
-        if is_no_path or path.is_dir() or not path.parent.is_dir():
-            raise ValueError(
-                f"{name}={str(path)!r} is no place for a file: give a file's path in a folder that "
-                "is there."
-            )
+def _check_json(config: BestOfNConfig) -> None:
+    """Raise ValueError where the file can't be written, before the work."""
+    path = config.json
+    if path is None:
+        return
+    is_no_path = "\0" in str(path) or not path.name
+    if is_no_path or path.is_dir() or not path.parent.is_dir():
+        raise ValueError(
+            f"json={str(path)!r} is no place for a file: give a file's path in a folder that is "
+            "there."
+        )
 
 
 def _held_out(config: BestOfNConfig, run: RunFolder | None) -> HeldOut:

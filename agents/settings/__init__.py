@@ -3,11 +3,12 @@
 * `ranges`: ranges of PPO's numbers, and which settings exclude one another; `estimators`: those of
   the buffer.
 * `kl`: the KL penalty and the controllers of β, by name.
-* `names`: of runs.
+* `names`: of runs; `figure_files`: where figures may be drawn.
 * `json_values`: settings read from a JSON file, checked against their dataclass.
 """
 
 from agents.settings.estimators import DEFAULT_LAMBDA, DEFAULT_VINE_SAMPLES, check_estimator
+from agents.settings.figure_files import FIGURE_FORMATS, check_figure
 from agents.settings.json_values import settings_from_json
 from agents.settings.kl import (
     DEFAULT_DUAL_RATE,
@@ -36,6 +37,7 @@ __all__ = [
     "DEFAULT_HORIZON",
     "DEFAULT_LAMBDA",
     "DEFAULT_VINE_SAMPLES",
+    "FIGURE_FORMATS",
     "LATER_SETTINGS",
     "LOSS_AGGREGATIONS",
     "PPO_CHOICES",
@@ -44,6 +46,7 @@ __all__ = [
     "check_agent",
     "check_controller",
     "check_estimator",
+    "check_figure",
     "check_rollout_length",
     "check_trainable_dtype",
     "kl_controller",

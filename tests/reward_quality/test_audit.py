@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -368,3 +369,9 @@ def test_a_reward_model_with_a_planted_bias_is_found(tmp_path, labels_of_audit):
 def test_code_and_folders_are_told_apart():
     assert isinstance(reward_of("reviews", "cpu"), ModelScores)
     assert isinstance(reward_of("tokenenv.tasks.reviews:gold_rewards", "cpu"), FunctionScores)
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x", "x" * 5000])
+def test_a_figure_of_no_known_format_is_refused_before_the_work(name):
+    with pytest.raises(ValueError, match=r"figure=.*must end in one of .png, .pdf, .svg"):
+        AuditConfig("reviews", pairs=Path("pairs.jsonl"), figure=Path(name))

@@ -5,13 +5,13 @@ Importing this loads neither torch nor transformers, so that `--help` answers at
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from agents.settings import check_figure
 from tokenenv.data import parse_columns
 from tokenenv.ranges import COUNT, OPTIONAL_COUNT, POSITIVE_FINITE, SEED, check_ranges, count
 
@@ -91,7 +91,7 @@ class AuditConfig:
     json: bool = False
     """Print the result as JSON."""
     figure: Path | None = None
-    """Draw the result into this PNG."""
+    """Draw the result into this file (.png, .pdf or .svg)."""
 
     def __post_init__(self) -> None:
         """Validate the settings."""
@@ -113,16 +113,4 @@ class AuditConfig:
             raise ValueError(
                 "columns and skip_bad are about the rows of pairs: give pairs, or leave them out."
             )
-        _check_figure(self.figure)
-
-
-def _check_figure(path: Path | None) -> None:
-    if path is None:
-        return
-    said = f"figure={str(path)!r}"
-    if "\0" in str(path) or os.path.isdir(path):
-        raise ValueError(f"{said} is no place for a file: give the name of a PNG.")
-    if not os.path.isdir(path.parent):
-        raise ValueError(
-            f"{said}: there is no folder {str(path.parent)!r}; make it, or give another place."
-        )
+        check_figure(self.figure)

@@ -62,7 +62,7 @@ def draw_audit(found: Audit, name: str, path: Path) -> None:
     shown = name if len(name) <= 60 else f"…{name[-59:]}"
     figure.suptitle(f"audit of {shown}: {title}".replace("$", r"\$"), fontsize=12)
     with whole_file(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
+        figure.savefig(temporary, dpi=110, format=path.suffix[1:].lower())
 
 
 def _draw_bands(axis: Any, title: str, rows: Sequence[tuple[str, Band | None, bool]]) -> None:

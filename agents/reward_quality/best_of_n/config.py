@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from agents.settings import check_figure
 from tokenenv.data import parse_columns
 from tokenenv.ranges import (
     COUNT,
@@ -21,14 +22,11 @@ from tokenenv.ranges import (
     check_ranges,
 )
 
-__all__ = ["DEFAULT_N", "DEFAULT_PROMPTS", "DEFAULT_SAMPLES", "FIGURE_FORMATS", "BestOfNConfig"]
+__all__ = ["DEFAULT_N", "DEFAULT_PROMPTS", "DEFAULT_SAMPLES", "BestOfNConfig"]
 
 DEFAULT_N = (1, 2, 4, 8, 16, 64)
 DEFAULT_PROMPTS = 64
 DEFAULT_SAMPLES = 64
-
-FIGURE_FORMATS = (".png", ".pdf", ".svg")
-"""What the name of a figure may end in."""
 
 _RANGES = {
     **{"samples": OPTIONAL_COUNT, "eval_prompts": OPTIONAL_COUNT, "seed": SEED},
@@ -121,10 +119,7 @@ class BestOfNConfig:
                 f"--run takes the environment of the run, and {options} would change it: leave out "
                 "either."
             )
-        if self.figure is not None and self.figure.suffix.lower() not in FIGURE_FORMATS:
-            raise ValueError(
-                f"figure={str(self.figure)!r} must end in one of {', '.join(FIGURE_FORMATS)}."
-            )
+        check_figure(self.figure)
 
     def _check_method(self) -> None:
         if self.closed_form and self.samples is not None:
