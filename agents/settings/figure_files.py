@@ -19,7 +19,7 @@ def check_figure(path: Path | None) -> None:
     """
     if path is None:
         return
-    said = f"figure={str(path)!r}"
+    said = f"figure={str(path)!r:.80}"
     if "\0" in str(path) or os.path.isdir(path):
         raise ValueError(
             f"{said} is no place for a file: give a name that ends in one of "
