@@ -22,7 +22,7 @@ from agents import RLHFCallback, make_vec_env
 from agents.config import TrainConfig
 from agents.evaluation import HeldOut, measure
 from agents.reward_quality.hacking.monitor import HackingMonitor
-from agents.runs.training import build_agent
+from agents.runs.agent import build_agent
 from tokenenv.rewards import (
     RewardModel,
     RewardTrainingSettings,

@@ -26,7 +26,7 @@ from agents import make_vec_env
 from agents.config import TrainConfig
 from agents.evaluation import HeldOut, measure
 from agents.ppo import TokenPPO
-from agents.runs.training import build_agent
+from agents.runs.agent import build_agent
 from tokenenv.models import NonFiniteNumbers, quiet_loading
 
 # At the end: `examples/agents` must not hide the package.

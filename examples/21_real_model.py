@@ -49,7 +49,7 @@ def sources(lm: str | None, texts: str | None, out: Path, is_quick: bool) -> tup
 def new_model(task: Path, seed: int) -> Any:
     """A `TokenPPO` with the settings of agents/zoo/real-lm.yaml."""
     from agents import make_vec_env
-    from agents.runs.training import build_agent
+    from agents.runs.agent import build_agent
     from agents.zoo import train_settings
 
     config = replace(train_settings("real-lm"), seed=seed)

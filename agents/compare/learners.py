@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from agents.compare.environments import CLASSIC, RAW_TOKENS, is_text, make_training_env
 from agents.config import TrainConfig
 from agents.ppo import TokenPPO
-from agents.runs.training import build_agent
+from agents.runs.agent import build_agent
 from agents.vec_env import TokenVecEnv
 from agents.zoo import environment_settings, train_settings
 from agents.zoo.learners import LINEAR

@@ -5,24 +5,21 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.text import Text
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.utils import ConstantSchedule
 
 from agents.atomic_files import whole_folder, write_json
 from agents.config import TrainConfig
 from agents.console import literal
 from agents.evaluation import EvaluationCallback, HeldOut, ResponseReport
-from agents.policy import LMActorCriticPolicy
-from agents.ppo import Decay, TokenPPO
 from agents.reward_quality.hacking.monitor import HackingMonitor
 from agents.reward_quality.shift import ShiftCallback, ShiftMonitor
 from agents.rollout import RLHFCallback
+from agents.runs.agent import build_agent, choose_threads
 from agents.runs.curves import draw_curves, read_metrics
 from agents.runs.folder import RunFolder
 from agents.runs.last_good import LastGoodPolicy
@@ -36,7 +33,7 @@ from agents.runs.results import final_evaluation, summarize
 from agents.runs.tables import print_of_the_task
 from agents.runs.tokens import TokensCallback
 from agents.runs.tracker import TrackerWriter, start_tracker
-from agents.vec_env import TokenVecEnv, make_vec_env
+from agents.vec_env import make_vec_env
 from tokenenv.data import read_pairs
 from tokenenv.models import NonFiniteNumbers, copy_sharing_frozen
 from tokenenv.rewards import learned_rewards
@@ -74,7 +71,7 @@ class TrainingRun:
         self.held_out = HeldOut.from_env_kwargs(config.environment(), config.eval_prompts)
         self.shift = _shift_monitor(config, self.held_out)
         self.model = build_agent(config, self.env)
-        _choose_threads(config, self.model)
+        choose_threads(config, self.model)
         # The reference, unless training starts from another model: then a copy of that.
         self.starting_actor = self.held_out.scorer.reference.language_model.model
         if config.actor is not None:
@@ -363,65 +360,3 @@ def _finishing(tracker: TrackerWriter | None) -> Iterator[None]:
     finally:
         if tracker is not None:
             tracker.finish()
-
-
-SMALL_MODEL = 2_000_000
-"""Number of parameters below which a second CPU thread does not help."""
-
-
-def _choose_threads(config: TrainConfig, model: TokenPPO) -> None:
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
-    elif sum(p.numel() for p in model.policy.parameters()) < SMALL_MODEL:
-        torch.set_num_threads(1)
-
-
-def build_agent(
-    config: TrainConfig,
-    env: TokenVecEnv,
-    policy_kwargs: Mapping[str, Any] | None = None,
-    **agent: Any,
-) -> TokenPPO:
-    """The agent of a configuration.
-
-    Args:
-        config: the settings.
-        env: its environment.
-        policy_kwargs: of the policy, over those of the configuration, which has fewer.
-        **agent: of `TokenPPO`, likewise, such as a schedule of the learning rate.
-
-    Raises:
-        ValueError: a setting can't be used.
-    """
-    settings, arguments = env.inner.settings, config.agent()
-    if config.critic == "reward_model" and isinstance(settings.reward_model, list):
-        raise ValueError(
-            f"critic='reward_model', but reward_model={config.reward_model!r} holds an ensemble of "
-            f"{len(settings.reward_model)}: give the folder of the member that the critic is to "
-            f"start from as --critic, such as {settings.reward_model[0]!r}."
-        )
-    if config.lr_schedule == "constant":  # a number alone decays linearly
-        arguments["learning_rate"] = ConstantSchedule(config.learning_rate)
-    elif config.lr_schedule != "linear":
-        arguments["learning_rate"] = Decay(config.learning_rate, config.lr_schedule)
-    model = TokenPPO(
-        LMActorCriticPolicy,
-        env,
-        **{**arguments, **agent},
-        policy_kwargs={
-            "actor": config.actor or settings.reference,
-            "value_head": config.value_head,
-            "critic": settings.reward_model if config.critic == "reward_model" else config.critic,
-            "temperature": config.temperature,
-            "dtype": config.dtype,
-            "optimizer_class": config.optimizer,
-            **({"gradient_checkpointing": True} if config.gradient_checkpointing else {}),
-            **({"lora": config.lora()} if config.lora_rank is not None else {}),
-            **(policy_kwargs or {}),
-        },
-        seed=config.seed,
-        device=settings.device,
-    )
-    # The start of training asks for this too, but by then a folder has been written.
-    model.rollout_buffer.check_environment(env, settings)  # type: ignore[attr-defined]
-    return model

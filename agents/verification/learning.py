@@ -15,7 +15,7 @@ from stable_baselines3.common.utils import LinearSchedule
 from agents.policy import LMActorCriticPolicy
 from agents.ppo import TokenPPO
 from agents.rollout import EpisodeRolloutBuffer, RLHFCallback
-from agents.runs.training import build_agent
+from agents.runs.agent import build_agent
 from agents.vec_env import make_vec_env
 from agents.verification.checks import Check, at_least, at_most
 from agents.zoo import train_settings

@@ -22,7 +22,7 @@ from agents import LMActorCriticPolicy, TokenPPO, make_vec_env
 from agents.config import TrainConfig
 from agents.policy.value_head import ValueHead, return_std
 from agents.ppo.losses import ppo_losses
-from agents.runs.training import build_agent
+from agents.runs.agent import build_agent
 from tokenenv.tasks import model_source
 
 

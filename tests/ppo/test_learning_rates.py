@@ -11,7 +11,7 @@ from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
 from agents.config import LR_SCHEDULES, TrainConfig
 from agents.ppo import Decay
 from agents.ppo.learning_rates import DECAYS
-from agents.runs.training import build_agent
+from agents.runs.agent import build_agent
 
 SHARES = {
     "linear": lambda left: left,

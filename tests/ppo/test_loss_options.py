@@ -22,7 +22,7 @@ from agents import EpisodeRolloutBuffer, TokenPPO, make_vec_env
 from agents.config import TrainConfig
 from agents.ppo.losses import aggregation_weights, ppo_losses
 from agents.ppo.update import Update
-from agents.runs.training import build_agent
+from agents.runs.agent import build_agent
 from agents.settings import LOSS_AGGREGATIONS
 from tokenenv.maths.kl import kl_estimate
 

@@ -14,7 +14,7 @@ from agents import LMActorCriticPolicy, TokenPPO, make_vec_env
 from agents.config import TrainConfig
 from agents.evaluation.held_out import HeldOut
 from agents.evaluation.measuring import respond
-from agents.runs.training import build_agent
+from agents.runs.agent import build_agent
 from tokenenv.mdp.token_mdp import TokenMDP
 from tokenenv.models.language_model import load_frozen, load_trainable
 from tokenenv.models.sampling import sample_responses

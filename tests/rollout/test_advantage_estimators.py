@@ -32,7 +32,7 @@ from agents import EpisodeRolloutBuffer, LMActorCriticPolicy, RLHFCallback, Toke
 from agents.cli import main
 from agents.config import TrainConfig
 from agents.evaluation.held_out import HeldOut
-from agents.runs.training import build_agent
+from agents.runs.agent import build_agent
 from tokenenv.maths.advantages import ADVANTAGE_ESTIMATORS, CRITIC_FREE, GROUPED, UNIFORM
 from tokenenv.settings import EnvSettings
 

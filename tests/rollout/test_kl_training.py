@@ -29,7 +29,7 @@ from agents import EpisodeRolloutBuffer, LMActorCriticPolicy, RLHFCallback, Toke
 from agents.config import TrainConfig
 from agents.ppo.update import Update
 from agents.rollout import rewards as new_steps_module
-from agents.runs.training import build_agent
+from agents.runs.agent import build_agent
 from tokenenv.maths import token_rewards
 from tokenenv.models import log_probs as log_probs_module
 from tokenenv.models.language_model import load_frozen

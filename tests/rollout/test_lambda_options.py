@@ -13,7 +13,7 @@ from support.worlds import World, new_buffer, textbook_advantages
 
 from agents import EpisodeRolloutBuffer, RLHFCallback, TokenPPO, make_vec_env
 from agents.config import TrainConfig
-from agents.runs.training import build_agent
+from agents.runs.agent import build_agent
 
 
 def by_mark(buffer: EpisodeRolloutBuffer, name: str) -> dict[float, float]:

@@ -17,7 +17,7 @@ from agents.config import TrainConfig
 from agents.rollout import vine
 from agents.rollout.segments import Segment
 from agents.rollout.vine import VineValues
-from agents.runs.training import build_agent
+from agents.runs.agent import build_agent
 from agents.settings import KLPenalty
 from tokenenv.maths.advantages import token_advantages
 from tokenenv.maths.rewards import token_rewards

@@ -12,7 +12,7 @@ import numpy as np
 from agents.config import TrainConfig
 from agents.evaluation import HeldOut, respond
 from agents.rollout import RLHFCallback
-from agents.runs.training import build_agent
+from agents.runs.agent import build_agent
 from agents.vec_env import make_vec_env
 from agents.zoo import settings_at
 from tokenenv.tasks import load_task
