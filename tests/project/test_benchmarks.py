@@ -491,27 +491,6 @@ def test_hacking_is_measured_once_and_drawn(tmp_path):
     assert {"rlhf/gold_reward", "rlhf/features/tokens", "rlhf/hacking_alarm"} <= set(first)
 
 
-def test_remedies_are_compared_seed_by_seed(benchmark_module, tmp_path):
-    """Gains of 0.5 and 0.1: mean 0.3, deviation of the mean 0.2, t of one degree 12.706."""
-    bench = benchmark_module("bench_remedies")
-    golds = {"none": [0.0, 0.4, 9.0], "worst case": [0.5, 0.5], "mean": []}
-    for remedy, values in golds.items():
-        for seed, gold in enumerate(values):
-            place = bench._place(tmp_path / f"seed-{seed}", remedy)
-            place.mkdir(parents=True)
-            summary = {"finished": True, "gold_reward": gold, "score": 1.0, "kl": 2.0}
-            content = {**summary, "response_length": 3.0}
-            (place / "summary.json").write_text(json.dumps(content))
-    unfinished = bench._place(tmp_path / "seed-2", "worst case")
-    unfinished.mkdir()
-    (unfinished / "summary.json").write_text('{"finished": false}')
-    none, worst = bench.rows_of(tmp_path)
-    assert (none["what"], none["seeds"], none["against none"]) == ("none", 3, None)
-    assert (worst["seeds"], worst["gold"]) == (2, 0.5)
-    assert worst["against none"] == pytest.approx(0.3)
-    assert worst["to"] - 0.3 == 0.3 - worst["from"] == pytest.approx(12.706 * 0.2, rel=1e-4)
-
-
 # What PPO makes of reward models ------------------------------------------------------------------
 
 
