@@ -29,6 +29,7 @@ _NO_MATTER = (
     *("config", "out", "overwrite", "seed", "seeds", "total_tokens", "device", "num_threads"),
     *("eval_prompts", "eval_responses", "eval_every", "explain_every", "explain_prompts"),
     *("checkpoint_every", "tracker", "tracker_project"),
+    *("on_hacking_alarm", "hacking_kl_factor", "hacking_kl_raises", "shift_every", "shift_pairs"),
 )
 """Settings of `tokenrlhf train` that do not change what an agent learns from a step."""
 
@@ -82,6 +83,12 @@ def learner_settings(
     if "train" in settings:
         config = train_settings(settings["train"])
         _require_environment(config, env_id, f"{place}, train: {settings['train']}")
+        if config.on_hacking_alarm in ("stop", "raise-kl"):
+            raise ValueError(
+                f"{place}, train: {settings['train']} sets on_hacking_alarm="
+                f"{config.on_hacking_alarm!r}: the agents of a comparison learn without a monitor. "
+                "Leave it out, or choose 'ignore'."
+            )
         matters = {n: v for n, v in config.as_json().items() if n not in _NO_MATTER}
         return {"train": settings["train"], **matters}
     if "env_id" in settings or "env_kwargs" in settings:

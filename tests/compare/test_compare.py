@@ -30,6 +30,7 @@ from agents.compare.figures import FINGERPRINT_AXES
 from agents.compare.jobs import Job, read_result
 from agents.compare.learners import build_learner, learner_settings
 from agents.compare.rollouts import plain_returns_of, plain_returns_side_by_side
+from agents.config import TrainConfig
 from agents.zoo import environment_settings
 from agents.zoo.train_settings import FOLDER
 
@@ -299,6 +300,18 @@ def test_settings_for_another_task_are_refused(env, agent, text, message, tmp_pa
     (tmp_path / f"{env}.yaml").write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         learner_settings(agent, env, kind_of(make_env(env)), tmp_path)
+
+
+def test_what_watches_a_training_is_no_setting_of_an_agent(monkeypatch):
+    def with_(**settings: Any) -> dict[str, Any]:
+        config = TrainConfig(task="exact", **settings)
+        monkeypatch.setattr("agents.compare.learners.train_settings", lambda name: config)
+        return learner_settings("token-ppo", "TokenRLHF-Exact-v0", RAW_TOKENS)
+
+    watched = with_(on_hacking_alarm="warn", shift_every=2)
+    assert watched == with_(on_hacking_alarm="ignore")  # results of both can be compared
+    with pytest.raises(ValueError, match="on_hacking_alarm='stop': the agents of a comparison"):
+        with_(on_hacking_alarm="stop")
 
 
 @pytest.mark.slow
