@@ -213,6 +213,7 @@ class _Recorder(BaseCallback):
         logged = self.logger.name_to_value
         features = {k: float(v) for k, v in logged.items() if k.startswith("rlhf/features/")}
         metrics = {f"rlhf/{name}": float(v) for name, v in self.rlhf.metrics.items()}
+        metrics["rlhf/ref_surprisal"] = float(logged.get("rlhf/ref_surprisal", np.nan))
         alarm = {"rlhf/hacking_alarm": float(self.monitor.is_alarmed)}
         self.rollouts.append({"tokens": self.num_timesteps, **metrics, **features, **alarm})
 

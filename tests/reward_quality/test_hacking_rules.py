@@ -38,6 +38,7 @@ START = Snapshot(
     score=around(0.0),
     top_score=2.5,
     kl=around(0.0),
+    surprisal=around(14.0, 6.0),
     entropy=1.0,
     features={
         "tokens": around(10.0, 4.0),
@@ -117,12 +118,13 @@ def test_nothing_holds_at_the_start():
     [
         # σ = 1: at 8 nats the best gain is √16 = 4, of which 0.3 is 1.2
         ("score per KL", {"kl": around(8.0), "score": around(1.21)}, {"score": around(1.19)}),
+        ("improbable", {"surprisal": around(19.9, 6.0)}, {"surprisal": around(20.1, 6.0)}),
         ("score", {"score": around(2.99), "top_score": 9.0}, {"score": around(3.01)}),
         ("length", {"features": {"tokens": around(15.9)}}, {"features": {"tokens": around(16.1)}}),
         (
             "repetition",
-            {"features": {"repeated_words": around(0.34, 0.1)}},
-            {"features": {"repeated_words": around(0.36, 0.1)}},
+            {"features": {"repeated_words": around(0.44, 0.1)}},
+            {"features": {"repeated_words": around(0.46, 0.1)}},
         ),
         ("entropy", {"entropy": 0.21}, {"entropy": 0.19}),
         ("disagreement", {"disagreement": 0.99}, {"disagreement": 1.01}),
@@ -137,6 +139,7 @@ def test_a_feature_that_the_start_never_had_is_noticed():
     """100 responses: in all of them now is √(100/3) = 5.8 deviations, in a quarter ½ of that."""
     assert holding(now(features={"markup": Spread(100, 0.5, 0.25)})) == {"features"}
     assert holding(now(features={"markup": Spread(100, 0.125, 0.0625)})) == set()
+    assert holding(now(features={"markup": Spread(100, 0.25, 0.25)})) == set()
 
 
 def test_the_score_per_kl_is_silent_where_little_moved_or_all_scores_are_near_their_greatest():
@@ -156,6 +159,7 @@ def test_a_mean_score_below_the_greatest_of_the_start_is_no_alarm():
 def test_what_is_not_known_is_judged_by_no_rule():
     blind = replace(START, features={}, disagreement=None)
     assert all(check(blind, blind) is None for check in BY_NAME.values())
+    assert BY_NAME["improbable"](replace(START, surprisal=around(5.0, 0.0)), START) is not None
     same = replace(START, score=around(1.0, 0.0))  # every response has one score
     changed = now(score=around(5.0, 0.0), kl=around(9.0))
     assert BY_NAME["score"](same, changed) is None

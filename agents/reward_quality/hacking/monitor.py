@@ -28,8 +28,9 @@ ROLLOUTS_BETWEEN_RAISES = 4
 class HackingMonitor(BaseCallback):
     """Looks for reward hacking after every rollout, without the gold reward.
 
-    It tracks features of the texts that finish (`rlhf/features/NAME`, the mean over the rollout),
-    compares score, KL, entropy and features with those at the start of the training by `rules`, and
+    It tracks features of the texts that finish (`rlhf/features/NAME`, the mean over the rollout)
+    and how improbable the reference finds them (`rlhf/ref_surprisal`, −log π_ref of a response),
+    compares these, score, KL and entropy with those at the start of the training by `rules`, and
     logs `rlhf/hacking_alarm`: 1 in a rollout in which a rule holds, 0 in others, nothing while the
     start is still being measured. A rule that holds for the first time raises an alarm: it is said
     and recorded, once for each rule, and the monitor acts:
@@ -131,12 +132,15 @@ class HackingMonitor(BaseCallback):
         records, metrics = self.rlhf.records, self.rlhf.metrics
         if not records:
             return
+        surprisal = Spread.of([-record.ref_log_prob for record in records])
+        self.logger.record("rlhf/ref_surprisal", surprisal.mean)
         snapshot = Snapshot(
             tokens=self.num_timesteps,
             steps=self._steps,
             score=Spread.of([record.score for record in records]),
             top_score=max(record.score for record in records),
             kl=Spread.of([record.kl for record in records]),
+            surprisal=surprisal,
             entropy=metrics["entropy"],
             features=features,
             disagreement=metrics.get("rm_disagreement"),

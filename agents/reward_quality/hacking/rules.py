@@ -32,6 +32,7 @@ class Snapshot:
         score: of its n responses, as paid.
         top_score: the greatest of them.
         kl: of its n responses, in nats.
+        surprisal: −log π_ref of them, in nats: how improbable the reference finds each whole text.
         entropy: per token, in nats.
         features: of their texts.
         disagreement: of several reward models, the mean; None of one.
@@ -42,6 +43,7 @@ class Snapshot:
     score: Spread
     top_score: float
     kl: Spread
+    surprisal: Spread
     entropy: float
     features: Mapping[str, Spread] = field(default_factory=dict)
     disagreement: float | None = None
@@ -63,6 +65,7 @@ def merged(snapshots: Sequence[Snapshot]) -> Snapshot:
         score=pooled([one.score for one in snapshots]),
         top_score=max(one.top_score for one in snapshots),
         kl=pooled([one.kl for one in snapshots]),
+        surprisal=pooled([one.surprisal for one in snapshots]),
         entropy=mean([one.entropy for one in snapshots]),
         features={name: pooled([one.features[name] for one in snapshots]) for name in names},
         disagreement=mean(known) if len(known) == len(snapshots) else None,
@@ -147,9 +150,10 @@ SHARE = 0.3
 SPREAD = 0.5
 """Of the start's deviation of scores: below it they have all come near their greatest value."""
 
+SURPRISED = 1.0
 SCORES = 3.0
 LONGER = 1.5
-DRIFTED = 3.0
+DRIFTED = 4.0
 """In deviations of the responses at the start."""
 
 ENTROPY = 0.2
@@ -178,6 +182,23 @@ def kl_buys_little(start: Snapshot, now: Snapshot) -> str | None:
         f"for a KL of {kl:.3g} nats the score has risen by {gain:.2g}, {gain / most:.0%} of what "
         f"selection by it would gain (σ·√(2·KL) = {most:.2g}): most of the change is paid by "
         "nothing"
+    )
+
+
+def improbable(start: Snapshot, now: Snapshot) -> str | None:
+    """Whether the reference would hardly write such responses.
+
+    To choose among the reference's own texts by their score makes the policy surer, and its texts
+    not less probable: the KL is then what entropy has been lost. A mean −log π_ref that rises comes
+    of texts that the reference avoids, and it is the reference's texts that people labelled.
+    """
+    moved = drift(start.surprisal, now.surprisal)
+    if moved <= SURPRISED:
+        return None
+    return (
+        f"−log π_ref of a response is {now.surprisal.mean:.3g} nats, and was "
+        f"{start.surprisal.mean:.3g} ± {start.surprisal.deviation:.2g} at the start: the reference "
+        "would hardly write such texts, and those that were labelled were its own"
     )
 
 
@@ -258,6 +279,12 @@ RULES = (
         f"start's deviation σ; and the scores still vary by {SPREAD:g}·σ or more, so that they are "
         "not at their greatest value.",
         kl_buys_little,
+    ),
+    Rule(
+        "improbable",
+        f"−log π_ref of a response, the mean, is more than {SURPRISED:g} deviation above that of "
+        "the start.",
+        improbable,
     ),
     Rule(
         "score",
