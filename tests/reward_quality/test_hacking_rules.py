@@ -116,8 +116,8 @@ def test_nothing_holds_at_the_start():
 @pytest.mark.parametrize(
     "name, quiet, loud",
     [
-        # σ = 1: at 8 nats the best gain is √16 = 4, of which 0.3 is 1.2
-        ("score per KL", {"kl": around(8.0), "score": around(1.21)}, {"score": around(1.19)}),
+        # σ = 1: at 8 nats the best gain is √16 = 4, of which 0.2 is 0.8
+        ("score per KL", {"kl": around(8.0), "score": around(0.81)}, {"score": around(0.79)}),
         ("improbable", {"surprisal": around(19.9, 6.0)}, {"surprisal": around(20.1, 6.0)}),
         ("score", {"score": around(2.99), "top_score": 9.0}, {"score": around(3.01)}),
         ("length", {"features": {"tokens": around(15.9)}}, {"features": {"tokens": around(16.1)}}),
@@ -197,8 +197,8 @@ def test_a_run_that_earns_its_kl_is_silent():
 
 
 def test_a_run_that_drifts_is_noticed_as_soon_as_it_has_moved():
-    """A fifth of √(2·KL)."""
-    series = [(0.2 * math.sqrt(2 * kl), kl) for kl in (0.0, 2.0, 4.0, 6.0)]
+    """A tenth of √(2·KL)."""
+    series = [(0.1 * math.sqrt(2 * kl), kl) for kl in (0.0, 2.0, 4.0, 6.0)]
     assert alarms(series) == [None, [], ["score per KL"], ["score per KL"]]
 
 

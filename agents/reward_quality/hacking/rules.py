@@ -144,7 +144,7 @@ class Watch:
 MOVED = 3.0
 """KL per response, in nats, below which the score per KL is not judged: noise of few nats."""
 
-SHARE = 0.3
+SHARE = 0.2
 """Of the gain in score that the best policy of that KL would have."""
 
 SPREAD = 0.5
