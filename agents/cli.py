@@ -28,7 +28,7 @@ from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
 from agents.console import literal, new_console
 from agents.inspection.config import DataConfig
-from agents.labelling.config import SamplePairsConfig
+from agents.labelling.config import LabelsAskConfig, SamplePairsConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
 from agents.reward_quality.audit.config import AuditConfig
@@ -59,6 +59,7 @@ __all__ = ["main"]
 Labels = (
     Annotated[LabelsCurveConfig, tyro.conf.subcommand("curve")]
     | Annotated[LabelsSelectConfig, tyro.conf.subcommand("select")]
+    | Annotated[LabelsAskConfig, tyro.conf.subcommand("ask")]
 )
 LABELS = tyro.conf.subcommand("labels", description="What labels cost, and which to buy next.")
 
@@ -299,6 +300,7 @@ _RUNNERS: dict[type, Any] = {
     RewardModelConfig: "agents.runs.reward_model:train_from_file",
     LabelsCurveConfig: "agents.reward_quality.labels.curve:learning_curve",
     LabelsSelectConfig: "agents.reward_quality.labels.select:select_pairs",
+    LabelsAskConfig: "agents.labelling.command:ask_about_file",
     AuditConfig: "agents.reward_quality.audit.command:audit_reward",
     DataConfig: "agents.inspection.command:run",
     BestOfNConfig: "agents.runs.best_of_n:best_of_n_into_files",

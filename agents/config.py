@@ -33,7 +33,9 @@ from tokenenv.ranges import (
     OPTIONAL_COUNT,
     OPTIONAL_POSITIVE_FINITE,
     OPTIONAL_RESPONSES_OR_0,
+    POSITIVE_FINITE,
     SEED,
+    WEIGHT,
     Range,
     check_ranges,
     count,
@@ -57,7 +59,9 @@ _TRAIN_RANGES: dict[str, Range] = {
     "explain_every": COUNT_OR_0,
     "explain_prompts": COUNT,
     "checkpoint_every": COUNT_OR_0,
-    "shift_every": COUNT_OR_0,
+    **{"shift_every": COUNT_OR_0, "refresh_every": COUNT_OR_0, "refresh_pairs": COUNT},
+    **{"refresh_label_noise": WEIGHT, "refresh_epochs": COUNT_OR_0},
+    "refresh_learning_rate": POSITIVE_FINITE,
     "num_threads": count(1, 1024, ", or None (leave it out)", is_optional=True),
     "lora_rank": OPTIONAL_COUNT,
     "lora_alpha": OPTIONAL_POSITIVE_FINITE,
@@ -74,7 +78,7 @@ HACKING_ACTIONS = ("ignore", "warn", "stop", "raise-kl")
 
 _NAMES = (
     *("task", "actor", "reference", "reward_model", "prompts", "critic", "tracker"),
-    "shift_pairs",
+    *("shift_pairs", "refresh_labels", "refresh_old_pairs"),
 )
 """Settings that are names or paths."""
 
@@ -94,6 +98,9 @@ SETTINGS_OF_OLDER_RUNS: dict[str, Any] = {
     **{"columns": (), "skip_bad": False},
     **{"on_hacking_alarm": "ignore", "hacking_kl_factor": 2.0, "hacking_kl_raises": 3},
     **{"combine": None, "uncertainty_coef": None, "shift_every": 0, "shift_pairs": None},
+    **{"refresh_every": 0, "refresh_pairs": 256, "refresh_labels": None},
+    **{"refresh_label_noise": 0.0, "refresh_old_pairs": None},
+    **{"refresh_epochs": 2, "refresh_learning_rate": 3e-4},
 }
 """What runs did before these were settings: their config.json need not name them."""
 
@@ -302,6 +309,26 @@ class TrainConfig:
     shift_pairs: str | None = None
     """File of the preference pairs that the reward model was trained on, which --shift-every
     compares with; unless given, with the reference's responses."""
+    refresh_every: int = 0
+    """Updates between two refreshes of the reward model: fresh pairs of the policy's responses are
+    labelled, it learns on, and is normalised again; 0 for none (docs/reward-models.md)."""
+    refresh_pairs: int = 256
+    """Fresh pairs of a refresh."""
+    refresh_labels: str | None = None
+    """Who labels them: 'gold', the task's gold reward, which is the default where there is one; a
+    reward, 'package.module:function' or the folder or hub id of a reward model; or 'people', who
+    fill in refresh/round-N.jsonl of the run while it waits (tokenrlhf labels ask)."""
+    refresh_label_noise: float = 0.0
+    """Temperature τ of labels drawn from the rewards r, as people differ: a is better with the
+    probability 1 / (1 + exp(-(r_a - r_b) / τ)). 0: the higher reward always is."""
+    refresh_old_pairs: str | None = None
+    """File of the preference pairs that the reward model was trained on: it learns them again with
+    the fresh ones, and does not forget."""
+    refresh_epochs: int = 2
+    """Passes over all pairs in a refresh; 0: nothing is learned, and the reward model's accuracy on
+    the policy's own responses is measured all the same."""
+    refresh_learning_rate: float = 3e-4
+    """AdamW's peak learning rate in a refresh."""
     checkpoint_every: int = 16
     """Updates between two checkpoints; 0: only the last. TokenPPO.load unpickles them, which can
     run code: share policy/ instead, and load only checkpoints that you trust."""
@@ -348,6 +375,7 @@ class TrainConfig:
                 f"shift_pairs={self.shift_pairs!r} is what shift_every compares with, and that is "
                 "0: give --shift-every as well, or leave out --shift-pairs."
             )
+        self._check_refresh()
         parse_columns(self.columns)
         self._check_hacking_alarm()
         check_combination(
@@ -372,6 +400,16 @@ class TrainConfig:
             kl_controller(self.kl_controller, self.kl_target, self.kl_horizon, self.kl_dual_rate),
             self.kl_coef,
         )
+
+    def _check_refresh(self) -> None:
+        if self.refresh_every:
+            return
+        for name in ("refresh_labels", "refresh_old_pairs"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is for refresh_every, and that is 0: give "
+                    f"--refresh-every as well, or leave out --{name.replace('_', '-')}."
+                )
 
     def _check_hacking_alarm(self) -> None:
         if self.on_hacking_alarm not in HACKING_ACTIONS:
@@ -462,9 +500,14 @@ class TrainConfig:
 
     def names_of_code(self) -> dict[str, str]:
         """The settings that name code, as `"module:attribute"`: using them imports the module."""
-        named: dict[str, Any] = {"reward_model": self.reward_model, "prompts": self.prompts}
+        named: dict[str, Any] = {
+            "reward_model": self.reward_model,
+            "prompts": self.prompts,
+            "refresh_labels": self.refresh_labels,
+        }
         if isinstance(self.reward_model, tuple):
             several = {f"reward_model {n}": one for n, one in enumerate(self.reward_model, 1)}
-            named = {**several, "prompts": self.prompts}
+            del named["reward_model"]
+            named = {**several, **named}
         code = {name: value for name, value in named.items() if names_code(value)}
         return {"task": self.task, **code} if ":" in self.task else code

@@ -1,4 +1,7 @@
-"""Printing text of people and models literally, no control characters, no markup; reading lines."""
+"""Printing text of people and models literally; progress bars; reading lines.
+
+Neither control characters nor markup in such a text have an effect.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,19 @@ import sys
 from collections.abc import Iterator
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from tokenenv.printable import printable
 
-__all__ = ["literal", "new_console", "typed_lines"]
+__all__ = ["literal", "new_console", "progress_bar", "typed_lines"]
 
 
 def new_console(stderr: bool = False) -> Console:
@@ -29,6 +40,20 @@ def literal(text: object, style: str = "") -> Text:
         style: rich's, of the whole.
     """
     return Text(printable(str(text)), style)
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with counts, elapsed and remaining time, and a free text at its end."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=max(4, min(24, console.width - 48))),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
 
 
 def typed_lines() -> Iterator[str]:

@@ -30,6 +30,8 @@ _NO_MATTER = (
     *("eval_prompts", "eval_responses", "eval_every", "explain_every", "explain_prompts"),
     *("checkpoint_every", "tracker", "tracker_project"),
     *("on_hacking_alarm", "hacking_kl_factor", "hacking_kl_raises", "shift_every", "shift_pairs"),
+    *("refresh_every", "refresh_pairs", "refresh_labels", "refresh_label_noise"),
+    *("refresh_old_pairs", "refresh_epochs", "refresh_learning_rate"),
 )
 """Settings of `tokenrlhf train` that do not change what an agent learns from a step."""
 
@@ -88,6 +90,11 @@ def learner_settings(
                 f"{place}, train: {settings['train']} sets on_hacking_alarm="
                 f"{config.on_hacking_alarm!r}: the agents of a comparison learn without a monitor. "
                 "Leave it out, or choose 'ignore'."
+            )
+        if config.refresh_every:
+            raise ValueError(
+                f"{place}, train: {settings['train']} sets refresh_every={config.refresh_every}: "
+                "the agents of a comparison have one reward, which stays. Leave it out."
             )
         matters = {n: v for n, v in config.as_json().items() if n not in _NO_MATTER}
         return {"train": settings["train"], **matters}

@@ -218,6 +218,14 @@ class EvaluationCallback(BaseCallback):
         self.best_objective = -math.inf
         self._rollouts = 0
 
+    def begin_anew(self, held_out: HeldOut) -> None:
+        """Forget the best: the reward has changed, and an older J is not comparable with it.
+
+        Args:
+            held_out: the prompts, with the new reward's optimum.
+        """
+        self.held_out, self.best_objective = held_out, -math.inf
+
     def _on_step(self) -> bool:
         return True
 

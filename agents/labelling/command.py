@@ -13,20 +13,19 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
-from agents.console import literal, typed_lines
+from agents.console import literal, progress_bar, typed_lines
 from agents.labelling.by_file import label_by_file
 from agents.labelling.by_person import ask_for_labels
 from agents.labelling.by_reward import label_by_reward
-from agents.labelling.config import SamplePairsConfig
+from agents.labelling.config import LabelsAskConfig, SamplePairsConfig
 from agents.labelling.drawing import DrawnPair, draw_pairs
 from agents.labelling.pair_file import PairFile, PairRow
-from agents.runs.progress import progress_bar
 from tokenenv.mdp import PromptBook, named_prompts
 from tokenenv.models import LanguageModel, check_context, load_frozen, resolve_device
 from tokenenv.rewards import resolve_reward
 from tokenenv.tasks import is_bundled, load_task, model_source
 
-__all__ = ["sample_pairs_into_file"]
+__all__ = ["ask_about_file", "sample_pairs_into_file"]
 
 CHUNK = 256
 """Pairs that are drawn before they are written."""
@@ -59,6 +58,28 @@ def sample_pairs_into_file(config: SamplePairsConfig, console: Console) -> PairF
         finally:
             with contextlib.suppress(OSError):  # of a terminal that is gone
                 work.say_what_there_is()
+    return file
+
+
+def ask_about_file(config: LabelsAskConfig, console: Console) -> PairFile:
+    """Ask about the pairs of `config.file` that have no label.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: it is not there, is no file of pairs, or another process writes it.
+    """
+    if not config.file.is_file():
+        raise ValueError(
+            f"file={str(config.file)!r} does not exist: give a file of pairs, as sample-pairs or a "
+            "run's refresh/ has them."
+        )
+    with PairFile.locked(config.file, option="file") as file:
+        ask_for_labels(file, typed_lines(), console, config.seed)
+        counts = file.counts()
+    labels = ", ".join(f"{number:,} {label}" for label, number in counts.items() if number)
+    console.print(literal(f"{len(file.rows):,} pairs in {config.file}: {labels or 'none'}"))
     return file
 
 

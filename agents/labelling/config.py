@@ -20,7 +20,7 @@ from tokenenv.ranges import (
     check_ranges,
 )
 
-__all__ = ["SamplePairsConfig"]
+__all__ = ["LabelsAskConfig", "SamplePairsConfig"]
 
 _RANGES = {
     **{"n": COUNT, "seed": SEED, "temperature": POSITIVE_FINITE, "label_noise": WEIGHT},
@@ -94,3 +94,21 @@ class SamplePairsConfig:
                 f"label_noise={self.label_noise} is for labels from rewards: give a reward, or "
                 "leave it out."
             )
+
+
+@dataclass(frozen=True)
+class LabelsAskConfig:
+    """Ask at the terminal which response is better, for the pairs of a file that have no label.
+
+    Such files are written by sample-pairs, labels select, and train --refresh-labels people, which
+    waits for the answers. Every answer is in the file at once.
+    """
+
+    file: Annotated[Path, tyro.conf.Positional]
+    """File of pairs, JSON Lines of {"prompt", "response_a", "response_b", "label", …}."""
+    seed: int = 0
+    """Seed of the order in which the two responses are shown."""
+
+    def __post_init__(self) -> None:
+        """Validate the settings."""
+        check_ranges({"seed": self.seed}, {"seed": SEED})

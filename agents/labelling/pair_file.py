@@ -87,6 +87,7 @@ class PairFile:
     Args:
         path: the file, which need not be there.
         replaces: whether what is in it is left alone until the first new rows take its place.
+        option: the option that named it, for messages.
 
     Attributes:
         rows: the pairs.
@@ -95,36 +96,39 @@ class PairFile:
         ValueError: the place is none for a file, or the file holds something else.
     """
 
-    def __init__(self, path: str | Path, replaces: bool = False) -> None:
-        self.path = path = _checked(Path(path))
-        self.rows = list(_read(path)) if path.exists() and not replaces else []
+    def __init__(self, path: str | Path, replaces: bool = False, option: str = "out") -> None:
+        self.path = path = _checked(Path(path), option)
+        self.rows = list(_read(path, option)) if path.exists() and not replaces else []
 
     @classmethod
     @contextlib.contextmanager
-    def locked(cls, path: str | Path, replaces: bool = False) -> Iterator[PairFile]:
+    def locked(
+        cls, path: str | Path, replaces: bool = False, option: str = "out"
+    ) -> Iterator[PairFile]:
         """The file, read when no other process can write into it any more.
 
         Args:
             path: as of the class.
             replaces: likewise.
+            option: likewise.
 
         Raises:
             ValueError: another process has it, or as of the class.
         """
-        path = _checked(Path(path))
+        path = _checked(Path(path), option)
         lock = path.with_name(f".{path.name}.lock")
         with lock.open("a") as descriptor:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ValueError(
-                    f"out={str(path)!r} is being written by another process: wait for its "
+                    f"{option}={str(path)!r} is being written by another process: wait for its "
                     "end, or choose another file."
                 ) from error
             except OSError:  # a file system without locks
                 pass
             try:
-                yield cls(path, replaces)
+                yield cls(path, replaces, option)
             finally:
                 with contextlib.suppress(OSError):
                     lock.unlink()
@@ -156,35 +160,36 @@ class PairFile:
         return counts
 
 
-def _checked(path: Path) -> Path:
+def _checked(path: Path, option: str) -> Path:
     """The path; ValueError where no file can be there."""
     if "\0" in str(path):
-        raise ValueError(f"out={str(path)!r:.60} holds a NUL: give the name of a file.")
+        raise ValueError(f"{option}={str(path)!r:.60} holds a NUL: give the name of a file.")
     if path.is_dir():
-        raise ValueError(f"out={str(path)!r} is a folder: give the name of a file.")
+        raise ValueError(f"{option}={str(path)!r} is a folder: give the name of a file.")
     if path.exists() and not path.is_file():
-        raise ValueError(f"out={str(path)!r} is no plain file: give the name of one.")
+        raise ValueError(f"{option}={str(path)!r} is no plain file: give the name of one.")
     return path
 
 
-def _read(path: Path) -> Iterator[PairRow]:
+def _read(path: Path, option: str) -> Iterator[PairRow]:
     try:
         # Not `splitlines`: U+2028 and U+0085 end no line of JSON Lines, and texts may hold them.
         lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise ValueError(_of_another_kind(path, 1, "it is no UTF-8")) from error
+        raise ValueError(_of_another_kind(path, option, 1, "it is no UTF-8")) from error
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 yield _row(json.loads(line))
             except (ValueError, RecursionError) as error:
-                raise ValueError(_of_another_kind(path, number, str(error))) from error
+                raise ValueError(_of_another_kind(path, option, number, str(error))) from error
 
 
-def _of_another_kind(path: Path, number: int, why: str) -> str:
+def _of_another_kind(path: Path, option: str, number: int, why: str) -> str:
+    way_out = ", or pass --overwrite" if option == "out" else ""
     return (
-        f"out={str(path)!r}, line {number}: {why.rstrip('.')[:200]}. It is no file that "
-        "sample-pairs wrote and can go on with: choose another file, or pass --overwrite."
+        f"{option}={str(path)!r}, line {number}: {why.rstrip('.')[:200]}. It is no file that "
+        f"sample-pairs wrote and can go on with: choose another file{way_out}."
     )
 
 

@@ -120,11 +120,12 @@ class ShiftMonitor:
                 "with more prompts, raise eval_prompts, or leave shift_pairs (--shift-pairs) out."
             )
         reference = held_out.scorer.reference.language_model.model
-        self._known = (
-            self._read(self._episodes(reference, self._seed_of(0)))
+        self._known_texts = (
+            self._sequences(self._episodes(reference, self._seed_of(0)))
             if pairs is None
-            else self._read_pairs(pairs, responses)
+            else self._sequences_of(pairs, responses)
         )
+        self._known, self._versions = _reading(self.models, self._known_texts), self._versions_now()
 
     def measure(self, actor: Any, number: int) -> Shift:
         """Compare responses of a policy.
@@ -134,7 +135,10 @@ class ShiftMonitor:
             number: of the measurement, 1 or more: each has draws of its own.
         """
         seed = self._seed_of(number)
-        now, known = self._read(self._episodes(actor, seed)), self._known
+        now = _reading(self.models, self._sequences(self._episodes(actor, seed)))
+        if (versions := self._versions_now()) != self._versions:  # a reward model has learned since
+            self._known, self._versions = _reading(self.models, self._known_texts), versions
+        known = self._known
         scaled = [
             [block / np.sqrt(block.shape[1]) for block in pooled_scale(*both)]
             for both in zip(now.features, known.features, strict=True)
@@ -172,10 +176,13 @@ class ShiftMonitor:
         )
         return episodes_of(prompts, responses, [held_out.origins[row] for row in self._rows])
 
-    def _read(self, episodes: Sequence[Episode]) -> _Read:
-        return _reading(self.models, [model.sequences(episodes) for model in self.models])
+    def _versions_now(self) -> list[int]:
+        return [model.reward_model.version for model in self.models]
 
-    def _read_pairs(self, pairs: Sequence[PreferencePair], most: int) -> _Read:
+    def _sequences(self, episodes: Sequence[Episode]) -> list[list[np.ndarray]]:
+        return [model.sequences(episodes) for model in self.models]
+
+    def _sequences_of(self, pairs: Sequence[PreferencePair], most: int) -> list[list[np.ndarray]]:
         """One response of each of `most` prompts, as every reward model reads it."""
         rng = np.random.default_rng(self._seed_of(0))
         first_of = {str(pair.prompt): pair for pair in reversed(pairs)}
@@ -188,14 +195,13 @@ class ShiftMonitor:
         asked = rng.permutation(len(prompts))[:most]
         some = [first_of[prompts[index]] for index in asked]
         is_chosen = rng.random(len(some)) < 0.5
-        sequences = [
+        return [
             [
                 pair.chosen if chosen else pair.rejected
                 for pair, chosen in zip(_readable(some, one.reward_model), is_chosen, strict=True)
             ]
             for one in self.models
         ]
-        return _reading(self.models, sequences)
 
 
 def _readable(pairs: Sequence[PreferencePair], reward_model: RewardModel) -> list[Any]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from agents.atomic_files import write_json
-from agents.console import literal
+from agents.console import literal, progress_bar
 from agents.evaluation import HeldOut
 from agents.policy import LMActorCriticPolicy
 from agents.reward_quality.best_of_n.config import (
@@ -22,7 +22,6 @@ from agents.reward_quality.best_of_n.config import (
 from agents.reward_quality.best_of_n.measuring import BestOfNReport, in_closed_form, sampled
 from agents.reward_quality.best_of_n.view import print_report
 from agents.runs.folder import RunFolder
-from agents.runs.progress import progress_bar
 from tokenenv.mdp import TokenMDP
 from tokenenv.optimum import PrefixTree, enumerate_mdp
 from tokenenv.settings import EnvSettings, ResolvedSettings

@@ -1,7 +1,7 @@
 """A run's folder: the paths of its files, creating it, and reading it again.
 
 `config.json`, `metrics.jsonl` (and TensorBoard), `samples.jsonl`, `alarms.jsonl`, `tokens/`,
-`checkpoints/`, `policy/`, `reward_model/`, `summary.json`, `curves.png`, `report.html`.
+`refresh/`, `checkpoints/`, `policy/`, `reward_model/`, `summary.json`, `curves.png`, `report.html`.
 """
 
 from __future__ import annotations
@@ -131,6 +131,11 @@ class RunFolder:
         return self.root / "alarms.jsonl"
 
     @property
+    def refresh(self) -> Path:
+        """Pairs that the reward model was refreshed with, a file for each round."""
+        return self.root / "refresh"
+
+    @property
     def tokens(self) -> Path:
         """Token tables, one file per step."""
         return self.root / "tokens"
@@ -179,7 +184,7 @@ class RunFolder:
 _CONTENTS = (
     *("config.json", "metrics.jsonl", "samples.jsonl", "summary.json", "curves.png"),
     *("tensorboard", "tokens", "checkpoints", "policy", "reward_model", "report.html"),
-    "alarms.jsonl",
+    *("alarms.jsonl", "refresh"),
 )
 
 
@@ -222,7 +227,7 @@ def _set_aside(output: OutputFolder, config: TrainConfig) -> None:
     rewards = config.reward_model if isinstance(config.reward_model, tuple) else ()
     sources = (
         *(config.actor, config.reference, config.reward_model, config.critic, config.prompts),
-        *(config.shift_pairs, *rewards),
+        *(config.shift_pairs, config.refresh_old_pairs, config.refresh_labels, *rewards),
     )
     for source in sources:
         if isinstance(source, str) and _lies_in(source, root):

@@ -10,17 +10,10 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.atomic_files import discard, writing
+from agents.console import progress_bar
 from agents.evaluation import HeldOut, respond
 from agents.rollout import RLHFCallback
 from agents.runs.display import TrainingDisplay
@@ -32,22 +25,7 @@ __all__ = [
     "ProgressCallback",
     "SamplesCallback",
     "evaluation_progress",
-    "progress_bar",
 ]
-
-
-def progress_bar(console: Console) -> Progress:
-    """A bar with counts, elapsed and remaining time, and a free text at its end."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=max(4, min(24, console.width - 48))),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("ETA"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-    )
 
 
 @contextlib.contextmanager

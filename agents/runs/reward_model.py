@@ -15,9 +15,8 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from agents.console import literal
+from agents.console import literal, progress_bar
 from agents.runs.output_folder import OutputFolder
-from agents.runs.progress import progress_bar
 from agents.runs.reward_model_config import RewardModelConfig, RewardTrainingOptions
 from agents.runs.reward_model_files import STAGE, write_reward_models
 from agents.runs.reward_model_tables import evaluation_line, print_report, print_training

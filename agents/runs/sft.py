@@ -14,9 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from agents.atomic_files import discard, write_json, writing
-from agents.console import literal
+from agents.console import literal, progress_bar
 from agents.runs.output_folder import OutputFolder
-from agents.runs.progress import progress_bar
 from agents.sft.config import SFTConfig
 from agents.sft.encoding import EncodedExamples, encode_examples
 from agents.sft.files import ADAPTER_FOLDER, save_sft

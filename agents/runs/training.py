@@ -17,6 +17,13 @@ from agents.config import TrainConfig
 from agents.console import literal
 from agents.evaluation import EvaluationCallback, HeldOut, ResponseReport
 from agents.reward_quality.hacking.monitor import HackingMonitor
+from agents.reward_quality.refresh import (
+    OwnRewardModels,
+    RefreshCallback,
+    RefreshSettings,
+    RewardRefresher,
+    annotator,
+)
 from agents.reward_quality.shift import ShiftCallback, ShiftMonitor
 from agents.rollout import RLHFCallback
 from agents.runs.agent import build_agent, choose_threads
@@ -67,8 +74,12 @@ class TrainingRun:
 
     def __init__(self, config: TrainConfig, console: Console) -> None:
         self.config, self.console = config, console
-        self.env = make_vec_env(n_envs=config.n_envs, seed=config.seed, **config.environment())
-        self.held_out = HeldOut.from_env_kwargs(config.environment(), config.eval_prompts)
+        self._own_models = OwnRewardModels(config.environment()) if config.refresh_every else None
+        self.environment = (
+            config.environment() if self._own_models is None else self._own_models.environment
+        )
+        self.env = make_vec_env(n_envs=config.n_envs, seed=config.seed, **self.environment)
+        self.held_out = HeldOut.from_env_kwargs(self.environment, config.eval_prompts)
         self.shift = _shift_monitor(config, self.held_out)
         self.model = build_agent(config, self.env)
         choose_threads(config, self.model)
@@ -88,6 +99,8 @@ class TrainingRun:
                 self.tracker.finish()
             raise
         assert self.run.output is not None
+        self.refresh = self._refresh()
+        self.evaluation = self._evaluation()
         self.samples = SamplesCallback(self.run, self.held_out, max(1, config.eval_every))
         self.tokens = TokensCallback(
             self.run, self.held_out, config.explain_every, config.explain_prompts, config.seed
@@ -109,7 +122,12 @@ class TrainingRun:
                 message says where.
         """
         assert self.run.output is not None
-        with stop_signals(), contextlib.closing(self.run.output), _finishing(self.tracker):
+        with (
+            self._own_models or contextlib.nullcontext(),
+            stop_signals(),
+            contextlib.closing(self.run.output),
+            _finishing(self.tracker),
+        ):
             start = time.perf_counter()
             try:
                 self.run.begin(self.config)
@@ -154,26 +172,63 @@ class TrainingRun:
                 self._saved.append(part)
 
     def _callbacks(self) -> tuple[ProgressCallback, list[BaseCallback]]:
-        config, run = self.config, self.run
+        config = self.config
         progress = ProgressCallback(self.console, self.metrics, config.total_tokens)
         callbacks: list[BaseCallback] = [
+            *([] if self.refresh is None else [self.refresh]),
             self.metrics,
             *([] if self.hacking is None else [self.hacking]),
             *(self.samples, self.checkpoints, self.last_good, self.tokens, progress),
         ]
         if self.shift is not None:
             callbacks.append(ShiftCallback(self.shift, config.shift_every))
-        if config.eval_every:
-            callbacks.append(
-                EvaluationCallback(
-                    self.held_out,
-                    config.eval_every,
-                    run.checkpoints / "best",
-                    seed=config.seed,
-                    tokenizer=self.tokenizer,
-                )
-            )
+        if self.evaluation is not None:
+            callbacks.append(self.evaluation)
         return progress, callbacks
+
+    def _evaluation(self) -> EvaluationCallback | None:
+        if not self.config.eval_every:
+            return None
+        return EvaluationCallback(
+            self.held_out,
+            self.config.eval_every,
+            self.run.checkpoints / "best",
+            seed=self.config.seed,
+            tokenizer=self.tokenizer,
+        )
+
+    def _refresh(self) -> RefreshCallback | None:
+        config = self.config
+        if not config.refresh_every:
+            return None
+        settings, scorer = self.env.inner.settings, self.held_out.scorer
+        label = annotator(
+            config.refresh_labels,
+            scorer,
+            settings.device,
+            config.refresh_label_noise,
+            config.seed,
+            self._say,
+        )
+        how = RefreshSettings(
+            config.refresh_pairs, config.refresh_epochs, config.refresh_learning_rate, config.seed
+        )
+        old = [] if config.refresh_old_pairs is None else read_pairs(config.refresh_old_pairs)
+        refresher = RewardRefresher(settings, scorer, label, self.run.refresh, how, old)
+        return RefreshCallback(
+            refresher, config.refresh_every, self._say, on_refreshed=self._refreshed
+        )
+
+    def _refreshed(self) -> None:
+        """Keep up with a reward model that has learned."""
+        if self.held_out.solution is not None:  # the optimum has moved
+            self.held_out = HeldOut.from_env_kwargs(self.environment, self.config.eval_prompts)
+            self.samples.held_out = self.tokens.held_out = self.held_out
+        if self.evaluation is not None:
+            self.evaluation.begin_anew(self.held_out)
+
+    def _say(self, text: str) -> None:
+        self.console.print(literal(text))
 
     def _hacking_monitor(self) -> HackingMonitor | None:
         config = self.config

@@ -17,7 +17,7 @@ from agents.cli import main
 from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
 from agents.inspection.config import DataConfig
-from agents.labelling.config import SamplePairsConfig
+from agents.labelling.config import LabelsAskConfig, SamplePairsConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
 from agents.reward_quality.audit.config import AuditConfig
@@ -69,6 +69,7 @@ REQUIRED: dict[type, dict[str, str]] = {
     PlayConfig: {"task": "exact", "device": "cpu"},
     RewardModelConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT"},
     LabelsCurveConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT", "seeds": "1"},
+    LabelsAskConfig: {"": "POOL"},
     LabelsSelectConfig: {"pool": "POOL", "k": "1", "out": "NEW", "by": "random"},
     AuditConfig: {"": "exact", "pairs": "PAIRS", "device": "cpu"},
     SFTConfig: {"model": "exact", "data": "TEXT", "out": "OUT", "device": "cpu"},
@@ -92,6 +93,7 @@ COMMANDS = {
     PlayConfig: "play",
     RewardModelConfig: "reward-model",
     LabelsCurveConfig: "labels curve",
+    LabelsAskConfig: "labels ask",
     LabelsSelectConfig: "labels select",
     AuditConfig: "audit",
     SFTConfig: "sft",
@@ -115,6 +117,7 @@ NAMES = {
         NO_NAMES,
     ),
     "shift_pairs": NO_NAMES,  # and no --shift-every
+    **dict.fromkeys(("refresh_labels", "refresh_old_pairs"), NO_NAMES),  # and no --refresh-every
     "sizes": NO_WHOLE_NUMBERS,
     "lora_target_modules": ("", " ", "q_proj"),  # and no rank
     "config": ("", "/nowhere/x.yaml", "/", ESCAPES, LONG, "a\0b", SURROGATE, "zoo:", "zoo:x"),

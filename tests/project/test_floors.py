@@ -40,14 +40,14 @@ STOREYS: list[list[str]] = [
     # the agent
     ["agents.settings", "agents.atomic_files", "agents.console"],
     ["agents.config", "agents.vec_env", "agents.policy"],
-    ["agents.rollout", "agents.zoo"],
+    ["agents.rollout", "agents.zoo", "agents.labelling"],
     ["agents.ppo", "agents.evaluation"],
     ["agents.credit", "agents.sft", "agents.reward_quality"],
     # runs, and what is made of agents
     ["agents.runs"],
     [
         *("agents.compare", "agents.verification", "agents.report", "agents.play"),
-        *("agents.inspection", "agents.labelling"),
+        "agents.inspection",
     ],
     ["agents.command_line", "agents.reward_quality.labels"],
     ["agents.cli"],

@@ -15,7 +15,7 @@ from support.tiny_task import largest_difference, weights
 from agents.cli import main
 from agents.config import TrainConfig
 from agents.evaluation import HeldOut
-from agents.reward_quality.shift import ShiftMonitor
+from agents.reward_quality.shift import ShiftMonitor, _reading
 from tokenenv.data import PreferencePair
 from tokenenv.rewards import load_reward_model, pooled_features
 
@@ -173,7 +173,8 @@ def test_several_models_are_side_by_side_and_their_disagreement_is_relative(kwar
     assert shift.disagreement == pytest.approx(1, abs=0.35)
     # By hand: both normalised on the texts compared with, of which the deviations are halves of
     # the differences.
-    now, known = monitor._read(monitor._episodes(model, monitor._seed_of(1))), monitor._known
+    texts = monitor._sequences(monitor._episodes(model, monitor._seed_of(1)))
+    now, known = _reading(monitor.models, texts), monitor._known
     mean, deviation = known.raw.mean(axis=1), known.raw.std(axis=1)
     halves = [
         np.abs(np.diff((raw - mean[:, None]) / deviation[:, None], axis=0)).mean() / 2

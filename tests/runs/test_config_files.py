@@ -59,6 +59,8 @@ def test_the_config_of_a_run_from_before_these_settings_is_read():
         del content[name]
     for name in ("prompt_truncation", "combine", "uncertainty_coef", "shift_every", "shift_pairs"):
         del content[name]
+    for name in [name for name in content if name.startswith("refresh_")]:
+        del content[name]
     assert TrainConfig.from_json(content) == TrainConfig()
 
 
@@ -82,7 +84,7 @@ def test_combinations_and_shifts_are_read_back_and_reach_the_environment():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lerning_rate: 3", r"no setting 'lerning_rate'; did you mean learning_rate\?"),
+        ("lerning_rate: 3", r"no setting 'lerning_rate'; did you mean learning_rate or .*\?"),
         ("xyzzy: 3", r"no setting 'xyzzy'\.$"),
         ("config: other.yaml", "no setting 'config'"),
         ("kl_coef: 1\nkl_coef: 2", "line 2: not valid YAML .*'kl_coef' stands there twice"),

@@ -122,7 +122,18 @@ class CombinedRewards:
         episodes: Sequence[Episode],
     ) -> None:
         self.sources, self.combination, self.weights = dict(sources), combination, weights
+        self._episodes, self._versions = list(episodes), self._versions_now()
         self._scale = self._measured(episodes)
+
+    def _versions_now(self) -> tuple[int, ...]:
+        models = [getattr(source, "reward_model", None) for source in self.sources.values()]
+        return tuple(getattr(model, "version", 0) for model in models)
+
+    def _current_scale(self) -> _Scale:
+        """The scale, measured anew where a member has learned since."""
+        if (versions := self._versions_now()) != self._versions:
+            self._scale, self._versions = self._measured(self._episodes), versions
+        return self._scale
 
     def _measured(self, episodes: Sequence[Episode]) -> _Scale:
         raw = np.array([source(episodes).raw for source in self.sources.values()])  # (K, n)
@@ -148,7 +159,7 @@ class CombinedRewards:
     def __call__(self, episodes: Sequence[Episode]) -> RawRewards:
         """The combination, before (`raw`) and after it is normalised; each raw reward as a part."""
         parts = {name: source(episodes).raw for name, source in self.sources.items()}
-        scale = self._scale
+        scale = self._current_scale()
         raw = np.array(list(parts.values()))
         values = (raw - scale.means[:, None]) / scale.deviations[:, None]
         whole = combine_rewards(values, self.combination, self.weights)

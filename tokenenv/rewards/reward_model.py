@@ -61,11 +61,14 @@ class RewardModel:
     Attributes:
         mean: of the raw reward on reference samples; stored in `model.config.reward_mean`.
         std: likewise, in `model.config.reward_std`.
+        version: grows with every normalisation, as after a training, for whoever keeps what was
+            computed from its rewards.
     """
 
     def __init__(self, model: Any, tokenizer: Any, is_shared: bool = False) -> None:
         self.model = model
         self.tokenizer = tokenizer
+        self.version = 0
         self.is_shared = is_shared
 
     @property
@@ -106,8 +109,25 @@ class RewardModel:
                 f"the reward model gives the same reward to all {len(raw)} samples (std "
                 f"{std:.3g}): it has learned nothing to normalise."
             )
-        self.model.config.reward_mean = float(np.mean(raw))
-        self.model.config.reward_std = std
+        self.set_normalization(float(np.mean(raw)), std)
+
+    def set_normalization(self, mean: float, std: float) -> None:
+        """Normalise by this mean and deviation from now on.
+
+        Args:
+            mean: finite.
+            std: finite and above 0.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+            raise ValueError(
+                f"mean={mean!r} and std={std!r} can't normalise a reward: a finite mean, and a "
+                "finite deviation above 0."
+            )
+        self.model.config.reward_mean, self.model.config.reward_std = mean, std
+        self.version += 1
 
     @property
     def is_adapted(self) -> bool:

@@ -92,7 +92,7 @@ class EpisodeScorer:
         return EpisodeScores(
             rewards.raw,
             score,
-            self._gold(episodes),
+            self.gold_rewards(episodes),
             self._distribute(episodes, score, rewards.per_token),
             rewards.per_token is not None,
             rewards.parts,
@@ -118,7 +118,12 @@ class EpisodeScorer:
             row[-1] += total - row.sum()
         return token_rewards
 
-    def _gold(self, episodes: Sequence[Episode]) -> np.ndarray | None:
+    def gold_rewards(self, episodes: Sequence[Episode]) -> np.ndarray | None:
+        """(B,) float64 of episodes; None where the task knows no gold reward.
+
+        Raises:
+            ValueError: the task's function failed, or returned something else than rewards.
+        """
         if self.gold_reward is None:
             return None
         # Prompts repeat, and so do responses where all of them are enumerated.

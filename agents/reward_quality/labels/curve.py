@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from agents.atomic_files import write_json
-from agents.console import literal
+from agents.console import literal, progress_bar
 from agents.reward_quality.labels.config import DRAWN, LabelsCurveConfig
 from agents.reward_quality.labels.curve_figure import draw_curve
 from agents.reward_quality.labels.curve_report import curve_report, print_curve
@@ -20,7 +20,6 @@ from agents.reward_quality.labels.pair_sources import PairSource, SeedPairs, pai
 from agents.reward_quality.labels.points import RESULTS, STAGE, KeptPoints
 from agents.reward_quality.labels.policies import policy_settings, train_policy
 from agents.reward_quality.labels.reward_models import accuracy_on, settings_of, train_on
-from agents.runs.progress import progress_bar
 from agents.runs.reward_model import new_member
 from tokenenv.models import resolve_device
 from tokenenv.rewards import RewardModel

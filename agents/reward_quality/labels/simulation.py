@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from agents.atomic_files import write_json
-from agents.console import literal
+from agents.console import literal, progress_bar
 from agents.reward_quality.labels.config import DRAWN, LabelsSelectConfig
 from agents.reward_quality.labels.disagreement import DISAGREEMENTS, member_probabilities
 from agents.reward_quality.labels.diversity import choose
@@ -19,7 +19,6 @@ from agents.reward_quality.labels.pair_sources import PairSource, pair_source
 from agents.reward_quality.labels.points import changed_settings
 from agents.reward_quality.labels.reward_models import accuracy_on, settings_of, train_on
 from agents.reward_quality.labels.statistics import mean_interval
-from agents.runs.progress import progress_bar
 from agents.runs.reward_model import new_member
 from tokenenv.json_files import read_json_object
 from tokenenv.rewards import TokenPair
