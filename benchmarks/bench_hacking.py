@@ -35,8 +35,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from hacking_runs import MODELS, REMEDIES, Run, read, record
-from reporting import Row, report
-from scipy import stats
+from reporting import Row, interval, report
 
 from agents.reward_quality.hacking.figure import draw_gold_against_proxy
 from agents.reward_quality.hacking.points import Points, points_of
@@ -46,6 +45,8 @@ QUICK = {"n_envs": 16, "n_steps": 32, "batch_size": 128, "n_epochs": 1}
 SMOOTHED = 3
 """Rollouts whose mean the gold reward is taken from."""
 STOPPED = "stop at the alarm"
+USUAL = [name for name in REMEDIES if name not in ("refresh", "accuracy measured")]
+"""Remedies that are measured unless others are named; `bench_refresh.py` has the two others."""
 
 
 def runs_of(arguments: argparse.Namespace) -> list[Run]:
@@ -201,22 +202,11 @@ def _remedy_row(
         "table": "gold by remedy, 95 % intervals over seeds",
         "what": f"{model}: {remedy}",
         "seeds": len(by_seed),
-        "best gold": "" if remedy == STOPPED else _interval(best),
-        "final gold": _interval([gold for _, gold in by_seed.values()]),
-        "final − none": "" if remedy == "none" else _interval(gains),
+        "best gold": "" if remedy == STOPPED else interval(best, "+.2f"),
+        "final gold": interval([gold for _, gold in by_seed.values()], "+.2f"),
+        "final − none": "" if remedy == "none" else interval(gains, "+.2f"),
         "KL": "" if remedy == STOPPED else f"{kl:.1f}",
     }
-
-
-def _interval(values: Sequence[float]) -> str:
-    """Mean with Student's interval."""
-    if not values:
-        return ""
-    mean = float(np.mean(values))
-    if len(values) == 1:
-        return f"{mean:+.2f}"
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{mean:+.2f} ± {half:.2f}"
 
 
 def points(run: dict[str, Any]) -> Points:
@@ -249,7 +239,7 @@ def main() -> None:
     )
     parser.add_argument("results", type=Path, help="JSON Lines, appended to")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
-    parser.add_argument("--remedies", nargs="+", default=list(REMEDIES), choices=list(REMEDIES))
+    parser.add_argument("--remedies", nargs="+", default=USUAL, choices=list(REMEDIES))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
     parser.add_argument("--tokens", type=int, default=65_536)
     parser.add_argument("--all", action="store_true", help="remedies for the good model, too")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -22,10 +23,18 @@ from agents import RLHFCallback, make_vec_env
 from agents.config import TrainConfig
 from agents.evaluation import HeldOut, measure
 from agents.reward_quality.hacking.monitor import HackingMonitor
+from agents.reward_quality.refresh import (
+    OwnRewardModels,
+    RefreshCallback,
+    RefreshSettings,
+    RewardRefresher,
+    annotator,
+)
 from agents.runs.agent import build_agent
 from tokenenv.rewards import (
     RewardModel,
     RewardTrainingSettings,
+    TokenPair,
     evaluate_preferences,
     fit_reward_model,
     new_reward_model,
@@ -52,6 +61,10 @@ TOKEN_COST = 0.1
 
 KL_TARGET = 4.0
 """Of the controlled runs, in nats per response."""
+
+
+REFRESH = {"refresh_every": 4, "refresh_pairs": 128}
+"""Updates between two rounds, and the labels that a round takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +94,12 @@ REMEDIES: dict[str, Remedy] = {
     "ensemble, min": Remedy({"combine": "min"}, ensemble=True),
     "ensemble, uncertainty": Remedy({"combine": "uncertainty"}, ensemble=True),
     "monitor raises beta": Remedy({"on_hacking_alarm": "raise-kl"}),
+    "refresh": Remedy({**REFRESH, "refresh_epochs": 2}),
+    "accuracy measured": Remedy({**REFRESH, "refresh_epochs": 0}),
 }
 """Remedies that are trained with. A stop by the monitor needs no run of its own: until then the run
-without a remedy is the same."""
+without a remedy is the same. Nor is the last one any: it is no remedy, beside which `refresh`
+stands."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +187,19 @@ def reward_models(run: Run, members: int, folder: Path) -> list[dict[str, Any]]:
     return found
 
 
+def _labelled(pairs: int, seed: int) -> list[TokenPair]:
+    return sample_pairs(FOLDER, "train", pairs, SHARPNESS, 1000 + seed).pairs
+
+
+def _first_pairs(model: str, seed: int) -> list[TokenPair]:
+    """What a reward model has learned from; of the one that ships they are not there."""
+    pairs = MODELS[model]
+    return [] if pairs is None else _labelled(pairs, seed)
+
+
 def _train_reward_model(pairs: int, seed: int, member: int, place: Path, judged: int) -> float:
     """As `tokenrlhf reward-model` does, on all pairs; its accuracy is of fresh ones."""
-    labelled = sample_pairs(FOLDER, "train", pairs, SHARPNESS, 1000 + seed).pairs
+    labelled = _labelled(pairs, seed)
     own_seed = seed + 1000 * member
     settings = RewardTrainingSettings(eval_fraction=0.0, early_stopping=False, seed=own_seed)
     model = new_reward_model(str(FOLDER / "reference"), seed=own_seed)
@@ -211,11 +237,24 @@ class _Recorder(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         logged = self.logger.name_to_value
-        features = {k: float(v) for k, v in logged.items() if k.startswith("rlhf/features/")}
+        beside = ("rlhf/features/", "rlhf/rm_accuracy", "rlhf/rm_scale", "rlhf/rm_labels")
+        features = {k: float(v) for k, v in logged.items() if k.startswith(beside)}
         metrics = {f"rlhf/{name}": float(v) for name, v in self.rlhf.metrics.items()}
         metrics["rlhf/ref_surprisal"] = float(logged.get("rlhf/ref_surprisal", np.nan))
         alarm = {"rlhf/hacking_alarm": float(self.monitor.is_alarmed)}
         self.rollouts.append({"tokens": self.num_timesteps, **metrics, **features, **alarm})
+
+
+def _refresh(
+    run: Run, config: TrainConfig, held_out: HeldOut, env: Any, place: Path
+) -> RefreshCallback:
+    """Rounds whose labels come from the annotator that the first pairs were labelled by."""
+    label = annotator("gold", held_out.scorer, "cpu", 1 / SHARPNESS, run.seed)
+    how = RefreshSettings(config.refresh_pairs, config.refresh_epochs, seed=run.seed)
+    refresher = RewardRefresher(
+        env.inner.settings, held_out.scorer, label, place, how, _first_pairs(run.model, run.seed)
+    )
+    return RefreshCallback(refresher, config.refresh_every)
 
 
 def train(run: Run, models: Path, say: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
@@ -239,11 +278,14 @@ def train(run: Run, models: Path, say: Callable[[str], None] = lambda text: None
         changes["reward_weights"] = (1.0, -TOKEN_COST)
     changes |= {"total_tokens": run.tokens, "seed": run.seed}
     config = TrainConfig(**{**run.settings, **remedy.settings, **changes})
-    environment: dict[str, Any] = config.environment()
-    held_out = HeldOut.from_env_kwargs(environment, run.prompts)
-    with contextlib.closing(
-        make_vec_env(n_envs=config.n_envs, seed=run.seed, **environment)
-    ) as env:
+    with contextlib.ExitStack() as stack:
+        environment: dict[str, Any] = config.environment()
+        if config.refresh_every:
+            environment = stack.enter_context(OwnRewardModels(environment)).environment
+        held_out = HeldOut.from_env_kwargs(environment, run.prompts)
+        env = stack.enter_context(
+            contextlib.closing(make_vec_env(n_envs=config.n_envs, seed=run.seed, **environment))
+        )
         agent = build_agent(config, env)
         policy: Any = agent.policy
         start = measure(policy.actor, held_out, run.responses, EVAL_SEED)
@@ -251,7 +293,11 @@ def train(run: Run, models: Path, say: Callable[[str], None] = lambda text: None
         raises = config.on_hacking_alarm == "raise-kl"
         monitor = HackingMonitor(rlhf, "raise-kl" if raises else "warn", say=say)
         recorder = _Recorder(rlhf, monitor)
-        agent.learn(run.tokens, callback=[rlhf, monitor, recorder])
+        refresh = []
+        if config.refresh_every:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            refresh.append(_refresh(run, config, held_out, env, place))
+        agent.learn(run.tokens, callback=[*refresh, rlhf, monitor, recorder])
         end = measure(policy.actor, held_out, run.responses, EVAL_SEED)
     return {
         "rollouts": recorder.rollouts,

@@ -24,6 +24,7 @@ from tokenenv.rewards import (
     LearnedReward,
     RewardModel,
     RewardTrainingSettings,
+    TokenPair,
     fit_reward_model,
     learned_rewards,
     reference_episodes,
@@ -111,7 +112,7 @@ class RewardRefresher:
         label: Annotator,
         folder: Path,
         how: RefreshSettings | None = None,
-        old_pairs: Sequence[PreferencePair] = (),
+        old_pairs: Sequence[PreferencePair | TokenPair] = (),
     ) -> None:
         self.settings, self.scorer, self.label = settings, scorer, label
         self.folder, self.how = folder, how or RefreshSettings()
