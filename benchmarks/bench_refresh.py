@@ -60,13 +60,12 @@ def rows_of(runs: Sequence[dict[str, Any]]) -> list[Row]:
 def _row(what: str, runs: Sequence[dict[str, Any]], seed: str) -> Row:
     accuracies = np.array([_parts(rounds(run)[1]) for run in runs])
     parts = {
-        f"accuracy, part {part + 1} of {PARTS}": interval(accuracies[:, part])
-        for part in range(accuracies.shape[1])
+        f"part {part + 1}": interval(accuracies[:, part]) for part in range(accuracies.shape[1])
     }
     gold = interval([run["end"]["gold_reward"] for run in runs], "+.2f")
     labels = [r["rlhf/rm_labels"] for r in runs[0]["rollouts"] if "rlhf/rm_labels" in r]
     return {
-        "table": "accuracy on the policy's own samples, 95 % intervals over seeds",
+        "table": "accuracy on the policy's own samples, by quarters of the training; 95 % intervals over seeds",
         "what": what,
         "seed": seed,
         **parts,
