@@ -65,7 +65,7 @@ def _row(what: str, runs: Sequence[dict[str, Any]], seed: str) -> Row:
     gold = interval([run["end"]["gold_reward"] for run in runs], "+.2f")
     labels = [r["rlhf/rm_labels"] for r in runs[0]["rollouts"] if "rlhf/rm_labels" in r]
     return {
-        "table": "accuracy on the policy's own samples, by quarters of the training, 95 % intervals",
+        "table": "accuracy on the policy's own samples, by quarters of the training",
         "what": what,
         "seed": seed,
         **parts,
