@@ -37,6 +37,7 @@ from agents.runs.progress import (
     SamplesCallback,
 )
 from agents.runs.results import final_evaluation, summarize
+from agents.runs.reward_doubts import doubts_about
 from agents.runs.tables import print_of_the_task
 from agents.runs.tokens import TokensCallback
 from agents.runs.tracker import TrackerWriter, start_tracker
@@ -133,6 +134,8 @@ class TrainingRun:
                 self.run.begin(self.config)
                 self.console.print(Text.assemble("training in ", literal(self.run.root, "bold")))
                 print_of_the_task(self.console, self.config, self.env.inner.settings)
+                for doubt in doubts_about(self.config.reward_model):
+                    self._warn(doubt)
                 self._learn()
             except KeyboardInterrupt as stop:
                 message = self._keep("interrupted", stop, start)
@@ -227,6 +230,9 @@ class TrainingRun:
         if self.evaluation is not None:
             self.evaluation.begin_anew(self.held_out)
 
+    def _warn(self, text: str) -> None:
+        self.console.print(Text.assemble(("warning: ", "yellow"), literal(text)))
+
     def _say(self, text: str) -> None:
         self.console.print(literal(text))
 
@@ -244,9 +250,7 @@ class TrainingRun:
             config.on_hacking_alarm,
             config.hacking_kl_factor,
             config.hacking_kl_raises,
-            say=lambda text: self.console.print(
-                Text.assemble(("warning: ", "yellow"), literal(text))
-            ),
+            say=self._warn,
             record=lambda alarm: self.run.append_alarm(alarm),
         )
 
