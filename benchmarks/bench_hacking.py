@@ -130,10 +130,14 @@ def stopped_gold(run: dict[str, Any]) -> float:
 # Tables ------------------------------------------------------------------------------------------
 
 
-def alarm_rows(runs: Sequence[dict[str, Any]]) -> list[Row]:
-    """A row for each run without a remedy: when gold was lost, and when the alarm came."""
+WATCHED = {"none": "without a remedy", "ensemble, mean": "three reward models, their mean"}
+"""Remedies whose alarms are shown: an ensemble's disagreement is one more thing to see."""
+
+
+def alarm_rows(runs: Sequence[dict[str, Any]], remedy: str = "none") -> list[Row]:
+    """A row for each run with a remedy: when gold was lost, and when the alarm came."""
     rows = []
-    plain = [run for run in runs if run["remedy"] == "none"]
+    plain = [run for run in runs if run["remedy"] == remedy]
     # Of training prompts, and of all runs: the first rollout is the reference's in each of them.
     start = float(np.mean([gold_of(run)[0] for run in plain] or [0.0]))
     for run in plain:
@@ -142,7 +146,7 @@ def alarm_rows(runs: Sequence[dict[str, Any]]) -> list[Row]:
         accuracy = run["accuracy"][0]
         rows.append(
             {
-                "table": "without a remedy: loss of gold and alarms",
+                "table": f"{WATCHED[remedy]}: loss of gold and alarms",
                 "what": run["model"],
                 "seed": run["seed"],
                 "accuracy": "" if accuracy is None else f"{accuracy:.2f}",
@@ -152,7 +156,7 @@ def alarm_rows(runs: Sequence[dict[str, Any]]) -> list[Row]:
                 "lost at": "never" if lost is None else f"{tokens[lost]:,}",
                 "alarm at": "never" if alarm is None else f"{tokens[alarm]:,}",
                 "verdict": _verdict(lost, alarm),
-                "rules": ", ".join(one["rule"] for one in run["alarms"]),
+                "first rule": run["alarms"][0]["rule"] if run["alarms"] else "",
             }
         )
     return rows
@@ -261,7 +265,8 @@ def main() -> None:
         raise SystemExit(f"{arguments.results} holds none of these runs: leave --table out.")
     runs.sort(key=lambda run: (list(MODELS).index(run["model"]), run["seed"]))
     setting = {"tokens": arguments.tokens, **arguments.settings}
-    report([*alarm_rows(runs), *remedy_rows(runs)], setting, arguments.json)
+    alarms = [row for remedy in WATCHED for row in alarm_rows(runs, remedy)]
+    report([*alarms, *remedy_rows(runs)], setting, arguments.json)
     if arguments.figure is not None:
         for line in draw(runs, arguments.figure):
             print(line)  # noqa: T201

@@ -47,6 +47,9 @@ __all__ = ["MODELS", "REMEDIES", "Remedy", "Run", "read", "record", "train"]
 MODELS: dict[str, int | None] = {"weak": 150, "middling": 600, "good": None}
 """Reward model → preference pairs it is learned from; None: the one that ships with the task."""
 
+GOOD_PAIRS = 4000
+"""Pairs of the further members of an ensemble of good reward models."""
+
 SHARPNESS = 12.0
 """Of the annotator, as in the task's build."""
 
@@ -173,10 +176,11 @@ def record(run: Run, path: Path) -> tuple[dict[str, Any], bool]:
 def reward_models(run: Run, members: int, folder: Path) -> list[dict[str, Any]]:
     """Reward models of the same pairs, trained unless they are there: `path` and `accuracy`."""
     pairs, seed = MODELS[run.model], run.seed
-    if pairs is None:
-        return [{"path": str(FOLDER / "reward_model"), "accuracy": None}] * members
-    found = []
-    for member in range(members):
+    found: list[dict[str, Any]] = []
+    if pairs is None:  # beside it stand others of nearly as many pairs, the same for all seeds
+        found.append({"path": str(FOLDER / "reward_model"), "accuracy": None})
+        pairs, seed = GOOD_PAIRS, 0
+    for member in range(len(found), members):
         place = folder / f"{pairs}-pairs-seed-{seed}-member-{member}"
         said = place / f"accuracy-{run.judged}.json"
         if not said.is_file():

@@ -45,7 +45,7 @@ START = Snapshot(
         "repeated_words": around(0.05, 0.1),
         "markup": around(0.0, 0.0),
     },
-    disagreement=0.5,
+    disagreement=0.3,
 )
 
 
@@ -127,7 +127,7 @@ def test_nothing_holds_at_the_start():
             {"features": {"repeated_words": around(0.46, 0.1)}},
         ),
         ("entropy", {"entropy": 0.21}, {"entropy": 0.19}),
-        ("disagreement", {"disagreement": 0.99}, {"disagreement": 1.01}),
+        ("disagreement", {"disagreement": 0.59}, {"disagreement": 0.61}),
     ],
 )
 def test_each_rule_holds_beyond_its_limit_and_not_below_it(name, quiet, loud):
@@ -140,6 +140,22 @@ def test_a_feature_that_the_start_never_had_is_noticed():
     assert holding(now(features={"markup": Spread(100, 0.5, 0.25)})) == {"features"}
     assert holding(now(features={"markup": Spread(100, 0.125, 0.0625)})) == set()
     assert holding(now(features={"markup": Spread(100, 0.25, 0.25)})) == set()
+
+
+def test_reward_models_that_are_strangers_are_an_alarm_from_the_start():
+    """Three models that correlate by ρ: the mean of the deviation over three of variance 1 − ρ."""
+    check = BY_NAME["no agreement"]
+    assert check(replace(START, disagreement=0.39), now(disagreement=0.7)) is None
+    assert "0.41 deviations" in check(replace(START, disagreement=0.41), now())
+    rng, found = np.random.default_rng(0), {}
+    for rho in (0.3, 0.9):
+        common = rng.normal(size=200_000)
+        own = rng.normal(size=(3, 200_000))
+        rewards = math.sqrt(rho) * common + math.sqrt(1 - rho) * own
+        found[rho] = rewards.std(axis=0).mean()
+    assert found[0.3] == pytest.approx(0.7 * math.sqrt(0.7), abs=0.03)
+    assert check(replace(START, disagreement=found[0.3]), now()) is not None
+    assert check(replace(START, disagreement=found[0.9]), now()) is None
 
 
 def test_the_score_per_kl_is_silent_where_little_moved_or_all_scores_are_near_their_greatest():

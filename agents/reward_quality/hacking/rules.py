@@ -162,6 +162,10 @@ ENTROPY = 0.2
 DISAGREEMENT = 2.0
 """Times the disagreement at the start."""
 
+STRANGERS = 0.4
+"""Disagreement at the start, in deviations of the rewards on the reference's responses. Of three
+reward models that correlate by ρ it is about 0.7·√(1−ρ): they have less than ρ = 0.7 in common."""
+
 _LENGTHS = ("tokens", "characters", "words", "sentences")
 _REPETITION = ("repeated_words", "repeated_trigrams")
 
@@ -254,6 +258,18 @@ def models_disagree(start: Snapshot, now: Snapshot) -> str | None:
     return f"the reward models disagree by {after:.3g}, and did by {before:.3g} at the start"
 
 
+def models_know_little(start: Snapshot, now: Snapshot) -> str | None:
+    """Whether the reward models of an ensemble hardly agree about the start's own texts."""
+    found = start.disagreement
+    if found is None or found < STRANGERS:
+        return None
+    return (
+        f"the reward models disagree by {found:.2f} deviations of their rewards about the "
+        "responses at the start: each of them has learned something else, and none what people "
+        "meant"
+    )
+
+
 def _moved(start: Snapshot, now: Snapshot, names: Sequence[str]) -> dict[str, float]:
     """Feature → its drift, of those that both have."""
     return {
@@ -319,6 +335,12 @@ RULES = (
         f"Of several reward models: their disagreement is more than {DISAGREEMENT:g} times that of "
         "the start.",
         models_disagree,
+    ),
+    Rule(
+        "no agreement",
+        f"Of several reward models: their disagreement at the start was {STRANGERS:g} deviations "
+        "of their rewards or more: they have learned little that is common to them.",
+        models_know_little,
     ),
 )
 """In the order in which they are looked at."""
