@@ -49,7 +49,7 @@ class OwnRewardModels:
         self._folder = tempfile.TemporaryDirectory(prefix="tokenrlhf-reward-models-")
         try:
             copies = [
-                self._copy(one, resolved.device) if _is_model(one) else one for one in several
+                self._copy(str(one), resolved.device) if _is_model(one) else one for one in several
             ]
         except BaseException:
             self.close()

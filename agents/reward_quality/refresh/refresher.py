@@ -83,6 +83,15 @@ class Refresh:
     scale: float
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """The pairs of a round that have a label, with their prompts as given and as token ids."""
+
+    rows: list[PairRow]
+    origins: list[Prompt]
+    prompts: list[np.ndarray]
+
+
 class RewardRefresher:
     """Lets the reward models of a training learn on, from pairs of the policy that they judge.
 
@@ -208,29 +217,28 @@ class RewardRefresher:
         file = self._file(number, self._drawn(actor, number, origins, prompts))
         self.label(file, origins, prompts)
         labelled = [i for i, row in enumerate(file.rows) if row.label is not None]
-        asked = (
+        judged = _Judged(
             [file.rows[i] for i in labelled],
-            *([values[i] for i in labelled] for values in (origins, prompts)),
+            [origins[i] for i in labelled],
+            [prompts[i] for i in labelled],
         )
-        accuracy = after = self._accuracy(*asked)
+        accuracy = after = self._accuracy(judged)
         if labelled:
             self.fresh_pairs += read_pairs(file.path, skip_bad=True)
         scale = 1.0
         if self.how.epochs and labelled:
             scales = [self._learn(number, one) for one in self.learned]
             scale = float(np.exp(np.mean(np.log(scales))))
-            after = self._accuracy(*asked)
+            after = self._accuracy(judged)
         self.rounds = number
         return Refresh(number, len(labelled), accuracy, after, scale)
 
-    def _accuracy(
-        self,
-        rows: Sequence[PairRow],
-        origins: Sequence[Prompt],
-        prompts: Sequence[np.ndarray],
-    ) -> float:
+    def _accuracy(self, judged: _Judged) -> float:
         """How often the response with the higher reward is the better one; ½ for equal rewards."""
-        scored = label_by_reward(rows, origins, prompts, self.scorer.reward, self.language_model)
+        rows = judged.rows
+        scored = label_by_reward(
+            rows, judged.origins, judged.prompts, self.scorer.reward, self.language_model
+        )
         agreements = [
             0.5 if scored_row.label == "tie" else float(scored_row.label == row.label)
             for row, scored_row in zip(rows, scored, strict=True)
