@@ -12,6 +12,7 @@ PEER := --peer $(TRL) --peer-script benchmarks/trl_ppo.py
 SSE41 := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
 AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 # A file's tests share what they train, so one process has all of a file: nothing is trained twice.
+# (But for the files whose tests share nothing: `APART` in tests/conftest.py.)
 PARALLEL := -n auto --dist loadfile --maxprocesses
 
 .PHONY: setup demo verify test test-slow test-long test-numeric test-kernels test-ecosystem test-browser check numbers exact \
@@ -37,7 +38,7 @@ test-slow: setup
 	$(BIN)/python -m pytest -m "slow and not long" $(PARALLEL) 2
 
 # Half an hour and more: full builds of the bundled models, further seeds of what `test-slow` claims
-# about learning with one.
+# about learning with one, all of the wrong input of which it has a part.
 test-long: setup
 	$(BIN)/python -m pytest -m long $(PARALLEL) 2
 

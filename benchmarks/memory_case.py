@@ -21,7 +21,7 @@ from stable_baselines3 import PPO
 from agents import LMActorCriticPolicy, TokenPPO
 from tokenenv.models import quiet_loading
 
-__all__ = ["Case", "rollout"]
+__all__ = ["Case", "measured", "rollout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +91,10 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def main() -> None:
-    """Run the case and print what it took, in bytes."""
-    case = Case(**json.loads(sys.argv[2]))
+def measured(models: Path, case: Case) -> dict[str, int]:
+    """Run the case; what it took, in bytes."""
     with quiet_loading():
-        made = prepared(Path(sys.argv[1]), case)
+        made = prepared(models, case)
     found = {"models": _peak()}
     model = _with_rollout(made)
     found["rollout"] = _peak()
@@ -103,6 +102,12 @@ def main() -> None:
     found["buffer"] = buffer.nbytes
     model.train()
     found["update"] = _peak()
+    return found
+
+
+def main() -> None:
+    """Run the case of the command line and print what it took."""
+    found = measured(Path(sys.argv[1]), Case(**json.loads(sys.argv[2])))
     sys.stdout.write(json.dumps(found) + "\n")
 
 

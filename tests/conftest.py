@@ -53,6 +53,25 @@ NUMERIC = {
 """Modules that compare what went through one kernel with what went through another, or by hand."""
 
 
+APART = {f"tests/project/test_{name}.py" for name in ("docs", "examples", "benchmarks")}
+"""Files whose tests share nothing and take long: each of their tests may run on any worker."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadfile`, a worker gets whole files, and of those in `APART` single tests."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileOrTest(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return nodeid if file in APART else file
+
+    return ByFileOrTest(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what is `numeric`."""
     for item in items:

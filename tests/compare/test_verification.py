@@ -149,7 +149,7 @@ def test_a_misordered_pair_counts_by_what_lies_between_them():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds())
 @pytest.mark.parametrize(("agent", "goal"), [("TokenPPO", 0.995), ("PPO", 0.99)])
 def test_agents_reach_the_known_optimum(agent, goal, seed, exact_solution):
     """Our PPO and stock PPO with our policy and buffer, 300,000 tokens."""

@@ -1,4 +1,8 @@
-"""Wrong calls of the command line, by the hundred: each is refused with its name, none breaks."""
+"""Wrong calls of the command line, by the hundred: each is refused with its name, none breaks.
+
+There are thousands: every setting of every command with every value that is wrong for it.
+`make test-long` makes all of these calls; the slow test makes `PART` of them, the same each time.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +44,8 @@ NO_WHOLE_NUMBERS = (
     *("1,000", ESCAPES, SURROGATE),
 )
 NO_NUMBERS = ("-1", "nan", "-inf", "", "abc", "1,5", "0x1p3", ESCAPES, SURROGATE)
+OUT_OF_RANGE = ("-1", "-inf", "nan", "1" + "0" * 20)
+"""Those of the numbers that the parser takes: it is the setting that refuses them."""
 NO_CHOICES = ("", "nope", "None,", "GAE", "K1", ESCAPES, SURROGATE, LONG, "fixed ")
 NO_NAMES = (
     *("/nowhere", "/dev/null", "a\0b", LONG, "no:where", ":", "os:", ":path", "os:nothing"),
@@ -198,16 +204,25 @@ def call(config: type, name: str, value: str) -> Call:
     return Call(tuple(arguments), (option, value[:40]) if is_telling else (option,))
 
 
-def single_mistakes() -> list[Call]:
-    """Every setting of every command with every value that is wrong for it."""
+def single_mistakes() -> list[tuple[Call, bool]]:
+    """Every setting of every command with every value that is wrong for it.
+
+    With each, whether it is of the part that the slow test makes: numbers out of their range, which
+    every setting checks for itself, and of the values that are refused for their kind every eighth,
+    the n-th setting's from its n-th value on. So no setting is left out, and commands meet all
+    kinds of values.
+    """
     calls = []
     for config in COMMANDS:
         hints = typing.get_type_hints(config)
-        for field in dataclasses.fields(config):
+        for number, field in enumerate(dataclasses.fields(config)):
             values = wrong_values(field.name, hints[field.name])
             if config is AuditConfig and field.name == "reward_model":  # no option names it there
                 values = tuple(v for v in values if "\0" not in v and SURROGATE not in v)
-            calls += [call(config, field.name, value) for value in values]
+            step = min(8, max(1, len(values)))
+            for place, value in enumerate(values):
+                is_of_part = (place - number) % step == 0 or value in OUT_OF_RANGE
+                calls.append((call(config, field.name, value), is_of_part))
     return calls
 
 
@@ -250,7 +265,9 @@ def without_marks(text: str) -> str:
     return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
-CALLS = [*STRUCTURE, *single_mistakes()]
+MISTAKES = single_mistakes()
+CALLS = [*STRUCTURE, *(call for call, _ in MISTAKES)]
+PART = [*STRUCTURE, *(call for call, is_of_part in MISTAKES if is_of_part)]
 
 
 def check(wrong: Call, folder: Path, capsys: Any) -> str | None:
@@ -308,6 +325,14 @@ def failures(calls: list[Call], folder: Path, capsys: Any) -> list[str]:
 
 def test_there_are_as_many_wrong_calls_as_promised():
     assert len({c.arguments for c in CALLS}) >= 600
+    assert len({c.arguments for c in PART}) >= 600
+
+
+def test_the_part_has_every_setting_of_every_command():
+    whole, part = (
+        {(call.arguments[0], call.named[0]) for call in calls} for calls in (CALLS, PART)
+    )
+    assert part == whole
 
 
 def test_wrong_calls_are_refused_by_name(tmp_path, monkeypatch, capsys):
@@ -320,9 +345,20 @@ def test_wrong_calls_are_refused_by_name(tmp_path, monkeypatch, capsys):
     assert not found, "\n".join(found)
 
 
-@pytest.mark.slow
-def test_all_wrong_calls_are_refused_by_name(tmp_path, monkeypatch, capsys):
+def refuse(calls: list[Call], tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """Make the calls, and fail with those whose answer is wrong."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "2000")
-    found = failures(CALLS, tmp_path, capsys)
-    assert not found, f"{len(found)} of {len(CALLS)}:\n" + "\n".join(found)
+    found = failures(calls, tmp_path, capsys)
+    assert not found, f"{len(found)} of {len(calls)}:\n" + "\n".join(found)
+
+
+@pytest.mark.slow
+def test_a_part_of_all_wrong_calls_is_refused_by_name(tmp_path, monkeypatch, capsys):
+    refuse(PART, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("quarter", range(4))
+def test_all_wrong_calls_are_refused_by_name(quarter, tmp_path, monkeypatch, capsys):
+    refuse(CALLS[quarter::4], tmp_path, monkeypatch, capsys)

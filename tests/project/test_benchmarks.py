@@ -5,14 +5,13 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from support.warm_python import Done, run_python
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -207,13 +206,9 @@ def test_a_reward_model_is_built_on_the_trunk_of_a_given_language_model(benchmar
 # The scripts ------------------------------------------------------------------------------------
 
 
-def run(name: str, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(BENCHMARKS / f"{name}.py"), *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )
+def run(name: str, *arguments: str) -> Done:
+    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return run_python(BENCHMARKS / f"{name}.py", *arguments, environment=environment)
 
 
 def rows_of(name: str, folder: Path, *arguments: str) -> list[dict]:

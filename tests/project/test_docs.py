@@ -12,7 +12,6 @@ import functools
 import inspect
 import io
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -21,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from support.warm_python import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -83,14 +83,7 @@ def test_there_is_no_block_that_no_test_knows(page):
 @pytest.mark.slow
 @pytest.mark.parametrize(("block", "output"), BLOCKS)
 def test_python_block_runs_and_prints_what_the_page_says(block, output, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", block],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"},
-    )
+    done = run_python(block, folder=tmp_path, environment={"HF_HUB_OFFLINE": "1", "NO_COLOR": "1"})
     assert done.returncode == 0, done.stderr
     assert output is None or done.stdout == output
 
@@ -130,6 +123,8 @@ SMALLER = {
     "--fingerprint-episodes 4 --workers 1",
 }
 """What is said again counts, so the options that a page shows are still read."""
+RUN_ELSEWHERE = ("verify",)
+"""What a page's folder changes nothing about: tests/compare/test_verification.py runs it."""
 
 
 @pytest.mark.parametrize("words", LINES)
@@ -176,7 +171,7 @@ def test_commands_of_a_page_run(page, tmp_path, monkeypatch):
     good = '{"prompt": "We saw %d films.", "response": " They were fun."}'
     Path("demonstrations.jsonl").write_text("\n".join(good % number for number in range(40)))
     for program, *arguments in COMMANDS[page]:
-        if program == "tokenrlhf":
+        if program == "tokenrlhf" and arguments[0] not in RUN_ELSEWHERE:
             command = [*arguments, *SMALLER[arguments[0]].split()]
             assert main(command) == 0, shlex.join(command)
 

@@ -6,7 +6,6 @@ The quick ones run in this process, which has the libraries already, the others 
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.warm_python import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -375,17 +375,12 @@ def test_example_shows_what_it_says(name, tmp_path, monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*SLOW, *EXPERIMENTS])
 def test_longer_example_shows_what_it_says(name, tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            str(EXAMPLES / f"{name}.py"),
-            *(["--quick"] if name in EXPERIMENTS else []),
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+    done = run_python(
+        EXAMPLES / f"{name}.py",
+        *(["--quick"] if name in EXPERIMENTS else []),
+        folder=tmp_path,
+        environment={"HF_HUB_OFFLINE": "1"},
         timeout=900,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
     assert done.returncode == 0, done.stderr
     {**SLOW, **EXPERIMENTS}[name](done.stdout, tmp_path)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.warm_python import Done, run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -183,13 +182,9 @@ def test_a_peer_that_is_not_installed_is_answered_with_how_to_install_it(importe
 # The script ---------------------------------------------------------------------------------------
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(BENCHMARKS / "bench_learning.py"), *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )
+def run(*arguments: str) -> Done:
+    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return run_python(BENCHMARKS / "bench_learning.py", *arguments, environment=environment)
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 """Runs that are stopped at random moments: every file is whole, and what can be kept is kept.
 
-`INTERRUPTED_RUNS=50 pytest -m slow tests/runs/test_interrupted_runs.py` stops 50 instead of 16.
+The slow test stops ten, `make test-long` fifty others.
 """
 
 from __future__ import annotations
@@ -223,4 +223,9 @@ def test_a_run_that_was_killed_before_it_had_anything_has_replaced_nothing(tmp_p
 
 @pytest.mark.slow
 def test_runs_stopped_at_random_moments(tmp_path, old_run):
-    do(tmp_path, stops(int(os.environ.get("INTERRUPTED_RUNS", "16")), seed=0), old_run)
+    do(tmp_path, stops(10, seed=0), old_run)
+
+
+@pytest.mark.long
+def test_many_runs_stopped_at_random_moments(tmp_path, old_run):
+    do(tmp_path, stops(50, seed=1), old_run)
