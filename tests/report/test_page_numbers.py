@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from support.token_files import make_header, make_responses, make_run
 from agents.credit import TokenFile, read_tokens, write_tokens
 from agents.report.page import write_report
 from agents.report.samples import correlation
-from tokenenv.maths import generalized_advantages
+from tokenenv.maths import generalized_advantages, length_adaptive_lambdas
 
 pytestmark = pytest.mark.browser
 
@@ -19,19 +20,21 @@ SETTINGS = [(1.0, 0.0), (1.0, 0.5), (1.0, 0.95), (1.0, 1.0), (0.9, 0.3), (0.0, 0
 """γ and λ; the run's are 1 and 0.95."""
 
 
-def at(table: TokenFile, gamma: float, gae_lambda: float) -> list[np.ndarray]:
-    """The advantages of every response, by Python."""
+def at(
+    table: TokenFile, gamma: float, gae_lambda: float, alpha: float | None = None
+) -> list[np.ndarray]:
+    """The advantages of every response, by Python; with an α, λ is by the response's length."""
     scale = table.header["reward_scale"]
     found = []
     for number, response in enumerate(table.responses):
-        columns = table.columns_of(number)
+        columns, lengths = table.columns_of(number), np.array([response["tokens"]])
         advantages = generalized_advantages(
             scale["factor"] * columns["reward"][None] + scale["shift"],
             columns["value"][None],
-            np.array([response["tokens"]]),
+            lengths,
             np.array([response["bootstrap_value"]]),
             gamma,
-            gae_lambda,
+            gae_lambda if alpha is None else length_adaptive_lambdas(lengths, alpha),
         )
         found.append(advantages[0])
     return found
@@ -65,6 +68,69 @@ def test_sliders_compute_what_python_computes(browser, page, run, gamma, gae_lam
     assert_near(numbers(browser, "whitened"), whitened_at(table, gamma, gae_lambda))
     assert_near(numbers(browser, "delta"), np.concatenate(at(table, gamma, 0.0)))  # A at λ = 0
     assert_near(numbers(browser, "return"), expected + table.arrays["value"])
+
+
+# α = 0.1: λ is 0 up to 10 tokens. The responses have 6 to 12; 1e9 is all but λ = 1.
+@pytest.mark.parametrize(("gamma", "alpha"), [(1.0, 0.05), (1.0, 0.1), (0.9, 0.4), (1.0, 1e9)])
+def test_lambda_by_length_is_what_python_computes(browser, page, run, gamma, alpha):
+    browser.open(page)
+    browser.choose("gamma-number", gamma)
+    browser.choose("lambda-kind", "length")
+    browser.choose("alpha", alpha)
+    table = read_tokens(run)
+    expected = np.concatenate(at(table, gamma, 0.0, alpha))
+    assert_near(numbers(browser, "advantage"), expected)
+    assert_near(numbers(browser, "return"), expected + table.arrays["value"])
+
+
+@pytest.fixture(scope="module")
+def by_length(tmp_path_factory) -> Path:
+    """The folder of a run that was trained with α = 0.4."""
+    root = make_run(tmp_path_factory.mktemp("by-length") / "run", steps=())
+    header = make_header(16, gae_lambda_alpha=0.4)
+    write_tokens(root / "tokens" / "16.jsonl", header, make_responses(header, {"fresh": 4}))
+    write_report(root)
+    return root
+
+
+def test_a_run_with_lambda_by_length_is_reproduced(browser, by_length):
+    browser.open(by_length / "report.html")
+    assert browser.map("#lambda-kind, #alpha", "value") == ["length", "0.4"]
+    assert browser.map("#lambda-field, #alpha-field", "hidden") == [True, False]
+    note = browser.text("#credit-note")
+    assert "α = 0.4 (gae). Computed here they are what the run wrote" in note
+    written = read_tokens(by_length).arrays["advantage"]
+    browser.choose("alpha", 0.1)
+    assert not np.allclose(numbers(browser, "advantage"), written)
+    assert browser.map("#preset-run", "ariaPressed") == ["false"]
+    browser.choose("lambda-kind", "number")
+    assert_near(numbers(browser, "advantage"), np.concatenate(at(read_tokens(by_length), 1, 0.95)))
+    browser.click("#preset-run")
+    assert_near(numbers(browser, "advantage"), written)
+    assert browser.map("#lambda-kind, #alpha", "value") == ["length", "0.4"]
+
+
+@pytest.mark.parametrize("value", ["", "0", "-1"])
+def test_alpha_takes_no_number_that_is_none(browser, by_length, value):
+    browser.open(by_length / "report.html")
+    before = numbers(browser, "advantage")
+    browser.choose("alpha", value)
+    np.testing.assert_array_equal(numbers(browser, "advantage"), before)
+    assert browser.map("#alpha", "value") == ["0.4"]
+
+
+def test_lambda_by_length_is_chosen_by_keyboard(browser, page):
+    """Nothing but keys: to the choice, down, on to α, a number."""
+    from selenium.webdriver.common.keys import Keys
+
+    browser.open(page)
+    before = numbers(browser, "advantage")
+    browser.js("document.getElementById('lambda-kind').focus()")
+    browser.press(Keys.ARROW_DOWN, Keys.TAB)
+    assert browser.js("return document.activeElement.id") == "alpha"
+    browser.press(Keys.CONTROL + "a" + Keys.NULL, "0.4")
+    assert browser.map("#alpha", "value") == ["0.4"]
+    assert not np.allclose(before, numbers(browser, "advantage"))
 
 
 def test_the_ranges_move_what_their_fields_show(browser, page):

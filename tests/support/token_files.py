@@ -13,6 +13,7 @@ from tokenenv.maths import (
     generalized_advantages,
     group_advantages,
     leave_one_out_advantages,
+    length_adaptive_lambdas,
 )
 
 WORDS = " the| film| was| great| dull| and| I| saw| it| a| plot| music| really| fresh| not| bad|."
@@ -131,8 +132,10 @@ def _columns(
     value = np.linspace(0.4, 0.9, length) * score[-1] + rng.normal(0, 0.2, length)
     paid = scale["factor"] * reward + scale["shift"]
     ends = np.array([bootstrap_value])
+    lengths, alpha = np.array([length]), header.get("gae_lambda_alpha")
+    lambdas = header["gae_lambda"] if alpha is None else length_adaptive_lambdas(lengths, alpha)
     advantage = generalized_advantages(
-        paid[None], value[None], np.array([length]), ends, header["gamma"], header["gae_lambda"]
+        paid[None], value[None], lengths, ends, header["gamma"], lambdas
     )[0]
     following = np.append(value[1:], bootstrap_value)
     whitening = header["whitening"] or {"mean": 0.0, "deviation": 1.0}

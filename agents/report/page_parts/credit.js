@@ -1,11 +1,29 @@
 // γ and λ: what they are set to, and what is said of them.
 
+/** α of a λ by length where the run has none: that of VAPO. */
+const USUAL_ALPHA = 0.05;
+
+/** Compute what γ and λ change, as they are set. */
+function computeCredit() {
+  const own = ownSettings(step().header);
+  state.isOwn = state.gamma === own.gamma && isOwnLambda(own);
+  state.credit = credit(step(), state.gamma, state.lambda, state.alpha);
+}
+
+function isOwnLambda(own) {
+  return state.alpha === own.alpha && (own.alpha !== null || state.lambda === own.lambda);
+}
+
 /** Take γ and λ as they are set, and draw what depends on them. */
 function moveCredit() {
-  const own = ownSettings(step().header);
-  state.isOwn = state.gamma === own.gamma && state.lambda === own.lambda;
-  state.credit = credit(step(), state.gamma, state.lambda);
+  computeCredit();
   drawCredit();
+}
+
+/** λ as one number for all responses, or by their length. */
+function chooseLambda(kind) {
+  state.alpha = kind === "length" ? (ownSettings(step().header).alpha ?? USUAL_ALPHA) : null;
+  moveCredit();
 }
 
 function drawCredit() {
@@ -15,6 +33,7 @@ function drawCredit() {
         control.value = state[name];
     }
   }
+  drawAlpha();
   drawPresets();
   if (CREDITED.includes(state.colour)) paint();
   drawStrips();
@@ -23,12 +42,22 @@ function drawCredit() {
   drawInequalityInTime();
 }
 
+function drawAlpha() {
+  const isByLength = state.alpha !== null,
+    field = byId("alpha");
+  byId("lambda-kind").value = isByLength ? "length" : "number";
+  byId("lambda-field").hidden = isByLength;
+  byId("alpha-field").hidden = !isByLength;
+  if (isByLength && +field.value !== state.alpha && field !== document.activeElement)
+    field.value = state.alpha;
+}
+
 function drawPresets() {
   const own = ownSettings(step().header);
   for (const [id, isSet] of [
     ["preset-run", state.isOwn],
-    ["preset-td", !state.isOwn && state.lambda === 0],
-    ["preset-mc", !state.isOwn && state.lambda === 1],
+    ["preset-td", !state.isOwn && state.alpha === null && state.lambda === 0],
+    ["preset-mc", !state.isOwn && state.alpha === null && state.lambda === 1],
   ]) {
     setAttribute(byId(id), "aria-pressed", isSet);
   }
@@ -44,7 +73,9 @@ function aboutEstimator(own) {
       `is that. Other settings show GAE${without}.`
     );
   }
-  const settings = `γ = ${brief(own.gamma)}, λ = ${brief(own.lambda)} (${name})`;
+  const byLength = `1 − 1/(α·l) for a response of l tokens, α = ${brief(own.alpha ?? 0)}`;
+  const lambda = own.alpha === null ? brief(own.lambda) : byLength;
+  const settings = `γ = ${brief(own.gamma)}, λ = ${lambda} (${name})`;
   return `The run's: ${settings}. ${agreement(own)}`;
 }
 
@@ -68,7 +99,7 @@ function aboutScale() {
 function agreement(own) {
   const of = step();
   if (of.difference === undefined) {
-    const here = advantagesAt(of, own.gamma, own.lambda).advantage,
+    const here = advantagesAt(of, own.gamma, own.lambda, own.alpha).advantage,
       there = of.column("advantage");
     of.difference = 0;
     for (let i = 0; i < here.length; i++) {

@@ -118,11 +118,21 @@ const KINDS = {
   rollout: "rollout: used in the last update",
 };
 
-/** γ and λ of a run's estimator; without a critic there is none, and 1 and 1 add up the rewards. */
+/**
+ * γ, λ and α of a run's estimator; α is that of a λ by the length of the response, null where it is
+ * one number. Without a critic there is none, and 1 and 1 add up the rewards.
+ */
 function ownSettings(header) {
   const lambdas = { gae: header.gae_lambda, "monte-carlo": 1, td: 0 };
-  if (!(header.estimator in lambdas)) return { gamma: 1, lambda: 1, isCriticFree: true };
-  return { gamma: header.gamma, lambda: lambdas[header.estimator], isCriticFree: false };
+  if (!(header.estimator in lambdas))
+    return { gamma: 1, lambda: 1, alpha: null, isCriticFree: true };
+  const alpha = header.estimator === "gae" ? (header.gae_lambda_alpha ?? null) : null;
+  return { gamma: header.gamma, lambda: lambdas[header.estimator], alpha, isCriticFree: false };
+}
+
+/** λ of a response of that many tokens: α's where there is an α, else λ itself. */
+function lambdaOf(length, lambda, alpha) {
+  return alpha === null ? lambda : lambdaByLength(length, alpha);
 }
 
 /** V of every token for the recursion: 0 where there is no critic. */
@@ -137,8 +147,8 @@ function rewardsOf(step) {
   return Float64Array.from(step.column("reward"), (reward) => factor * reward + shift);
 }
 
-/** δ and A of all tokens of a step, at a γ and a λ. */
-function advantagesAt(step, gamma, lambda) {
+/** δ and A of all tokens of a step, at a γ and a λ, or the λ by length of an α. */
+function advantagesAt(step, gamma, lambda, alpha = null) {
   step.rewards = step.rewards || rewardsOf(step);
   step.values = step.values || valuesOf(step);
   const delta = new Float64Array(step.count),
@@ -153,7 +163,7 @@ function advantagesAt(step, gamma, lambda) {
       to,
       bootstrap,
       gamma,
-      lambda,
+      lambdaOf(to - from, lambda, alpha),
       delta,
       advantage,
     );
@@ -173,8 +183,8 @@ function aggregation(step) {
 }
 
 /** Everything that γ and λ change, of all tokens of a step. */
-function credit(step, gamma, lambda) {
-  const { delta, advantage } = advantagesAt(step, gamma, lambda);
+function credit(step, gamma, lambda, alpha) {
+  const { delta, advantage } = advantagesAt(step, gamma, lambda, alpha);
   const { mean, deviation } = step.header.whitening || { mean: 0, deviation: 1 };
   const whitened = advantage.map((value) => (value - mean) / deviation);
   const returns = advantage.map((value, i) => value + step.values[i]);

@@ -24,12 +24,15 @@ function estimators() {
     };
   }
   const own = ownSettings(header);
+  const [from, to] = span(),
+    lambda = setting(lambdaOf(to - from, state.lambda, state.alpha));
+  const byLength = state.alpha === null ? "" : ` by length, α = ${setting(state.alpha)}`;
   const isGae = (name) => header.estimator === name && state.gamma === own.gamma;
   const rows = [
     {
-      label: `GAE, γ = ${setting(gamma)}, λ = ${setting(state.lambda)}`,
+      label: `GAE, γ = ${setting(gamma)}, λ = ${lambda}${byLength}`,
       values: state.credit.advantage,
-      isOwn: isGae("gae") && state.lambda === own.lambda,
+      isOwn: isGae("gae") && isOwnLambda(own),
     },
     { label: "Monte Carlo, λ = 1", values: of.bounds.mc, isOwn: isGae("monte-carlo") },
     { label: "TD, λ = 0", values: of.bounds.td, isOwn: isGae("td") },

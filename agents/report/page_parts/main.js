@@ -80,9 +80,7 @@ function showResponse() {
   byId("response-previous").disabled = place === 0;
   byId("response-next").disabled = place === places.length - 1;
   byId("history-panel").hidden = state.kind !== "fixed" || run().steps.length < 2;
-  const own = ownSettings(step().header);
-  state.isOwn = state.gamma === own.gamma && state.lambda === own.lambda;
-  state.credit = credit(step(), state.gamma, state.lambda);
+  computeCredit();
   state.colouring = null;
   drawResponse();
   paint();
@@ -149,8 +147,17 @@ function listen() {
       });
     }
   }
+  on("lambda-kind", "change", (event) => chooseLambda(event.target.value));
+  on("alpha", "input", (event) => {
+    if (!(+event.target.value > 0 && Number.isFinite(+event.target.value))) return;
+    state.alpha = +event.target.value;
+    moveCredit();
+  });
+  on("alpha", "change", () => {
+    byId("alpha").value = state.alpha;
+  });
   const preset = (lambda) => {
-    Object.assign(state, lambda === null ? ownSettings(step().header) : { lambda });
+    Object.assign(state, lambda === null ? ownSettings(step().header) : { lambda, alpha: null });
     moveCredit();
   };
   on("preset-run", "click", () => preset(null));

@@ -21,6 +21,11 @@ function generalizedAdvantages(
   }
 }
 
+/** λ = 1 − 1/(α·l), within [0, 1], of a response of l tokens: `length_adaptive_lambdas`. */
+function lambdaByLength(length, alpha) {
+  return Math.min(Math.max(1 - 1 / (alpha * length), 0), 1);
+}
+
 /** Pearson's r of the pairs of which both are known; NaN where either does not vary. */
 function correlation(one, other) {
   let n = 0,

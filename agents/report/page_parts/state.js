@@ -10,6 +10,7 @@ const state = {
   scale: "step",
   gamma: 1,
   lambda: 1,
+  alpha: null,
   isOwn: true,
   credit: null,
 };
