@@ -58,9 +58,9 @@ test-kernels: setup
 test-ecosystem: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ecosystem]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps tianshou
-	$(BIN)/python -m pytest -m ecosystem -n auto --maxprocesses 2
+	$(BIN)/python -m pytest tests/ecosystem -m ecosystem -n auto --maxprocesses 2
 
-# selenium downloads no browser: it is told where Debian's are. One process: its tests measure time.
+# selenium downloads no browser: it is told where Debian's are. What measures time runs alone.
 test-browser: setup
 	@for program in chromium chromedriver; do \
 		command -v $$program > /dev/null || { \
@@ -68,7 +68,8 @@ test-browser: setup
 		}; \
 	done
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,browser]"
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest tests/report -m browser --ignore tests/report/test_page_speed.py $(PARALLEL) 2
+	$(BIN)/python -m pytest tests/report/test_page_speed.py -m browser
 
 check: setup
 	$(BIN)/ruff check .

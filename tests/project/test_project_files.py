@@ -6,6 +6,7 @@ import importlib.metadata
 import re
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +26,19 @@ def test_ci_is_what_contributing_says():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     run = re.findall(r"^make [\w-]+", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     assert run and set(run) == set(re.findall(r"^make [\w-]+", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize(("mark", "folder"), [("browser", "report"), ("ecosystem", "ecosystem")])
+def test_marked_tests_are_where_make_looks_for_them(mark, folder):
+    """Collecting all tests takes longer than some of these runs."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert f"pytest tests/{folder} -m {mark}" in makefile
+    marked = {
+        path.relative_to(ROOT / "tests").parts[0]
+        for path in (ROOT / "tests").rglob("*.py")
+        if f"mark.{mark}\n" in path.read_text(encoding="utf-8")
+    }
+    assert marked == {folder}
 
 
 def test_the_license_is_that_of_the_metadata():
