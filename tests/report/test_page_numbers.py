@@ -96,7 +96,7 @@ def by_length(tmp_path_factory) -> Path:
 def test_a_run_with_lambda_by_length_is_reproduced(browser, by_length):
     browser.open(by_length / "report.html")
     assert browser.map("#lambda-kind, #alpha", "value") == ["length", "0.4"]
-    assert browser.map("#lambda-field, #alpha-field", "hidden") == [True, False]
+    assert browser.map("#alpha-field, #lambda-field", "hidden") == [False, True]
     note = browser.text("#credit-note")
     assert "α = 0.4 (gae). Computed here they are what the run wrote" in note
     written = read_tokens(by_length).arrays["advantage"]
