@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
@@ -51,9 +53,9 @@ def watched(kwargs, rollouts=4, agent_kwargs=(), **given):
 
 
 def trained(kwargs, *callbacks):
-    """An agent after up to three updates."""
+    """An agent after up to five updates."""
     model = make_agent(kwargs, n_steps=12, n_epochs=1)
-    model.learn(3 * 12 * 6, callback=list(callbacks))
+    model.learn(5 * 12 * 6, callback=list(callbacks))
     return model
 
 
@@ -99,13 +101,13 @@ def test_an_alarm_is_raised_once_for_each_rule_and_logged_as_long_as_it_holds(ti
     assert not monitor.alarms and not spoken
 
 
-def test_stop_ends_the_training_after_the_update_on_the_alarms_rollout(tiny_task_kwargs):
+def test_stop_ends_the_training_after_the_update_on_the_second_alarmed_rollout(tiny_task_kwargs):
     rlhf = RLHFCallback()
     monitor = HackingMonitor(rlhf, "stop", rules=[ALWAYS])
     model = trained(tiny_task_kwargs, rlhf, monitor)
-    assert model._n_updates == 2 and monitor.stopped_by == monitor.alarms[0]
-    assert model.num_timesteps == 2 * 12 * 6 + 6  # a step of the third rollout, not learned from
-    other = trained(tiny_task_kwargs, RLHFCallback(), _StopsAfter(2))  # the same two updates
+    assert model._n_updates == 3 and monitor.stopped_by.rule == monitor.alarms[0].rule
+    assert model.num_timesteps == 3 * 12 * 6 + 6  # a step of the fourth rollout, not learned from
+    other = trained(tiny_task_kwargs, RLHFCallback(), _StopsAfter(3))  # the same updates
     assert largest_difference(weights(model.policy), weights(other.policy)) == 0.0
 
 
@@ -125,18 +127,18 @@ class _StopsAfter(BaseCallback):
 def test_raise_kl_multiplies_the_environments_beta_a_few_times_at_most(
     tiny_task_kwargs, scoring, monkeypatch
 ):
-    """0.1 · 3 at the alarm in the second rollout, · 3 two rollouts later, and no more."""
+    """0.1 · 3 in the second rollout with an alarm, · 3 two rollouts later, and no more."""
     wait = 2
     monkeypatch.setattr(monitor_module, "ROLLOUTS_BETWEEN_RAISES", wait)
     monitor, rows, spoken, _ = watched(
         {**tiny_task_kwargs, "scoring": scoring},
-        2 + 2 * wait,
+        3 + 2 * wait,
         rules=[ALWAYS],
         on_alarm="raise-kl",
         kl_factor=3.0,
         kl_raises=2,
     )
-    expected = [0.1] + [0.3] * wait + [0.9] * (1 + wait)
+    expected = [0.1] * 2 + [0.3] * wait + [0.9] * (1 + wait)
     np.testing.assert_allclose([row["kl_coef"] for row in rows], expected)
     paid = [row["rlhf/kl_coef"] for row in rows]  # of the rollout itself, before it moves
     np.testing.assert_allclose(paid, [0.1, *expected[:-1]])
@@ -145,7 +147,7 @@ def test_raise_kl_multiplies_the_environments_beta_a_few_times_at_most(
 
 def test_a_raised_beta_is_that_of_the_saved_model(tiny_task_kwargs, tmp_path):
     given = {"rules": [ALWAYS], "on_alarm": "raise-kl", "kl_factor": 5.0}
-    model = watched(tiny_task_kwargs, 2, **given)[-1]
+    model = watched(tiny_task_kwargs, 3, **given)[-1]
     model.save(tmp_path / "model")
     fresh = make_agent(tiny_task_kwargs, n_steps=12)
     loaded = TokenPPO.load(tmp_path / "model", env=fresh.env)
@@ -155,11 +157,11 @@ def test_a_raised_beta_is_that_of_the_saved_model(tiny_task_kwargs, tmp_path):
 
 
 def test_a_controller_goes_on_from_the_raised_beta(tiny_task_kwargs):
-    """Adaptive, with no KL at all: each rollout · 0.8, and · 4 once, after the second."""
+    """Adaptive, with no KL at all: each rollout · 0.8, and · 4 once, after the third."""
     settings = {"kl_controller": "adaptive", "kl_target": 1.0, "kl_horizon": 1.0}
     given = {"rules": [ALWAYS], "on_alarm": "raise-kl", "kl_factor": 4.0, "kl_raises": 1}
-    rows = watched(tiny_task_kwargs, 3, settings.items(), **given)[1]
-    expected = 0.1 * np.array([0.8, 4 * 0.8**2, 4 * 0.8**3])
+    rows = watched(tiny_task_kwargs, 4, settings.items(), **given)[1]
+    expected = 0.1 * np.array([0.8, 0.8**2, 4 * 0.8**3, 4 * 0.8**4])
     np.testing.assert_allclose([row["kl_coef"] for row in rows], expected)
 
 
@@ -195,3 +197,13 @@ def test_raising_a_beta_of_0_is_refused_at_the_start(tiny_task_kwargs):
 def test_every_rule_has_a_name_and_a_statement():
     assert len({rule.name for rule in RULES}) == len(RULES)
     assert all(rule.statement for rule in RULES)
+
+
+def test_a_policy_that_jumps_and_comes_back_is_an_alarm_and_no_reason_to_stop(tiny_task_kwargs):
+    """A rule that holds in every second look: never twice in a row."""
+    looks = itertools.count()
+    every_second = Rule("now and then", "-", lambda start, now: "x" if next(looks) % 2 else None)
+    rlhf = RLHFCallback()
+    monitor = HackingMonitor(rlhf, "stop", rules=[every_second])
+    model = trained(tiny_task_kwargs, rlhf, monitor)
+    assert model._n_updates == 5 and monitor.alarms and monitor.stopped_by is None

@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 ON_ALARM = ("warn", "stop", "raise-kl")
 """What a monitor may do."""
 
+LOOKS_BEFORE_ACTING = 2
+"""Looks in a row in which a rule holds before the monitor acts: a policy that jumps and comes back
+at once is an alarm, and no reason to stop."""
+
 ROLLOUTS_BETWEEN_RAISES = 4
 """Rollouts that a larger β has to work before it is raised again."""
 
@@ -33,9 +37,10 @@ class HackingMonitor(BaseCallback):
     compares these, score, KL and entropy with those at the start of the training by `rules`, and
     logs `rlhf/hacking_alarm`: 1 in a rollout in which a rule holds, 0 in others, nothing while the
     start is still being measured. A rule that holds for the first time raises an alarm: it is said
-    and recorded, once for each rule, and the monitor acts:
+    and recorded, once for each rule. Where rules hold in two looks that follow one another, the
+    monitor acts:
 
-    - `"warn"`: nothing more.
+    - `"warn"`: it does not.
     - `"stop"`: the training ends after the update on this rollout.
     - `"raise-kl"`: the environment's β is multiplied by `kl_factor`, and again after every
       `ROLLOUTS_BETWEEN_RAISES` rollouts in which a rule still holds, `kl_raises` times at the most.
@@ -96,7 +101,7 @@ class HackingMonitor(BaseCallback):
         self._say = say or logger.warning
         self._record = record or (lambda alarm: None)
         self._texts = TextTracker(word_lists)
-        self._rollouts = self._raised_at = self._steps = 0
+        self._rollouts = self._raised_at = self._steps = self._in_a_row = 0
 
     def _on_training_start(self) -> None:
         if not hasattr(self.rlhf, "settings") or self.rlhf.model is not self.model:
@@ -111,7 +116,7 @@ class HackingMonitor(BaseCallback):
                 "positive kl_coef, or take another on_alarm."
             )
         self._watch = Watch(self.rules, settings.max_new_tokens)
-        self.stopped_by, self.is_alarmed, self._steps = None, False, 0
+        self.stopped_by, self.is_alarmed, self._steps, self._in_a_row = None, False, 0, 0
         self._texts.end_rollout()  # of a training that was interrupted inside of a rollout
 
     def _kl_coef(self) -> float:
@@ -155,7 +160,8 @@ class HackingMonitor(BaseCallback):
         for alarm in answers:
             if alarm.rule not in known:
                 self._raise(alarm)
-        if self.is_alarmed:
+        self._in_a_row = self._in_a_row + 1 if answers else 0
+        if self._in_a_row >= LOOKS_BEFORE_ACTING:
             self._act(answers[0])
 
     def _raise(self, alarm: Alarm) -> None:
