@@ -12,7 +12,7 @@ import numpy as np
 
 from agents.report.curves import Curve, curve, mean_over_seeds, objective_curve, thinned
 from agents.report.run_files import RunFiles
-from agents.reward_quality.hacking.law import Law, fit_law
+from agents.reward_quality.hacking.law import Law, fit_law, start_of
 from agents.reward_quality.hacking.points import Points, points_of
 
 __all__ = ["CHARTS", "Chart", "Group", "charts", "group_runs"]
@@ -167,7 +167,9 @@ def _gold_against_proxy(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def _fitted(runs: Sequence[Points], name: str) -> Law | None:
-    return fit_law([run.distance for run in runs], [getattr(run, name) for run in runs])
+    distances = [run.distance for run in runs if len(run)]
+    rewards = [getattr(run, name) for run in runs if len(run)]
+    return fit_law(distances, rewards, start_of(distances, rewards)) if distances else None
 
 
 def _over_distance(

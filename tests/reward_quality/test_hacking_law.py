@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agents.reward_quality.hacking.figure import draw_gold_against_proxy
-from agents.reward_quality.hacking.law import FEWEST_POINTS, fit_law
+from agents.reward_quality.hacking.law import FEWEST_POINTS, fit_law, start_of
 from agents.reward_quality.hacking.points import Points, points_of
 
 D = np.linspace(0.0, 6.0, 25)
@@ -26,6 +26,21 @@ def test_planted_numbers_are_recovered_without_noise(start, alpha, beta):
     np.testing.assert_allclose((law.start, law.alpha, law.beta), (start, alpha, beta), atol=1e-12)
     assert law.residual < 1e-12 and law.beta_error < 1e-10
     np.testing.assert_allclose(law(D), law_by_hand(D, start, alpha, beta), atol=1e-12)
+
+
+def test_a_start_that_was_measured_is_kept():
+    """Two numbers for two points: from 1, with α = 0.5 and β = 0.25 at d = 1 and e."""
+    d = np.array([0.0, 1.0, math.e, 0.0])
+    r = np.array([1.0, 1.5, 1.0 + math.e * 0.25, 1.0])
+    law = fit_law([D], [law_by_hand(D, 1.0, 0.5, 0.25)], start=1.0)
+    assert (law.start, law.start_error) == (1.0, 0.0)
+    np.testing.assert_allclose((law.alpha, law.beta), (0.5, 0.25), atol=1e-12)
+    np.testing.assert_allclose(law(d), r, atol=1e-12)
+    # Noise far out pulls a free start away, and leaves one that is given where it is.
+    bent = law_by_hand(D, 1.0, 0.5, 0.25) + np.where(D > 5, 3.0, 0.0)
+    assert abs(fit_law([D], [bent]).start - 1.0) > 0.2
+    assert fit_law([D] * 3, [bent] * 3, start=1.0)(0.0) == 1.0
+    assert start_of([D, D[::-1], D[:0]], [D + 1, D[::-1] + 3, D[:0]]) == 2.0
 
 
 def test_the_greatest_value_is_where_the_derivative_is_0():

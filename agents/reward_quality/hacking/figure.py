@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from agents.atomic_files import whole_file
-from agents.reward_quality.hacking.law import Law, fit_law
+from agents.reward_quality.hacking.law import Law, fit_law, start_of
 from agents.reward_quality.hacking.points import Points
 
 __all__ = ["draw_gold_against_proxy"]
@@ -77,7 +77,10 @@ def _draw_reward(
     for number, (distance, reward) in enumerate(pairs):
         label = f"{name}, a rollout each" if number == 0 else None
         axis.scatter(distance, reward, s=7, color=color, alpha=0.45, lw=0, label=label)
-    law = fit_law(*zip(*pairs, strict=True)) if pairs else None
+    law = None
+    if pairs:
+        distances, rewards = zip(*pairs, strict=True)
+        law = fit_law(distances, rewards, start_of(distances, rewards))
     if law is not None:
         places = np.linspace(0, law.largest, 200)
         axis.plot(places, law(places), color=color, lw=1.5, label=f"{name}, fitted")

@@ -4,7 +4,8 @@ Gao et al. 2022 (https://arxiv.org/abs/2210.10760, section 3.1) find for policie
 
     R(d) = R₀ + d·(α − β·log d),
 
-with R₀ the reward of the policy that training started from, 0 in the paper by normalisation. For
+with R₀ the reward of the policy that training started from, 0 in the paper by normalisation, and
+here either known (`start_of`) or fitted as well. For
 the gold reward β > 0: it rises, is greatest at d* = exp(α/β − 1), where it is R₀ + β·d*, and falls.
 This β is the law's own, and not the KL coefficient. The law is linear in R₀, α and β, so that the
 fit is one of least squares.
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["FEWEST_POINTS", "Law", "fit_law"]
+__all__ = ["FEWEST_POINTS", "Law", "fit_law", "start_of"]
 
 FEWEST_POINTS = 4
 """Points with different KL below which nothing is fitted: one more than the law has numbers."""
@@ -34,7 +35,7 @@ class Law:
         start: R₀.
         alpha: α, per √nat.
         beta: β, per √nat.
-        start_error: standard error of R₀; NaN where it is not known.
+        start_error: standard error of R₀; 0 where it was given, NaN where it is not known.
         alpha_error: of α.
         beta_error: of β.
         residual: root mean square of what the law leaves unexplained, in the reward's unit.
@@ -89,7 +90,22 @@ def _with_error(value: float, error: float) -> str:
     return f"({value:.3g} ± {error:.1g})" if math.isfinite(error) else f"{value:.3g}"
 
 
-def fit_law(distances: Sequence[np.ndarray], rewards: Sequence[np.ndarray]) -> Law | None:
+def start_of(distances: Sequence[np.ndarray], rewards: Sequence[np.ndarray]) -> float:
+    """R₀ as it was measured: the mean over runs of the reward at the least distance of each.
+
+    Args:
+        distances: S arrays (n,).
+        rewards: S arrays (n,); one point at least in one of them.
+    """
+    nearest = [
+        float(r[int(np.argmin(d))]) for d, r in zip(distances, rewards, strict=True) if len(d)
+    ]
+    return float(np.mean(nearest))
+
+
+def fit_law(
+    distances: Sequence[np.ndarray], rewards: Sequence[np.ndarray], start: float | None = None
+) -> Law | None:
     """Fit the law to the points of several runs together.
 
     The errors are of the numbers over runs like these, by the jackknife (each run left out once),
@@ -100,6 +116,8 @@ def fit_law(distances: Sequence[np.ndarray], rewards: Sequence[np.ndarray]) -> L
     Args:
         distances: S arrays (n,), d = √KL ≥ 0.
         rewards: S arrays (n,), of the same policies.
+        start: R₀, where it is known; None: it is fitted, and the law need not begin where the
+            policies did.
 
     Returns:
         The law, or None where there are too few points with different KL.
@@ -113,14 +131,14 @@ def fit_law(distances: Sequence[np.ndarray], rewards: Sequence[np.ndarray]) -> L
     r = np.concatenate([np.asarray(one, dtype=np.float64) for one in rewards] or [np.zeros(0)])
     if len(np.unique(d)) < FEWEST_POINTS:
         return None
-    numbers = _solve(d, r)
+    numbers = _solve(d, r, start)
     left = r - _columns(d) @ numbers
     runs = sum(len(one) > 0 for one in distances)
-    errors = _jackknife(distances, rewards) if runs >= 3 else _scatter(d, left)
-    start, alpha, beta = map(float, numbers)
+    errors = _jackknife(distances, rewards, start) if runs >= 3 else _scatter(d, left, start)
+    fitted_start, alpha, beta = map(float, numbers)
     start_error, alpha_error, beta_error = map(float, errors)
     return Law(
-        start,
+        fitted_start,
         alpha,
         beta,
         start_error,
@@ -154,27 +172,33 @@ def _columns(d: np.ndarray) -> np.ndarray:
     return np.stack([np.ones_like(d), d, -d * logs], axis=-1)
 
 
-def _solve(d: np.ndarray, r: np.ndarray) -> np.ndarray:
-    return np.linalg.lstsq(_columns(d), r, rcond=None)[0]
+def _solve(d: np.ndarray, r: np.ndarray, start: float | None) -> np.ndarray:
+    """(3,) R₀, α and β."""
+    columns = _columns(d)
+    if start is None:
+        return np.linalg.lstsq(columns, r, rcond=None)[0]
+    return np.array([start, *np.linalg.lstsq(columns[:, 1:], r - start, rcond=None)[0]])
 
 
-def _scatter(d: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """Standard errors of ordinary least squares; NaN without a point to spare."""
-    spare = len(d) - 3
+def _scatter(d: np.ndarray, left: np.ndarray, start: float | None) -> np.ndarray:
+    """(3,) standard errors of ordinary least squares; NaN without a point to spare."""
+    columns = _columns(d)[:, 0 if start is None else 1 :]
+    spare = len(d) - columns.shape[1]
     if spare <= 0:
         return np.full(3, math.nan)
-    columns = _columns(d)
     covariance = np.linalg.pinv(columns.T @ columns) * (left @ left) / spare
-    return np.sqrt(np.diag(covariance))
+    return np.array([*([] if start is None else [0.0]), *np.sqrt(np.diag(covariance))])
 
 
-def _jackknife(distances: Sequence[np.ndarray], rewards: Sequence[np.ndarray]) -> np.ndarray:
+def _jackknife(
+    distances: Sequence[np.ndarray], rewards: Sequence[np.ndarray], start: float | None
+) -> np.ndarray:
     """Standard errors over runs: √((S−1)/S·Σ(θ₋ᵢ − θ̄)²), Efron & Stein 1981."""
     runs = [(d, r) for d, r in zip(distances, rewards, strict=True) if len(d)]
     without = []
     for i in range(len(runs)):
         d, r = (np.concatenate([run[k] for j, run in enumerate(runs) if j != i]) for k in (0, 1))
-        without.append(_solve(np.asarray(d, np.float64), np.asarray(r, np.float64)))
+        without.append(_solve(np.asarray(d, np.float64), np.asarray(r, np.float64), start))
     count = len(without)
     spread = np.array(without) - np.mean(without, axis=0)
     return np.sqrt((count - 1) / count * (spread**2).sum(axis=0))
