@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from agents.report.curves import Curve, curve, mean_over_seeds, objective_curve, thinned
+from agents.report.reward_charts import alarm_marks, calibration_charts, gold_against_proxy
 from agents.report.run_files import RunFiles
-from agents.reward_quality.hacking.law import Law, fit_law, start_of
-from agents.reward_quality.hacking.points import Points, points_of
+from agents.report.series import MOST_POINTS, Group, group_runs, series_of, short
 
 __all__ = ["CHARTS", "Chart", "Group", "charts", "group_runs"]
-
-MOST_POINTS = 400
-"""Points of a curve in the page; longer ones are averaged."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +28,8 @@ class Chart:
         low: the axis reaches down to it, however high the curve is; None for the curve alone.
         high: the same, up.
         floor: what lies below is cut off.
+        levels: value → what it is, for levels that are the same in every run.
+        section: of the page, `"curves"` or `"reward"`.
     """
 
     name: str
@@ -44,6 +40,8 @@ class Chart:
     low: float | None = None
     high: float | None = None
     floor: float | None = None
+    levels: tuple[tuple[float, str], ...] = ()
+    section: str = "curves"
 
 
 _OPTIMUM = (("optimum", "optimum J*"), ("optimum_lower_bound", "J*, lower bound"))
@@ -79,49 +77,46 @@ CHARTS = (
     ),
     Chart("clip_fraction", "clip fraction", "train/clip_fraction", low=0),
     Chart("value_loss", "value loss", "train/value_loss", low=0),
+    Chart(
+        "shift",
+        "shift of the responses, in deviations under no shift",
+        "rlhf/shift",
+        levels=((0.0, "no shift"),),
+        section="reward",
+    ),
+    Chart(
+        "shift_p",
+        "p-value of no shift",
+        "rlhf/shift_p",
+        low=0,
+        high=1,
+        levels=((0.05, "level"),),
+        section="reward",
+    ),
+    Chart(
+        "shift_disagreement",
+        "reward models' disagreement, against that on known texts",
+        "rlhf/shift_disagreement",
+        low=0,
+        levels=((1.0, "as on known texts"),),
+        section="reward",
+    ),
+    Chart(
+        "rm_disagreement",
+        "reward models' disagreement, deviations",
+        "rlhf/rm_disagreement",
+        low=0,
+        section="reward",
+    ),
+    Chart(
+        "ref_surprisal",
+        "−log π_ref of a response, nats",
+        "rlhf/ref_surprisal",
+        low=0,
+        section="reward",
+    ),
 )
 """In the order of the page."""
-
-_PER_SEED = ("seed", "out", "overwrite", "num_threads", "device")
-"""Settings that may differ between seeds of the same thing."""
-
-
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ by their seed alone.
-
-    Attributes:
-        label: what sets them apart from the other groups.
-        runs: of them, by seed.
-    """
-
-    label: str
-    runs: list[RunFiles]
-
-
-def group_runs(runs: Sequence[RunFiles]) -> list[Group]:
-    """Put runs with the same settings but for their seed together, in the order of the first.
-
-    Args:
-        runs: in the order in which they were named.
-    """
-    by_settings: dict[str, list[RunFiles]] = {}
-    for run in runs:
-        settings = {name: value for name, value in run.config.items() if name not in _PER_SEED}
-        by_settings.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
-    groups = list(by_settings.values())
-    names = sorted({name for run in runs for name in run.config} - set(_PER_SEED))
-    apart = [
-        name
-        for name in names
-        if len({json.dumps(group[0].config.get(name)) for group in groups}) > 1
-    ]
-    labels = [
-        ", ".join(f"{name}={group[0].config.get(name)}" for name in apart) for group in groups
-    ]
-    return [
-        Group(label or group[0].name, group) for label, group in zip(labels, groups, strict=True)
-    ]
 
 
 def charts(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -130,65 +125,16 @@ def charts(groups: Sequence[Group]) -> list[dict[str, Any]]:
     Args:
         groups: of runs.
     """
+    marks = alarm_marks(groups)
     found = []
     for chart in CHARTS:
-        drawn = _chart(chart, groups)
+        drawn = {**_chart(chart, groups), "section": chart.section, "marks": marks}
         if any(series["x"] for series in drawn["series"]):
             found.append(drawn)
-    return [*found, *_gold_against_proxy(groups)]
-
-
-def _gold_against_proxy(groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """The chart of gold reward and score over √KL; none where no run knows its gold reward.
-
-    Of several groups the gold reward alone, in their colours.
-    """
-    series: list[dict[str, Any]] = []
-    notes: list[str] = []
-    for number, group in enumerate(groups):
-        runs = [points_of(run.rows) for run in group.runs]
-        runs = [run for run in runs if run.gold is not None]
-        law = _fitted(runs, "gold")
-        if law is None:
-            continue
-        rewards = {"gold reward": ("gold", number + (len(groups) == 1))}
-        if len(groups) == 1:
-            rewards["score"] = ("score", 0)
-        for label, (name, colour) in rewards.items():
-            label = label if len(groups) == 1 else f"{group.label}: {label}"
-            series += _over_distance(runs, name, label, colour)
-        notes.append(law.words("gold" if len(groups) == 1 else f"{group.label}: gold"))
-    if not series:
-        return []
-    notes.append("dots are rollouts, lines the law of Gao et al. 2022 fitted to them, d = √KL")
-    shown = {"name": "gold_against_proxy", "title": "gold reward against score, over √KL"}
-    axis = {"over": "√KL", "unit": "√nat", "low": None, "high": None, "floor": None}
-    return [{**shown, **axis, "series": series, "notes": notes, "lines": []}]
-
-
-def _fitted(runs: Sequence[Points], name: str) -> Law | None:
-    distances = [run.distance for run in runs if len(run)]
-    rewards = [getattr(run, name) for run in runs if len(run)]
-    return fit_law(distances, rewards, start_of(distances, rewards)) if distances else None
-
-
-def _over_distance(
-    runs: Sequence[Points], name: str, label: str, colour: int
-) -> list[dict[str, Any]]:
-    """The rollouts of a group of runs as dots, and their law as a line."""
-    law = _fitted(runs, name)
-    assert law is not None  # the runs have points enough for one reward, so for the other
-    dots = Curve(
-        np.concatenate([run.distance for run in runs]),
-        np.concatenate([getattr(run, name) for run in runs]),
-    )
-    places = np.linspace(0, law.largest, 60)
-    order = np.argsort(dots.tokens, kind="stable")
-    sorted_dots = Curve(dots.tokens[order], dots.values[order])
-    return [
-        _series(thinned(sorted_dots, MOST_POINTS)[0], label, colour, "dots"),
-        _series(Curve(places, law(places)), f"{label}, fitted", colour, "line"),
-    ]
+    runs = [run for group in groups for run in group.runs]
+    of_curves = [chart for chart in found if chart["section"] == "curves"]
+    of_reward = [chart for chart in found if chart["section"] != "curves"]
+    return [*of_curves, *gold_against_proxy(groups), *of_reward, *calibration_charts(runs)]
 
 
 def _chart(chart: Chart, groups: Sequence[Group]) -> dict[str, Any]:
@@ -203,13 +149,17 @@ def _chart(chart: Chart, groups: Sequence[Group]) -> dict[str, Any]:
             fewer, each = thinned(of, MOST_POINTS)
             if each > 1:
                 notes.add(f"each point is the mean of {each} updates")
-            series.append(_series(fewer, label, number, role))
+            series.append(series_of(fewer, label, number, role))
         if len(curves) > 1:
             series += _band([of for _, of in curves], group, number)
         if is_alone and chart.held_out:
             held_out = curve(group.runs[0].rows, chart.held_out)
-            series.append(_series(held_out, "held-out prompts", number, "points"))
+            series.append(series_of(held_out, "held-out prompts", number, "points"))
         lines += _lines(chart, group, number)
+    lines += [
+        {"value": value, "label": label, "role": "reference", "group": None}
+        for value, label in chart.levels
+    ]
     shown = {"name": chart.name, "title": chart.title, "series": series, "notes": sorted(notes)}
     return {**shown, "lines": _without_repetition(lines), **_axis(chart)}
 
@@ -225,21 +175,16 @@ def _is_still(chart: Chart, of: Curve) -> bool:
     return chart.name == "kl_coef" and math.isclose(of.values.min(), of.values.max())
 
 
-def _series(of: Curve, label: str, group: int, role: str) -> dict[str, Any]:
-    x, y = of.tokens.tolist(), [_short(value) for value in of.values]
-    return {"label": label, "group": group, "role": role, "x": x, "y": y}
-
-
 def _band(curves: list[Curve], group: Group, number: int) -> list[dict[str, Any]]:
     """The mean over seeds and their range; nothing where no two of them were at the same time."""
     mean, low, high = mean_over_seeds([thinned(of, MOST_POINTS)[0] for of in curves])
     if not len(mean):
         return []
     label = f"{group.label}: mean of {len(curves)} seeds"
-    band = {"low": [_short(v) for v in low], "high": [_short(v) for v in high]}
+    band = {"low": [short(v) for v in low], "high": [short(v) for v in high]}
     return [
-        {**_series(mean, f"range of {len(curves)} seeds", number, "band"), **band},
-        _series(mean, label, number, "line"),
+        {**series_of(mean, f"range of {len(curves)} seeds", number, "band"), **band},
+        series_of(mean, label, number, "line"),
     ]
 
 
@@ -253,7 +198,7 @@ def _lines(chart: Chart, group: Group, number: int) -> list[dict[str, Any]]:
             is_optimum = key.startswith("optimum")
             level = max(known) if is_optimum else sum(known) / len(known)
             role = "optimum" if is_optimum else "reference"
-            lines.append({"value": _short(level), "label": label, "role": role, "group": number})
+            lines.append({"value": short(level), "label": label, "role": role, "group": number})
     if chart.name == "kl":
         settings = (run.config.get("kl_target") for run in group.runs)
         targets = {float(target) for target in settings if isinstance(target, int | float)}
@@ -278,8 +223,3 @@ def _without_repetition(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _axis(chart: Chart) -> dict[str, Any]:
     return {"low": chart.low, "high": chart.high, "floor": chart.floor}
-
-
-def _short(value: float) -> float:
-    """Six significant digits: more than a chart shows."""
-    return float(f"{value:.6g}")

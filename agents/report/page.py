@@ -20,6 +20,7 @@ from agents.credit import COLUMNS, WHOLE_COLUMNS
 from agents.report.charts import Group, charts, group_runs
 from agents.report.config import MEGABYTES
 from agents.report.embedding import Texts, packed_table, script_json
+from agents.report.reward_section import reward_context
 from agents.report.rules import RULES
 from agents.report.run_files import RunFiles, read_run
 from agents.report.samples import before_and_after, best_and_worst, score_against_length
@@ -189,6 +190,7 @@ def _run_context(run: RunFiles) -> dict[str, Any]:
         "scale": _scale(run),
         "pairs": before_and_after(run.samples),
         "ranking": best_and_worst(run),
+        "reward": reward_context(run),
     }
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.credit import TokenFile
+from agents.report.reward_files import RewardFiles, read_rewards
 from agents.report.token_tables import read_tables
 from agents.runs.folder import RunFolder
 from tokenenv.json_files import parse_json, read_json_object
@@ -42,6 +43,7 @@ class RunFiles:
         samples: of `samples.jsonl`.
         summary: of `summary.json`; empty where there is none.
         tables: token tables, by step.
+        rewards: what lies beside it about its reward.
         notes: what is missing or was left out, in sentences.
     """
 
@@ -51,6 +53,7 @@ class RunFiles:
     samples: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     tables: list[TokenFile] = field(default_factory=list)
+    rewards: RewardFiles = field(default_factory=RewardFiles)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -114,7 +117,8 @@ def read_run(root: Path, budget: float) -> RunFiles:
     if isinstance(summary.get("ended_early"), str):
         notes.append(f"The training was ended before its time: {summary['ended_early']}")
     tables, table_notes = read_tables(root, budget)
-    return RunFiles(root, config, rows, samples, summary, tables, [*notes, *table_notes])
+    rewards = read_rewards(root, config)
+    return RunFiles(root, config, rows, samples, summary, tables, rewards, [*notes, *table_notes])
 
 
 def _read_config(run: RunFolder) -> dict[str, Any]:

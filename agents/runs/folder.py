@@ -184,7 +184,7 @@ class RunFolder:
 _CONTENTS = (
     *("config.json", "metrics.jsonl", "samples.jsonl", "summary.json", "curves.png"),
     *("tensorboard", "tokens", "checkpoints", "policy", "reward_model", "report.html"),
-    *("alarms.jsonl", "refresh"),
+    *("alarms.jsonl", "audit.json", "refresh"),
 )
 
 

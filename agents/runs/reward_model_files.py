@@ -21,9 +21,10 @@ STAGE = "model"
 
 _OF_OTHERS = (
     *("model*.safetensors", "pytorch_model*.bin", "*.index.json", "adapter_*", "member-*"),
-    *("config.json", "tokenizer*", "special_tokens_map.json", "chat_template*"),
+    *("config.json", "tokenizer*", "special_tokens_map.json", "chat_template*", "audit.json"),
 )
-"""Files that would be taken for a part of the new model if they stayed from an old one."""
+"""Files that would be taken for a part of the new model, or be about it, if they stayed from an old
+one."""
 
 
 def write_reward_models(

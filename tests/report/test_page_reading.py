@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.reward_files import add_alarms, add_shifts, write_audit, write_reward_report
 from support.token_files import HOSTILE, make_header, make_response, make_run
 
 from agents.credit import read_tokens, write_tokens
@@ -21,6 +22,8 @@ pytestmark = pytest.mark.browser
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory) -> Path:
     root = make_run(tmp_path_factory.mktemp("hostile") / "run", steps=(), task=HOSTILE[1])
+    write_audit(root / "audit.json", said="".join(HOSTILE), reward_model=HOSTILE[0])
+    add_alarms(root, *((text, 4096, text) for text in HOSTILE))
     header, rng = make_header(16, task=HOSTILE[0]), np.random.default_rng(0)
     response = make_response(rng, header, length=len(HOSTILE), texts=HOSTILE)
     write_tokens(root / "tokens" / "16.jsonl", header, [{**response, "prompt": "".join(HOSTILE)}])
@@ -200,6 +203,23 @@ def test_several_runs_have_one_chart_and_one_view_of_tokens(browser, tmp_path):
     assert browser.texts("#run option") == ["r1", "r2", "other"]
     browser.choose("run", 3)
     assert browser.js("return tokenrlhf.run().name") == "other"
+
+
+def test_the_section_on_the_reward_draws_its_charts_and_marks_alarms(browser, tmp_path):
+    reward_model = write_reward_report(tmp_path / "rm")
+    root = make_run(tmp_path / "run", steps=(), reward_model=str(reward_model))
+    write_audit(root / "audit.json")
+    add_shifts(root)
+    add_alarms(root, ("score", 4096, "it rose"), ("length", 8192, "longer"))
+    browser.open(write_report(root), width=360)
+    assert browser.count("#reward-grid figure") == 7
+    assert browser.count("[data-chart=shift] .alarm") == 2
+    assert browser.count("[data-chart=gold_against_proxy] .alarm") == 1
+    assert browser.count("[data-chart=calibration-0] circle.held-out") == 2
+    browser.focus("[data-chart=shift] svg")
+    browser.press(RIGHT)
+    assert "training samples" in browser.text("[data-chart=shift] .tip")
+    assert browser.js("return document.documentElement.scrollWidth") <= 360
 
 
 @pytest.mark.parametrize("what", ["unfinished", "without tokens", "with a config alone"])

@@ -270,8 +270,9 @@ def test_the_command_prints_verdicts_and_draws_them(folder, capsys):
     said = capsys.readouterr().out
     assert "1. strong" in said and "exclamation marks" in said and "Traceback" not in said
     assert (folder / "audit.png").read_bytes().startswith(b"\x89PNG")
-    assert main([*call, "--resamples", "1000", "--json"]) == 0
+    assert main([*call, "--resamples", "1000", "--json", "--out", str(folder)]) == 0
     content = json.loads(capsys.readouterr().out)
+    assert json.loads((folder / "audit.json").read_text()) == content
     assert content["verdicts"][0]["topic"] == "exclamation"
     assert content["thresholds"]["least_strength"] == 0.2
     assert content["texts"]["responses"] == 120 and content["gold"] is None

@@ -49,9 +49,11 @@ def test_members_are_folders_that_one_model_replaces(train):
     members = [load_reward_model(str(out / f"member-{k}")).model for k in (1, 2)]
     assert not np.array_equal(*(m.score.weight.detach().numpy() for m in members))
     (out / "mine.txt").write_text("stays")
+    (out / "audit.json").write_text("{}")  # of the old one
     assert train("--overwrite")[0] == 0
     names = {path.name for path in out.iterdir()}
-    assert "member-1" not in names and {"config.json", "model.safetensors", "mine.txt"} <= names
+    assert {"config.json", "model.safetensors", "mine.txt"} <= names
+    assert not names & {"member-1", "audit.json"}
 
 
 def test_the_end_says_which_weights_were_kept_and_the_report_has_all_parts(train, reference_folder):

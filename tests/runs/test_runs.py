@@ -36,8 +36,9 @@ def test_overwrite_removes_a_run_and_nothing_else(tmp_path):
     out = tmp_path / "run"
     train(out)
     (out / "notes.txt").write_text("mine")
+    (out / "audit.json").write_text("{}")  # of the reward that the old run was trained against
     RunFolder.create(TrainConfig(out=out, overwrite=True))
-    assert (out / "notes.txt").read_text() == "mine"
+    assert (out / "notes.txt").read_text() == "mine" and not (out / "audit.json").exists()
     assert not (out / "policy").exists() and not (out / "summary.json").exists()
 
 

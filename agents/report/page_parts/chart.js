@@ -12,7 +12,8 @@ let clips = 0;
  * width is that of the container, to ask for which costs a layout.
  *
  * spec: title, series (label, role: line | seed | band | points | dots, x, y, low, high, className),
- * lines (value, label, className), low, high, floor, xLabel, formatX, unit, height, isTight.
+ * lines (value, label, className), marks (at, label, className), low, high, floor, xLabel, formatX,
+ * unit, height, isTight.
  */
 function drawChart(container, spec, width = null) {
   let box = container.firstElementChild;
@@ -101,6 +102,7 @@ function chartOf(spec, width) {
   }
   root.append(curves);
   drawLevels(root, spec, at, width);
+  drawMarks(root, spec, at, width);
   root.append(
     svg("line", { class: "cross", y1: TOP, y2: at.height - BOTTOM, visibility: "hidden" }),
   );
@@ -185,6 +187,22 @@ function drawLevels(root, spec, at, width) {
   }
 }
 
+/** Dotted lines across, each with its words as a title. */
+function drawMarks(root, spec, at, width) {
+  for (const mark of spec.marks || []) {
+    if (mark.at < at.left || mark.at > at.right) continue;
+    const x = at.x(mark.at);
+    root.append(
+      svg(
+        "g",
+        { class: mark.className },
+        svg("title", {}, visible(mark.label)),
+        svg("line", { class: "alarm", x1: x, x2: x, y1: TOP, y2: at.height - BOTTOM }),
+      ),
+    );
+  }
+}
+
 /** What a screen reader says of a chart. */
 function spoken(spec) {
   const parts = spec.series
@@ -195,7 +213,10 @@ function spoken(spec) {
         : `${s.label}: from ${format(s.y[0])} to ${format(s.y.at(-1))}`,
     );
   const levels = (spec.lines || []).map((line) => `${line.label} ${format(line.value)}`);
-  return `${spec.title}. ${[...parts, ...levels].join("; ")}. Arrow keys read it point by point.`;
+  const marks = (spec.marks || []).map(
+    (mark) => `alarm at ${(spec.formatX || grouped)(mark.at)}: ${visible(mark.label)}`,
+  );
+  return `${spec.title}. ${[...parts, ...levels, ...marks].join("; ")}. Arrow keys read it point by point.`;
 }
 
 /** Let the pointer and the arrow keys move a cross from point to point, with the numbers there. */

@@ -1,7 +1,7 @@
 // The summary's charts.
 
 function drawCurves() {
-  const grid = byId("curve-grid");
+  const grids = { curves: byId("curve-grid"), reward: byId("reward-grid") };
   const isAlone = DATA.runs.length === 1;
   const holders = DATA.charts.map(() => el("div"));
   DATA.charts.forEach((chart, i) => {
@@ -9,8 +9,8 @@ function drawCurves() {
     const line =
       chart.series.find((s) => s.role === "line" && s.x.length) ||
       chart.series.find((s) => s.x.length);
-    const last = line && line.y.length ? `at last ${brief(line.y.at(-1))}` : "";
-    grid.append(
+    const last = line && line.y.length && !chart.over ? `at last ${brief(line.y.at(-1))}` : "";
+    grids[chart.section].append(
       el(
         "figure",
         { class: "panel chart-panel", "data-chart": chart.name },
@@ -45,12 +45,16 @@ function drawCurves() {
               ? `${of.role}-role`
               : `g${of.group % 8}`,
         })),
+        marks: (chart.marks || []).map((mark) => ({
+          ...mark,
+          className: isAlone ? "alarm-role" : `g${mark.group % 8}`,
+        })),
       },
       widths[i],
     );
   });
-  if (!DATA.charts.length)
-    grid.append(el("p", { class: "notice" }, "No update has been logged yet."));
+  if (!DATA.charts.some((chart) => chart.section === "curves"))
+    grids.curves.append(el("p", { class: "notice" }, "No update has been logged yet."));
   drawLegend(isAlone);
   document
     .querySelectorAll(".length-chart")
@@ -75,7 +79,8 @@ function drawLegend(isAlone) {
     );
   if (isAlone) {
     entry("g0", "training samples", stroke("series"));
-    if (DATA.charts.some((c) => c.series.some((s) => s.role === "points" && s.x.length)))
+    const isDotted = (c) => c.series.some((s) => s.role === "points" && s.x.length);
+    if (DATA.charts.some((c) => c.section === "curves" && isDotted(c)))
       entry("held-out", "held-out prompts", dot());
   } else {
     DATA.groups.forEach((group, i) =>
@@ -92,6 +97,8 @@ function drawLegend(isAlone) {
   if (roles.has("reference"))
     entry("reference-role", "untrained model, or a target", stroke("level"));
   if (roles.has("optimum")) entry("optimum-role", "optimum", stroke("level"));
+  if (DATA.charts.some((c) => (c.marks || []).length))
+    entry(isAlone ? "alarm-role" : "", "alarm (across)", stroke("alarm"));
 }
 
 /** Score against length, before and after. */

@@ -1,7 +1,7 @@
 """`tokenrlhf audit`: what a reward pays for besides what was meant.
 
 - `config`: its settings, without torch; `command`: the audit from end to end; `view` and `figure`:
-  its result on a terminal and as a picture.
+  its result on a terminal and as a picture; `files`: and as `audit.json`, without torch.
 - `texts`: what is scored, from pairs or from samples of a reference; `rewards`: scores of texts by
   whatever may be a reward.
 - `features`: whether scores follow the features of texts; `probes` and `edits`: whether edits that

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
-from agents.atomic_files import json_text
+from agents.atomic_files import json_text, write_json
+from agents.console import literal
 from agents.reward_quality.audit.bands import LEVEL
 from agents.reward_quality.audit.config import AuditConfig
 from agents.reward_quality.audit.edits import load_sentences
 from agents.reward_quality.audit.evidence import Audit, as_json, audit
 from agents.reward_quality.audit.features import LEAST_VARYING
 from agents.reward_quality.audit.figure import draw_audit
+from agents.reward_quality.audit.files import VERSION, place_of
 from agents.reward_quality.audit.probes import LEAST_EDITED
 from agents.reward_quality.audit.rewards import TextReward, gold_of, reward_of
 from agents.reward_quality.audit.texts import load_reference, texts_of_pairs, texts_of_samples
@@ -25,12 +29,9 @@ from tokenenv.tasks import is_bundled, load_task
 
 __all__ = ["audit_reward"]
 
-VERSION = 1
-"""Of the JSON."""
-
 
 def audit_reward(config: AuditConfig, console: Console) -> Audit:
-    """Audit a reward; print and draw what was found.
+    """Audit a reward; print, keep and draw what was found.
 
     Raises:
         ValueError: the settings, the texts, a model or a reward can't be used.
@@ -61,25 +62,34 @@ def audit_reward(config: AuditConfig, console: Console) -> Audit:
         )
     if config.figure is not None:
         draw_audit(found, config.reward_model, config.figure)
+    content = _content(config, found, None if gold is None else gold.name)
+    if config.out is not None:
+        write_json(place_of(config.out), content)
     if config.json:
-        content = {
-            "version": VERSION,
-            "reward_model": config.reward_model,
-            "gold": None if gold is None else gold.name,
-            "seed": config.seed,
-            "thresholds": {
-                "level_of_all_intervals_together": LEVEL,
-                "least_strength": LEAST,
-                "grades": {words: least for least, words in GRADES.items()},
-                "least_varying": LEAST_VARYING,
-                "least_edited": LEAST_EDITED,
-            },
-            **as_json(found),
-        }
         console.out(json_text(content, indent=2), highlight=False)
-    else:
-        print_audit(found, config.reward_model, console)
+        return found
+    print_audit(found, config.reward_model, console)
+    if config.out is not None:
+        console.print(Text.assemble("written to ", literal(place_of(config.out), "bold")))
     return found
+
+
+def _content(config: AuditConfig, found: Audit, gold: str | None) -> dict[str, Any]:
+    """The audit for JSON, with what was asked."""
+    return {
+        "version": VERSION,
+        "reward_model": config.reward_model,
+        "gold": gold,
+        "seed": config.seed,
+        "thresholds": {
+            "level_of_all_intervals_together": LEVEL,
+            "least_strength": LEAST,
+            "grades": {words: least for least, words in GRADES.items()},
+            "least_varying": LEAST_VARYING,
+            "least_edited": LEAST_EDITED,
+        },
+        **as_json(found),
+    }
 
 
 def _gold(config: AuditConfig, device: str, reference: LanguageModel | None) -> TextReward | None:

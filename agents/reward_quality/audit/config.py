@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from agents.reward_quality.audit.files import check_place
 from agents.settings import check_figure
 from tokenenv.data import parse_columns
 from tokenenv.ranges import COUNT, OPTIONAL_COUNT, POSITIVE_FINITE, SEED, check_ranges, count
@@ -90,6 +91,9 @@ class AuditConfig:
     """Torch device."""
     json: bool = False
     """Print the result as JSON."""
+    out: Path | None = None
+    """Write the result as JSON into this file, or into audit.json of this folder: there, in a run's
+    folder or in that of its reward model, `tokenrlhf report` finds it."""
     figure: Path | None = None
     """Draw the result into this file (.png, .pdf or .svg)."""
 
@@ -114,3 +118,5 @@ class AuditConfig:
                 "columns and skip_bad are about the rows of pairs: give pairs, or leave them out."
             )
         check_figure(self.figure)
+        if self.out is not None:
+            check_place(self.out)
