@@ -16,7 +16,7 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 PARALLEL := -n auto --dist loadfile --maxprocesses
 
 .PHONY: setup demo verify test test-slow test-long test-numeric test-kernels test-ecosystem test-browser check numbers exact \
-	bench bench-quick bench-gpu bench-trl bench-learning clean
+	bench bench-quick bench-gpu bench-trl bench-learning reward-models clean
 
 setup: $(READY)
 
@@ -110,6 +110,12 @@ bench-learning: setup
 	$(BIN)/python benchmarks/bench_learning.py learning.jsonl --tasks exact reviews $(TASK)
 	$(if $(and $(TASK),$(wildcard $(TRL))),$(BIN)/python benchmarks/bench_learning.py learning.jsonl --tasks $(TASK) --peer $(TRL))
 	$(BIN)/python benchmarks/bench_learning.py learning.jsonl --table
+
+# The tables and figures of docs/reward-models.md, into OUT, which is gone on with; INTO=docs puts
+# them into the page. 80 minutes on two cores; QUICK=1 takes some minutes, with tiny sizes.
+OUT ?= runs/reward-models-page$(if $(QUICK),-quick)
+reward-models: setup
+	$(BIN)/python benchmarks/reward_models_page.py $(OUT) $(if $(QUICK),--quick) $(if $(INTO),--into $(INTO))
 
 exact: setup
 	$(BIN)/python benchmarks/bench_exact.py
