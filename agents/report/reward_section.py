@@ -24,6 +24,11 @@ def reward_context(run: RunFiles) -> dict[str, Any]:
         run: its files.
     """
     missing, audits = list(run.rewards.missing), []
+    if run.config.get("refresh_every") and run.rewards.reports:
+        missing.append(
+            "The reward model learned on during the training (--refresh-every): what is said of "
+            "its accuracy is of the one that it began with."
+        )
     for path, content in run.rewards.audits.items():
         try:
             audits.append(_audit(path, content))

@@ -212,7 +212,7 @@ def test_the_section_on_the_reward_draws_its_charts_and_marks_alarms(browser, tm
     add_shifts(root)
     add_alarms(root, ("score", 4096, "it rose"), ("length", 8192, "longer"))
     browser.open(write_report(root), width=360)
-    assert browser.count("#reward-grid figure") == 7
+    assert browser.count("#reward-grid figure") == 10
     assert browser.count("[data-chart=shift] .alarm") == 2
     assert browser.count("[data-chart=gold_against_proxy] .alarm") == 1
     assert browser.count("[data-chart=calibration-0] circle.held-out") == 2

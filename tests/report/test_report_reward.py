@@ -93,6 +93,12 @@ def test_where_no_report_is_known_it_is_said_why(reward_model, said):
     assert said in section(run_with(reward_model, task=task))
 
 
+def test_a_reward_model_that_was_refreshed_is_said_to_be_another_now():
+    words = "is of the one that it began with"
+    assert words in section(run_with(refresh_every=8))
+    assert words not in section(run_with(name="other", refresh_every=0))
+
+
 def test_each_of_several_rewards_is_looked_for_once():
     write_reward_report(Path("rm"))
     run = run_with(["rm", "judge:odds", "rm"])
@@ -200,7 +206,7 @@ def test_shift_and_its_company_have_charts_with_levels():
     of_reward = [name for name, chart in shown.items() if chart["section"] == "reward"]
     assert of_reward == [
         *("gold_against_proxy", "shift", "shift_p", "shift_disagreement", "rm_disagreement"),
-        "ref_surprisal",
+        *("rm_accuracy", "rm_accuracy_after", "rm_scale", "ref_surprisal"),
     ]
     assert "--shift-every" not in section(run)
 

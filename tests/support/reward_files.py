@@ -77,4 +77,6 @@ def add_shifts(run: Path) -> None:
         if number % 4 == 0:
             row["rlhf/shift"], row["rlhf/shift_p"] = 5.0 * number, 1.0 if not number else 0.001
             row["rlhf/shift_disagreement"] = 1.0 + 0.1 * number
+            row["rlhf/rm_accuracy"], row["rlhf/rm_accuracy_after"] = 0.6, 0.8
+            row["rlhf/rm_scale"] = 1.5
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
