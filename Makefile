@@ -112,7 +112,7 @@ bench-learning: setup
 	$(BIN)/python benchmarks/bench_learning.py learning.jsonl --table
 
 # The tables and figures of docs/reward-models.md, into OUT, which is gone on with; INTO=docs puts
-# them into the page. 80 minutes on two cores; QUICK=1 takes some minutes, with tiny sizes.
+# them into the page. Less than 90 minutes on two cores; QUICK=1 takes some minutes, with tiny sizes.
 OUT ?= runs/reward-models-page$(if $(QUICK),-quick)
 reward-models: setup
 	$(BIN)/python benchmarks/reward_models_page.py $(OUT) $(if $(QUICK),--quick) $(if $(INTO),--into $(INTO))

@@ -1,7 +1,7 @@
 """What docs/reward-models.md is measured by: the commands of the page, one step each.
 
-The sizes are chosen so that all of it takes some 155 minutes of one core, a training of 65,536
-tokens on `reviews` being about 75 seconds. The seeds of reward hacking are none of those that the
+The sizes are chosen so that all of it takes less than 180 minutes of one core, a training of 65,536
+tokens on `reviews` being some 75 seconds. The seeds of reward hacking are none of those that the
 monitor's limits were chosen on.
 """
 
@@ -126,7 +126,7 @@ def _labels(out: Path, is_quick: bool) -> list[Step]:
         curve += " --ppo-tokens 2048 --ppo-prompts 4 --ppo-responses 2"
         select += " -k 8 --start 16 --seeds 1 --members 2 --epochs 1 --held-out-pairs 100"
     else:
-        curve += " --sizes 50 100 200 400 800 1600 3200 --seeds 3 --epochs 8 --ppo-tokens 32768"
+        curve += " --sizes 100 200 400 800 1600 3200 --seeds 3 --epochs 8 --ppo-tokens 32768"
         select += " -k 200 --start 200 --epochs 8"
     return [
         Step(

@@ -13,8 +13,8 @@ OUT/logs. At the end OUT/tables.md has the tables; with `--into` they are put in
 between its two comments, `table: NAME` and `end of table: NAME`, and the figures that the page
 shows beside it.
 
-The whole takes about 80 minutes on two cores; `--quick` some minutes on one, with sizes at which
-the numbers mean nothing.
+The whole is meant to take less than 90 minutes on two cores; `--quick` some minutes on one, with
+sizes at which the numbers mean nothing.
 """
 
 from __future__ import annotations
