@@ -186,7 +186,7 @@ def _of_audit(found: Mapping[str, Any]) -> dict[str, str]:
             rows.append([what, _band(one["correlation"])])
     rows += [[f"shift by {one['what']}", _band(one["shift"])] for one in found["probes"]]
     largest = max(one["in_deviations"] for one in found["invariances"])
-    rows.append(["largest difference when scored again", f"{largest:.1g} deviations"])
+    rows.append(["largest difference when scored again", f"{_power(largest)} deviations"])
     said = [verdict["said"] for verdict in found["verdicts"]] + found["faults"]
     rows.append(["verdicts, faults", "; ".join(said) or "none, none"])
     return {"audit": markdown(["asked", "found"], rows)}
@@ -211,6 +211,13 @@ def _signed(value: float) -> str:
 
 def _ends(interval: Sequence[float] | None) -> str:
     return "" if interval is None else f"{_number(interval[0])} … {_number(interval[1])}"
+
+
+def _power(value: float) -> str:
+    """One digit and a power of ten: 4·10⁻⁷."""
+    digit, exponent = f"{value:.0e}".split("e")
+    raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{digit}·10{raised}" if value else "0"
 
 
 def _band(band: Mapping[str, float] | None) -> str:

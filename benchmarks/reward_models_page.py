@@ -281,7 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("stopped: the same command goes on.")
         return 130
-    tables = tables_of(out, [step for step in steps if record.is_whole(step)])
+    everything = page_steps(out, given.quick)  # with what other calls have made
+    tables = tables_of(out, [step for step in everything if record.is_whole(step)])
     text = "\n".join(f"<!-- table: {name} -->\n\n{table}\n" for name, table in tables.items())
     (out / "tables.md").write_text(text, encoding="utf-8")
     if given.into is not None:

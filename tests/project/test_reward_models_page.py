@@ -200,6 +200,7 @@ def test_what_each_command_writes_becomes_a_table(page, tmp_path):
     select = tables._of_selection({"summary": summary})["labels-select"]
     assert "| random | 0.700 | 0.600 … 0.800 | −0.010 |  |" in select
     assert select.endswith("It helps.")
+    assert [tables._power(value) for value in (4e-7, 0.0)] == ["4·10⁻⁷", "0"]
 
 
 def test_the_page_has_a_place_for_tables_of_steps_that_there_are(page, tmp_path):
