@@ -156,8 +156,8 @@ def _refresh(out: Path, is_quick: bool) -> list[Step]:
         Step(
             "refresh",
             "accuracy on the policy's own responses, with fresh labels and without",
-            [_benchmark(name, *files, "--figure", out / "refresh.png", *sizes)],
-            ("refresh.json", "refresh.png"),
+            [_benchmark(name, *files, "--figure", out / "reward_refresh.png", *sizes)],
+            ("refresh.json", "reward_refresh.png"),
             missing="" if has_it else f"there is no benchmarks/{name}.py",
         )
     ]

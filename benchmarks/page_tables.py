@@ -16,7 +16,7 @@ __all__ = ["fill_page", "markdown", "tables_of"]
 
 FIGURES = {
     **{name: name for name in ("best_of_n.png", "reward_audit.png", "gold_against_proxy.png")},
-    "refresh.png": "refresh.png",
+    "reward_refresh.png": "reward_refresh.png",
     "labels_curve.png": "labels/curve.png",
 }
 """Figure of the page → file in the folder of the results."""
@@ -32,7 +32,7 @@ def tables_of(out: Path, steps: Sequence[Step]) -> dict[str, str]:
     makers: dict[str, Callable[[Any], Mapping[str, str]]] = {
         "models": lambda found: _of_rows("models", found),
         "hacking-table": lambda found: _of_rows("hacking", found),
-        "refresh": lambda found: _of_rows("refresh", found),
+        "refresh": _of_refresh,
         "labels-curve": _of_curve,
         "labels-select": _of_selection,
         "best-of-n-exact": _of_exact,
@@ -101,6 +101,19 @@ def _of_rows(name: str, found: Mapping[str, Any]) -> dict[str, str]:
         cells = [[_cell(row[header]) for header in headers] for row in rows]
         tables[f"{name} {number}"] = markdown([title.split(":")[0], *headers[1:]], cells)
     return tables
+
+
+def _of_refresh(found: Mapping[str, Any]) -> dict[str, str]:
+    """The means over seeds alone; of one seed, that."""
+    means = [row for row in found["rows"] if str(row["seed"]).startswith("all ")]
+    parts = [name for name in found["rows"][0] if name.startswith("accuracy, part ")]
+    headers = ["", *(name.removeprefix("accuracy, ") for name in parts), "gold at the end", "KL"]
+    rows = []
+    for row in means or found["rows"]:
+        labels = f", {row['fresh labels']} labels in all" if row["what"] == "refreshed" else ""
+        numbers = [_cell(row[name]) for name in (*parts, "final gold", "KL")]
+        rows.append([row["what"] + labels, *numbers])
+    return {"refresh": markdown(headers, rows)}
 
 
 def _of_curve(found: Mapping[str, Any]) -> dict[str, str]:

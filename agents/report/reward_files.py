@@ -16,6 +16,7 @@ from typing import Any
 
 from agents.reward_quality.audit.files import NAME, read_audit
 from agents.runs.folder import RunFolder
+from agents.runs.reward_doubts import doubts_about
 from tokenenv.json_files import read_json_object
 from tokenenv.tasks import is_bundled, load_task
 
@@ -203,7 +204,7 @@ def _of_report(name: str, path: Path, content: dict[str, Any]) -> RewardReport:
         if details.get(rule) is not None:
             words = f"the {rule.replace('_', ' ')}"
             said.append((words, details[rule]["accuracy"], details[rule]["interval"]))
-    notes = [str(note) for note in content.get("notes", [])]
+    notes = [str(note) for note in content.get("notes", [])] + doubts_about(name)
     if content.get("ended_by") is not None or content.get("finished") is False:
         notes.append(
             f"Its training did not end well: {content.get('ended_by') or 'it was stopped'}"

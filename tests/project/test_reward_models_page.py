@@ -192,6 +192,11 @@ def test_what_each_command_writes_becomes_a_table(page, tmp_path):
     size = {"size": 1600, "accuracy": 0.75, "accuracy_interval": None, "policy": of}
     curve = tables._of_curve({"sizes": [size]})["labels-curve"]
     assert "| 1,600 | 0.750 |  | 0.500 | 0.400 … 0.600 | 0.500 | 0.500 | 0.500 |" in curve
+    row = {"what": "refreshed", "accuracy, part 1 of 4": "0.5 ± 0.1", "final gold": "-0.75 ± 0.6"}
+    rows = [{**row, "seed": seed, "KL": "8.9", "fresh labels": "896"} for seed in ("0", "all 3")]
+    refresh = tables._of_refresh({"rows": rows})["refresh"].splitlines()
+    assert refresh[0] == "|  | part 1 of 4 | gold at the end | KL |"
+    assert refresh[2:] == ["| refreshed, 896 labels in all | 0.5 ± 0.1 | −0.75 ± 0.6 | 8.9 |"]
     value = {"mean": 0.7, "interval": [0.6, 0.8]}
     summary = {
         **{"accuracy": {"random": value, "selected": value}, "verdict": "it helps"},

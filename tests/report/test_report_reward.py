@@ -66,6 +66,15 @@ def test_the_report_of_a_learned_reward_model_is_shown_with_its_calibration():
     assert "2 bins of 80 pairs" in chart["notes"][0]
 
 
+def test_a_reward_model_that_is_not_told_from_a_coin_is_named_as_that():
+    write_reward_report(Path("good"))
+    bad = json.loads(Path("good/report.json").read_text())
+    details = {**bad["details"], "accuracy_interval": [0.45, 0.61]}
+    write_reward_report(Path("weak"), accuracy=0.53, details=details)
+    words = "it is not told from a coin"
+    assert words in section(run_with("weak")) and words not in section(run_with("good", "r2"))
+
+
 def test_a_bundled_reward_model_has_its_card():
     said = section(run_with())
     assert "Accuracy of reviews" in said and "reward model0.911" in said
