@@ -216,6 +216,8 @@ def test_the_section_on_the_reward_draws_its_charts_and_marks_alarms(browser, tm
     assert browser.count("[data-chart=shift] .alarm") == 2
     assert browser.count("[data-chart=gold_against_proxy] .alarm") == 1
     assert browser.count("[data-chart=calibration-0] circle.held-out") == 2
+    legend = browser.texts("[data-chart=gold_against_proxy] .legend li")
+    assert legend == ["gold reward, fitted", "score, fitted"]
     browser.focus("[data-chart=shift] svg")
     browser.press(RIGHT)
     assert "training samples" in browser.text("[data-chart=shift] .tip")

@@ -21,6 +21,7 @@ function drawCurves() {
           isAlone ? el("span", { class: "last" }, last) : null,
         ),
         holder,
+        chart.over ? ownLegend(chart, isAlone) : null,
         chart.notes.length ? el("p", { class: "muted" }, chart.notes.join("; ")) : null,
       ),
     );
@@ -36,7 +37,7 @@ function drawCurves() {
         xLabel: chart.over,
         series: chart.series.map((s) => ({
           ...s,
-          className: isAlone && s.role === "points" ? "held-out" : `g${s.group % 8}`,
+          className: classOf(s, isAlone),
         })),
         lines: chart.lines.map((of) => ({
           ...of,
@@ -59,6 +60,27 @@ function drawCurves() {
   document
     .querySelectorAll(".length-chart")
     .forEach((box) => drawLengths(box, DATA.lengths[box.dataset.run]));
+}
+
+function classOf(series, isAlone) {
+  return isAlone && series.role === "points" ? "held-out" : `g${series.group % 8}`;
+}
+
+/** What the lines and points of a chart are that is not over the training. */
+function ownLegend(chart, isAlone) {
+  const named = chart.series.filter((s) => s.role === "line" || s.role === "points");
+  const swatch = (s) =>
+    svg(
+      "svg",
+      { viewBox: "0 0 26 12", "aria-hidden": "true" },
+      s.role === "line"
+        ? svg("line", { class: `series line ${classOf(s, isAlone)}`, x1: 1, x2: 25, y1: 6, y2: 6 })
+        : svg("circle", { class: "dot", cx: 13, cy: 6, r: 4 }),
+    );
+  const entries = named.map((s) =>
+    el("li", { class: classOf(s, isAlone) }, swatch(s), el("span", {}, visible(s.label))),
+  );
+  return el("ul", { class: "legend" }, ...entries);
 }
 
 function drawLegend(isAlone) {
