@@ -210,6 +210,8 @@ def _ended(one: Running, code: int, whole: set[str], failed: dict[str, str]) -> 
             return
     lines = record.log(step).read_text(encoding="utf-8", errors="replace").strip().splitlines()
     said = f"exit status {code}" if code else f"it did not make all of {', '.join(step.makes)}"
+    if code < 0:
+        said = f"ended by {signal.Signals(-code).name}"
     failed[step.name] = f"{said}; its last line: {lines[-1][:200]}"
     say(f"{step.name}: failed after {seconds / 60:.1f} minutes, {failed[step.name]}")
 
