@@ -94,13 +94,14 @@ def _hacking(out: Path, is_quick: bool) -> list[Step]:
             [
                 runs("--models", "weak", "good", "--remedies", "none", "--seeds", seed),
                 runs("--models", "weak", "--seeds", seed),
+                runs("--models", "good", "--all", "--remedies", "ensemble, mean", "--seeds", seed),
             ],
             ("hacking.jsonl",),
             group="hacking",
         )
         for seed in seeds
     ]
-    shown = ("--models", "weak", "good", "--seeds", *seeds, "--table")
+    shown = ("--models", "weak", "good", "--all", "--seeds", *seeds, "--table")
     files = ("--figure", out / "gold_against_proxy.png", "--json", out / "hacking.json")
     needs = tuple(step.name for step in steps)
     return [
