@@ -73,16 +73,16 @@ def test_a_stopped_run_ends_in_good_order_and_says_why(tmp_path):
     assert f"stopped after {summary['tokens']:,} of 1,024 tokens" in said
     assert "--on-hacking-alarm stop" in said and "looks like reward hacking" in said
     rows = read_metrics(run.run.metrics)
-    assert [row["rlhf/hacking_alarm"] for row in rows if "rlhf/hacking_alarm" in row] == [1.0]
+    assert [row["rlhf/hacking_alarm"] for row in rows if "rlhf/hacking_alarm" in row] == [1.0, 1.0]
     page = read_run(tmp_path / "run", 1e6)
     assert any("ended before its time" in note for note in page.notes)
     assert "ended before its time" in make_page([page])
 
 
 def test_an_alarm_in_the_last_rollout_ended_nothing_early(tmp_path):
-    """The run is as long as was asked for: two rollouts of 256 tokens, the first is the start."""
-    _, summary, _ = trained(tmp_path / "run", on_hacking_alarm="stop", total_tokens=512)
-    assert summary["hacking_alarms"] and summary["tokens"] == 512
+    """The run is as long as was asked for: three rollouts of 256 tokens, the first is the start."""
+    _, summary, _ = trained(tmp_path / "run", on_hacking_alarm="stop", total_tokens=768)
+    assert summary["hacking_alarms"] and summary["tokens"] == 768
     assert "ended_early" not in summary
 
 
