@@ -31,11 +31,29 @@ MAX_WEIGHTS = 2**27
 @torch.no_grad()
 def output_layer_norms(policy: LMActorCriticPolicy, states: TokenStates) -> np.ndarray:
     """(n,) float64 ‖∇ log π(a|s)‖ over weight and bias of the output layer."""
-    norms = [
-        gradients.norm(dim=-1) * inputs.norm(dim=-1)
-        for gradients, inputs in _factors(policy, states)
-    ]
-    return torch.cat(norms).cpu().numpy()
+    if getattr(policy.actor.config, "final_logit_softcapping", None):
+        norms = [
+            gradients.norm(dim=-1) * inputs.norm(dim=-1)
+            for gradients, inputs in _factors(policy, states)
+        ]
+        return torch.cat(norms).cpu().numpy()
+    # ‖e_a − π‖² = (1 − π_a)² + Σ_{b≠a} π_b²: without g, which has a column for every token.
+    actions = torch.as_tensor(states.actions, device=states.hidden.device)
+    parts = []
+    for part, logits in logit_chunks(policy, states.hidden):
+        probabilities = torch.softmax(logits.double(), dim=-1)  # (m, V)
+        index = actions[part, None]  # (m, 1)
+        missed = 1.0 - probabilities.gather(-1, index).squeeze(-1)  # (m,)
+        others = probabilities.scatter_(-1, index, 0.0).norm(dim=-1)  # (m,)
+        parts.append(torch.hypot(missed, others) * _input_norms(policy, states.hidden[part]))
+    return (torch.cat(parts) / policy.temperature).cpu().numpy()
+
+
+def _input_norms(policy: LMActorCriticPolicy, hidden: torch.Tensor) -> torch.Tensor:
+    """(m,) float64 ‖h‖ of (m, h) hidden states, or √(‖h‖² + 1) where the layer has a bias."""
+    norms = hidden.double().norm(dim=-1)
+    has_bias = getattr(policy.actor.get_output_embeddings(), "bias", None) is not None
+    return torch.hypot(norms, torch.ones_like(norms)) if has_bias else norms
 
 
 @torch.no_grad()
