@@ -1,0 +1,180 @@
+"""A training that goes on from a checkpoint gives what it would have given, to the bit."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger
+from support.tiny_task import make_agent, task_kwargs
+
+from agents import TokenPPO, make_vec_env
+from agents.checkpoints import read_checkpoint
+
+K = 2
+"""Updates before the checkpoint, and after it."""
+
+CLOCKS = ("time/fps", "time/time_elapsed", "time/tokens_per_second")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+class Rows(KVWriter):
+    """Keeps what is logged, but for what a clock says."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, key_values: dict[str, Any], *_: Any) -> None:
+        self.rows.append({k: v for k, v in key_values.items() if k not in CLOCKS})
+
+    def close(self) -> None:
+        pass
+
+
+class Rollouts(BaseCallback):
+    """Keeps every rollout as the update sees it; saves a checkpoint after some updates, and ends.
+
+    Args:
+        folder: of the checkpoint; None: none.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        super().__init__()
+        self.folder, self.rollouts = folder, []
+
+    def _on_training_start(self) -> None:
+        self.model.between_rollouts.append(self.save)
+
+    def save(self) -> None:
+        if self.folder is not None and len(self.rollouts) == K:
+            self.model.save_checkpoint(self.folder)
+
+    def _on_step(self) -> bool:
+        return self.folder is None or len(self.rollouts) < K
+
+    def _on_rollout_end(self) -> None:
+        names = ("actions", "rewards", "values", "log_probs", "old_log_probs", "advantages")
+        buffer = self.model.rollout_buffer
+        self.rollouts.append({name: np.array(getattr(buffer, name)) for name in names})
+
+
+def watched(model: Any, folder: Path | None = None) -> tuple[Rows, Rollouts]:
+    rows = Rows()
+    model.set_logger(Logger(None, [rows]))
+    return rows, Rollouts(folder)
+
+
+def assert_same(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> None:
+    assert len(a) == len(b)
+    for mine, other in zip(a, b, strict=True):
+        assert mine.keys() == other.keys()
+        for name, value in mine.items():
+            np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def assert_same_state(a: Any, b: Any) -> None:
+    """Two nested states of arrays, to the bit."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            assert_same_state(value, b[name])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_same_state(one, other)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        np.testing.assert_array_equal(a, b)
+
+
+def buffer(**settings: Any) -> dict[str, Any]:
+    return {"rollout_buffer_kwargs": settings}
+
+
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "step": ("gpt2", {}, {}),
+    "deferred": ("llama", {"scoring": "deferred"}, {}),
+    "carry": ("gpt2", {}, buffer(cut="carry")),
+    "carry, deferred": ("gpt2", {"scoring": "deferred"}, buffer(cut="carry")),
+    "groups": (
+        "gpt2",
+        {"group_size": 3},
+        buffer(cut="carry", advantage_estimator="rloo", group_size=3),
+    ),
+    "groups, deferred": (
+        "gpt2",
+        {"group_size": 3, "scoring": "deferred"},
+        buffer(cut="carry", advantage_estimator="group", group_size=3),
+    ),
+    "adaptive": (
+        "gpt2",
+        {"scoring": "deferred"},
+        {"kl_controller": "adaptive", "kl_target": 0.5, "kl_horizon": 50},
+    ),
+    "dual, step": ("gpt2", {}, {"kl_controller": "dual", "kl_target": 0.5}),
+    "lora": ("gpt2", {"scoring": "deferred"}, {"policy_kwargs": {"lora": {"rank": 2}}}),
+    "separate critic": (
+        "gpt2",
+        {"scoring": "deferred"},
+        {"policy_kwargs": {"value_head": "separate"}, **buffer(cut="carry")},
+    ),
+    "warm-up": ("gpt2", {}, {"critic_warmup": 3}),
+    "bfloat16": ("gpt2", {"scoring": "deferred"}, {"precision": "bfloat16"}),
+    "bfloat16, carry": ("gpt2", {}, {"precision": "bfloat16", **buffer(cut="carry")}),
+    "k3 as loss": (
+        "gpt2",
+        {"kl_shaping": "none"},
+        {"kl_estimator": "k3", "use_kl_loss": True, **buffer(cut="carry")},
+    ),
+    "vine": ("gpt2", {}, buffer(cut="carry", advantage_estimator="vine", vine_samples=2)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_training_that_is_gone_on_with_is_the_same_training(folder, tmp_path, case):
+    name, env_settings, settings = CASES[case]
+    kwargs = {**task_kwargs(folder, name), **env_settings}
+    per_update = 6 * 20
+
+    def agent() -> Any:
+        random.seed(len(str(tmp_path)))
+        return make_agent(kwargs, **settings)
+
+    whole = agent()
+    rows, rollouts = watched(whole)
+    whole.learn(2 * K * per_update, callback=rollouts)
+
+    first = agent()
+    rows_before, before = watched(first, tmp_path / "checkpoint")
+    first.learn(2 * K * per_update, callback=before)
+
+    np.random.seed(99), torch.manual_seed(99), random.seed(99)
+    env = make_vec_env(n_envs=6, seed=123, **kwargs)
+    second = TokenPPO.load(tmp_path / "checkpoint", env, device="cpu")
+    rows_after, after = watched(second)
+    second.learn(K * per_update, callback=after, reset_num_timesteps=False)
+
+    assert_same(rollouts.rollouts, before.rollouts + after.rollouts)
+    assert_same(rows.rows, rows_before.rows[:K] + rows_after.rows)
+    assert_same_state(dict(whole.policy.state_dict()), dict(second.policy.state_dict()))
+    assert_same_state(
+        whole.policy.optimizer.state_dict(), second.policy.optimizer.state_dict()
+    )
+    assert second.env.inner.kl_coef == whole.env.inner.kl_coef
+    assert second.num_timesteps == whole.num_timesteps == 2 * K * per_update
+    assert random.getstate() == random.getstate() and torch.equal(
+        torch.get_rng_state(), torch.get_rng_state()
+    )
+    for path in (tmp_path / "checkpoint").iterdir():
+        assert path.suffix in (".json", ".safetensors")
+    assert read_checkpoint(tmp_path / "checkpoint").updates == K
