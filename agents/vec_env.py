@@ -99,9 +99,7 @@ class TokenVecEnv(VecEnv):
             ValueError: it is in a wrapper, which may hold a state that is not known.
         """
         self._refuse_wrappers()
-        infos = [
-            {**info, "origin": prompt_state(info.get("origin"))} for info in self.reset_infos
-        ]
+        infos = [{**info, "origin": prompt_state(info.get("origin"))} for info in self.reset_infos]
         return {
             "inner": self.inner.state_dict(),
             "reset_infos": infos,

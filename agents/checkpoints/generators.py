@@ -17,7 +17,11 @@ def generators_state() -> dict[str, Any]:
     version, numbers, gauss = random.getstate()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     return {
-        "python": {"version": version, "numbers": np.array(numbers, dtype=np.int64), "gauss": gauss},
+        "python": {
+            "version": version,
+            "numbers": np.array(numbers, dtype=np.int64),
+            "gauss": gauss,
+        },
         "numpy": np.random.get_state(legacy=False),
         "torch": torch.get_rng_state(),
         "cuda": cuda,

@@ -40,7 +40,9 @@ def load_weights(module: nn.Module, state: Mapping[str, Any], what: str) -> None
     tensors |= {name: tensors[first] for name, first in state["same_as"].items()}
     here = module.state_dict()
     missing, unknown = sorted(here.keys() - tensors.keys()), sorted(tensors.keys() - here.keys())
-    shaped = {name for name in here.keys() & tensors.keys() if _kind(here[name]) != _kind(tensors[name])}
+    shaped = {
+        name for name in here.keys() & tensors.keys() if _kind(here[name]) != _kind(tensors[name])
+    }
     if missing or unknown or shaped:
         wrong = (missing or unknown or sorted(shaped))[0]
         raise ValueError(

@@ -67,8 +67,8 @@ class TokenPPO(PPO):
     """PPO on whole sequences, with RLHF's defaults; `RLHFCallback` comes with it.
 
     `TokenPPO.load` reads a checkpoint's folder, of which nothing is unpickled; or SB3's archive,
-    parts of which are, which can run any code: load only archives that you trust. To pass a model on, use `policy.save_pretrained`: nothing in its folder
-    is unpickled.
+    parts of which are, which can run any code: load only archives that you trust. To pass a model
+    on, use `policy.save_pretrained`: nothing in its folder is unpickled.
 
     Args:
         policy: `LMActorCriticPolicy`, or any SB3 policy for other environments.
