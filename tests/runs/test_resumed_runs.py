@@ -24,7 +24,14 @@ from agents.runs.resumed_settings import resumed, settings_of_run
 from agents.runs.training import TrainingRun
 
 SETTINGS: dict[str, Any] = {
-    **{"task": "exact", "total_tokens": 768, "n_envs": 16, "n_steps": 8, "batch_size": 64},
+    **{
+        "task": "exact",
+        "total_tokens": 768,
+        "n_envs": 16,
+        "n_steps": 8,
+        "batch_size": 64,
+        "n_epochs": 1,
+    },
     **{"reward_model": "reward_of_resumed_runs:drawn", "eval_prompts": 4, "eval_responses": 8},
     **{"eval_every": 2, "explain_every": 2, "explain_prompts": 2, "checkpoint_every": 1},
     **{"cut": "carry", "kl_controller": "adaptive", "kl_target": 0.5, "kl_horizon": 50.0},
@@ -35,16 +42,25 @@ SETTINGS: dict[str, Any] = {
 CLOCKS = ("time/fps", "time/time_elapsed", "time/tokens_per_second")
 
 
-@pytest.fixture(autouse=True)
-def reward(tmp_path_factory, monkeypatch):
-    """A reward that draws from the global generators of Python and NumPy."""
+CODE = """
+import random
+import numpy as np
+
+def drawn(prompts, responses):
+    return [random.random() + np.random.rand() - len(r) / 10 for r in responses]
+"""
+"""A reward that draws from the global generators of Python and NumPy."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def reward(tmp_path_factory):
+    """The reward's module; and no pictures, which take longer than the training."""
     folder = tmp_path_factory.mktemp("code")
-    (folder / "reward_of_resumed_runs.py").write_text(
-        "import random\nimport numpy as np\n"
-        "def drawn(prompts, responses):\n"
-        "    return [random.random() + np.random.rand() - len(r) / 10 for r in responses]\n"
-    )
-    monkeypatch.syspath_prepend(str(folder))
+    (folder / "reward_of_resumed_runs.py").write_text(CODE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.setattr("agents.runs.training.draw_curves", lambda *_: None)
+        yield
 
 
 class Killed(BaseException):
@@ -91,22 +107,15 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> Path:
+def whole(tmp_path_factory, reward) -> Path:
     """The folder of a run that was never stopped."""
     out = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        code = tmp_path_factory.mktemp("code")
-        (code / "reward_of_resumed_runs.py").write_text(
-            "import random\nimport numpy as np\n"
-            "def drawn(prompts, responses):\n"
-            "    return [random.random() + np.random.rand() - len(r) / 10 for r in responses]\n"
-        )
-        patch.syspath_prepend(str(code))
-        random.seed(0)
-        run_of(out).train()
+    random.seed(0)
+    run_of(out).train()
     return out
 
 
+@pytest.mark.slow
 def test_a_killed_run_comes_to_what_it_would_have_come_to(whole, tmp_path, monkeypatch):
     out = tmp_path / "run"
     random.seed(0)
@@ -117,7 +126,7 @@ def test_a_killed_run_comes_to_what_it_would_have_come_to(whole, tmp_path, monke
     random.seed(7), np.random.seed(7), torch.manual_seed(7)
     said = io.StringIO()
     run = resume(out, said)
-    summary = run.train()
+    run.train()
     assert "going on after 512 of 768 tokens" in said.getvalue()
     assert logged(out) == logged(whole)
     assert logged(out, "samples.jsonl") == logged(whole, "samples.jsonl")
@@ -126,7 +135,7 @@ def test_a_killed_run_comes_to_what_it_would_have_come_to(whole, tmp_path, monke
     assert len(list((out / "tokens").iterdir())) == len(list((whole / "tokens").iterdir()))
     same = weights(whole)
     assert all(torch.equal(weight, same[name]) for name, weight in weights(out).items())
-    before = json.loads((whole / "summary.json").read_text())
+    summary, before = (json.loads((r / "summary.json").read_text()) for r in (out, whole))
     for name in set(before) - {"tokens_per_second", "wall_seconds"}:
         assert summary[name] == before[name], name
     kept = {path.name for path in (out / "checkpoints").iterdir()}
@@ -135,6 +144,7 @@ def test_a_killed_run_comes_to_what_it_would_have_come_to(whole, tmp_path, monke
     assert not list(out.rglob(".*"))
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_is_said_and_an_older_one_taken(whole, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
@@ -142,7 +152,7 @@ def test_a_broken_checkpoint_is_said_and_an_older_one_taken(whole, tmp_path):
     newest = out / "checkpoints" / "tokens-768"
     file = newest / "policy.safetensors"
     file.write_bytes(file.read_bytes()[:-5])
-    with pytest.raises(BrokenCheckpoint, match="policy.safetensors is changed or cut off"):
+    with pytest.raises(BrokenCheckpoint, match=r"policy\.safetensors is changed or cut off"):
         read_checkpoint(newest)
     said = io.StringIO()
     resume(out, said).train()
@@ -159,6 +169,7 @@ def opened(out: Path, **changes: Any) -> None:
     run.run.output.close()
 
 
+@pytest.mark.slow
 def test_what_can_not_be_resumed_is_refused_by_name(whole, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
@@ -186,7 +197,11 @@ def test_what_can_not_be_resumed_is_refused_by_name(whole, tmp_path):
     assert not (out / ".lock").exists()
 
 
-def test_other_settings_are_each_named_and_refused(whole, capsys, tmp_path):
+def test_other_settings_are_each_named_and_refused(capsys, tmp_path):
+    whole = tmp_path / "run"
+    whole.mkdir()
+    made = TrainConfig(out=whole, **SETTINGS)
+    (whole / "config.json").write_text(json.dumps(made.as_json()))
     stored = settings_of_run(whole)
     for changes, said in (
         ({"learning_rate": 1e-5, "n_envs": 8}, r"n_envs=8 \(the run has 16\); learning_rate=1e-05"),
@@ -204,9 +219,9 @@ def test_other_settings_are_each_named_and_refused(whole, capsys, tmp_path):
     assert config.out == whole and config.total_tokens == 1024 and config.n_envs == 16
     call = ["train", "--resume", str(whole), "--trust-code"]
     for arguments, said in (
-        (["--gamma", "0.5"], "gamma=0.5 (the run has 1.0)"),
+        (["--max-grad-norm", "0.5"], "max_grad_norm=0.5 (the run has 1.0)"),
         (["--config", "zoo:reviews"], "both bring settings"),
-        ([], "is done"),
+        ([], "has no checkpoint to go on from"),
     ):
         assert main([*call, *arguments]) == 2
         assert said in " ".join(capsys.readouterr().err.split())
@@ -214,6 +229,7 @@ def test_other_settings_are_each_named_and_refused(whole, capsys, tmp_path):
     assert "holds no run, config.json is missing" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_to_more_tokens(whole, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(whole, out)
@@ -225,6 +241,7 @@ def test_a_finished_run_goes_on_to_more_tokens(whole, tmp_path):
     assert settings_of_run(out).total_tokens == 1024
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(tmp_path, monkeypatch):
     from agents.checkpoints import files
 
