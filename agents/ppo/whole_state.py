@@ -66,7 +66,7 @@ def parts_of(model: Any) -> dict[str, Any]:
         raise ValueError(
             "a checkpoint is of a training between two rollouts, and this one "
             + ("has not begun" if model._last_obs is None else "is within one")
-            + ": save it from a callback's `_on_training_end`, or with CheckpointCallback."
+            + ": let agents.CheckpointCallback save it."
         )
     callbacks = named_callbacks(model.callback)
     return {

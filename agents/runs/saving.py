@@ -33,7 +33,7 @@ class CheckpointCallback(BaseCallback):
     the last one as well. Weights that are not finite are no checkpoint.
 
     Args:
-        folder: where to.
+        folder: where to; made where it is missing.
         every: updates between two; 0 for none but the last.
         on_saved: called after each.
         keep: how many, the newest ones; None: all.
@@ -45,14 +45,14 @@ class CheckpointCallback(BaseCallback):
 
     def __init__(
         self,
-        folder: Path,
+        folder: str | Path,
         every: int,
         on_saved: Callable[[], None] = lambda: None,
         keep: int | None = None,
         parts: Mapping[str, HasState] | None = None,
     ) -> None:
         super().__init__()
-        self.folder, self.every, self.on_saved, self.keep = folder, every, on_saved, keep
+        self.folder, self.every, self.on_saved, self.keep = Path(folder), every, on_saved, keep
         self.parts = dict(parts or {})
         self.saved: int | None = None
         self._rollouts = 0
@@ -69,6 +69,7 @@ class CheckpointCallback(BaseCallback):
         return True
 
     def _on_training_start(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
         model: Any = self.model
         model.between_rollouts.append(self._after_rollout)
 

@@ -99,15 +99,7 @@ def buffer(**settings: Any) -> dict[str, Any]:
 
 
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "step": ("gpt2", {}, {}),
-    "deferred": ("llama", {"scoring": "deferred"}, {}),
     "carry": ("gpt2", {}, buffer(cut="carry")),
-    "carry, deferred": ("gpt2", {"scoring": "deferred"}, buffer(cut="carry")),
-    "groups": (
-        "gpt2",
-        {"group_size": 3},
-        buffer(cut="carry", advantage_estimator="rloo", group_size=3),
-    ),
     "groups, deferred": (
         "gpt2",
         {"group_size": 3, "scoring": "deferred"},
@@ -118,16 +110,20 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"scoring": "deferred"},
         {"kl_controller": "adaptive", "kl_target": 0.5, "kl_horizon": 50},
     ),
-    "dual, step": ("gpt2", {}, {"kl_controller": "dual", "kl_target": 0.5}),
+    "step, dual": ("llama", {}, {"kl_controller": "dual", "kl_target": 0.5}),
+    "carry, deferred": ("gpt2", {"scoring": "deferred"}, buffer(cut="carry")),
+    "groups, step": (
+        "gpt2",
+        {"group_size": 3},
+        buffer(cut="carry", advantage_estimator="rloo", group_size=3),
+    ),
     "lora": ("gpt2", {"scoring": "deferred"}, {"policy_kwargs": {"lora": {"rank": 2}}}),
-    "separate critic": (
+    "separate critic, warm-up": (
         "gpt2",
         {"scoring": "deferred"},
-        {"policy_kwargs": {"value_head": "separate"}, **buffer(cut="carry")},
+        {"policy_kwargs": {"value_head": "separate"}, "critic_warmup": 2, **buffer(cut="carry")},
     ),
-    "warm-up": ("gpt2", {}, {"critic_warmup": 3}),
-    "bfloat16": ("gpt2", {"scoring": "deferred"}, {"precision": "bfloat16"}),
-    "bfloat16, carry": ("gpt2", {}, {"precision": "bfloat16", **buffer(cut="carry")}),
+    "bfloat16": ("gpt2", {}, {"precision": "bfloat16", **buffer(cut="carry")}),
     "k3 as loss": (
         "gpt2",
         {"kl_shaping": "none"},
@@ -182,3 +178,55 @@ def test_a_training_that_is_gone_on_with_is_the_same_training(folder, tmp_path, 
 @pytest.mark.parametrize("case", [case for case in CASES if case not in FAST])
 def test_so_it_is_in_every_mode(folder, tmp_path, case):
     assert_goes_on(folder, tmp_path, case)
+
+
+def test_saving_changes_nothing_and_what_does_not_fit_is_refused(folder, tmp_path):
+    kwargs = {**task_kwargs(folder, "gpt2"), "scoring": "deferred"}
+    checkpoint = tmp_path / "checkpoint"
+    trained = []
+    for place in (None, checkpoint):
+        model = agent_of(kwargs)
+        rows, rollouts = watched(model, place)
+        model.learn(2 * N * STEPS, callback=rollouts)
+        trained.append((rows.rows, dict(model.policy.state_dict())))
+    assert_same(trained[0][0], trained[1][0])
+    assert_same_state(trained[0][1], trained[1][1])
+    with pytest.raises(ValueError, match=r"goes on with the episodes .*: pass env="):
+        TokenPPO.load(checkpoint)
+    for changes, said in (
+        ({"n_envs": N + 1}, f"of {N} environments, and these are {N + 1}"),
+        ({"prompts": ["w3", "w4"]}, r"the prompts of this environment \(2\) are not those"),
+        ({"reference": task_kwargs(folder, "llama")["reference"]}, "has other weights"),
+    ):
+        env = make_vec_env(**{"n_envs": N, **kwargs, **changes})
+        with pytest.raises(ValueError, match=said):
+            TokenPPO.load(checkpoint, env, device="cpu")
+    with pytest.raises(ValueError, match="has not begun"):
+        agent_of(kwargs).save_checkpoint(tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_learn_that_begins_anew_takes_the_weights_alone(folder, tmp_path):
+    kwargs = {**task_kwargs(folder, "gpt2"), "scoring": "deferred"}
+    model = agent_of(kwargs)
+    _, rollouts = watched(model, tmp_path / "checkpoint")
+    model.learn(N * STEPS, callback=rollouts)
+    loaded = TokenPPO.load(
+        tmp_path / "checkpoint", make_vec_env(n_envs=N, **kwargs), device="cpu", n_epochs=1
+    )
+    assert_same_state(dict(model.policy.state_dict()), dict(loaded.policy.state_dict()))
+    rows, _ = watched(loaded)
+    loaded.learn(N * STEPS)
+    assert loaded.num_timesteps == N * STEPS and loaded.n_epochs == 1 and loaded.pending is None
+    assert [row["time/iterations"] for row in rows.rows] == [1]
+
+
+def test_a_schedule_of_ones_own_is_asked_for(folder, tmp_path):
+    kwargs = {**task_kwargs(folder, "gpt2"), "scoring": "deferred"}
+    model = agent_of(kwargs, learning_rate=lambda remaining: 1e-3 * remaining)
+    _, rollouts = watched(model, tmp_path / "checkpoint")
+    model.learn(N * STEPS, callback=rollouts)
+    env = make_vec_env(n_envs=N, **kwargs)
+    with pytest.raises(ValueError, match=r"could not store learning_rate.*learning_rate=…\)"):
+        TokenPPO.load(tmp_path / "checkpoint", env, device="cpu")
+    TokenPPO.load(tmp_path / "checkpoint", env, device="cpu", learning_rate=1e-4)
