@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import numbers
 import warnings
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -26,8 +24,8 @@ from stable_baselines3.common.type_aliases import (
 )
 from stable_baselines3.common.utils import update_learning_rate
 
-from agents.checkpoints import Checkpoint, read_checkpoint
 from agents.policy import LMActorCriticPolicy, ValueHead, store_rebuild_kwargs
+from agents.ppo.checkpointed import CheckpointedPPO
 from agents.ppo.learning_rates import Decay
 from agents.ppo.parts import check_parts
 from agents.ppo.precision import (
@@ -36,9 +34,7 @@ from agents.ppo.precision import (
     measured_precision,
     update_log_probs,
 )
-from agents.ppo.stored_settings import arguments_of
 from agents.ppo.update import Update
-from agents.ppo.whole_state import Resumption, go_on_from, save_checkpoint
 from agents.rollout import (
     EpisodeRolloutBuffer,
     RLHFCallback,
@@ -63,7 +59,7 @@ from tokenenv.models import PackedSequences
 __all__ = ["TokenPPO"]
 
 
-class TokenPPO(PPO):
+class TokenPPO(CheckpointedPPO):
     """PPO on whole sequences, with RLHF's defaults; `RLHFCallback` comes with it.
 
     `TokenPPO.load` reads a checkpoint's folder, of which nothing is unpickled; or SB3's archive,
@@ -149,14 +145,6 @@ class TokenPPO(PPO):
         num_updates: updates in the model's life; each is `n_epochs` passes over a rollout.
         update_precision: `"float32"` or `"bfloat16"`: what `precision` came to; a loaded model
             measures `"auto"` again.
-        num_rollouts: of this `learn`, and of those that it goes on with.
-        on_updated: called with the `Update` after each one, while the buffer still holds its
-            rollout; None for nothing. It is not saved.
-        between_rollouts: functions that are called after every update, or the rollout that had
-            nothing to learn from: then a checkpoint can be taken. Empty at the start of `learn`.
-        callback: of the last `learn`.
-        pending: a checkpoint that the next `learn(reset_num_timesteps=False)` goes on from.
-        other_parts: names of parts of it that belong to neither the model nor a callback.
 
     Raises:
         ValueError: a setting can't be used, alone or with the others.
@@ -235,12 +223,7 @@ class TokenPPO(PPO):
         self.critic_epochs, self.clip_range_high = critic_epochs, clip_range_high
         self.loss_aggregation, self.loss_divisor = loss_aggregation, loss_divisor
         check_agent({**sb3_settings, **vars(self), "vf_coef": vf_coef})
-        self.num_updates, self.num_rollouts, self.has_met_rounding = 0, 0, False
-        self.on_updated: Callable[[Update], None] | None = None
-        self.between_rollouts: list[Callable[[], None]] = []
-        self.callback: BaseCallback | None = None
-        self.pending: Checkpoint | None = None
-        self.other_parts: frozenset[str] = frozenset()
+        self.num_updates, self.has_met_rounding = 0, False
         with warnings.catch_warnings():
             # It counts steps that do not divide into minibatches; sequences never do, exactly.
             warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
@@ -337,33 +320,17 @@ class TokenPPO(PPO):
         if not (self.is_plain_ppo or has_rlhf_callback(callbacks)):
             callbacks = [RLHFCallback(), *callbacks]
         converted = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in callbacks]
-        if self.pending is not None:
-            converted.append(Resumption(self.pending))
-        self.callback = super()._init_callback(converted, progress_bar)
-        return self.callback
+        return super()._init_callback(converted, progress_bar)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
         """SB3's, whose policy reads the observations where they are: on the host."""
-        self.num_rollouts += 1
         if not isinstance(self.policy, LMActorCriticPolicy):
             return super().collect_rollouts(*args, **kwargs)
         with self.policy.reading(lambda: np.asarray(self._last_obs)):
             return super().collect_rollouts(*args, **kwargs)
 
-    def _setup_learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        reset_num_timesteps: bool = True,
-        *args: Any,
-        **kwargs: Any,
-    ) -> tuple[int, BaseCallback]:
-        self.num_rollouts, self.between_rollouts = 0, []
-        if reset_num_timesteps:
-            self.pending = None
-        setup = super()._setup_learn(
-            total_timesteps, callback, reset_num_timesteps, *args, **kwargs
-        )
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        setup = super()._setup_learn(*args, **kwargs)
         if self.precision == "auto" and not self.has_measured_precision:
             self.update_precision = measured_precision(self)
             self.has_measured_precision = True
@@ -412,96 +379,7 @@ class TokenPPO(PPO):
             update.run()
             if self.on_updated is not None:
                 self.on_updated(update)
-        for call in self.between_rollouts:
-            call()
-
-    def dump_logs(self, iteration: int = 0) -> None:
-        """SB3's; iterations are counted on where `learn` goes on from a checkpoint."""
-        super().dump_logs(self.num_rollouts if iteration else 0)
-
-    # Checkpoints ---------------------------------------------------------------------------------
-
-    def save_checkpoint(self, folder: str | Path, parts: Mapping[str, Any] | None = None) -> None:
-        """Write everything that a training goes on from into a folder; nothing of it is pickled.
-
-        Between two rollouts, as `CheckpointCallback` calls it. `TokenPPO.load(folder, env)` and
-        `learn(…, reset_num_timesteps=False)` go on from it, on a CPU to the bit.
-
-        Args:
-            folder: it holds all of it, or is as it was.
-            parts: name → state of what else is to be in it.
-
-        Raises:
-            ValueError: a rollout is under way; or environment, buffer or policy are others than
-                `agents.make_vec_env`'s, `EpisodeRolloutBuffer` and `LMActorCriticPolicy`.
-            OSError: it can't be written.
-        """
-        save_checkpoint(self, Path(folder), parts or {})
-
-    def go_on_from(self, checkpoint: Checkpoint) -> None:
-        """Take a checkpoint's state over; the next `learn(reset_num_timesteps=False)` goes on.
-
-        Args:
-            checkpoint: of a model with the same settings, in an environment of the same arguments.
-
-        Raises:
-            ValueError: policy, optimiser, environment or buffer are others; it is named.
-        """
-        go_on_from(self, checkpoint)
-
-    @classmethod
-    def load(  # type: ignore[override]
-        cls,
-        path: Any,
-        env: GymEnv | None = None,
-        device: torch.device | str = "auto",
-        custom_objects: dict[str, Any] | None = None,
-        print_system_info: bool = False,
-        force_reset: bool = True,
-        **kwargs: Any,
-    ) -> TokenPPO:
-        """A model from the folder of a checkpoint, or from SB3's archive.
-
-        Args:
-            path: a checkpoint's folder, of which nothing is unpickled: `env`, which must be made as
-                the one that it was saved with, then goes on with its episodes, and so does
-                `learn(…, reset_num_timesteps=False)`. Or an archive, which is unpickled and can run
-                any code: see SB3's `load` for it and for the arguments below.
-            env: needed for a checkpoint.
-            device: a torch device or "auto".
-            custom_objects: of an archive.
-            print_system_info: of an archive.
-            force_reset: of an archive.
-            **kwargs: settings in the place of those that were saved.
-
-        Raises:
-            ValueError: the checkpoint is not whole, has another version, or does not fit `env`.
-        """
-        is_folder = isinstance(path, str | Path) and Path(path).is_dir()
-        if not is_folder:
-            return super().load(
-                path, env, device, custom_objects, print_system_info, force_reset, **kwargs
-            )
-        checkpoint = read_checkpoint(Path(path))
-        if env is None:
-            raise ValueError(
-                f"the checkpoint {str(path)!r} goes on with the episodes of its environment: pass "
-                "env=…, made with the arguments that it had (agents.make_vec_env)."
-            )
-        settings = checkpoint.parts["model"]["settings"]
-        arguments = arguments_of(settings, kwargs, f"the checkpoint {str(path)!r}")
-        model = cls(env=env, device=device, **arguments)
-        model.go_on_from(checkpoint)
-        return model
-
-    # Copies --------------------------------------------------------------------------------------
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: a copy's updates are nobody's business."""
-        return {**self.__dict__, **_lent()}
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), *_lent()]
+        self.end_rollout()
 
     def rollout_kl_coef(self) -> float:
         """β of the last rollout; 0 where there is no KL."""
@@ -510,9 +388,3 @@ class TokenPPO(PPO):
         if self.is_plain_ppo or self.env is None:
             return 0.0
         return float(self.env.get_attr("kl_coef")[0])
-
-
-def _lent() -> dict[str, Any]:
-    """Attributes of a model that neither archives nor copies have, as a new model has them."""
-    lent = {"on_updated": None, "between_rollouts": [], "callback": None, "pending": None}
-    return {**lent, "other_parts": frozenset()}
