@@ -34,9 +34,9 @@ from agents.runs.last_good import LastGoodPolicy
 from agents.runs.log import run_logger
 from agents.runs.progress import ProgressCallback, SamplesCallback
 from agents.runs.results import final_evaluation, summarize
-from agents.runs.reward_doubts import doubts_about
 from agents.runs.resumed_settings import resumed
 from agents.runs.resuming import RunRecord, checkpoint_of, cut_back
+from agents.runs.reward_doubts import doubts_about
 from agents.runs.saving import CheckpointCallback
 from agents.runs.tables import print_of_the_task
 from agents.runs.tokens import TokensCallback
