@@ -7,6 +7,8 @@ import io
 import json
 import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -261,3 +263,13 @@ def test_a_full_disk_leaves_the_last_checkpoint_as_it_was(tmp_path, monkeypatch)
     assert not list(out.rglob(".*")) and not (out / "checkpoints" / "tokens-256").exists()
     monkeypatch.setattr(files, "save_file", save)
     assert resume(out).train()["tokens"] == 768
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again():
+    """The soak in small; `python benchmarks/soak_kills.py --kills 20` is the whole of it."""
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "soak_kills.py"
+    command = [sys.executable, str(script), "--kills", "3", "--tokens", "1024"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 kills: as it was" in done.stdout
