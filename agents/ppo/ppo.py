@@ -62,9 +62,9 @@ __all__ = ["TokenPPO"]
 class TokenPPO(CheckpointedPPO):
     """PPO on whole sequences, with RLHF's defaults; `RLHFCallback` comes with it.
 
-    `TokenPPO.load` reads a checkpoint's folder, of which nothing is unpickled; or SB3's archive,
-    parts of which are, which can run any code: load only archives that you trust. To pass a model
-    on, use `policy.save_pretrained`: nothing in its folder is unpickled.
+    `TokenPPO.load` reads a checkpoint's folder, without pickle; or SB3's archive, parts of which it
+    unpickles, which can run any code: load only archives that you trust. To pass a model on, use
+    `policy.save_pretrained`: nothing in its folder is unpickled.
 
     Args:
         policy: `LMActorCriticPolicy`, or any SB3 policy for other environments.
