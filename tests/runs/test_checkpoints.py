@@ -27,6 +27,10 @@ from agents.checkpoints import (
     weights_state,
     write_checkpoint,
 )
+from agents.reward_quality.hacking.monitor import HackingMonitor
+from agents.reward_quality.hacking.rules import RULES, Alarm, Snapshot, Watch
+from agents.reward_quality.hacking.tracking import Spread
+from agents.rollout import RLHFCallback
 
 STATE = {
     "numbers": [1, -2.5, 1e-300, 0.1, True, None, 2**127, float("inf"), float("-inf")],
@@ -182,3 +186,30 @@ def test_nothing_in_a_checkpoint_is_pickled(tmp_path):
     for path in (tmp_path / "checkpoint").iterdir():
         assert path.suffix in (".json", ".safetensors")
     json.loads((tmp_path / "checkpoint" / "checkpoint.json").read_text())
+
+
+def test_a_monitor_of_reward_hacking_goes_on(tmp_path):
+    spread = Spread(64, 0.5, 1.25)
+    snapshot = Snapshot(
+        *(128, 8, spread, 2.0, spread, spread, 1.5),
+        features={"words": spread},
+        disagreement=None,
+    )
+    monitors = [HackingMonitor(RLHFCallback()) for _ in range(2)]
+    for monitor in monitors:
+        monitor._watch = Watch(RULES, 8)
+    first, second = monitors
+    assert first._watch.look(snapshot) is None and first._watch.start is not None
+    first._watch.look(snapshot)
+    first.alarms = [Alarm("rule", 128, "text")]
+    first.stopped_by = first.alarms[0]
+    settings = {"kl_factor", "kl_raises", "verbose", "n_calls", "num_timesteps"}
+    numbers = {n for n, v in vars(first).items() if isinstance(v, int | float)} - settings
+    for i, name in enumerate(sorted(numbers), 3):
+        setattr(first, name, i)
+    write(tmp_path / "checkpoint", monitor=first.state_dict())
+    second.load_state_dict(read_checkpoint(tmp_path / "checkpoint").parts["monitor"])
+    assert second.state_dict() == first.state_dict()
+    assert second._watch.start == first._watch.start and second.alarms == first.alarms
+    for name in numbers:
+        assert getattr(second, name) == getattr(first, name), name

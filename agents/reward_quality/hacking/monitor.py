@@ -29,7 +29,7 @@ at once is an alarm, and no reason to stop."""
 ROLLOUTS_BETWEEN_RAISES = 4
 """Rollouts that a larger β has to work before it is raised again."""
 
-_COUNTERS = ("raised", "is_alarmed", "_rollouts", "_raised_at", "_steps")
+_COUNTERS = ("raised", "is_alarmed", "_rollouts", "_raised_at", "_steps", "_in_a_row")
 """Attributes of a monitor that are numbers and change."""
 
 
