@@ -61,7 +61,7 @@ class CheckpointedPPO(PPO):
         """SB3's; the last of the callbacks lets the others go on from a checkpoint."""
         if self.pending is not None:
             callbacks = callback if isinstance(callback, list) else [callback] if callback else []
-            callback = [*callbacks, Resumption(self.pending)]  # type: ignore[list-item]
+            callback = [*callbacks, Resumption(self.pending)]
         self.callback = super()._init_callback(callback, progress_bar)
         return self.callback
 
@@ -110,7 +110,7 @@ class CheckpointedPPO(PPO):
         go_on_from(self, checkpoint)
 
     @classmethod
-    def load(  # type: ignore[override]
+    def load(
         cls,
         path: Any,
         env: GymEnv | None = None,
@@ -163,5 +163,5 @@ class CheckpointedPPO(PPO):
 
 def _lent() -> dict[str, Any]:
     """Attributes of a model that neither archives nor copies have, as a new model has them."""
-    lent = {"on_updated": None, "between_rollouts": [], "callback": None, "pending": None}
-    return {**lent, "other_parts": frozenset()}
+    nothing = dict.fromkeys(("on_updated", "callback", "pending"))
+    return {**nothing, "between_rollouts": [], "other_parts": frozenset()}

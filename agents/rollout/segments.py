@@ -136,7 +136,7 @@ def segments_state(segments: Sequence[Segment]) -> dict[str, Any]:
 
 def segments_of_state(state: Mapping[str, Any]) -> list[Segment]:
     """The segments that `segments_state` described."""
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.split(state[name]["values"], np.cumsum(state[name]["lengths"])[:-1])
         for name in ("prompt", "context", *_PER_STEP)
     }

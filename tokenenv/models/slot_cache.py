@@ -126,7 +126,7 @@ class SlotCache(Cache):
         return {
             f"{name}.{number}": getattr(layer, name)[:, :, :columns].clone()
             for number, layer in enumerate(self.layers)
-            if layer.is_initialized
+            if isinstance(layer, SlotLayer) and layer.is_initialized
             for name in ("keys", "values")
         }
 
@@ -138,6 +138,7 @@ class SlotCache(Cache):
             device: where the model is.
         """
         for number, layer in enumerate(self.layers):
+            assert isinstance(layer, SlotLayer)
             both = [state[f"{name}.{number}"].to(device) for name in ("keys", "values")]
             if not layer.is_initialized:
                 layer.lazy_initialization(*both)
