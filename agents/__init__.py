@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from agents.policy import LMActorCriticPolicy
     from agents.ppo import TokenPPO
     from agents.rollout import EpisodeRolloutBuffer, RLHFCallback
+    from agents.runs.saving import CheckpointCallback
     from agents.vec_env import TokenVecEnv, make_vec_env
 
 __all__ = [
+    "CheckpointCallback",
     "EpisodeRolloutBuffer",
     "LMActorCriticPolicy",
     "RLHFCallback",
@@ -28,6 +30,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CheckpointCallback": "agents.runs.saving",
     "EpisodeRolloutBuffer": "agents.rollout.buffer",
     "LMActorCriticPolicy": "agents.policy",
     "RLHFCallback": "agents.rollout.callback",

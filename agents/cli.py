@@ -40,6 +40,7 @@ from agents.runs.config import (
     RewardModelConfig,
     SampleConfig,
 )
+from agents.runs.resumed_settings import settings_of_run
 from agents.runs.tables import (
     print_before_and_after,
     print_end,
@@ -187,18 +188,29 @@ def _parse(arguments: list[str]) -> Any:
 
 
 def _with_settings(arguments: list[str]) -> Any:
-    """`Command`, with the settings of a `--config` file as the defaults of `train`."""
-    path = None
-    for option, argument in zip(["", *arguments], [*arguments, ""], strict=True):
-        if option == "--config":
-            path = argument
-        elif argument.startswith("--config="):
-            path = argument.partition("=")[2]
-    if not arguments or arguments[0] != "train" or path is None:
+    """`Command`; the defaults of `train` are those of a `--config` file, or of a run to resume."""
+    path, run = _value_of("--config", arguments), _value_of("--resume", arguments)
+    if not arguments or arguments[0] != "train" or (path is None and run is None):
         return Command
-    train: Any = Annotated[TrainConfig, tyro.conf.subcommand("train", default=settings_at(path))]
+    if path is not None and run is not None:
+        raise ValueError(
+            f"--config {path} and --resume {run} both bring settings: a run goes on with its own."
+        )
+    settings = settings_at(path) if run is None else settings_of_run(Path(run))  # type: ignore[arg-type]
+    train: Any = Annotated[TrainConfig, tyro.conf.subcommand("train", default=settings)]
     others = [c for c in get_args(Command) if get_args(c)[0] is not TrainConfig]
     return functools.reduce(operator.or_, others, train)
+
+
+def _value_of(name: str, arguments: list[str]) -> str | None:
+    """What an option was given, the last time; None where it was not."""
+    value = None
+    for option, argument in zip(["", *arguments], [*arguments, ""], strict=True):
+        if option == name:
+            value = argument
+        elif argument.startswith(f"{name}="):
+            value = argument.partition("=")[2]
+    return value
 
 
 def _refuse_empty(arguments: list[str]) -> None:
@@ -240,7 +252,7 @@ def _file_error(error: OSError) -> str:
 
 
 def _train(config: TrainConfig, console: Console) -> None:
-    if config.seeds is None:
+    if config.seeds is None or config.resume is not None:
         _train_once(config, console)
         return
     from agents.command_line.seeds import train_seeds

@@ -59,6 +59,7 @@ _TRAIN_RANGES: dict[str, Range] = {
     "explain_every": COUNT_OR_0,
     "explain_prompts": COUNT,
     "checkpoint_every": COUNT_OR_0,
+    "keep_checkpoints": OPTIONAL_COUNT,
     **{"shift_every": COUNT_OR_0, "refresh_every": COUNT_OR_0, "refresh_pairs": COUNT},
     **{"refresh_label_noise": WEIGHT, "refresh_epochs": COUNT_OR_0},
     "refresh_learning_rate": POSITIVE_FINITE,
@@ -97,6 +98,7 @@ SETTINGS_OF_OLDER_RUNS: dict[str, Any] = {
     "tracker_project": "tokenrlhf",
     **{"columns": (), "skip_bad": False},
     **{"on_hacking_alarm": "ignore", "hacking_kl_factor": 2.0, "hacking_kl_raises": 3},
+    **{"resume": None, "trust_code": False, "keep_checkpoints": None},
     **{"combine": None, "uncertainty_coef": None, "shift_every": 0, "shift_pairs": None},
     **{"refresh_every": 0, "refresh_pairs": 256, "refresh_labels": None},
     **{"refresh_label_noise": 0.0, "refresh_old_pairs": None},
@@ -119,6 +121,11 @@ class TrainConfig:
     tuned (`tokenrlhf zoo` lists them). Options here override it."""
     out: Path | None = None
     """Folder of the run; runs/NAME-DATE-TIME unless given, named after task, model and prompts."""
+    resume: Path | None = None
+    """Folder of a run that was stopped: it goes on from its newest checkpoint, with its settings,
+    to what it would have come to. --total-tokens may be more than it had."""
+    trust_code: bool = False
+    """Allow a run that is resumed to name code to import ('module:attribute')."""
     overwrite: bool = False
     """Write into a run folder that exists already, replacing the run in it."""
     seed: int = 0
@@ -330,8 +337,12 @@ class TrainConfig:
     refresh_learning_rate: float = 3e-4
     """AdamW's peak learning rate in a refresh."""
     checkpoint_every: int = 16
-    """Updates between two checkpoints; 0: only the last. TokenPPO.load unpickles them, which can
-    run code: share policy/ instead, and load only checkpoints that you trust."""
+    """Updates between two checkpoints, for --resume; 0: only the last. Beside each lies an archive
+    (.zip), which TokenPPO.load unpickles, and that can run code: share policy/ instead, and load
+    only archives that you trust."""
+    keep_checkpoints: int | None = 3
+    """How many checkpoints are kept, the newest ones; None: all. The policy of the best evaluation
+    is kept apart, in checkpoints/best/."""
     tracker: str | None = None
     """Also log to an experiment tracker: wandb, trackio, or a module with their init, log and
     finish."""
@@ -485,7 +496,8 @@ class TrainConfig:
         """The content of `config.json`."""
         content = dataclasses.asdict(self)
         content["out"] = None if self.out is None else str(self.out)
-        del content["config"]  # what was in it is here
+        for name in ("config", "resume", "trust_code"):  # of the call; what config holds is here
+            del content[name]
         return content
 
     @classmethod

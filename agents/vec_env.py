@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env.base_vec_env import (
 )
 
 import tokenenv
+from tokenenv.data import prompt_of_state, prompt_state
 from tokenenv.env import TokenEnv
 from tokenenv.mdp import check_options, rows_of
 from tokenenv.ranges import SEED, check_ranges
@@ -90,6 +91,39 @@ class TokenVecEnv(VecEnv):
         for row, info in zip(rows, rows_of(infos, list(rows)), strict=True):
             self.reset_infos[row] = info
         return observations
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resets and steps change, as JSON values and arrays.
+
+        Raises:
+            ValueError: it is in a wrapper, which may hold a state that is not known.
+        """
+        self._refuse_wrappers()
+        infos = [{**info, "origin": prompt_state(info.get("origin"))} for info in self.reset_infos]
+        return {
+            "inner": self.inner.state_dict(),
+            "reset_infos": infos,
+            "seeds": list(self._seeds),
+            "options": [dict(options) for options in self._options],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was called, in an environment of the same arguments.
+
+        Raises:
+            ValueError: it is in a wrapper, or the state is of other prompts or sizes.
+        """
+        self._refuse_wrappers()
+        self.inner.load_state_dict(state["inner"])
+        self.reset_infos = [_with_origin(info) for info in state["reset_infos"]]
+        self._seeds, self._options = list(state["seeds"]), list(state["options"])
+
+    def _refuse_wrappers(self) -> None:
+        if self.env is not self.inner:
+            raise ValueError(
+                f"the environment is in the wrapper {type(self.env).__name__}, whose state no "
+                "checkpoint holds: take it off, or save archives (model.save)."
+            )
 
     def step_async(self, actions: np.ndarray) -> None:
         """Store the actions for `step_wait`."""
@@ -236,6 +270,13 @@ class TokenVecEnv(VecEnv):
                 f"{what} was asked for environments {rows} only, but all {self.num_envs} share "
                 "one set of settings: call it for all."
             )
+
+
+def _with_origin(info: Mapping[str, Any]) -> dict[str, Any]:
+    """The info of a reset as `TokenVecEnv.state_dict` stored it."""
+    origin = prompt_of_state(info["origin"])
+    rest = {name: value for name, value in info.items() if name != "origin"}
+    return rest if origin is None else {**rest, "origin": origin}
 
 
 _NEXT_EPISODE_KEYS = ("prompt", "group", "origin")

@@ -6,7 +6,7 @@ The transition s_{t+1} = s_t + a_t and the end of an episode are written here an
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from gymnasium.error import ResetNeeded
@@ -15,6 +15,9 @@ __all__ = ["NO_TOKEN", "EpisodeBatch", "split_observation"]
 
 NO_TOKEN = -1
 """Fills observations where there is no token; it is no token id, so pad == eos is safe."""
+
+_STATE = ("observations", "prompt_lengths", "response_lengths", "running", "stopped")
+"""Attributes of `EpisodeBatch` that make up its state."""
 
 
 class EpisodeBatch:
@@ -55,6 +58,27 @@ class EpisodeBatch:
         self.response_lengths = np.zeros(num_envs, dtype=np.int64)
         self.running = np.zeros(num_envs, dtype=bool)
         self.stopped = np.zeros(num_envs, dtype=bool)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The episodes as arrays, by attribute."""
+        return {name: getattr(self, name).copy() for name in _STATE}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on with the episodes that `state_dict` gave.
+
+        Raises:
+            ValueError: they are of another number of environments, or of other limits.
+        """
+        for name in _STATE:
+            here, stored = getattr(self, name), np.asarray(state[name])
+            if stored.shape != here.shape:
+                raise ValueError(
+                    f"the stored episodes have {name} of shape {stored.shape}, and here it is "
+                    f"{here.shape}: make the environment with the same number of environments, "
+                    "max_prompt_tokens and max_new_tokens."
+                )
+        for name in _STATE:
+            getattr(self, name)[...] = state[name]
 
     def start(self, row: int, prompt: np.ndarray) -> None:
         """Begin a new episode in `row` from `prompt`, (n,) token ids with 1 ≤ n ≤ P."""

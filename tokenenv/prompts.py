@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -167,6 +170,15 @@ class PromptBook:
     def __deepcopy__(self, memo: dict[int, Any]) -> PromptBook:
         """A copy that shares the prompts, which never change."""
         return copy.copy(self)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Hexadecimal digest of the prompts in their order, with their columns."""
+        digest = hashlib.sha256()
+        for text, origin in zip(self.texts, self.origins, strict=True):
+            row = json.dumps([text, dict(origin.columns)], default=str, sort_keys=True)
+            digest.update(row.encode("utf-8", "surrogatepass") + b"\n")
+        return digest.hexdigest()[:32]
 
     def _truncate(self) -> None:
         """Cut or drop prompts of more than P tokens, and say how many."""

@@ -91,6 +91,34 @@ class TokenVectorEnv(TokenMDPMixin, VectorEnv[np.ndarray, np.ndarray, np.ndarray
             self._rngs[row] = known
         return known
 
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that resets and steps change, as JSON values and arrays.
+
+        With the models, which are arguments, it is all that the episodes go on from: prompts and
+        responses, the generators that draw prompts, β, and what the reference has seen of them.
+        """
+        return {
+            "mdp": self.mdp.state_dict(),
+            "generators": [rng and rng.bit_generator.state for rng in self._rngs],
+            "seeds": list(self._seeds),
+            "waiting": self._waiting.copy(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was called, in an environment of the same arguments.
+
+        Raises:
+            ValueError: the stored state is of other prompts, another reference, or other sizes.
+        """
+        if len(state["generators"]) != self.num_envs:
+            raise ValueError(
+                f"the stored state is of {len(state['generators'])} environments, and these are "
+                f"{self.num_envs}: make as many."
+            )
+        self.mdp.load_state_dict(state["mdp"])
+        self._rngs = [None if known is None else _generator(known) for known in state["generators"]]
+        self._seeds, self._waiting = list(state["seeds"]), np.array(state["waiting"])
+
     # Resets --------------------------------------------------------------------------------------
 
     def reset(
@@ -233,6 +261,13 @@ class TokenVectorEnv(TokenMDPMixin, VectorEnv[np.ndarray, np.ndarray, np.ndarray
         return (
             None if self.render_mode is None else tuple(render_episode(self.mdp, r) for r in rows)
         )
+
+
+def _generator(state: Mapping[str, Any]) -> np.random.Generator:
+    """A generator as Gymnasium seeds them, in a state of another."""
+    rng, _ = seeding.np_random(0)
+    rng.bit_generator.state = dict(state)
+    return rng
 
 
 def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -201,6 +201,10 @@ class EvaluationCallback(BaseCallback):
         responses_per_prompt: samples of the policy for each prompt.
         seed: of the sampling, the same each time.
         tokenizer: saved beside the policy.
+
+    Attributes:
+        best_objective: J of the best policy so far; −∞ before the first evaluation.
+        best_tokens: that it had been trained on.
     """
 
     def __init__(
@@ -215,8 +219,21 @@ class EvaluationCallback(BaseCallback):
         super().__init__()
         self.held_out, self.every, self.best = held_out, every, best
         self.responses_per_prompt, self.seed, self.tokenizer = responses_per_prompt, seed, tokenizer
-        self.best_objective = -math.inf
-        self._rollouts = 0
+        self.best_objective, self.best_tokens = -math.inf, 0
+        self._rollouts = self._before_rollout = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far, and how many rollouts there were; JSON."""
+        return {
+            "best_objective": self.best_objective,
+            "best_tokens": self.best_tokens,
+            "rollouts": self._rollouts,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was called."""
+        self.best_objective, self.best_tokens = state["best_objective"], state["best_tokens"]
+        self._rollouts = state["rollouts"]
 
     def begin_anew(self, held_out: HeldOut) -> None:
         """Forget the best: the reward has changed, and an older J is not comparable with it.
@@ -229,6 +246,9 @@ class EvaluationCallback(BaseCallback):
     def _on_step(self) -> bool:
         return True
 
+    def _on_rollout_start(self) -> None:
+        self._before_rollout = self.model.num_timesteps
+
     def _on_rollout_end(self) -> None:
         """Measure the policy that has just sampled a rollout."""
         self._rollouts += 1
@@ -240,6 +260,8 @@ class EvaluationCallback(BaseCallback):
         objective = metrics["objective"]
         if objective > self.best_objective:
             self.best_objective = objective
+            # The rollout sampled tokens, and did not train on them yet.
+            self.best_tokens = self._before_rollout
             policy: Any = self.model.policy
             with whole_folder(self.best) as folder:
                 policy.save_pretrained(folder, self.tokenizer)

@@ -2,6 +2,8 @@
 
 * `ppo`: `TokenPPO`: its settings, and what it changes of SB3's PPO; `parts`: which policy and which
   buffer they need; `learning_rates`: how the rate falls.
+* `checkpointed`: checkpoints of a training, which SB3's PPO has not: `whole_state`, what they hold
+  and how a training goes on; `stored_settings`, the arguments as JSON.
 * `update`: one update, top down, beside SB3's `PPO.train`.
 * `losses`: PPO's losses, the KL loss, whitening; `precision`: autocast, and what ratios divide by.
 """

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -26,6 +25,7 @@ from stable_baselines3.common.type_aliases import (
 from stable_baselines3.common.utils import update_learning_rate
 
 from agents.policy import LMActorCriticPolicy, ValueHead, store_rebuild_kwargs
+from agents.ppo.checkpointed import CheckpointedPPO
 from agents.ppo.learning_rates import Decay
 from agents.ppo.parts import check_parts
 from agents.ppo.precision import (
@@ -59,12 +59,12 @@ from tokenenv.models import PackedSequences
 __all__ = ["TokenPPO"]
 
 
-class TokenPPO(PPO):
+class TokenPPO(CheckpointedPPO):
     """PPO on whole sequences, with RLHF's defaults; `RLHFCallback` comes with it.
 
-    `TokenPPO.load` reads SB3's archive and unpickles parts of it, which can run any code: load only
-    archives that you trust. To pass a model on, use `policy.save_pretrained`: nothing in its folder
-    is unpickled.
+    `TokenPPO.load` reads a checkpoint's folder, without pickle; or SB3's archive, parts of which it
+    unpickles, which can run any code: load only archives that you trust. To pass a model on, use
+    `policy.save_pretrained`: nothing in its folder is unpickled.
 
     Args:
         policy: `LMActorCriticPolicy`, or any SB3 policy for other environments.
@@ -145,8 +145,6 @@ class TokenPPO(PPO):
         num_updates: updates in the model's life; each is `n_epochs` passes over a rollout.
         update_precision: `"float32"` or `"bfloat16"`: what `precision` came to; a loaded model
             measures `"auto"` again.
-        on_updated: called with the `Update` after each one, while the buffer still holds its
-            rollout; None for nothing. It is not saved.
 
     Raises:
         ValueError: a setting can't be used, alone or with the others.
@@ -226,7 +224,6 @@ class TokenPPO(PPO):
         self.loss_aggregation, self.loss_divisor = loss_aggregation, loss_divisor
         check_agent({**sb3_settings, **vars(self), "vf_coef": vf_coef})
         self.num_updates, self.has_met_rounding = 0, False
-        self.on_updated: Callable[[Update], None] | None = None
         with warnings.catch_warnings():
             # It counts steps that do not divide into minibatches; sequences never do, exactly.
             warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
@@ -377,19 +374,12 @@ class TokenPPO(PPO):
         A rollout that completed no group of responses to compare leaves everything as it is.
         """
         buffer = self.rollout_buffer
-        if isinstance(buffer, EpisodeRolloutBuffer) and not buffer.num_tokens:
-            return
-        update = Update(self)
-        update.run()
-        if self.on_updated is not None:
-            self.on_updated(update)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: a copy's updates are nobody's business."""
-        return {**self.__dict__, "on_updated": None}
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "on_updated"]
+        if not isinstance(buffer, EpisodeRolloutBuffer) or buffer.num_tokens:
+            update = Update(self)
+            update.run()
+            if self.on_updated is not None:
+                self.on_updated(update)
+        self.end_rollout()
 
     def rollout_kl_coef(self) -> float:
         """β of the last rollout; 0 where there is no KL."""

@@ -7,7 +7,7 @@ the reward is computed from, and how much several reward models disagree.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -244,6 +244,14 @@ class ShiftCallback(BaseCallback):
         self.monitor, self.every = monitor, every
         self.last: Shift | None = None
         self._rollouts = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many rollouts there were; JSON. Draws and other texts are of the seed."""
+        return {"rollouts": self._rollouts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was called."""
+        self._rollouts = state["rollouts"]
 
     def _on_step(self) -> bool:
         return True

@@ -8,7 +8,8 @@ sequence serves all of its actions, and every per-token tensor is 1-D without pa
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,14 @@ from agents.rollout.rewards import (
     store_old_log_probs,
     store_values,
 )
-from agents.rollout.segments import RolloutStorage, Segment, concatenate, offsets
+from agents.rollout.segments import (
+    RolloutStorage,
+    Segment,
+    concatenate,
+    offsets,
+    segments_of_state,
+    segments_state,
+)
 from agents.settings import DEFAULT_VINE_SAMPLES, check_estimator, check_rollout_length
 from tokenenv.data import Prompt
 from tokenenv.episodes import split_observation
@@ -189,6 +197,49 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         if self.advantage_estimator in GROUPED:
             check_groups(self.group_size, self.buffer_size, env, settings)
         check_rollout_length(self.cut, self.buffer_size, settings.max_new_tokens)
+
+    @property
+    def is_between_rollouts(self) -> bool:
+        """Whether no rollout is under way: all that is stored are open and waiting episodes."""
+        return not self._storage.pos
+
+    def state_dict(self) -> dict[str, Any]:
+        """The episodes that later rollouts go on with, as JSON values and arrays.
+
+        Raises:
+            RuntimeError: a rollout is under way, whose steps are no part of it.
+        """
+        if not self.is_between_rollouts:
+            raise RuntimeError("a rollout is under way: its state can be taken at its end.")
+        return {
+            "num_envs": self.n_envs,
+            "open": segments_state([segment for segment in self._open if segment is not None]),
+            "waiting": None if self._groups is None else self._groups.state_dict(),
+            "shares_groups": self._groups is not None and self._groups.is_shared,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], episode_starts: np.ndarray) -> None:
+        """Go on with the episodes that `state_dict` gave.
+
+        Args:
+            state: of a buffer of the same settings, whose environment goes on as well.
+            episode_starts: (N,) bool, the very array that is SB3's for the next step: see `bind`.
+
+        Raises:
+            ValueError: it is of another number of environments.
+        """
+        if state["num_envs"] != self.n_envs:
+            raise ValueError(
+                f"the stored rollouts are of {state['num_envs']} environments, and here are "
+                f"{self.n_envs}: make as many."
+            )
+        self._open = [None] * self.n_envs
+        for segment in segments_of_state(state["open"]):
+            self._open[segment.env] = segment
+        if state["waiting"] is not None:
+            self._groups = GroupQueue(self.group_size, state["shares_groups"])
+            self._groups.load_state_dict(state["waiting"])
+        self._last_dones = episode_starts
 
     # Filling -------------------------------------------------------------------------------------
 

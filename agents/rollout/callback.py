@@ -8,7 +8,7 @@ PPO and A2C, with SB3's buffers and with ours.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -51,6 +51,9 @@ from tokenenv.models import PackedSequences
 from tokenenv.rewards import build_reference, build_scorer
 
 __all__ = ["RLHFCallback", "has_rlhf_callback"]
+
+_OF_THE_KL = ("kl_coef", "kl_coef_start", "kl_coef_was_multiplied")
+"""Attributes of a model that `KLSchedule` sets."""
 
 
 class RLHFCallback(BaseCallback):
@@ -156,6 +159,30 @@ class RLHFCallback(BaseCallback):
         compares_groups = getattr(buffer, "advantage_estimator", None) in GROUPED
         self._spread = ScoreSpread(compares_groups)
         self._rollout_ended = time.perf_counter()
+
+    # State ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next rollout goes on from, as JSON values and arrays."""
+        model: Any = self.model
+        return {
+            "kl": self._kl.copy(),
+            "ref_log_prob": self._ref_log_prob.copy(),
+            "num_episodes": self.num_episodes,
+            "kl_coef": {name: getattr(model, name, None) for name in _OF_THE_KL},
+            "sampling": self._sampling.state_dict(),
+            "spread": self._spread.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was called; after the start of training."""
+        self._kl, self._ref_log_prob = np.array(state["kl"]), np.array(state["ref_log_prob"])
+        self.num_episodes = state["num_episodes"]
+        for name, value in state["kl_coef"].items():
+            if value is not None:
+                setattr(self.model, name, value)
+        self._sampling.load_state_dict(state["sampling"])
+        self._spread.load_state_dict(state["spread"])
 
     def _restarted(self, rows: list[int]) -> None:
         """Reset the sums of the episodes that were under way in these rows."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.rollout.segments import Segment
+from agents.rollout.segments import Segment, segments_of_state, segments_state
 from agents.vec_env import TokenVecEnv
 from tokenenv.settings import ResolvedSettings
 
@@ -86,6 +87,23 @@ class GroupQueue:
             key: group
             for key, group in self._waiting.items()
             if key[1] == newest[key[0]] or len(group) + running[key] >= self.group_size
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What waits, as JSON values and arrays."""
+        groups = list(self._waiting.values())
+        return {
+            "keys": [list(key) for key in self._waiting],
+            "sizes": [len(group) for group in groups],
+            "segments": segments_state([segment for group in groups for segment in group]),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let what `state_dict` gave wait here."""
+        segments = iter(segments_of_state(state["segments"]))
+        self._waiting = {
+            (numbering, number): [next(segments) for _ in range(size)]
+            for (numbering, number), size in zip(state["keys"], state["sizes"], strict=True)
         }
 
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,14 @@ class SamplingCheck:
         self._rollouts = 0
         self._rows = np.zeros(0, dtype=np.int64)
         self._steps: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which environments come next, and whether the warning was given; JSON."""
+        return {"rollouts": self._rollouts, "has_warned": self._has_warned}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was called."""
+        self._rollouts, self._has_warned = state["rollouts"], state["has_warned"]
 
     def begin(self, num_envs: int, num_steps: int) -> None:
         """Choose other environments than in the last rollout, enough for `_TOKENS` tokens."""

@@ -5,15 +5,23 @@ Axes: `N` environments, `P` prompt columns, `T` response columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from tokenenv.data import Prompt
+from tokenenv.data import Prompt, prompt_of_state, prompt_state
 from tokenenv.episodes import split_observation
 
-__all__ = ["RolloutStorage", "Segment", "concatenate", "offsets"]
+__all__ = [
+    "RolloutStorage",
+    "Segment",
+    "concatenate",
+    "offsets",
+    "segments_of_state",
+    "segments_state",
+]
 
 
 @dataclass(slots=True)
@@ -104,6 +112,42 @@ class Segment:
     def is_at(self, prompt: np.ndarray, response: np.ndarray) -> bool:
         """Whether `prompt` and `response` are the state after the last of the steps."""
         return np.array_equal(self.prompt, prompt) and np.array_equal(self.response, response)
+
+
+_PER_EPISODE = (
+    *("env", "ended", "end", "kl_before", "ref_log_prob_before", "new_steps", "bootstrap", "group"),
+)
+
+
+def segments_state(segments: Sequence[Segment]) -> dict[str, Any]:
+    """Segments as JSON values and arrays: each array of all of them in one."""
+    state: dict[str, Any] = {
+        name: [getattr(segment, name) for segment in segments] for name in _PER_EPISODE
+    }
+    state["origins"] = [prompt_state(segment.origin) for segment in segments]
+    for name in ("prompt", "context", *_PER_STEP):
+        arrays = [getattr(segment, name) for segment in segments]
+        state[name] = {
+            "lengths": np.array([len(array) for array in arrays], dtype=np.int64),
+            "values": np.concatenate(arrays) if arrays else np.zeros(0),
+        }
+    return state
+
+
+def segments_of_state(state: Mapping[str, Any]) -> list[Segment]:
+    """The segments that `segments_state` described."""
+    arrays: dict[str, Any] = {
+        name: np.split(state[name]["values"], np.cumsum(state[name]["lengths"])[:-1])
+        for name in ("prompt", "context", *_PER_STEP)
+    }
+    return [
+        Segment(
+            **{name: state[name][i] for name in _PER_EPISODE},
+            **{name: parts[i].copy() for name, parts in arrays.items()},
+            origin=prompt_of_state(origin),
+        )
+        for i, origin in enumerate(state["origins"])
+    ]
 
 
 _PER_STEP = (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from agents.rollout.metrics import EpisodeRecord
 
@@ -29,6 +30,19 @@ class ScoreSpread:
         self.is_known = False
         self._first: dict[int | None, float] = {}
         self._compared = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far; JSON."""
+        return {
+            "is_known": self.is_known,
+            "first": [[group, score] for group, score in self._first.items()],
+            "compared": self._compared,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was called."""
+        self.is_known, self._compared = state["is_known"], state["compared"]
+        self._first = {group: score for group, score in state["first"]}
 
     def look(self, records: Sequence[EpisodeRecord]) -> None:
         """Look at the episodes of another rollout, until it is known whether scores vary.

@@ -53,6 +53,22 @@ class RunFolder:
             raise
         return cls(output.root, output)
 
+    @classmethod
+    def reopen(cls, root: Path) -> RunFolder:
+        """Lock the folder of a run that is gone on with, until `output.close()`.
+
+        Raises:
+            ValueError: there is no run, or another process writes it.
+        """
+        if not root.is_dir():
+            raise ValueError(f"resume={str(root)!r} is no folder of a run.")
+        output = OutputFolder(root, _CONTENTS)
+        run = cls(root, output)
+        if not run.config.is_file():
+            output.close()
+            raise ValueError(f"resume={str(root)!r} holds no run: {run.config.name} is missing.")
+        return run
+
     def begin(self, config: TrainConfig) -> None:
         """Write the first files of a run."""
         self.checkpoints.mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ rollout, shows it. The weights that are in use by then are finite perhaps, and n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from agents.rollout import NonFiniteRollout, refuse_non_finite_rollout
 from tokenenv.models import NonFiniteNumbers
 
-__all__ = ["LastGoodPolicy", "NonFiniteWeights"]
+__all__ = ["LastGoodPolicy", "NonFiniteWeights", "is_finite"]
 
 
 class NonFiniteWeights(NonFiniteNumbers):
@@ -34,6 +35,16 @@ class LastGoodPolicy(BaseCallback):
         super().__init__()
         self.tokens: int | None = None
         self._copies: list[torch.Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The copy: a rollout may show later that the present weights are ruined."""
+        return {"tokens": self.tokens, "copies": [copy.clone() for copy in self._copies]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Hold the copy that `state_dict` gave."""
+        self.tokens, self._copies = state["tokens"], []
+        for stored in state["copies"]:
+            self._copies.append(_on_host(stored).copy_(stored))
 
     def _on_step(self) -> bool:
         return True
@@ -61,14 +72,11 @@ class LastGoodPolicy(BaseCallback):
 
         The order is that of the modules, the same each time.
         """
-        policy: Any = self.model.policy
-        trained = [weight for weight in policy.parameters() if weight.requires_grad]
-        head = getattr(policy, "critic_head", None)
-        return [*trained, *([] if head is None else head.buffers())]
+        return _trained(self.model.policy)
 
     def refuse_non_finite(self) -> None:
         """Raise NonFiniteWeights where the last update left weights that are not finite."""
-        if all(bool(torch.isfinite(tensor).all()) for tensor in self._tensors()):
+        if is_finite(self.model.policy):
             return
         raise NonFiniteWeights(
             "weights of the policy are not finite after the last update: lower the learning rate."
@@ -90,3 +98,14 @@ class LastGoodPolicy(BaseCallback):
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:
     """Room for a copy that a GPU writes to while it goes on computing."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+
+
+def _trained(policy: Any) -> list[torch.Tensor]:
+    weights = [weight for weight in policy.parameters() if weight.requires_grad]
+    head = getattr(policy, "critic_head", None)
+    return [*weights, *([] if head is None else head.buffers())]
+
+
+def is_finite(policy: Any) -> bool:
+    """Whether everything that an update changes of a policy is finite."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in _trained(policy))

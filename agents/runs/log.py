@@ -15,6 +15,7 @@ from stable_baselines3.common.logger import (
     TensorBoardOutputFormat,
     filter_excluded_keys,
 )
+from torch.utils.tensorboard import SummaryWriter
 
 from agents.atomic_files import append_lines, json_text, writing
 from agents.runs.folder import RunFolder
@@ -27,13 +28,15 @@ class MetricsFile(KVWriter):
     """JSON Lines of numbers, lists and text, each line whole; NaN and infinities become null.
 
     Args:
-        path: the file; it begins empty.
+        path: the file.
+        goes_on: whether further lines follow those that are in it; otherwise it begins empty.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, goes_on: bool = False) -> None:
         self.path = path
-        with writing(path):
-            path.write_bytes(b"")
+        if not goes_on:
+            with writing(path):
+                path.write_bytes(b"")
 
     def write(
         self,
@@ -65,10 +68,14 @@ def _plain(value: Any) -> Any:
 class _EventFiles(TensorBoardOutputFormat):
     """TensorBoard's format, with errors that name the folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, after: int | None = None) -> None:
         self.folder = folder
         with writing(folder):
-            super().__init__(str(folder))
+            if after is None:
+                super().__init__(str(folder))
+            else:  # what was written after that step is not shown
+                self.writer = SummaryWriter(log_dir=str(folder), purge_step=after + 1)
+                self._is_closed = False
 
     def write(self, *arguments: Any, **named: Any) -> None:
         with writing(self.folder):
@@ -80,19 +87,28 @@ class _EventFiles(TensorBoardOutputFormat):
 
 
 @contextlib.contextmanager
-def run_logger(run: RunFolder, model: Any, tracker: TrackerWriter | None = None) -> Iterator[None]:
+def run_logger(
+    run: RunFolder,
+    model: Any,
+    tracker: TrackerWriter | None = None,
+    after: int | None = None,
+) -> Iterator[None]:
     """Let `model` log into the run's folder; at the end, even by an exception, log what is left.
 
     Args:
         run: the folder.
         model: an SB3 algorithm.
         tracker: a further output.
+        after: tokens after which the run is gone on with; None: it begins.
 
     Raises:
         OSError: a file can't be written; one that would hide another exception is not raised.
     """
     with _quiet_writer_threads():
-        outputs: list[KVWriter] = [MetricsFile(run.metrics), _EventFiles(run.tensorboard)]
+        outputs: list[KVWriter] = [
+            MetricsFile(run.metrics, goes_on=after is not None),
+            _EventFiles(run.tensorboard, after),
+        ]
         logger = Logger(str(run.root), [*outputs, *([] if tracker is None else [tracker])])
         model.set_logger(logger)
         try:

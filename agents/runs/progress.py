@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.atomic_files import discard, writing
 from agents.console import progress_bar
 from agents.evaluation import HeldOut, respond
 from agents.rollout import RLHFCallback
 from agents.runs.display import TrainingDisplay
 from agents.runs.folder import RunFolder
-from tokenenv.stop_signals import check_signals, hold_signals
+from tokenenv.stop_signals import check_signals
 
 __all__ = [
-    "CheckpointCallback",
     "ProgressCallback",
     "SamplesCallback",
     "evaluation_progress",
@@ -58,6 +54,7 @@ class ProgressCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         model: Any = self.model
+        self._shown = 10 * self.num_timesteps // self.total
         if getattr(model, "precision", None) == "auto":
             self.console.print(f"updates compute in {model.update_precision}: the faster one here")
         if self.console.is_terminal and not self.console.is_dumb_terminal:
@@ -90,44 +87,6 @@ class ProgressCallback(BaseCallback):
             self._display = None
 
 
-class CheckpointCallback(BaseCallback):
-    """Writes SB3 archives, each complete or not there at all.
-
-    Args:
-        folder: where to.
-        every: updates between two; 0 for none but what `save` is asked for.
-        on_saved: called after each.
-    """
-
-    def __init__(
-        self, folder: Path, every: int, on_saved: Callable[[], None] = lambda: None
-    ) -> None:
-        super().__init__()
-        self.folder, self.every, self.on_saved = folder, every, on_saved
-        self._rollouts = 0
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_start(self) -> None:
-        """Every rollout but the first starts after an update."""
-        if self.every and self._rollouts and self._rollouts % self.every == 0:
-            self.save(f"tokens-{self.num_timesteps}")
-        self._rollouts += 1
-
-    def save(self, name: str) -> Path:
-        """Write `NAME.zip` for `TokenPPO.load`, which unpickles: load only those you trust."""
-        path, temporary = self.folder / f"{name}.zip", self.folder / f".{name}.tmp.zip"
-        try:
-            with hold_signals(), writing(path):
-                self.model.save(temporary)
-                os.replace(temporary, path)
-        finally:
-            discard(temporary)
-        self.on_saved()
-        return path
-
-
 class SamplesCallback(BaseCallback):
     """Stores the policy's responses to a few held-out prompts as it learns.
 
@@ -142,6 +101,14 @@ class SamplesCallback(BaseCallback):
         super().__init__()
         self.run, self.held_out, self.every, self.count = run, held_out, every, count
         self._rollouts = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many rollouts there were; JSON."""
+        return {"rollouts": self._rollouts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was called."""
+        self._rollouts = state["rollouts"]
 
     def _on_step(self) -> bool:
         return True

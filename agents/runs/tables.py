@@ -164,6 +164,12 @@ def print_end(
     if summary.get("evaluated") is False:
         told = f"not evaluated (--eval-responses 0); to measure J: tokenrlhf evaluate {root}"
         console.print(Text.assemble(("note: ", "yellow"), literal(told)))
+    if (best := summary.get("best_checkpoint")) is not None:
+        told = (
+            f"best evaluation on the way: {best['folder']}/, J about {best['objective']:.3g} after "
+            f"{best['tokens']:,} tokens"
+        )
+        console.print(literal(told))
     if summary.get("ended_early") is not None:
         told = (
             f"stopped after {summary['tokens']:,} of {config.total_tokens:,} tokens, as asked for "
@@ -197,7 +203,8 @@ def print_places(console: Console, root: Path, prompt: str, needs_trust: bool) -
         "metrics.jsonl": "every update",
         "samples.jsonl": "responses as they changed",
         "tokens/": "which token got which update: `tokenrlhf explain` shows one response",
-        "checkpoints/": "TokenPPO.load reads them; it unpickles: only from those you trust",
+        "checkpoints/": "`tokenrlhf train --resume` goes on from the newest; archives beside them "
+        "(.zip) are for TokenPPO.load, which unpickles: only from those you trust",
     }
     console.print(Text.assemble("in ", literal(root, "bold"), ":"))
     for name, meaning in places.items():

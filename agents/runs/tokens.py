@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from agents.credit import (
 )
 from agents.evaluation import HeldOut
 from agents.runs.folder import RunFolder
+from tokenenv.data import prompt_of_state, prompt_state
 from tokenenv.models import sample_responses
 from tokenenv.rewards import Episode, episodes_of
 
@@ -60,6 +61,7 @@ class TokensCallback(BaseCallback):
         self.prompts = prompts
         self._fixed: list[Episode] = []
         self._waiting: Any = None
+        self._has_failed = False
 
     def _on_step(self) -> bool:
         return True
@@ -69,9 +71,36 @@ class TokensCallback(BaseCallback):
             return
         model: Any = self.model
         model.on_updated = self.after_update
+        if model.pending is not None:  # it goes on from a checkpoint, with the responses of then
+            return
         with self._harmless():
             self._fixed = self._sample()
             self._write(UpdateSettings.of_model(model), None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The responses of the untrained policy, as arrays; whether tables are still written."""
+        return {
+            "has_failed": self._has_failed,
+            "fixed": [
+                {
+                    "prompt": episode.prompt,
+                    "response": episode.response,
+                    "stopped": episode.stopped,
+                    "origin": prompt_state(episode.origin),
+                }
+                for episode in self._fixed
+            ],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was called."""
+        self._fixed = [
+            Episode(**{**episode, "origin": prompt_of_state(episode["origin"])})
+            for episode in state["fixed"]
+        ]
+        self._has_failed = state["has_failed"]
+        if self._has_failed:
+            self.close()
 
     def _on_rollout_start(self) -> None:
         self._waiting = None  # its rollout is gone
@@ -116,6 +145,7 @@ class TokensCallback(BaseCallback):
                 type(error).__name__,
                 " ".join(str(error).split()),
             )
+            self._has_failed = True
             self.close()
         finally:
             random.setstate(states[0])

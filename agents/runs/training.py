@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +13,7 @@ from rich.text import Text
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.atomic_files import whole_folder, write_json
+from agents.checkpoints import Checkpoint
 from agents.config import TrainConfig
 from agents.console import literal
 from agents.evaluation import EvaluationCallback, HeldOut, ResponseReport
@@ -31,13 +32,12 @@ from agents.runs.curves import draw_curves, read_metrics
 from agents.runs.folder import RunFolder
 from agents.runs.last_good import LastGoodPolicy
 from agents.runs.log import run_logger
-from agents.runs.progress import (
-    CheckpointCallback,
-    ProgressCallback,
-    SamplesCallback,
-)
+from agents.runs.progress import ProgressCallback, SamplesCallback
 from agents.runs.results import final_evaluation, summarize
+from agents.runs.resumed_settings import resumed
+from agents.runs.resuming import RunRecord, checkpoint_of, cut_back
 from agents.runs.reward_doubts import doubts_about
+from agents.runs.saving import CheckpointCallback
 from agents.runs.tables import print_of_the_task
 from agents.runs.tokens import TokensCallback
 from agents.runs.tracker import TrackerWriter, start_tracker
@@ -66,7 +66,8 @@ class TrainingRun:
     """A run from its configuration to its summary.
 
     Args:
-        config: what to do.
+        config: what to do; with `resume`, the settings of the run that is gone on with
+            (`agents.runs.resumed_settings.settings_of_run`), and what may be changed of them.
         console: where progress is shown.
 
     Raises:
@@ -74,6 +75,8 @@ class TrainingRun:
     """
 
     def __init__(self, config: TrainConfig, console: Console) -> None:
+        if config.resume is not None:
+            config = resumed(config)
         self.config, self.console = config, console
         self._own_models = OwnRewardModels(config.environment()) if config.refresh_every else None
         self.environment = (
@@ -94,7 +97,7 @@ class TrainingRun:
         self.hacking = self._hacking_monitor()
         self.tracker = _started_tracker(config)
         try:
-            self.run = RunFolder.create(config)
+            self.run, self.checkpoint = self._opened()
         except BaseException:
             if self.tracker is not None:
                 self.tracker.finish()
@@ -106,14 +109,33 @@ class TrainingRun:
         self.tokens = TokensCallback(
             self.run, self.held_out, config.explain_every, config.explain_prompts, config.seed
         )
+        self.record = RunRecord(self.run)
         self.checkpoints = CheckpointCallback(
-            self.run.checkpoints, config.checkpoint_every, self.run.output.keep
+            self.run.checkpoints,
+            config.checkpoint_every,
+            self.run.output.keep,
+            config.keep_checkpoints,
+            {"run": self.record},
         )
         self.checkpoints.init_callback(self.model)
         self.last_good = LastGoodPolicy()
         self._saved: list[str] = []
         self.before: list[ResponseReport] = []
         self.after: list[ResponseReport] = []
+
+    def _opened(self) -> tuple[RunFolder, Checkpoint | None]:
+        """The locked folder, and what the run goes on from, which the model has taken over."""
+        if self.config.resume is None:
+            return RunFolder.create(self.config), None
+        run = RunFolder.reopen(self.config.resume)
+        try:
+            checkpoint = checkpoint_of(run, self.config, self._warn)
+            self.model.go_on_from(checkpoint)
+        except BaseException:
+            assert run.output is not None
+            run.output.close()
+            raise
+        return run, checkpoint
 
     def train(self) -> dict[str, Any]:
         """Train, save, evaluate; returns the summary.
@@ -129,42 +151,57 @@ class TrainingRun:
             contextlib.closing(self.run.output),
             _finishing(self.tracker),
         ):
-            start = time.perf_counter()
+            self.record.begin()
             try:
-                self.run.begin(self.config)
+                self._begin()
                 self.console.print(Text.assemble("training in ", literal(self.run.root, "bold")))
                 print_of_the_task(self.console, self.config, self.env.inner.settings)
                 for doubt in doubts_about(self.config.reward_model):
                     self._warn(doubt)
                 self._learn()
             except KeyboardInterrupt as stop:
-                message = self._keep("interrupted", stop, start)
+                message = self._keep("interrupted", stop)
                 raise Interrupted(
                     f"stopped after {self.model.num_timesteps:,} tokens. {message}", stop
                 ) from None
             except BaseException as error:  # a full disk, a reward function: nothing more is lost
-                message = self._keep("failed", error, start)
+                message = self._keep("failed", error)
                 with contextlib.suppress(OSError):
                     self.console.print(literal(message))
                 raise
-            seconds = time.perf_counter() - start
             try:
-                return self._finish(seconds)
+                return self._finish(self.record.seconds)
             except KeyboardInterrupt as stop:
-                raise Interrupted(self._keep_the_trained(stop, start), stop) from None
+                raise Interrupted(self._keep_the_trained(stop), stop) from None
             except Exception as error:
-                message = self._keep_the_trained(error, start)
+                message = self._keep_the_trained(error)
                 with contextlib.suppress(OSError):
                     self.console.print(literal(message))
                 raise
+
+    def _begin(self) -> None:
+        """Write the first files, or let those of the run that is gone on with be as of then."""
+        self.run.begin(self.config)
+        if self.checkpoint is not None:
+            cut_back(self.run, self.checkpoint)
+            self.record.load_state_dict(self.checkpoint.parts["run"])
+            self.model.other_parts = frozenset({"run"})
+            self.console.print(
+                f"going on after {self.checkpoint.tokens:,} of {self.config.total_tokens:,} tokens"
+            )
 
     def _learn(self) -> None:
         """Train and save the models."""
         progress, callbacks = self._callbacks()
         try:
-            with run_logger(self.run, self.model, self.tracker):
+            after = None if self.checkpoint is None else self.checkpoint.tokens
+            with run_logger(self.run, self.model, self.tracker, after):
                 self.before = self.samples.respond(self.starting_actor)
-                self.model.learn(self.config.total_tokens, callback=callbacks)
+                self.model.learn(
+                    self.config.total_tokens - (after or 0),
+                    callback=callbacks,
+                    reset_num_timesteps=after is None,
+                )
                 self.last_good.refuse_non_finite()
         finally:
             progress.close()
@@ -181,12 +218,13 @@ class TrainingRun:
             *([] if self.refresh is None else [self.refresh]),
             self.metrics,
             *([] if self.hacking is None else [self.hacking]),
-            *(self.samples, self.checkpoints, self.last_good, self.tokens, progress),
+            *(self.samples, self.last_good, self.tokens, progress),
         ]
         if self.shift is not None:
             callbacks.append(ShiftCallback(self.shift, config.shift_every))
         if self.evaluation is not None:
             callbacks.append(self.evaluation)
+        callbacks.append(self.checkpoints)  # at the end, when the others have written theirs
         return progress, callbacks
 
     def _evaluation(self) -> EvaluationCallback | None:
@@ -264,7 +302,7 @@ class TrainingRun:
             saves["reward_model/"] = self._save_reward_models
         return saves
 
-    def _keep(self, name: str, reason: BaseException, start: float) -> str:
+    def _keep(self, name: str, reason: BaseException) -> str:
         """Save as much of an unfinished run as possible; returns a message about it."""
         root, output = self.run.root, self.run.output
         assert output is not None
@@ -279,7 +317,7 @@ class TrainingRun:
                 del saves[f"checkpoints/{name}.zip"]
             for part, save in {
                 **saves,
-                "summary.json": lambda: self._summarize_unfinished(reason, start),
+                "summary.json": lambda: self._summarize_unfinished(reason),
             }.items():
                 if part in saved:  # as it is now, just before
                     continue
@@ -293,7 +331,12 @@ class TrainingRun:
         message = f"Kept in {root}: {', '.join([*saved, *logs])}.{restored}"
         if any(part.startswith("checkpoints/") for part in saved):
             message += (
-                " TokenPPO.load reads the checkpoint, and unpickles it: only those that you trust."
+                " TokenPPO.load reads the archive, and unpickles it: only those that you trust."
+            )
+        if self.checkpoints.saved is not None:
+            message += (
+                f" To go on after {self.checkpoints.saved:,} tokens: tokenrlhf train --resume "
+                f"{root}"
             )
         return message + (f" Not kept: {', '.join(lost)}." if lost else "")
 
@@ -314,17 +357,17 @@ class TrainingRun:
             + (f" Archives of before that: {', '.join(archives)}." if archives else "")
         )
 
-    def _keep_the_trained(self, reason: BaseException, start: float) -> str:
+    def _keep_the_trained(self, reason: BaseException) -> str:
         """Note that the evaluation is missing; everything else has been saved."""
         with hold_signals(), contextlib.suppress(OSError):
-            self._summarize_unfinished(reason, start)
+            self._summarize_unfinished(reason)
         return (
             f"training is done, the evaluation was stopped. Kept in {self.run.root}: policy/, "
             "checkpoints/, metrics.jsonl, samples.jsonl and tokens/. Measure it with: tokenrlhf "
             f"evaluate {self.run.root}"
         )
 
-    def _summarize_unfinished(self, reason: BaseException, start: float) -> None:
+    def _summarize_unfinished(self, reason: BaseException) -> None:
         """`summary.json` of a run that was not evaluated."""
         message = " ".join(str(reason).split())
         write_json(
@@ -336,7 +379,7 @@ class TrainingRun:
                 "task": self.config.task,
                 "seed": self.config.seed,
                 "tokens": self.model.num_timesteps,
-                "wall_seconds": time.perf_counter() - start,
+                "wall_seconds": self.record.seconds,
                 "precision": self.model.update_precision,
             },
         )
@@ -374,6 +417,12 @@ class TrainingRun:
         if self.env.inner.kl_coef != summary["kl_coef"]:  # a controller moved it
             summary["kl_coef_final"] = self.env.inner.kl_coef
         summary.update(self._of_the_monitor())
+        if self.evaluation is not None and math.isfinite(self.evaluation.best_objective):
+            summary["best_checkpoint"] = {
+                "folder": "checkpoints/best",
+                "objective": self.evaluation.best_objective,
+                "tokens": self.evaluation.best_tokens,
+            }
         write_json(self.run.summary, summary)
         if self.tracker is not None:
             self.tracker.log_summary(summary, tokens)

@@ -130,6 +130,7 @@ NAMES = {
     "zoo": ("/nowhere", "/dev/null", "a\0b", LONG, ESCAPES, SURROGATE),
     "name": ("nope", "/", "../exact", ESCAPES, LONG, "zoo:"),
     "tracker": ("", "no_such_module", "json", ".", "a/b", ESCAPES, LONG),
+    "resume": ("", "/nowhere", "/dev/null", "a\0b", LONG, ESCAPES, SURROGATE),
     "tracker_project": (),
     "device": ("", "quantum", "cuda:-1", "cpu:x", "meta:9", ESCAPES, LONG),
     "out": NO_PLACES,

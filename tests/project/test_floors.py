@@ -39,7 +39,7 @@ STOREYS: list[list[str]] = [
     ["tokenenv.tasks.reviews.build", "tokenenv.tasks.exact.build"],  # the commands
     # the agent
     ["agents.settings", "agents.atomic_files", "agents.console"],
-    ["agents.config", "agents.vec_env", "agents.policy"],
+    ["agents.config", "agents.vec_env", "agents.policy", "agents.checkpoints"],
     ["agents.rollout", "agents.zoo", "agents.labelling"],
     ["agents.ppo", "agents.evaluation"],
     ["agents.credit", "agents.sft", "agents.reward_quality"],

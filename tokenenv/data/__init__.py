@@ -22,7 +22,13 @@ from tokenenv.data.kinds import KINDS, guess_kind
 from tokenenv.data.labels import preference_of
 from tokenenv.data.messages import Message, is_messages
 from tokenenv.data.pairs import MOST_MARGIN, PreferencePair, iterate_pairs, read_pairs
-from tokenenv.data.prompt_values import as_prompt, messages_of, shown_prompt
+from tokenenv.data.prompt_values import (
+    as_prompt,
+    messages_of,
+    prompt_of_state,
+    prompt_state,
+    shown_prompt,
+)
 from tokenenv.data.prompts import (
     EVAL_EVERY,
     Prompt,
@@ -61,6 +67,8 @@ __all__ = [
     "messages_of",
     "parse_columns",
     "preference_of",
+    "prompt_of_state",
+    "prompt_state",
     "read_examples",
     "read_pairs",
     "read_prompt_rows",

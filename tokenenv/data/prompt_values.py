@@ -9,7 +9,7 @@ from tokenenv.data.messages import Message, is_message, is_messages
 from tokenenv.data.prompts import Prompt
 from tokenenv.data.turns import as_messages
 
-__all__ = ["as_prompt", "messages_of", "shown_prompt"]
+__all__ = ["as_prompt", "messages_of", "prompt_of_state", "prompt_state", "shown_prompt"]
 
 
 def as_prompt(value: Any, what: str = "the prompt") -> Prompt:
@@ -55,6 +55,23 @@ def _conversation(value: Any, what: str) -> tuple[Message, ...]:
             "turn out."
         )
     return messages
+
+
+def prompt_state(prompt: Prompt | None) -> dict[str, Any] | None:
+    """A prompt as JSON holds it, with its columns as they are; None for None."""
+    if prompt is None:
+        return None
+    messages = messages_of(prompt)
+    content = prompt.content if messages is None else [dict(message) for message in messages]
+    return {"content": content, "columns": dict(prompt.columns)}
+
+
+def prompt_of_state(state: Mapping[str, Any] | None) -> Prompt | None:
+    """The prompt that `prompt_state` described."""
+    if state is None:
+        return None
+    content = state["content"]
+    return Prompt(content if isinstance(content, str) else tuple(content), state["columns"])
 
 
 def shown_prompt(prompt: Prompt) -> str:

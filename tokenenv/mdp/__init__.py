@@ -1,6 +1,7 @@
 """The dynamics that single and vector environments share.
 
 * `token_mdp`: resets, steps, rewards, endings; `public_face`: what both environments offer of it.
+* `saved_state`: the state as JSON values and arrays, for checkpoints.
 * `vector_infos`: info dictionaries of many rows.
 """
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from tokenenv.data import Prompt
 from tokenenv.episodes import EpisodeBatch
 from tokenenv.maths import reference_half
+from tokenenv.mdp.saved_state import load_state, state_of
 from tokenenv.models import LanguageModel, ReferenceDecoder
 from tokenenv.prompts import PromptBook, read_origins
 from tokenenv.rewards import Episode, build_scorer
@@ -134,6 +136,14 @@ class TokenMDP:
         twin.reference_decoder = self.reference_decoder.fork()
         twin.is_next_scored_by_buffer = False
         return twin
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that steps change, as JSON values and arrays; see `saved_state`."""
+        return state_of(self)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was called; ValueError where prompts or sizes differ."""
+        load_state(self, state)
 
     @property
     def kl_coef(self) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,6 +84,18 @@ class ReferenceDecoder:
         if self._decoder is not None:
             twin._decoder = self._decoder.fork()
         return twin
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states that were seen, with keys and values; empty where none were."""
+        return {} if self._decoder is None else self._decoder.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was called."""
+        self._log_probs = None
+        if state and self._decoder is None:
+            self._decoder = self.reference.decoder(self.num_envs, self.width)
+        if self._decoder is not None:
+            self._decoder.load_state_dict(state)
 
     def features(self, observations: np.ndarray) -> np.ndarray:
         """(N, h) float32 hidden states as a new array; zeros in rows without an episode."""

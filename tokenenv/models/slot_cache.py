@@ -10,6 +10,7 @@ Axes: `N` slots, `B` of them in a forward, `q` tokens per sequence of a forward,
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,6 +116,34 @@ class SlotCache(Cache):
             assert isinstance(layer, SlotLayer) and isinstance(copied, SlotLayer)
             layer.copy_to(copied)
         return twin
+
+    def state_dict(self, columns: int) -> dict[str, torch.Tensor]:
+        """The first columns of all slots as tensors, by name; empty before the first forward.
+
+        Args:
+            columns: how many hold tokens.
+        """
+        return {
+            f"{name}.{number}": getattr(layer, name)[:, :, :columns].clone()
+            for number, layer in enumerate(self.layers)
+            if isinstance(layer, SlotLayer) and layer.is_initialized
+            for name in ("keys", "values")
+        }
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor], device: torch.device) -> None:
+        """Hold what `state_dict` gave in the first columns.
+
+        Args:
+            state: of a cache with as many slots and layers.
+            device: where the model is.
+        """
+        for number, layer in enumerate(self.layers):
+            assert isinstance(layer, SlotLayer)
+            both = [state[f"{name}.{number}"].to(device) for name in ("keys", "values")]
+            if not layer.is_initialized:
+                layer.lazy_initialization(*both)
+            for name, stored in zip(("keys", "values"), both, strict=True):
+                getattr(layer, name)[:, :, : stored.shape[2]] = stored
 
     def write_at(self, rows: torch.Tensor, columns: torch.Tensor, width: int | None) -> None:
         """Set the cells that the next forward writes, and the columns that attention sees.

@@ -6,7 +6,7 @@ Axes: `N` slots, `B` of them in a forward, `q` tokens per sequence of a forward,
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -34,6 +34,9 @@ from tokenenv.models.slot_cache import SlotCache, cache_argument
 from tokenenv.models.weight_watch import WeightWatch
 
 __all__ = ["SlotDecoder"]
+
+_ARRAYS = ("seen", "lengths", "starts")
+"""What is known of the slots' sequences, in arrays of numpy."""
 
 
 class SlotDecoder:
@@ -123,6 +126,31 @@ class SlotDecoder:
             twin._hidden = None if self._hidden is None else self._hidden.clone()
         twin._cache, twin._inputs = self._cache.fork(), StepInputs(self.num_slots, self._device)
         return twin
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the decoder holds, as arrays; empty where it would begin anew.
+
+        A cache that is filled again has other last bits than one that grew token by token.
+        """
+        if not self._is_current or self._hidden is None:
+            return {}
+        arrays = {name: getattr(self, f"_{name}").copy() for name in _ARRAYS}
+        columns = int(self._lengths.max())
+        return {**arrays, "hidden": self._hidden.clone(), "cache": self._cache.state_dict(columns)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Hold what `state_dict` gave of a decoder of the same model, slots and width."""
+        self.drop()
+        if not state:
+            return
+        self._reset()
+        for name in _ARRAYS:
+            setattr(self, f"_{name}", np.array(state[name]))
+        with torch.inference_mode(False):
+            self._hidden = state["hidden"].to(self._device, copy=True)
+        self._cache.load_state_dict(state["cache"], self._device)
+        self._is_current = True
 
     @torch.no_grad()
     def hidden_states(self, observations: np.ndarray, thorough: bool = False) -> torch.Tensor:

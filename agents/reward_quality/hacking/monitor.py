@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,9 @@ at once is an alarm, and no reason to stop."""
 ROLLOUTS_BETWEEN_RAISES = 4
 """Rollouts that a larger β has to work before it is raised again."""
 
+_COUNTERS = ("raised", "is_alarmed", "_rollouts", "_raised_at", "_steps", "_in_a_row")
+"""Attributes of a monitor that are numbers and change."""
+
 
 class HackingMonitor(BaseCallback):
     """Looks for reward hacking after every rollout, without the gold reward.
@@ -46,8 +50,8 @@ class HackingMonitor(BaseCallback):
       `ROLLOUTS_BETWEEN_RAISES` rollouts in which a rule still holds, `kl_raises` times at the most.
 
     Put it behind the `RLHFCallback` in the list of callbacks. Warning alone, it changes no number
-    of the training. Every call of `learn` begins anew for it, a loaded model's too: the start is
-    where that call started.
+    of the training. Every call of `learn` begins anew for it, the start is where that call started;
+    but not one that goes on from a checkpoint's folder.
 
     Args:
         rlhf: the callback that completes the reward of this training.
@@ -118,6 +122,23 @@ class HackingMonitor(BaseCallback):
         self._watch = Watch(self.rules, settings.max_new_tokens)
         self.stopped_by, self.is_alarmed, self._steps, self._in_a_row = None, False, 0, 0
         self._texts.end_rollout()  # of a training that was interrupted inside of a rollout
+
+    def state_dict(self) -> dict[str, Any]:
+        """Start, latest rollouts, alarms and what was done about them; JSON."""
+        return {
+            "watch": self._watch.state_dict(),
+            "alarms": [asdict(alarm) for alarm in self.alarms],
+            "stopped_by": None if self.stopped_by is None else asdict(self.stopped_by),
+            **{name: getattr(self, name) for name in _COUNTERS},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was called; after the start of training."""
+        self._watch.load_state_dict(state["watch"])
+        self.alarms = [Alarm(**alarm) for alarm in state["alarms"]]
+        self.stopped_by = None if state["stopped_by"] is None else Alarm(**state["stopped_by"])
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
 
     def _kl_coef(self) -> float:
         return float(self.training_env.get_attr("kl_coef")[0])

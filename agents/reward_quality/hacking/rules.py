@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from agents.reward_quality.hacking.tracking import Spread, drift, pooled
 from agents.reward_quality.text_features import describe_feature
@@ -121,6 +122,18 @@ class Watch:
         self.start: Snapshot | None = None
         self._latest: list[Snapshot] = []
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was seen so far; JSON."""
+        return {
+            "start": None if self.start is None else asdict(self.start),
+            "latest": [asdict(snapshot) for snapshot in self._latest],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was called."""
+        self.start = None if state["start"] is None else _snapshot(state["start"])
+        self._latest = [_snapshot(snapshot) for snapshot in state["latest"]]
+
     def look(self, snapshot: Snapshot) -> list[Alarm] | None:
         """What holds after another rollout; None while the start is being collected."""
         self._latest.append(snapshot)
@@ -137,6 +150,13 @@ class Watch:
             return []
         said = {rule.name: rule.check(self.start, now) for rule in self.rules}
         return [Alarm(name, now.tokens, text) for name, text in said.items() if text is not None]
+
+
+def _snapshot(state: Mapping[str, Any]) -> Snapshot:
+    """The snapshot that `asdict` made a dictionary of."""
+    spreads = {name: Spread(**state[name]) for name in ("score", "kl", "surprisal")}
+    features = {name: Spread(**spread) for name, spread in state["features"].items()}
+    return Snapshot(**{**state, **spreads, "features": features})
 
 
 # The rules ---------------------------------------------------------------------------------------
