@@ -273,3 +273,26 @@ def test_a_run_that_is_killed_again_and_again():
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 kills: as it was" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_reward_model_that_is_refreshed_goes_on_as_well(tmp_path, monkeypatch):
+    """Killed between two rounds: its weights and scale, and the pairs that it has learned."""
+    changes = {
+        **{"reward_model": "exact", "max_new_tokens": 3, "eval_prompts": 2},
+        **{"refresh_every": 2, "refresh_pairs": 8, "refresh_learning_rate": 1e-2},
+    }
+    run_of(tmp_path / "whole", **changes).train()
+    killed_after(tmp_path / "run", 3, monkeypatch, **changes)
+    resume(tmp_path / "run").train()
+    assert logged(tmp_path / "run") == logged(tmp_path / "whole")
+    assert sum("rlhf/rm_scale" in row for row in logged(tmp_path / "run")) == 2
+    for part in ("policy", "reward_model"):
+        one, other = (
+            load_file(tmp_path / name / part / "model.safetensors") for name in ("run", "whole")
+        )
+        assert all(torch.equal(weight, other[name]) for name, weight in one.items())
+    rounds = [sorted((tmp_path / name / "refresh").iterdir()) for name in ("run", "whole")]
+    assert [[file.read_text() for file in files] for files in rounds[:1]] == [
+        [file.read_text() for file in rounds[1]]
+    ]
