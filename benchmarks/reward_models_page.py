@@ -147,9 +147,9 @@ class Running:
         return code
 
     def stop(self) -> None:
-        """End the process as Ctrl-C does, so that it keeps what it has."""
+        """End the process by SIGTERM; a command keeps what it has by then."""
         with contextlib.suppress(ProcessLookupError):
-            self.process.send_signal(signal.SIGINT)
+            self.process.terminate()
         self.process.wait()
         self._log.close()
 
