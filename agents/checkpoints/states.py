@@ -43,10 +43,12 @@ def _split(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "biuf":
             raise TypeError(f"{place} is an array of {value.dtype}: a checkpoint holds numbers.")
+        _refuse_twice(place, tensors)
         wide = value.astype(np.int64) if value.dtype == np.uint32 else value
         tensors[place] = torch.from_numpy(np.array(wide, order="C"))
         return {_ARRAY: place, "dtype": str(value.dtype)}
     if isinstance(value, torch.Tensor):
+        _refuse_twice(place, tensors)
         tensors[place] = _alone(value.detach().cpu().contiguous())
         return {_TENSOR: place}
     if isinstance(value, list | tuple):
@@ -60,6 +62,11 @@ def _split(value: Any, place: str, tensors: dict[str, torch.Tensor]) -> Any:
         f"{place} is a {type(value).__name__}: a checkpoint holds dictionaries with texts as keys, "
         "lists, numbers, texts, None, NumPy arrays and tensors."
     )
+
+
+def _refuse_twice(place: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    if place in tensors:
+        raise TypeError(f"{place} stands for two arrays: no key may hold a dot beside such a path.")
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.atomic_files import whole_folder
+from agents.atomic_files import whole_folder, write_json
 from agents.evaluation.held_out import HeldOut
 from tokenenv.data import Prompt
+from tokenenv.json_files import read_json_object
 from tokenenv.models import sample_responses
 from tokenenv.optimum import (
     Comparison,
@@ -29,6 +30,9 @@ from tokenenv.optimum import (
     sample_mixture,
 )
 from tokenenv.rewards import EpisodeScorer, episodes_of
+
+BEST = "best.json"
+"""In the folder of the best policy: how long it was trained, and its J."""
 
 __all__ = ["EvaluationCallback", "ResponseReport", "evaluate", "measure", "respond"]
 
@@ -234,6 +238,17 @@ class EvaluationCallback(BaseCallback):
         """Go on from where `state_dict` was called."""
         self.best_objective, self.best_tokens = state["best_objective"], state["best_tokens"]
         self._rollouts = state["rollouts"]
+        if self.best_objective > -math.inf and self.best_tokens != self._tokens_of_best():
+            # A later policy stands there, of what is not gone on with: the next one replaces it.
+            self.best_objective, self.best_tokens = -math.inf, 0
+
+    def _tokens_of_best(self) -> int | None:
+        """Tokens that the policy in the folder was trained on; None where it does not say."""
+        try:
+            tokens = read_json_object(self.best / BEST, "what the best policy is").get("tokens")
+        except (OSError, ValueError):
+            return None
+        return tokens if isinstance(tokens, int) else None
 
     def begin_anew(self, held_out: HeldOut) -> None:
         """Forget the best: the reward has changed, and an older J is not comparable with it.
@@ -265,6 +280,7 @@ class EvaluationCallback(BaseCallback):
             policy: Any = self.model.policy
             with whole_folder(self.best) as folder:
                 policy.save_pretrained(folder, self.tokenizer)
+                write_json(folder / BEST, {"tokens": self.best_tokens, "objective": objective})
 
     def _measure(self) -> dict[str, float]:
         """J and its parts, at the β of the held-out prompts, which no controller moves."""

@@ -186,10 +186,13 @@ def _read(path: Path, option: str) -> Iterator[PairRow]:
 
 
 def _of_another_kind(path: Path, option: str, number: int, why: str) -> str:
-    way_out = ", or pass --overwrite" if option == "out" else ""
+    way_out = {
+        "out": "choose another file, or pass --overwrite",
+        "file": "choose another file",
+    }.get(option, "mend that line, or take back what was changed")
     return (
         f"{option}={str(path)!r}, line {number}: {why.rstrip('.')[:200]}. It is no file that "
-        f"sample-pairs wrote and can go on with: choose another file{way_out}."
+        f"sample-pairs wrote and can go on with: {way_out}."
     )
 
 

@@ -42,7 +42,7 @@ def _environment(config: PlayConfig) -> tuple[TokenEnv, Any]:
     if config.run is None:
         return TokenEnv(**config.environment()), None
     run = RunFolder.open(config.run)
-    settings = run.read_config(config.trust_code).environment("eval")
+    settings = run.environment(run.read_config(config.trust_code), "eval")
     # Whoever plays is paid at every token, whatever the training did.
     settings.update(scoring="step", kl_shaping="k1", group_size=1)
     if config.device is not None:

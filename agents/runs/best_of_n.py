@@ -74,7 +74,7 @@ def _held_out(config: BestOfNConfig, run: RunFolder | None) -> HeldOut:
     if run is None:
         return HeldOut.from_env_kwargs(config.environment(), config.eval_prompts or DEFAULT_PROMPTS)
     trained = run.read_config(config.trust_code)
-    environment = {**trained.environment("eval"), "scoring": "deferred"}
+    environment = {**run.environment(trained, "eval"), "scoring": "deferred"}
     if config.device is not None:
         environment["device"] = config.device
     return HeldOut.from_env_kwargs(environment, config.eval_prompts or trained.eval_prompts)

@@ -31,7 +31,7 @@ def evaluate_run(config: EvaluateConfig, console: Console) -> None:
     prompts = trained.eval_prompts if prompts is None else prompts
     if responses is None:
         responses = trained.eval_responses or FULL_RESPONSES
-    held_out = HeldOut.from_env_kwargs(trained.environment(), prompts)
+    held_out = HeldOut.from_env_kwargs(run.environment(trained), prompts)
     policy = LMActorCriticPolicy.from_pretrained(run.policy, held_out.settings.device)
     with evaluation_progress(console, held_out) as on_progress:
         comparison = evaluate(

@@ -67,7 +67,7 @@ def explain_response(config: ExplainConfig) -> TokenTable:
     """
     run = RunFolder.open(config.run)
     trained = run.read_config(config.trust_code)
-    mdp = TokenMDP(EnvSettings(**{**trained.environment("eval"), "group_size": 1}), num_envs=1)
+    mdp = TokenMDP(EnvSettings(**{**run.environment(trained, "eval"), "group_size": 1}), num_envs=1)
     policy = LMActorCriticPolicy.from_pretrained(run.policy, mdp.settings.device)
     settings = _settings(run, trained, mdp)
     origin = mdp.origin_of(prompt_of(config.prompt, config.prompt_json))

@@ -17,6 +17,7 @@ from agents.atomic_files import append_lines, json_text, put_back_folder, write_
 from agents.config import TrainConfig
 from agents.runs.output_folder import OutputFolder, has_leftovers
 from tokenenv.json_files import read_json_object
+from tokenenv.tasks import names_code
 
 __all__ = ["RunFolder", "new_folder"]
 
@@ -69,6 +70,12 @@ class RunFolder:
             raise ValueError(f"resume={str(root)!r} holds no run: {run.config.name} is missing.")
         return run
 
+    def tidy(self) -> None:
+        """Put what a process that was killed has left back into its place; it may stay as it is."""
+        if has_leftovers(self.root):
+            with contextlib.suppress(OSError):
+                OutputFolder(self.root, _CONTENTS).close()
+
     def begin(self, config: TrainConfig) -> None:
         """Write the first files of a run."""
         self.checkpoints.mkdir(exist_ok=True)
@@ -82,9 +89,7 @@ class RunFolder:
             ValueError: there is no run, or it has not been finished.
         """
         run = cls(root)
-        if has_leftovers(root):
-            with contextlib.suppress(OSError):  # then it stays as it is
-                OutputFolder(root, _CONTENTS).close()
+        run.tidy()
         if not os.path.isfile(run.config):
             raise ValueError(f"{str(root)!r} holds no run: {run.config.name} is missing.")
         with contextlib.suppress(OSError):
@@ -120,6 +125,39 @@ class RunFolder:
                     "that module, pass --trust-code (in Python trust_code=True)."
                 )
         return config
+
+    def environment(self, config: TrainConfig, split: str = "train") -> dict[str, Any]:
+        """The keyword arguments of the environment, with the reward as the run has left it.
+
+        A reward model that was refreshed is the one in the run's folder, not the one it began as.
+
+        Args:
+            config: the run's.
+            split: of the prompts.
+
+        Raises:
+            ValueError: several reward models with weights were refreshed: which is which is not
+                known.
+        """
+        settings = config.environment(split)
+        if not (config.refresh_every and config.refresh_epochs):
+            return settings
+        if (self.reward_model / "config.json").is_file():
+            return {**settings, "reward_model": str(self.reward_model)}
+        folders = sorted(str(path.parent) for path in self.reward_model.glob("*/config.json"))
+        given = config.reward_model if isinstance(config.reward_model, tuple) else ()
+        if len(folders) == 1 and given:  # beside functions
+            places = [one if names_code(one) else folders[0] for one in given]
+            return {**settings, "reward_model": places}
+        if folders and config.reward_weights is not None:
+            raise ValueError(
+                f"the run in {str(self.root)!r} has refreshed {len(folders)} reward models with "
+                "weights, and its folder does not say which weight is whose: measure it with the "
+                "reward models in reward_model/ in an environment of your own."
+            )
+        if folders:
+            return {**settings, "reward_model": folders, "reward_combine": config.combine or "mean"}
+        return settings
 
     @property
     def config(self) -> Path:

@@ -29,6 +29,7 @@ def settings_of_run(root: Path) -> TrainConfig:
         ValueError: there is no run, or its configuration is broken.
     """
     run = RunFolder(root)
+    run.tidy()  # a run that was being replaced is back in its place, before its settings are read
     if not run.config.is_file():
         raise ValueError(
             f"resume={str(root)!r} holds no run, {run.config.name} is missing: give the folder of "

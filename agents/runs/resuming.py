@@ -91,8 +91,13 @@ def checkpoint_of(run: RunFolder, config: TrainConfig, say: Callable[[str], None
             f"train --config {run.config} --out {run.root} --overwrite"
         )
     summary = _summary(run)
-    is_done = checkpoint.tokens >= config.total_tokens or "ended_early" in summary
-    if summary.get("finished") is True and is_done:
+    if summary.get("finished") is True and "ended_early" in summary:
+        raise ValueError(
+            f"the run in {str(run.root)!r} was ended on purpose after {checkpoint.tokens:,} "
+            "tokens, as it looked like reward hacking (its summary.json says why), and does not go "
+            "on: train again with other settings, or with --on-hacking-alarm warn."
+        )
+    if summary.get("finished") is True and checkpoint.tokens >= config.total_tokens:
         raise ValueError(
             f"the run in {str(run.root)!r} has been trained on {checkpoint.tokens:,} tokens and is "
             f"done (total_tokens={config.total_tokens:,}): give more with --total-tokens to go on, "

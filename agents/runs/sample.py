@@ -24,7 +24,7 @@ def sample_from_run(config: SampleConfig, console: Console) -> None:
     """
     run = RunFolder.open(config.run)
     trained = run.read_config(config.trust_code)
-    mdp = TokenMDP(EnvSettings(**trained.environment("eval")), num_envs=1)
+    mdp = TokenMDP(EnvSettings(**run.environment(trained, "eval")), num_envs=1)
     origin = mdp.origin_of(prompt_of(config.prompt, config.prompt_json))
     text, prompt = mdp.book.text_of(origin), mdp.encode_prompt(origin)
     policy = LMActorCriticPolicy.from_pretrained(run.policy, mdp.settings.device)

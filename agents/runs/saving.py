@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,8 @@ from agents.runs.last_good import is_finite
 from tokenenv.stop_signals import hold_signals
 
 __all__ = ["CheckpointCallback"]
+
+logger = logging.getLogger(__name__)
 
 
 class HasState(Protocol):
@@ -55,7 +58,7 @@ class CheckpointCallback(BaseCallback):
         self.folder, self.every, self.on_saved, self.keep = Path(folder), every, on_saved, keep
         self.parts = dict(parts or {})
         self.saved: int | None = None
-        self._rollouts = 0
+        self._rollouts, self._has_said = 0, False
 
     def state_dict(self) -> dict[str, Any]:
         """How many rollouts there were; JSON."""
@@ -91,10 +94,21 @@ class CheckpointCallback(BaseCallback):
             return False
         tokens = model.num_timesteps
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        model.save_checkpoint(self.folder / checkpoint_name(tokens), parts)
+        try:
+            model.save_checkpoint(self.folder / checkpoint_name(tokens), parts)
+        except TypeError as error:  # a prompt's column, or what a callback counts
+            self._say_once(error)
+            return True  # the archive can be written all the same
         self.saved = tokens
         self._saved()
         return True
+
+    def _say_once(self, error: TypeError) -> None:
+        if not self._has_said:
+            logger.warning(
+                "no checkpoint to go on from (--resume) can be written, archives alone: %s", error
+            )
+        self._has_said = True
 
     def save(self, name: str) -> Path:
         """Write `NAME.zip` for `TokenPPO.load`, which unpickles: load only those you trust."""

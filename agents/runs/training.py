@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +26,7 @@ from agents.reward_quality.refresh import (
     RewardRefresher,
     annotator,
 )
+from agents.reward_quality.refresh.annotators import Annotator
 from agents.reward_quality.shift import ShiftCallback, ShiftMonitor
 from agents.rollout import RLHFCallback
 from agents.runs.agent import build_agent, choose_threads
@@ -42,7 +44,7 @@ from agents.runs.tables import print_of_the_task
 from agents.runs.tokens import TokensCallback
 from agents.runs.tracker import TrackerWriter, start_tracker
 from agents.vec_env import make_vec_env
-from tokenenv.data import read_pairs
+from tokenenv.data import PreferencePair, read_pairs
 from tokenenv.models import NonFiniteNumbers, copy_sharing_frozen
 from tokenenv.rewards import learned_rewards
 from tokenenv.stop_signals import StopSignal, hold_signals, stop_signals
@@ -95,6 +97,7 @@ class TrainingRun:
         self.tokenizer = self.held_out.scorer.reference.language_model.tokenizer
         self.metrics = RLHFCallback()
         self.hacking = self._hacking_monitor()
+        labels = self._labels_of_refresh()
         self.tracker = _started_tracker(config)
         try:
             self.run, self.checkpoint = self._opened()
@@ -103,7 +106,7 @@ class TrainingRun:
                 self.tracker.finish()
             raise
         assert self.run.output is not None
-        self.refresh = self._refresh()
+        self.refresh = self._refresh(labels)
         self.evaluation = self._evaluation()
         self.samples = SamplesCallback(self.run, self.held_out, max(1, config.eval_every))
         self.tokens = TokensCallback(
@@ -238,24 +241,34 @@ class TrainingRun:
             tokenizer=self.tokenizer,
         )
 
-    def _refresh(self) -> RefreshCallback | None:
+    def _labels_of_refresh(self) -> tuple[Annotator, list[PreferencePair]] | None:
+        """Who labels fresh pairs, and the pairs from before; None where nothing is refreshed."""
         config = self.config
         if not config.refresh_every:
             return None
-        settings, scorer = self.env.inner.settings, self.held_out.scorer
         label = annotator(
             config.refresh_labels,
-            scorer,
-            settings.device,
+            self.held_out.scorer,
+            self.env.inner.settings.device,
             config.refresh_label_noise,
             config.seed,
             self._say,
         )
+        old = [] if config.refresh_old_pairs is None else read_pairs(config.refresh_old_pairs)
+        return label, old
+
+    def _refresh(
+        self, labels: tuple[Annotator, list[PreferencePair]] | None
+    ) -> RefreshCallback | None:
+        if labels is None:
+            return None
+        config, (label, old) = self.config, labels
         how = RefreshSettings(
             config.refresh_pairs, config.refresh_epochs, config.refresh_learning_rate, config.seed
         )
-        old = [] if config.refresh_old_pairs is None else read_pairs(config.refresh_old_pairs)
-        refresher = RewardRefresher(settings, scorer, label, self.run.refresh, how, old)
+        refresher = RewardRefresher(
+            self.env.inner.settings, self.held_out.scorer, label, self.run.refresh, how, old
+        )
         return RefreshCallback(
             refresher, config.refresh_every, self._say, on_refreshed=self._refreshed
         )
@@ -336,7 +349,7 @@ class TrainingRun:
         if self.checkpoints.saved is not None:
             message += (
                 f" To go on after {self.checkpoints.saved:,} tokens: tokenrlhf train --resume "
-                f"{root}"
+                f"{shlex.quote(str(root))}" + " --trust-code" * bool(self.config.names_of_code())
             )
         return message + (f" Not kept: {', '.join(lost)}." if lost else "")
 

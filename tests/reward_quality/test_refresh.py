@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support.models import save_classifier, save_language_model, word_tokenizer
 from support.tiny_task import largest_difference, weights
 
@@ -25,6 +26,7 @@ from agents.reward_quality.refresh import (
 from agents.reward_quality.refresh.annotators import AnnotatorError
 from agents.reward_quality.refresh.refresher import set_scale
 from agents.reward_quality.shift import ShiftMonitor
+from agents.runs.folder import RunFolder
 from tokenenv.rewards import load_reward_model, reference_episodes
 
 
@@ -297,7 +299,53 @@ def test_a_half_filled_file_goes_on_and_one_of_other_pairs_is_set_aside(own, tmp
     assert {row.label for row in aside.rows} == {"b"} and PairFile(path).counts()["open"]
 
 
+def test_a_round_that_is_interrupted_leaves_all_models_as_they_were(own, tmp_path, monkeypatch):
+    refresher = refresher_of(own, tmp_path)
+    model = refresher.learned[0].reward_model
+    before, scale = refresher.state_dict(), (model.mean, model.std)
+
+    def stopped(pairs, trained, settings):
+        with torch.no_grad():
+            trained.model.score.weight.add_(1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agents.reward_quality.refresh.refresher.fit_reward_model", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        refresher.refresh(actor_of(refresher))
+    assert refresher.rounds == 0 and not refresher.fresh_pairs
+    after = model.model.state_dict()
+    assert all(value.equal(after[name]) for name, value in before["weights"][0].items())
+    assert (model.mean, model.std) == scale
+
+
+def test_a_run_that_refreshed_is_measured_with_the_model_that_it_left(tmp_path):
+    run, changes = RunFolder(tmp_path), {"refresh_every": 2}
+    (tmp_path / "reward_model").mkdir()
+    (tmp_path / "reward_model" / "config.json").write_text("{}")
+    own, named = str(tmp_path / "reward_model"), TrainConfig(reward_model="rm")
+    assert run.environment(named)["reward_model"] == "rm"
+    assert run.environment(TrainConfig(reward_model="rm", **changes))["reward_model"] == own
+    measured = TrainConfig(reward_model="rm", refresh_epochs=0, **changes)
+    assert run.environment(measured)["reward_model"] == "rm"
+    (tmp_path / "reward_model" / "config.json").unlink()
+    for name in ("b", "a"):
+        (tmp_path / "reward_model" / name).mkdir()
+        (tmp_path / "reward_model" / name / "config.json").write_text("{}")
+    folders = [f"{own}/a", f"{own}/b"]
+    found = run.environment(TrainConfig(reward_model=("x/a", "y/b"), combine="min", **changes))
+    assert (found["reward_model"], found["reward_combine"]) == (folders, "min")
+    weighted = {"reward_model": ("x/a", "y/b"), "combine": "mean", "reward_weights": (1.0, 2.0)}
+    with pytest.raises(ValueError, match="refreshed 2 reward models with weights"):
+        run.environment(TrainConfig(**weighted, **changes))
+
+
 def test_what_can_not_be_refreshed_is_refused(kwargs, own, tmp_path):
+    twice = {**kwargs, "reward_model": [kwargs["reward_model"], kwargs["reward_model"]]}
+    with pytest.raises(ValueError, match="2 reward models in a weighted sum"):
+        OwnRewardModels(twice)
+    with pytest.raises(ValueError, match="1 reward models in a weighted sum"):
+        OwnRewardModels({**kwargs, "reward_weights": [-1.0]})
+    OwnRewardModels({**twice, "reward_combine": "min"}).close()
     with pytest.raises(ValueError, match="the reward is a function, which learns"):
         OwnRewardModels({**kwargs, "reward_model": shorter})
     with pytest.raises(ValueError, match="dtype='bfloat16': a reward model that is refreshed"):

@@ -35,8 +35,8 @@ LIBRARIES = (
     *("transformers.models.auto.tokenization_auto", "transformers.tokenization_utils_tokenizers"),
     *("transformers.models.gpt2.modeling_gpt2", "transformers.models.llama.modeling_llama"),
 )
-"""What nearly every script of the project imports. None of them starts a thread at its import, so
-that a process that has imported them can be forked."""
+"""What nearly every script of the project imports. The threads that OpenBLAS starts at its import
+do not outlive the fork; with one thread, as the server has it, there is none to miss."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Done:
 
 @functools.cache
 def _context() -> ForkServerContext:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(LIBRARIES))
     return context
@@ -68,7 +69,8 @@ def run_python(
         script: the path of a script, or a program.
         arguments: of the command line.
         folder: the working directory; None: this process's.
-        environment: variables besides this process's own.
+        environment: variables besides this process's own. What libraries read when they are
+            imported (`HF_HUB_OFFLINE`, `OPENBLAS_NUM_THREADS`) is that of the server.
         timeout: seconds, after which the process is killed.
 
     Raises:

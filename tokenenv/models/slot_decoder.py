@@ -148,7 +148,10 @@ class SlotDecoder:
         for name in _ARRAYS:
             setattr(self, f"_{name}", np.array(state[name]))
         with torch.inference_mode(False):
-            self._hidden = state["hidden"].to(self._device, copy=True)
+            if self._hidden is None:
+                self._hidden = state["hidden"].to(self._device, copy=True)
+            else:  # a captured step writes to this very tensor
+                self._hidden.copy_(state["hidden"])
         self._cache.load_state_dict(state["cache"], self._device)
         self._is_current = True
 

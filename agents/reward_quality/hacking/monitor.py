@@ -119,6 +119,8 @@ class HackingMonitor(BaseCallback):
                 "on_alarm='raise-kl' multiplies β, and kl_coef is 0: give the environment a "
                 "positive kl_coef, or take another on_alarm."
             )
+        # Rewards of a weighted sum are meant to differ.
+        self._is_ensemble = settings.reward_combine != "sum"
         self._watch = Watch(self.rules, settings.max_new_tokens)
         self.stopped_by, self.is_alarmed, self._steps, self._in_a_row = None, False, 0, 0
         self._texts.end_rollout()  # of a training that was interrupted inside of a rollout
@@ -169,7 +171,7 @@ class HackingMonitor(BaseCallback):
             surprisal=surprisal,
             entropy=metrics["entropy"],
             features=features,
-            disagreement=metrics.get("rm_disagreement"),
+            disagreement=metrics.get("rm_disagreement") if self._is_ensemble else None,
         )
         self._steps = 0
         answers = self._watch.look(snapshot)

@@ -19,6 +19,9 @@ __all__ = ["PEOPLE", "Annotator", "AnnotatorError", "annotator"]
 GOLD, PEOPLE = "gold", "people"
 """Names of annotators; anything else names a reward."""
 
+OPTION = "pairs"
+"""What messages call the file of a round."""
+
 CHUNK = 64
 """Pairs that are labelled before the file is written."""
 
@@ -189,7 +192,7 @@ class _People:
                 continue
             seen = now
             try:
-                file.rows = PairFile(file.path).rows
+                file.rows = PairFile(file.path, option=OPTION).rows
             except (ValueError, OSError) as error:  # half-way through being written, or a mistake
                 if str(error) != said:
                     said = str(error)

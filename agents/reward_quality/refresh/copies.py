@@ -27,8 +27,8 @@ class OwnRewardModels:
         environment: the same, with the copies as `reward_model`; functions stay what they are.
 
     Raises:
-        ValueError: the arguments can't be used, none of the rewards is a reward model, or weights
-            are not stored in float32, in which they would not learn.
+        ValueError: the arguments can't be used, none of the rewards is a reward model, several of
+            them are summed up with weights, or weights are not stored in float32.
     """
 
     def __init__(self, environment: dict[str, Any]) -> None:
@@ -40,6 +40,16 @@ class OwnRewardModels:
             raise ValueError(
                 "a reward model is refreshed by labels of fresh pairs, and the reward is a "
                 "function, which learns nothing: leave refresh_every (--refresh-every) out."
+            )
+        models = sum(map(_is_model, several))
+        weights = resolved.reward_weights or [1.0] * len(several)
+        is_paid = all(w > 0 for one, w in zip(several, weights, strict=True) if _is_model(one))
+        if (models > 1 and resolved.reward_combine == "sum") or not is_paid:
+            raise ValueError(
+                f"{models} reward models in a weighted sum (weights {list(weights)!r:.60}) mean "
+                "different things, and the labels of a refresh say which response is the better "
+                "one as a whole: all of them would learn the same. Refresh one reward model, with "
+                "a positive weight, or several that --combine takes the mean or the worst of."
             )
         if resolved.dtype != "float32":
             raise ValueError(

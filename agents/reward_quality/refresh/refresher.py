@@ -14,7 +14,7 @@ import torch
 from agents.labelling.by_reward import label_by_reward
 from agents.labelling.drawing import DrawnPair, draw_pairs
 from agents.labelling.pair_file import PairFile, PairRow
-from agents.reward_quality.refresh.annotators import Annotator
+from agents.reward_quality.refresh.annotators import OPTION, Annotator
 from tokenenv.data import PreferencePair, Prompt, read_pairs
 from tokenenv.models import LanguageModel
 from tokenenv.prompts import PromptBook, read_origins
@@ -191,11 +191,11 @@ class RewardRefresher:
         path = self.folder / f"round-{number:04}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_file():
-            file = PairFile(path)
+            file = PairFile(path, option=OPTION)
             if [_texts(row) for row in file.rows] == [_texts(row) for row in rows]:
                 return file
             path.rename(_free_name(path))  # another policy's: labels are never thrown away
-        file = PairFile(path, replaces=True)
+        file = PairFile(path, replaces=True, option=OPTION)
         file.append(rows)
         return file
 
@@ -223,14 +223,13 @@ class RewardRefresher:
             [prompts[i] for i in labelled],
         )
         accuracy = after = self._accuracy(judged)
-        if labelled:
-            self.fresh_pairs += read_pairs(file.path, skip_bad=True)
+        pairs = [*self.fresh_pairs, *(read_pairs(file.path, skip_bad=True) if labelled else ())]
         scale = 1.0
         if self.how.epochs and labelled:
-            scales = [self._learn(number, one) for one in self.learned]
+            scales = self._learn_all(number, pairs)
             scale = float(np.exp(np.mean(np.log(scales))))
             after = self._accuracy(judged)
-        self.rounds = number
+        self.rounds, self.fresh_pairs = number, pairs
         return Refresh(number, len(labelled), accuracy, after, scale)
 
     def _accuracy(self, judged: _Judged) -> float:
@@ -246,18 +245,30 @@ class RewardRefresher:
         ]
         return float(np.mean(agreements)) if agreements else float("nan")
 
-    def _learn(self, number: int, learned: LearnedReward) -> float:
+    def _learn_all(self, number: int, pairs: Sequence[PreferencePair]) -> list[float]:
+        """Train all reward models, or leave all of them as they were, whatever comes between."""
+        before = self._models_state()
+        try:
+            return [
+                self._learn(number, member, one, pairs) for member, one in enumerate(self.learned)
+            ]
+        except BaseException:  # Ctrl-C as well: half of a training is no reward model
+            self._load_models(before)
+            raise
+
+    def _learn(
+        self, number: int, member: int, learned: LearnedReward, fresh: Sequence[PreferencePair]
+    ) -> float:
         """Train a reward model and bring it to its scale; returns the change of the raw one."""
         shared = learned.reward_model
         episodes = reference_episodes(self.settings, self.scorer.reference)
         sequences = learned.sequences(episodes)
         before = shared.raw_rewards(sequences)
         normalized = shared.normalize(before)
-        kept = {name: value.clone() for name, value in shared.model.state_dict().items()}
         # The weights are shared on purpose: every scorer of the training has the same object.
         trainable = RewardModel(shared.model, shared.tokenizer)
         pairs, _ = truncated_pairs(
-            [*self.old_pairs, *self.fresh_pairs], trainable, trainable.max_tokens, "keep-end"
+            [*self.old_pairs, *fresh], trainable, trainable.max_tokens, "keep-end"
         )
         record = fit_reward_model(
             pairs,
@@ -267,16 +278,17 @@ class RewardRefresher:
                 learning_rate=self.how.learning_rate,
                 eval_fraction=0.0,
                 early_stopping=False,
-                seed=(self.how.seed + number) % 2**32,
+                # Members of an ensemble see the pairs in orders of their own.
+                seed=(self.how.seed + number + 1000 * member) % 2**32,
             ),
         )
         after = shared.raw_rewards(sequences)
         if record.is_diverged or not after.std() > 1e-8:
-            shared.model.load_state_dict(kept)
             why = record.reason or "all of the reference's responses have one reward after it."
             raise ValueError(
-                f"the refresh number {number} of the reward model {shared.name!r} failed: {why} It "
-                "has its old weights. Lower refresh_learning_rate (--refresh-learning-rate)."
+                f"the refresh number {number} of the reward model {shared.name!r} failed: {why} "
+                "All reward models have their old weights. Lower refresh_learning_rate "
+                "(--refresh-learning-rate)."
             )
         set_scale(shared, after, float(normalized.mean()), float(normalized.std()))
         return float(after.std() / max(before.std(), 1e-12))
@@ -285,9 +297,11 @@ class RewardRefresher:
 
     def state_dict(self) -> dict[str, Any]:
         """Rounds, weights and scales; the pairs are in the files of the rounds."""
+        return {"rounds": self.rounds, **self._models_state()}
+
+    def _models_state(self) -> dict[str, Any]:
         models = [one.reward_model for one in self.learned]
         return {
-            "rounds": self.rounds,
             "scales": [[model.mean, model.std] for model in models],
             "weights": [
                 {name: value.clone() for name, value in model.model.state_dict().items()}
@@ -296,6 +310,14 @@ class RewardRefresher:
         }
 
     @torch.no_grad()
+    def _load_models(self, state: dict[str, Any]) -> None:
+        stored = zip(state["weights"], state["scales"], strict=True)
+        for one, (weights, (mean, std)) in zip(self.learned, stored, strict=True):
+            model = one.reward_model
+            model.model.load_state_dict(weights)
+            model.model.requires_grad_(False)
+            model.set_normalization(mean, std)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state; the files of its rounds are read again.
 
@@ -310,18 +332,13 @@ class RewardRefresher:
         self.fresh_pairs = []
         for number in range(1, state["rounds"] + 1):
             path = self.folder / f"round-{number:04}.jsonl"
-            rows = PairFile(path).rows if path.is_file() else None
+            rows = PairFile(path, option=OPTION).rows if path.is_file() else None
             if rows is None:
                 raise ValueError(f"{str(path)!r} is missing: restore it, or train again.")
             if any(row.label is not None for row in rows):
                 self.fresh_pairs += read_pairs(path, skip_bad=True)
         self.rounds = state["rounds"]
-        for one, weights, (mean, std) in zip(
-            self.learned, state["weights"], state["scales"], strict=True
-        ):
-            model = one.reward_model
-            model.model.load_state_dict(weights)
-            model.set_normalization(mean, std)
+        self._load_models(state)
 
 
 def set_scale(model: RewardModel, raw: np.ndarray, mean: float, deviation: float) -> None:
