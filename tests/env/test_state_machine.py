@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-from typing import Any
+from collections import defaultdict
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -42,8 +43,11 @@ NEW_PROMPTS = ["w4", "w13 w14", "w7", {"prompt": "w6", "answer": 3}, {"prompt": 
 
 
 @functools.cache
-def worlds(folder: Any) -> list[World]:
-    """Three dozen settings, every value of each of them among them."""
+def worlds(folder: Any, is_remembered: bool) -> list[World]:
+    """Two dozen settings, every value of each of them among them.
+
+    A learned reward is a forward at every end: in most of the sequences it is one that is deferred.
+    """
     rng = random.Random(0)
     tiny = save_actor(folder / "llama", "llama")
     with_bos = save_language_model(folder / "with-bos", "gpt2", seed=3, pad_token="<eos>")
@@ -56,7 +60,7 @@ def worlds(folder: Any) -> list[World]:
             World(
                 has_bos,
                 with_bos if has_bos else tiny,
-                rng.choice([None, reward_model]) if not has_bos else None,
+                None if has_bos or (is_remembered and scoring == "step") else reward_model,
                 rng.choice(PROMPTS),
                 rng.randint(3 + has_bos, 5),
                 rng.randint(1, 4),
@@ -72,7 +76,7 @@ def worlds(folder: Any) -> list[World]:
     return made
 
 
-TOKENS = st.sampled_from([4, 2, 7, 39, 2, 3, 0])
+TOKENS = st.sampled_from([4, 2, 7, 0])  # few, so that states come again
 ACTIONS = st.tuples(TOKENS, TOKENS, TOKENS)
 SEEDS = st.sampled_from([None, None, 7, 2**31, [1, None, 3], [None, None, 5], "list"])
 MASKS = st.sampled_from([m for m in itertools.product((True, False), repeat=3) if any(m)])
@@ -100,9 +104,9 @@ WRONG_MASKS: list[Any] = [1, True, "x", [True], np.ones(9, bool), np.ones(3), np
 class EnvironmentMachine(RuleBasedStateMachine):
     """Calls of up to three environments that are forks of each other."""
 
-    worlds: list[World] = []  # noqa: RUF012  (set by the tests)
+    worlds: ClassVar[list[World]] = []
     is_remembered = True
-    scored: set[Any] = set()  # noqa: RUF012
+    scored: ClassVar[defaultdict[World, set[Any]]] = defaultdict(set)
     examples = steps = 0
 
     @initialize(
@@ -291,11 +295,8 @@ class EnvironmentMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """What deferred scoring gives for the episodes that ended is what steps would have paid."""
         for lane in getattr(self, "lanes", []) if self.world.is_deferred else []:
-            rows = {
-                (row.prompt, tuple(row.response)): row for row, paid in lane.expected.finished
-                if (self.world, row.prompt, tuple(row.response)) not in self.scored
-            }  # fmt: skip
-            if not rows:
+            rows = {(row.prompt, tuple(row.response)): row for row, _ in lane.expected.finished}
+            if not set(rows) - self.scored[self.world] or len(self.scored[self.world]) > 40:
                 continue
             episodes = [
                 Episode(np.array(x), np.array(y), y[-1] in self.world.eos, row.origin)
@@ -309,14 +310,14 @@ class EnvironmentMachine(RuleBasedStateMachine):
                 np.testing.assert_allclose(log_probs[i], expected, rtol=0, atol=1e-6)
                 assert abs(scores.rm_score[i] - raw) < 1e-6 and abs(scores.score[i] - score) < 1e-6
                 assert abs(scores.token_rewards[i].sum() - score) < 1e-6
-                self.scored.add((self.world, x, y))
+                self.scored[self.world].add((x, y))
 
 
 class DecodingMachine(EnvironmentMachine):
     """The same with the reference's own decoder, its cached keys and values, and pickled copies."""
 
     is_remembered = False
-    scored: set[Any] = set()  # noqa: RUF012
+    scored: ClassVar[defaultdict[World, set[Any]]] = defaultdict(set)
     examples = steps = 0
 
     @rule()
@@ -338,7 +339,7 @@ def _array(value: Any) -> Any:
 
 def run(machine: type[EnvironmentMachine], folder: Any, examples: int, length: int) -> None:
     """Let Hypothesis run sequences, the same ones every time."""
-    machine.worlds = worlds(folder)
+    machine.worlds = worlds(folder, machine.is_remembered)
     before = machine.examples
     run_state_machine_as_test(
         machine,
@@ -364,9 +365,9 @@ def test_sequences_of_calls_with_the_decoder(tiny_folder):
 
 @pytest.mark.slow
 def test_thousands_of_sequences_of_calls(tiny_folder):
-    run(EnvironmentMachine, tiny_folder, 10_000, 10)
+    run(EnvironmentMachine, tiny_folder, 10_000, 7)
 
 
 @pytest.mark.slow
 def test_hundreds_of_sequences_of_calls_with_the_decoder(tiny_folder):
-    run(DecodingMachine, tiny_folder, 100, 12)
+    run(DecodingMachine, tiny_folder, 60, 8)
