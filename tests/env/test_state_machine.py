@@ -360,7 +360,7 @@ def test_sequences_of_calls(tiny_folder):
 
 
 def test_sequences_of_calls_with_the_decoder(tiny_folder):
-    run(DecodingMachine, tiny_folder, 3, 6)
+    run(DecodingMachine, tiny_folder, 15, 6)
 
 
 @pytest.mark.slow

@@ -111,7 +111,7 @@ def kinds(tmp_path_factory) -> list[Kind]:
     shutil.copy(FOLDER / "CartPole-v1.yaml", settings)
     (settings / "train.yaml").write_text(
         "# my settings\ntask: exact\nkl-coef: 0.05\nlearning_rate: 3e-4\nseed: 3\n"
-        "kl_estimator: k3\nout: runs/mine\nlora_target_modules: [q_proj, v_proj]\ngamma: 1.0\n"
+        "kl_estimator: k3\nout: runs/mine\nlora_target_modules: [q_proj, v_proj]\nlora_rank: 4\n"
     )
     (lists / "brands.txt").write_text("# brands\nacme\nblue sky  # two words\nzeta\n")
     (lists / "padding.txt").write_text("It is so.\nAs was said before.  # again\n")
