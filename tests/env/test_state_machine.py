@@ -365,7 +365,12 @@ def test_sequences_of_calls_with_the_decoder(tiny_folder):
 
 @pytest.mark.slow
 def test_thousands_of_sequences_of_calls(tiny_folder):
-    run(EnvironmentMachine, tiny_folder, 10_000, 7)
+    run(EnvironmentMachine, tiny_folder, 6_000, 7)
+
+
+@pytest.mark.long
+def test_further_sequences_of_calls(tiny_folder):
+    run(EnvironmentMachine, tiny_folder, 4_000, 20)
 
 
 @pytest.mark.slow
