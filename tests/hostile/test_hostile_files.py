@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from support.hostile import sample
 from support.models import save_classifier, save_language_model, word_tokenizer
-from support.mutations import Kind, check, failures, mutations, require
+from support.mutations import Kind, Mutation, check, failures, mutations, require
 
 from agents.compare.config import CompareConfig
 from agents.compare.jobs import Job, read_result

@@ -13,7 +13,16 @@ from typing import Any
 
 from support.hostile import is_an_answer, time_limit
 
-__all__ = ["Kind", "NonsenseError", "check", "edited", "failures", "mutations", "require"]
+__all__ = [
+    "Kind",
+    "Mutation",
+    "NonsenseError",
+    "check",
+    "edited",
+    "failures",
+    "mutations",
+    "require",
+]
 
 HARM = "harm-was-done"
 """A file or folder of this name is what payloads would make."""
