@@ -356,21 +356,21 @@ def run(machine: type[EnvironmentMachine], folder: Any, examples: int, length: i
 
 
 def test_sequences_of_calls(tiny_folder):
-    run(EnvironmentMachine, tiny_folder, 40, 8)
+    run(EnvironmentMachine, tiny_folder, 30, 8)
 
 
 def test_sequences_of_calls_with_the_decoder(tiny_folder):
-    run(DecodingMachine, tiny_folder, 15, 6)
+    run(DecodingMachine, tiny_folder, 10, 8)
 
 
 @pytest.mark.slow
 def test_thousands_of_sequences_of_calls(tiny_folder):
-    run(EnvironmentMachine, tiny_folder, 6_000, 7)
+    run(EnvironmentMachine, tiny_folder, 4_500, 7)
 
 
 @pytest.mark.long
 def test_further_sequences_of_calls(tiny_folder):
-    run(EnvironmentMachine, tiny_folder, 4_000, 20)
+    run(EnvironmentMachine, tiny_folder, 5_500, 20)
 
 
 @pytest.mark.slow
