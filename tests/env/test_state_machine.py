@@ -374,5 +374,5 @@ def test_further_sequences_of_calls(tiny_folder):
 
 
 @pytest.mark.slow
-def test_hundreds_of_sequences_of_calls_with_the_decoder(tiny_folder):
+def test_dozens_of_sequences_of_calls_with_the_decoder(tiny_folder):
     run(DecodingMachine, tiny_folder, 60, 8)
