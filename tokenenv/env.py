@@ -197,14 +197,16 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
         """Start an episode; `options={"prompt": "text"}` gives its prompt.
 
         Raises:
-            ValueError: the prompt is empty or too long, or an option is unknown.
+            ValueError: the prompt is empty or too long, or an option is unknown; the running
+                episode goes on then.
         """
         options = check_options(options, ("prompt",))
+        prompt = self.mdp.checked_prompt(options.get("prompt"))
         super().reset(seed=seed)
         if seed is not None:
             self.mdp.begin_group()
         self.mdp.reference_decoder.refill()
-        info = self.mdp.start(0, self.np_random, options.get("prompt"))
+        info = self.mdp.start(0, self.np_random, prompt)
         if self.render_mode == "human":
             self._live.start(self.mdp)
         return self._observation(), info

@@ -120,6 +120,14 @@ class EpisodeBatch:
         self.running[rows] = ~ended
         return ended
 
+    def take_back(self, rows: np.ndarray) -> None:
+        """Undo the last `append` to `rows`, (n,) int64: their episodes are running again."""
+        self.response_lengths[rows] -= 1
+        columns = self.max_prompt_tokens + self.response_lengths[rows]
+        self.observations[rows, columns] = NO_TOKEN
+        self.running[rows] = True
+        self.stopped[rows] = False
+
     def _checked(self, actions: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """`actions[rows]`, or ValueError: nothing is clipped or cast silently."""
         tokens = np.asarray(actions)

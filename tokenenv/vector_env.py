@@ -136,12 +136,16 @@ class TokenVectorEnv(TokenMDPMixin, VectorEnv[np.ndarray, np.ndarray, np.ndarray
                 `"reset_mask"`, (N,) bool.
 
         Raises:
-            ValueError: a prompt is empty or too long, or an option is unknown or has another shape.
+            ValueError: a prompt is empty or too long, an option is unknown or has another shape, or
+                a seed is none; no row is reset then.
         """
         options = check_options(options, ("prompt", "reset_mask"))
         seeds = self._row_seeds(seed)
         rows = self._masked_rows(options.get("reset_mask"))
         prompts = self._row_prompts(options.get("prompt"))
+        if options.get("prompt") is not None:
+            for row in rows.tolist():
+                prompts[row] = self.mdp.checked_prompt(prompts[row])
         if len(rows) == self.num_envs:
             self.mdp.reference_decoder.refill()
         infos: dict[str, Any] = {}
@@ -154,12 +158,27 @@ class TokenVectorEnv(TokenMDPMixin, VectorEnv[np.ndarray, np.ndarray, np.ndarray
         self._waiting[rows] = False
         return self._observations(), infos
 
-    def _row_seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
-        if seed is None or isinstance(seed, int | np.integer):
-            return [None if seed is None else int(seed) + row for row in range(self.num_envs)]
-        if len(seed) != self.num_envs:
+    def _row_seeds(self, seed: Any) -> list[int | None]:
+        """A seed for each row, or ValueError."""
+        is_one = seed is None or isinstance(seed, int | np.integer)
+        is_list = isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str | bytes)
+        if not is_one and not is_list:
+            raise ValueError(
+                f"reset(seed={seed!r:.60}) must be a whole number, None, or a list of "
+                f"{self.num_envs} of these, one per environment."
+            )
+        if not is_one and len(seed) != self.num_envs:
             raise ValueError(f"{len(seed)} seeds were given for {self.num_envs} environments.")
-        return list(seed)
+        for given in [seed] if is_one else list(seed):
+            is_whole = isinstance(given, int | np.integer) and given >= 0
+            if given is not None and not is_whole:
+                raise ValueError(
+                    f"reset(seed={seed!r:.60}): {given!r:.60} is no seed; allowed are None and "
+                    "whole numbers of at least 0."
+                )
+        if is_one:
+            return [None if seed is None else int(seed) + row for row in range(self.num_envs)]
+        return [None if given is None else int(given) for given in seed]
 
     def _masked_rows(self, mask: Any) -> np.ndarray:
         if mask is None:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agents.atomic_files import append_lines, json_text, whole_file
-from tokenenv.data import Message, preference_of
+from tokenenv.data import Message, as_prompt, is_messages, preference_of
+from tokenenv.json_files import parse_json
 
 __all__ = ["LABELS", "PairFile", "PairRow"]
 
@@ -25,6 +25,13 @@ LABELS = ("a", "b", "tie")
 
 _TEXTS = ("id", "response_a", "response_b")
 _FINISHES = ("stop", "length")
+_KINDS: dict[str, tuple[type, ...]] = {
+    "skipped": (bool,),
+    "labelled_by": (str,),
+    **dict.fromkeys(("reward_a", "reward_b"), (int, float)),
+    **dict.fromkeys(("drawn", "selected"), (dict,)),
+}
+"""Fields that need not be there → types of their values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +187,8 @@ def _read(path: Path, option: str) -> Iterator[PairRow]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                yield _row(json.loads(line))
-            except (ValueError, RecursionError) as error:
+                yield _row(parse_json(line, "the row"))
+            except ValueError as error:
                 raise ValueError(_of_another_kind(path, option, number, str(error))) from error
 
 
@@ -203,13 +210,20 @@ def _row(content: Any) -> PairRow:
         if not isinstance(content.get(name), str):
             raise ValueError(f"the field {name!r} is {content.get(name)!r:.60}, not a text")
     prompt = content.get("prompt")
-    if isinstance(prompt, list):
-        prompt = tuple(prompt)
-    if not isinstance(prompt, str | tuple):
-        raise ValueError(f"the field 'prompt' is {prompt!r:.60}, neither text nor messages")
+    if not isinstance(prompt, str):
+        prompt = as_prompt(prompt, "the field 'prompt'").content if is_messages(prompt) else None
+    if prompt is None:
+        raise ValueError(
+            f"the field 'prompt' is {content.get('prompt')!r:.60}, neither text nor messages"
+        )
     for name in ("finish_a", "finish_b"):
         if content.get(name) not in _FINISHES:
             raise ValueError(f"the field {name!r} is {content.get(name)!r:.60}")
+    for name, kinds in _KINDS.items():
+        value = content.get(name)
+        is_bool = isinstance(value, bool) and bool not in kinds
+        if value is not None and (is_bool or not isinstance(value, kinds)):
+            raise ValueError(f"the field {name!r} is {value!r:.60}")
     known = {field.name for field in dataclasses.fields(PairRow)}
     values = {name: value for name, value in content.items() if name in known}
     label = content.get("label")

@@ -408,3 +408,28 @@ def test_lines_of_another_kind_are_named(tmp_path, line):
     path.write_text(f"\n{line}\n")
     with pytest.raises(ValueError, match="line 2"):
         PairFile(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("prompt", [None]), ("prompt", [{"role": 1}]), ("prompt", []), ("skipped", "no")),
+        *(("reward_a", "1"), ("reward_b", True), ("labelled_by", 3), ("drawn", [1])),
+    ],
+)
+def test_a_row_that_holds_another_kind_of_value_is_named(tmp_path, name, value):
+    """A prompt of no messages was a TypeError when the file was written again."""
+    row = {"id": "0", "prompt": "p", "response_a": "x", "response_b": "y", "label": None}
+    row |= {"finish_a": "stop", "finish_b": "stop"}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(f"{json.dumps(row)}\n{json.dumps({**row, name: value})}\n")
+    with pytest.raises(ValueError, match=f"line 2: .*{name}"):
+        PairFile(path)
+
+
+@pytest.mark.parametrize("text", ['"\\ud800"', '"p", "prompt": "q"', "NaN"])
+def test_a_row_is_json_of_whole_texts_with_each_key_once(tmp_path, text):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(f'{{"prompt": {text}, "id": "0", "response_a": "x", "response_b": "y"}}\n')
+    with pytest.raises(ValueError, match="line 1: the row"):
+        PairFile(path)

@@ -196,6 +196,18 @@ class TokenMDP:
         """
         return self.book.encode(prompt)
 
+    def checked_prompt(self, prompt: Any) -> Prompt | None:
+        """The `Prompt` that `start` can begin an episode from; None for None.
+
+        Raises:
+            ValueError: as `origin_of` and `encode_prompt`.
+        """
+        if prompt is None:
+            return None
+        origin = self.origin_of(prompt)
+        self.book.encode_text(self.book.text_of(origin))
+        return origin
+
     def start(self, row: int, rng: np.random.Generator, prompt: Any) -> dict[str, Any]:
         """Begin an episode in `row`; give the reset's info.
 
@@ -234,7 +246,7 @@ class TokenMDP:
     # Steps ---------------------------------------------------------------------------------------
 
     def step(self, actions: np.ndarray, rows: np.ndarray) -> StepResult:
-        """Let `rows` take `actions[rows]`.
+        """Let `rows` take `actions[rows]`: all of them, or none where this raises.
 
         Args:
             actions: (N,) token ids; entries outside `rows` are ignored.
@@ -243,14 +255,26 @@ class TokenMDP:
         Raises:
             ResetNeeded: a row has no running episode.
             ValueError: an action is no token id; or an episode has ended and deferred scoring has
-                no one to score it.
+                no one to score it, or its reward function failed.
         """
         is_scored_later = self.is_scored_by_caller or self.is_next_scored_by_buffer
         self.is_next_scored_by_buffer = False
         before = self.episodes.observations.copy()
         ended = self.episodes.append(actions, rows)
-        if self.is_deferred and not is_scored_later and ended.any():
-            raise ValueError(UNSCORED)
+        try:
+            if self.is_deferred and not is_scored_later and ended.any():
+                raise ValueError(UNSCORED)
+            result = self._result(before, actions, rows, ended)
+        except BaseException:  # an interruption too: the same step can be taken again
+            self.episodes.take_back(rows)
+            raise
+        self.token_rewards[rows, self.episodes.response_lengths[rows] - 1] = result.rewards
+        return result
+
+    def _result(
+        self, before: np.ndarray, actions: np.ndarray, rows: np.ndarray, ended: np.ndarray
+    ) -> StepResult:
+        """What is paid and told of actions that were taken in the observations `before`."""
         rewards = np.zeros(len(rows))
         ref_log_probs = None
         if not self.is_deferred:
@@ -260,7 +284,6 @@ class TokenMDP:
         endings = self._endings(rows[ended]) if ended.any() else []
         if not self.is_deferred:
             rewards[ended] += [ending["score"] for ending in endings]
-        self.token_rewards[rows, self.episodes.response_lengths[rows] - 1] = rewards
         return StepResult(rows, rewards, ended, ref_log_probs, endings)
 
     def _ref_log_probs(
