@@ -34,7 +34,8 @@ def read_run(root: Path) -> None:
     config = RunFolder(root).read_config()
     said = json.loads((root / "config.json").read_text(encoding="utf-8"))
     said = {**SETTINGS_OF_OLDER_RUNS, **said}  # a run may be older than these settings
-    del said["config"]
+    for name in ("config", "resume", "trust_code"):  # of the call that made it
+        del said[name]
     require(json.loads(json.dumps(config.as_json())) == said, "settings were filled in or changed")
 
 
