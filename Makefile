@@ -85,7 +85,7 @@ test-wheel: wheel
 # The suite's part on contracts and numbers, with the oldest and the newest libraries, under each
 # Python of this machine; renews the table of docs/versions.md.
 test-versions: setup
-	$(BIN)/python tests/support/versions.py
+	PYTHONPATH=tests $(BIN)/python -m support.versions
 
 # Into build/docs, without a warning. The variable silences an advertisement, not a warning of ours.
 docs: setup

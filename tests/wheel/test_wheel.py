@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import email
 import json
-import os
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+from support.environments import closure, new_environment, variables
 
 pytestmark = pytest.mark.wheel
 
@@ -19,6 +20,7 @@ SMALL = (
     "--total-tokens 512 --n-envs 16 --n-steps 16 --batch-size 128 --eval-prompts 4 "
     "--eval-responses 8 --device cpu"
 )
+
 
 @pytest.fixture(scope="module")
 def wheel() -> Path:
@@ -32,21 +34,19 @@ def wheel() -> Path:
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the commands of a new environment that the wheel was installed in.
 
-    With the versions of constraints.txt, and nothing of this process's environment.
+    Of the libraries here, those are linked into it that the wheel's metadata ask for, directly or
+    in turn, and no others: what it needs and does not say is missing there.
     """
+    (metadata,) = (n for n in zipfile.ZipFile(wheel).namelist() if n.endswith("/METADATA"))
+    said = email.message_from_bytes(zipfile.ZipFile(wheel).read(metadata))
+    required = [line for line in said.get_all("Requires-Dist", []) if "extra ==" not in line]
     folder = tmp_path_factory.mktemp("wheel") / "venv"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    install = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-compile"]
-    install += ["--disable-pip-version-check", "-c", ROOT / "constraints.txt", wheel]
-    done = subprocess.run(install, capture_output=True, text=True, env=_variables())
+    python = new_environment(folder, sys.executable, closure(required))
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet"]
+    install += ["--no-deps", "--no-index", "--no-compile", wheel]
+    done = subprocess.run(install, capture_output=True, text=True, env=variables())
     assert done.returncode == 0, done.stderr
     return folder / "bin"
-
-
-def _variables() -> dict[str, str]:
-    """The environment variables without what would lead back to these files."""
-    keep = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return {**keep, "NO_COLOR": "1", "COLUMNS": "150", "HF_HUB_OFFLINE": "1"}
 
 
 def run(program: Path, arguments: str, folder: Path) -> str:
@@ -56,7 +56,7 @@ def run(program: Path, arguments: str, folder: Path) -> str:
         cwd=folder,
         capture_output=True,
         text=True,
-        env=_variables(),
+        env=variables(COLUMNS="150"),
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -92,8 +92,8 @@ def test_it_is_imported_from_its_environment(environment, tmp_path):
     assert all(Path(file).is_relative_to(environment.parent) for file in found), found
 
 
-def test_no_library_of_the_tests_is_needed(environment, tmp_path):
-    """What stands below is then no accident: nothing but the dependencies is there."""
+def test_no_other_library_is_there(environment, tmp_path):
+    """So that what stands below needs none."""
     (tmp_path / "spec.py").write_text(
         "from importlib.util import find_spec\n"
         "print([n for n in ('pytest', 'peft', 'datasets', 'mkdocs') if find_spec(n)])"
