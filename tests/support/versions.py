@@ -117,7 +117,18 @@ def torch_for(python: Path | str, wanted: list[str], from_index: bool) -> str | 
     if from_index:
         return wanted[0]
     for line in wanted:
-        if pip(python, "install", "--dry-run", "--no-index", "--no-deps", line).returncode == 0:
+        if (
+            pip(
+                python,
+                "install",
+                "--dry-run",
+                "--ignore-installed",
+                "--no-index",
+                "--no-deps",
+                line,
+            ).returncode
+            == 0
+        ):
             return line
     return None
 

@@ -57,7 +57,7 @@ def run(program: Path, arguments: str, folder: Path) -> str:
         capture_output=True,
         text=True,
         env=variables(COLUMNS="150"),
-        timeout=300,
+        timeout=900,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
