@@ -33,7 +33,13 @@ REFERENCE = (
     *("tokenenv.tasks.exact", "tokenenv.tasks.reviews"),
     *("agents", "agents.config", "agents.vec_env", "agents.policy", "agents.rollout"),
     *("agents.ppo", "agents.settings", "agents.training", "agents.held_out"),
-    *("agents.evaluation", "agents.credit", "agents.zoo", "agents.reward_quality.refresh"),
+    *(
+        "agents.checkpoints",
+        "agents.evaluation",
+        "agents.credit",
+        "agents.zoo",
+        "agents.reward_quality.refresh",
+    ),
 )
 """The public modules: rooms with an `__all__`."""
 
