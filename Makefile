@@ -15,8 +15,9 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 # (But for the files whose tests share nothing: `APART` in tests/conftest.py.)
 PARALLEL := -n auto --dist loadfile --maxprocesses
 
-.PHONY: setup demo verify test test-slow test-long test-numeric test-kernels test-ecosystem test-browser check numbers exact \
-	bench bench-quick bench-gpu bench-trl bench-learning reward-models clean
+.PHONY: setup demo verify test test-slow test-long test-numeric test-kernels test-ecosystem test-browser test-wheel \
+	test-versions wheel docs check numbers exact bench bench-quick bench-gpu bench-trl bench-learning \
+	reward-models clean
 
 setup: $(READY)
 
@@ -51,7 +52,7 @@ test-kernels: setup
 	set -e; for kernels in "$(SSE41)" "$(AVX2)"; do for threads in 1 2; do \
 		echo "$$kernels OMP_NUM_THREADS=$$threads"; \
 		env $$kernels OMP_NUM_THREADS=$$threads \
-			$(BIN)/python -m pytest -m "not ecosystem and not browser" $(PARALLEL) 2; \
+			$(BIN)/python -m pytest -m "not ecosystem and not browser and not wheel" $(PARALLEL) 2; \
 	done; done
 
 # Tianshou 2.0 pins a virtualenv that it does not import and that no current filelock satisfies.
@@ -70,6 +71,26 @@ test-browser: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,browser]"
 	$(BIN)/python -m pytest tests/report -m browser --ignore tests/report/test_page_speed.py $(PARALLEL) 2
 	$(BIN)/python -m pytest tests/report/test_page_speed.py -m browser
+
+# The wheel from the source distribution, so that this holds everything as well.
+wheel: setup
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	@ls dist
+
+# In an empty environment outside of this folder.
+test-wheel: wheel
+	$(BIN)/python -m pytest -m wheel
+
+# The suite's part on contracts and numbers, with the oldest and the newest libraries, under each
+# Python of this machine; renews the table of docs/versions.md.
+test-versions: setup
+	PYTHONPATH=tests $(BIN)/python -m support.versions
+
+# Into build/docs, without a warning. The variable silences an advertisement, not a warning of ours.
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 check: setup
 	$(BIN)/ruff check .
@@ -121,4 +142,4 @@ exact: setup
 	$(BIN)/python benchmarks/bench_exact.py
 
 clean:
-	rm -rf .venv .venv-trl build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-trl .venv-versions build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

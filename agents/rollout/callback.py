@@ -98,7 +98,7 @@ class RLHFCallback(BaseCallback):
             in front of the policy, temperatures or tokenizers that differ, deferred scoring with a
             buffer that can't score, a KL penalty that would be paid twice or not at all, or that
             contradicts `TokenPPO`'s; or where a schedule would be below 0 in an overshooting last
-        rollout. At a step, where a `TimeLimit` cut an episode, or a wrapper
+            rollout. At a step, where a `TimeLimit` cut an episode, or a wrapper
             changed what was acted or seen.
     """
 

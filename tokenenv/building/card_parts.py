@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["accuracy_rows", "table"]
+__all__ = ["LICENSE", "accuracy_rows", "table"]
+
+LICENSE = (
+    "## License",
+    "MIT, as the project. The data are the project's own: no text, label or weight of others, and "
+    "nothing about a\nperson.",
+)
+"""The last section of every card."""
 
 
 def table(head: str, rows: Iterable[tuple[str, str]]) -> str:

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenenv.building.card_parts import accuracy_rows, table
+from tokenenv.building.card_parts import LICENSE, accuracy_rows, table
 
 __all__ = ["render_card"]
+
+_USE_AND_LIMITS = (
+    "## Use",
+    "To grade an agent of RLHF where the optimum is known, to teach with, and to test with. The "
+    "reference knows how to\nanswer one note with at most six; it knows no language.",
+    "## Limits",
+    "- The reward model is less accurate on what the reference plays than on the pairs that it was "
+    "trained on: both\n  tables stand above. Its errors are part of the task: J\\* is the optimum "
+    "of its score, not of the gold reward.\n"
+    "- Scores mean something for melodies of this grammar's tokens alone, and are comparable "
+    "within this task only.\n"
+    "- The optimum holds for the files as they ship and the β above; another precision or β has "
+    "another one\n  (`tokenenv.optimum`).",
+)
 
 
 def render_card(card: dict[str, Any]) -> str:
@@ -20,6 +34,8 @@ def render_card(card: dict[str, Any]) -> str:
         *_reference(card["reference"]),
         *_reward_model(card["reward_model"]),
         *_optimum(card["optimum"]),
+        *_USE_AND_LIMITS,
+        *LICENSE,
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from tokenenv.building.card_parts import accuracy_rows, table
+from tokenenv.building.card_parts import LICENSE, accuracy_rows, table
 
 __all__ = ["render_card"]
+
+_USE_AND_LIMITS = (
+    "## Use",
+    "To try, teach and test RLHF within minutes on two CPU cores. The reference continues film "
+    "reviews of its grammar;\nit knows no other text, and no facts.",
+    "## Limits",
+    "- The reward model was trained on the reference's own responses. An actor far from the "
+    "reference leaves them, and\n  its score then overstates the gold reward: the gold reward is "
+    "there to see that.\n"
+    "- Scores mean something for reviews of this grammar alone, and are comparable within this "
+    "task only.\n"
+    "- J\\* is bounded, not known: the figures above are a lower bound, with the error of a "
+    "sample.",
+)
 
 
 def render_card(card: dict[str, Any]) -> str:
@@ -19,6 +33,8 @@ def render_card(card: dict[str, Any]) -> str:
         *_reference(card["reference"]),
         *_reward_model(card["reward_model"]),
         *_optimum(card["optimum"], card["reward_model"]["reference_score_std"]),
+        *_USE_AND_LIMITS,
+        *LICENSE,
     ]
     return "\n\n".join(parts) + "\n"
 
