@@ -550,3 +550,14 @@ def test_a_broken_cuda_capture_leaves_stream_and_generator_usable(fails_at):
     value.zero_()
     replay()
     assert (value == 3.0).all()
+
+
+def test_a_state_is_loaded_into_the_tensor_that_captured_steps_write_to(rng):
+    model = small_model("gpt2")
+    decoder, _ = counted_decoder(model)
+    run_along(model, decoder, rng, steps=3)
+    state, hidden = decoder.state_dict(), decoder._hidden
+    wanted = state["hidden"].clone()
+    hidden.zero_()
+    decoder.load_state_dict(state)
+    assert decoder._hidden is hidden and hidden.equal(wanted)

@@ -73,6 +73,13 @@ def test_what_no_checkpoint_holds_is_refused_and_nothing_written(tmp_path, state
     assert not list(tmp_path.iterdir())
 
 
+def test_two_arrays_of_one_name_are_refused(tmp_path):
+    state = {"a.b": np.zeros(1), "a": {"b": np.ones(1)}}
+    with pytest.raises(TypeError, match="stands for two arrays"):
+        write(tmp_path / "c", part=state)
+    assert not (tmp_path / "c").exists()
+
+
 def test_a_checkpoint_that_is_not_whole_is_refused(tmp_path):
     folder = tmp_path / "checkpoint"
     write(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -18,11 +19,16 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from agents.atomic_files import write_json
 from agents.checkpoints import BrokenCheckpoint, OtherVersion, read_checkpoint
 from agents.cli import main
 from agents.config import TrainConfig
+from agents.evaluation import EvaluationCallback
 from agents.ppo import TokenPPO
+from agents.runs.folder import RunFolder
+from agents.runs.output_folder import OutputFolder
 from agents.runs.resumed_settings import resumed, settings_of_run
+from agents.runs.saving import CheckpointCallback
 from agents.runs.training import TrainingRun
 
 SETTINGS: dict[str, Any] = {
@@ -296,3 +302,46 @@ def test_a_reward_model_that_is_refreshed_goes_on_as_well(tmp_path, monkeypatch)
     assert [[file.read_text() for file in files] for files in rounds[:1]] == [
         [file.read_text() for file in rounds[1]]
     ]
+
+
+def test_the_settings_are_those_of_the_run_that_comes_back(tmp_path):
+    """A run that was to be replaced, by one that was killed before it had anything."""
+    run = RunFolder(tmp_path)
+    write_json(run.config, TrainConfig(learning_rate=1e-4).as_json())
+    output = OutputFolder(tmp_path, ["config.json"])
+    output.set_aside(["config.json"])
+    write_json(run.config, TrainConfig(learning_rate=5e-2).as_json())
+    assert output._lock is not None
+    os.close(output._lock)  # as the system does when a process is killed
+    output._lock = None
+    found = settings_of_run(tmp_path)
+    assert found.learning_rate == 1e-4
+
+
+def test_a_prompt_that_no_checkpoint_holds_leaves_the_archives(tmp_path, caplog):
+    class Model:
+        num_timesteps = 64
+        policy = torch.nn.Linear(1, 1)
+
+        def save_checkpoint(self, folder: Path, parts: Any) -> None:
+            raise TypeError("environment.origins.0.columns.created is a datetime")
+
+    callback = CheckpointCallback(tmp_path, 1)
+    callback.model = Model()  # type: ignore[assignment]
+    with caplog.at_level("WARNING"):
+        assert callback.save_state() and callback.save_state()
+    assert callback.saved is None and len(caplog.records) == 1
+    assert "columns.created is a datetime" in caplog.text
+
+
+def test_the_best_policy_is_looked_for_anew_where_another_stands_in_its_place(tmp_path):
+    def goes_on(tokens: int | None) -> EvaluationCallback:
+        callback = EvaluationCallback(None, 1, tmp_path)  # type: ignore[arg-type]
+        if tokens is not None:
+            write_json(tmp_path / "best.json", {"tokens": tokens, "objective": 2.0})
+        callback.load_state_dict({"best_objective": 1.5, "best_tokens": 64, "rollouts": 3})
+        return callback
+
+    assert goes_on(None).best_objective == -np.inf
+    assert (goes_on(64).best_objective, goes_on(64).best_tokens) == (1.5, 64)
+    assert (goes_on(96).best_objective, goes_on(96).best_tokens) == (-np.inf, 0)
