@@ -121,7 +121,9 @@ def _run(
     os.chdir(folder)
     sys.path[:] = [path for path in sys.path if path and not _is_of_tests(Path(path).resolve())]
     if "OMP_NUM_THREADS" in environment:  # torch has read the server's
-        sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
+        import torch  # there already, unless somebody else had started the server before
+
+        torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     status = _status_of(script, arguments)
     threading._shutdown()  # type: ignore[attr-defined]  # waits for what is no daemon
     atexit._run_exitfuncs()
