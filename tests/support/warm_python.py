@@ -61,7 +61,7 @@ def run_python(
     *arguments: str,
     folder: Path | None = None,
     environment: dict[str, str] | None = None,
-    timeout: float = 300.0,
+    timeout: float = 900.0,
 ) -> Done:
     """Run a script as `python SCRIPT ARGUMENTS` does, or as `python -c`, where it is a text.
 
