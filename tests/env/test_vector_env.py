@@ -342,7 +342,7 @@ def test_async_workers_run_after_the_parent_has_run_torch(reference_folder, rewa
         start_new_session=True,
     )
     try:
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=240)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)  # the workers that hang go with it
         pytest.fail("the workers hang")
