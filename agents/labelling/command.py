@@ -18,7 +18,7 @@ from agents.labelling.by_file import label_by_file
 from agents.labelling.by_person import ask_for_labels
 from agents.labelling.by_reward import label_by_reward
 from agents.labelling.config import LabelsAskConfig, SamplePairsConfig
-from agents.labelling.drawing import DrawnPair, draw_pairs
+from agents.labelling.drawing import DrawnPair, draw_pairs, row_of
 from agents.labelling.pair_file import PairFile, PairRow
 from tokenenv.mdp import PromptBook, named_prompts
 from tokenenv.models import LanguageModel, check_context, load_frozen, resolve_device
@@ -177,17 +177,8 @@ class _Work:
                 bar.update(task, completed=len(self.file.rows))
 
     def _row(self, position: int, pair: DrawnPair) -> PairRow:
-        return PairRow(
-            id=_id(position, self.config.n),
-            prompt=self.origins[position // self.config.n].content,
-            response_a=pair.response_a,
-            response_b=pair.response_b,
-            finish_a="stop" if pair.stopped_a else "length",
-            finish_b="stop" if pair.stopped_b else "length",
-            label="tie" if pair.is_identical else None,
-            labelled_by="identical" if pair.is_identical else None,
-            drawn=self.drawn,
-        )
+        origin = self.origins[position // self.config.n]
+        return row_of(_id(position, self.config.n), origin, pair, self.drawn)
 
     def _prompts_of(self, indices: Any) -> list[np.ndarray]:
         book = self.book

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from agents.labelling.pair_file import PairRow
+from tokenenv.data import Prompt
 from tokenenv.models import LanguageModel, SampledResponse, sample_responses
 from tokenenv.ranges import COUNT, POSITIVE_FINITE, SEED, check_ranges
 
-__all__ = ["DrawnPair", "draw_pairs"]
+__all__ = ["DrawnPair", "draw_pairs", "row_of"]
 
 _RANGES = {
     **{"pairs_per_prompt": COUNT, "max_new_tokens": COUNT},
@@ -102,3 +105,27 @@ def draw_pairs(
         DrawnPair(of_pair[i], texts_a[i], texts_b[i], a[i].stopped, b[i].stopped)
         for i in everything
     ]
+
+
+def row_of(
+    name: str, origin: Prompt, pair: DrawnPair, drawn: dict[str, Any] | None = None
+) -> PairRow:
+    """The row of a file for a drawn pair; one of equal texts is a tie.
+
+    Args:
+        name: the row's id.
+        origin: the prompt as it was given.
+        pair: the responses.
+        drawn: by which model and how.
+    """
+    return PairRow(
+        id=name,
+        prompt=origin.content,
+        response_a=pair.response_a,
+        response_b=pair.response_b,
+        finish_a="stop" if pair.stopped_a else "length",
+        finish_b="stop" if pair.stopped_b else "length",
+        label="tie" if pair.is_identical else None,
+        labelled_by="identical" if pair.is_identical else None,
+        drawn=drawn,
+    )

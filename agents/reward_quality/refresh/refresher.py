@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from agents.labelling.by_reward import label_by_reward
-from agents.labelling.drawing import DrawnPair, draw_pairs
+from agents.labelling.drawing import draw_pairs, row_of
 from agents.labelling.pair_file import PairFile, PairRow
 from agents.reward_quality.refresh.annotators import OPTION, Annotator
 from tokenenv.data import PreferencePair, Prompt, read_pairs
@@ -182,7 +182,7 @@ class RewardRefresher:
             seed=int(entropy),
         )
         return [
-            _row(f"{number}-{index}", origin, pair)
+            row_of(f"{number}-{index}", origin, pair)
             for index, (origin, pair) in enumerate(zip(origins, pairs, strict=True))
         ]
 
@@ -352,19 +352,6 @@ def set_scale(model: RewardModel, raw: np.ndarray, mean: float, deviation: float
     """
     std = float(raw.std()) / (deviation if deviation > 1e-8 else 1.0)
     model.set_normalization(float(raw.mean()) - mean * std, std)
-
-
-def _row(name: str, origin: Prompt, pair: DrawnPair) -> PairRow:
-    return PairRow(
-        id=name,
-        prompt=origin.content,
-        response_a=pair.response_a,
-        response_b=pair.response_b,
-        finish_a="stop" if pair.stopped_a else "length",
-        finish_b="stop" if pair.stopped_b else "length",
-        label="tie" if pair.is_identical else None,
-        labelled_by="identical" if pair.is_identical else None,
-    )
 
 
 def _texts(row: PairRow) -> tuple[Any, ...]:
