@@ -26,7 +26,7 @@ from tokenenv.notes import note_once
 from tokenenv.tasks import Task, is_bundled, load_task, names_code
 from tokenenv.user_code import user_code
 
-__all__ = ["PromptBook", "named_prompts", "read_origins"]
+__all__ = ["PromptBook", "named_prompts", "read_origins", "training_prompts"]
 
 
 def read_origins(
@@ -276,3 +276,29 @@ class PromptBook:
         """The last P tokens; BOS stays at the front."""
         bos = getattr(self.language_model.tokenizer, "bos_token_id", None)
         return truncate_prompt(ids, self.max_prompt_tokens, bos)
+
+
+def training_prompts(settings: Any, language_model: LanguageModel) -> PromptBook:
+    """The training prompts of an environment, encoded as they are asked for.
+
+    Args:
+        settings: the environment's `ResolvedSettings`.
+        language_model: in whose tokens.
+
+    Raises:
+        ValueError: there are none, or one of them can't be used.
+    """
+    origins = read_origins(
+        settings.prompts,
+        load_task(settings.task),
+        "train",
+        settings.prompt_columns,
+        settings.skip_bad_prompts,
+    )
+    return PromptBook(
+        origins,
+        language_model,
+        settings.max_prompt_tokens,
+        settings.prompt_truncation,
+        encodes_all=False,
+    )

@@ -14,7 +14,7 @@ import numpy as np
 from tokenenv.combinations import Combination
 from tokenenv.data import Prompt
 from tokenenv.models import Reference, sample_responses
-from tokenenv.prompts import PromptBook, read_origins
+from tokenenv.prompts import training_prompts
 from tokenenv.rewards.raw_rewards import (
     Episode,
     RawRewards,
@@ -23,7 +23,6 @@ from tokenenv.rewards.raw_rewards import (
     episodes_of,
 )
 from tokenenv.settings import ResolvedSettings
-from tokenenv.tasks import load_task
 
 __all__ = [
     "REFERENCE_EPISODES",
@@ -225,21 +224,8 @@ def _prompts_key(settings: ResolvedSettings) -> str:
 
 
 def _sampled(settings: ResolvedSettings, reference: Reference, count: int) -> list[Episode]:
-    origins = read_origins(
-        settings.prompts,
-        load_task(settings.task),
-        "train",
-        settings.prompt_columns,
-        settings.skip_bad_prompts,
-    )
     language_model = reference.language_model
-    book = PromptBook(
-        origins,
-        language_model,
-        settings.max_prompt_tokens,
-        settings.prompt_truncation,
-        encodes_all=False,
-    )
+    book = training_prompts(settings, language_model)
     order = np.random.default_rng(0).permutation(len(book.texts))
     rows = np.resize(order, count).tolist()
     prompts = [book.encode_text(book.texts[row]) for row in rows]

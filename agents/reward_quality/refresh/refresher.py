@@ -17,7 +17,7 @@ from agents.labelling.pair_file import PairFile, PairRow
 from agents.reward_quality.refresh.annotators import OPTION, Annotator
 from tokenenv.data import PreferencePair, Prompt, read_pairs
 from tokenenv.models import LanguageModel
-from tokenenv.prompts import PromptBook, read_origins
+from tokenenv.prompts import PromptBook, training_prompts
 from tokenenv.ranges import COUNT, COUNT_OR_0, POSITIVE_FINITE, SEED, check_ranges
 from tokenenv.rewards import (
     EpisodeScorer,
@@ -31,7 +31,6 @@ from tokenenv.rewards import (
     truncated_pairs,
 )
 from tokenenv.settings import ResolvedSettings
-from tokenenv.tasks import load_task
 
 __all__ = ["Refresh", "RefreshSettings", "RewardRefresher"]
 
@@ -146,21 +145,7 @@ class RewardRefresher:
     def book(self) -> PromptBook:
         """The training prompts."""
         if self._book is None:
-            settings = self.settings
-            origins = read_origins(
-                settings.prompts,
-                load_task(settings.task),
-                "train",
-                settings.prompt_columns,
-                settings.skip_bad_prompts,
-            )
-            self._book = PromptBook(
-                origins,
-                self.language_model,
-                settings.max_prompt_tokens,
-                settings.prompt_truncation,
-                encodes_all=False,
-            )
+            self._book = training_prompts(self.settings, self.language_model)
         return self._book
 
     def _asked(self, number: int) -> tuple[list[Prompt], list[np.ndarray]]:
