@@ -6,6 +6,9 @@ block raises at the block's end, so files written there are whole. A second sign
 at once; one within `DOUBLE_SECONDS` of the first is taken for the same request, since `timeout`,
 shells and schedulers often send one twice (to the process and to its group).
 
+An exception can get lost: Python discards one that is raised within a finalizer, and a library may
+catch everything. So loops call `check_signals`, which raises a signal again.
+
 SIGINT (`command &` in a script) and SIGHUP (`nohup`) stay ignored where that was inherited. SIGTERM
 is then the only way to stop such a process, so it is never ignored.
 """
@@ -15,9 +18,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 __all__ = [
@@ -74,6 +78,13 @@ class _State:
             self.is_raised = True
             raise StopSignal(self.first[0])
 
+    def discarded(self, unraisable: Any, show: Callable[[Any], Any]) -> None:
+        """Python has discarded an exception: if it was the signal's, it is raised later."""
+        if isinstance(unraisable.exc_value, StopSignal):
+            self.is_raised = False
+        else:
+            show(unraisable)
+
 
 _state = _State()
 
@@ -98,13 +109,16 @@ def stop_signals() -> Iterator[None]:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN
     }
+    show = sys.unraisablehook
     try:
         _state.is_open = True
+        sys.unraisablehook = lambda unraisable: _state.discarded(unraisable, show)
         for number in before:
             signal.signal(number, _state.handle)
         yield
     finally:
-        _state.is_open = False
+        _state.is_open, _state.first = False, None
+        sys.unraisablehook = show
         for number, handler in before.items():
             # None: it was set by other code than Python's
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -115,6 +129,7 @@ def hold_signals() -> Iterator[None]:
     """Let a signal that arrives in the block raise at its end; for writing files as a whole.
 
     An exception of the block itself is passed on instead; `check_signals` then raises the signal.
+    One that was raised already is not raised again: the block may be part of the tidying up.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -124,7 +139,7 @@ def hold_signals() -> Iterator[None]:
         yield
     finally:
         _state.holds -= 1
-    check_signals()
+    _state.raise_first()
 
 
 def signal_is_pending() -> bool:
@@ -135,8 +150,9 @@ def signal_is_pending() -> bool:
 def check_signals() -> None:
     """Raise a signal that was held, or whose exception was lost.
 
-    Python discards an exception that is raised within a finalizer; a loop that calls this ends all
-    the same.
+    For a loop that a signal would have ended, not for what is done after one: where such a loop
+    still runs, the exception that was raised has got lost on its way.
     """
     if threading.current_thread() is threading.main_thread():
+        _state.is_raised = False
         _state.raise_first()

@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from agents.atomic_files import append_lines, json_text, writing
 from agents.runs.folder import RunFolder
 from agents.runs.tracker import TrackerWriter
+from tokenenv.stop_signals import hold_signals
 
 __all__ = ["MetricsFile", "run_logger"]
 
@@ -86,6 +87,22 @@ class _EventFiles(TensorBoardOutputFormat):
             super().close()
 
 
+class _RunLogger(Logger):
+    """SB3's logger, of which no signal stops a row half-way.
+
+    TensorBoard's queue, interrupted between an entry and the notice of it, would be waited for
+    without end.
+    """
+
+    def dump(self, step: int = 0) -> None:
+        with hold_signals():
+            super().dump(step)
+
+    def close(self) -> None:
+        with hold_signals():
+            super().close()
+
+
 @contextlib.contextmanager
 def run_logger(
     run: RunFolder,
@@ -109,7 +126,7 @@ def run_logger(
             MetricsFile(run.metrics, goes_on=after is not None),
             _EventFiles(run.tensorboard, after),
         ]
-        logger = Logger(str(run.root), [*outputs, *([] if tracker is None else [tracker])])
+        logger = _RunLogger(str(run.root), [*outputs, *([] if tracker is None else [tracker])])
         model.set_logger(logger)
         try:
             yield

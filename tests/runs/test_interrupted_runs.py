@@ -86,7 +86,12 @@ def started(folder: Path, stop: Stop) -> tuple[subprocess.Popen, int]:
     command = [sys.executable, "-m", "agents.cli", "train", "--out", str(folder), *TINY]
     command += ["--overwrite"] if stop.overwrite else []
     said = folder.with_suffix(".txt").open("w")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "500"}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "COLUMNS": "500",
+        "PYTHONFAULTHANDLER": "1",
+    }
     if not stop.in_background:
         process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
         return process, process.pid
@@ -127,7 +132,12 @@ def interrupt(folder: Path, stop: Stop, old: Path) -> None:
         if stop.in_background:
             os.kill(pid, signal.SIGINT)  # ignored, as a shell asks for
         os.kill(pid, stop.number)
-        status = process.wait(timeout=DEADLINE)
+        try:
+            status = process.wait(timeout=DEADLINE)
+        except subprocess.TimeoutExpired:
+            os.kill(pid, signal.SIGABRT)  # for which the stacks of its threads are printed
+            process.wait(timeout=DEADLINE)
+            pytest.fail(f"hangs: {folder.with_suffix('.txt').read_text()}")
     finally:
         process.kill()
     said = folder.with_suffix(".txt").read_text()

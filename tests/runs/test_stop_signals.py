@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -45,14 +46,55 @@ def test_a_held_signal_is_raised_when_the_writing_is_done():
     assert done == ["written"]
 
 
-def test_a_signal_whose_exception_was_lost_is_raised_at_the_next_check():
+def test_a_signal_whose_exception_was_caught_is_raised_at_the_next_check_but_not_by_tidying_up():
     with pytest.raises(StopSignal), stop_signals():
-        try:
+        with contextlib.suppress(BaseException):
             send(signal.SIGTERM)
-        except StopSignal:
+        with hold_signals():
             pass
-        module._state.is_raised = False  # as if Python had discarded it
         check_signals()
+        pytest.fail("not reached")
+
+
+class Finalized:
+    def __del__(self) -> None:
+        send(signal.SIGTERM)
+
+
+def test_a_signal_within_a_finalizer_is_raised_after_the_next_held_block(capfd):
+    """Python discards what a finalizer raises, and would print it."""
+    done = []
+    hook = sys.unraisablehook
+    with pytest.raises(StopSignal), stop_signals():
+        thing = Finalized()
+        del thing
+        done.append("after the finalizer")
+        with hold_signals():
+            done.append("written")
+        done.append("not reached")
+    assert done == ["after the finalizer", "written"]
+    assert capfd.readouterr().err == "" and sys.unraisablehook is hook
+
+
+def test_other_errors_of_finalizers_are_shown_as_ever(monkeypatch):
+    shown = []
+    monkeypatch.setattr(sys, "unraisablehook", shown.append)
+
+    class Broken:
+        def __del__(self) -> None:
+            raise ValueError("of a finalizer")
+
+    with stop_signals():
+        thing = Broken()
+        del thing
+    assert [str(each.exc_value) for each in shown] == ["of a finalizer"]
+
+
+def test_a_signal_of_an_earlier_block_is_forgotten():
+    with pytest.raises(StopSignal), stop_signals():
+        send(signal.SIGTERM)
+    check_signals()
+    assert not module.signal_is_pending()
 
 
 def test_the_second_of_a_pair_changes_nothing_and_nesting_neither():
