@@ -95,7 +95,7 @@ SETTINGS_OF_OLDER_RUNS: dict[str, Any] = {
     **dict.fromkeys(("lora_rank", "lora_alpha", "lora_target_modules")),
     **{"critic_epochs": None, "lr_schedule": "linear"},
     **{"gradient_checkpointing": False, "optimizer": "adam", "prompt_truncation": "error"},
-    "tracker_project": "tokenrlhf",
+    **{"tracker_project": "tokenrlhf", "max_skipped_updates": 0},
     **{"columns": (), "skip_bad": False},
     **{"on_hacking_alarm": "ignore", "hacking_kl_factor": 2.0, "hacking_kl_raises": 3},
     **{"resume": None, "trust_code": False, "keep_checkpoints": None},
@@ -272,6 +272,9 @@ class TrainConfig:
     carry); as later unless given."""
     critic_epochs: int | None = None
     """Passes over a rollout, of --n-epochs, in which a separate critic learns; all unless given."""
+    max_skipped_updates: int = 2
+    """Updates in a row that are left out where rewards, loss or gradient are not finite; one more
+    ends the run. Each batch is kept in the run's folder skipped/, the last three."""
     lora_rank: int | None = None
     """Train low-rank adapters (LoRA) of this rank instead of all weights. Actor and reference then
     share one copy of the weights; the run keeps the adapter and the merged model."""

@@ -25,6 +25,9 @@ class CheckpointedPPO(PPO):
         num_rollouts: of this `learn`, and of those that it goes on with.
         on_updated: called with the `Update` after each one, while the buffer still holds its
             rollout; None for nothing. It is not saved.
+        on_skipped: likewise, called with the `Update` that is left out and the error.
+        put_back_weights: a function that gives the policy the weights of before the last update;
+            `LastGoodPolicy` lends it.
         between_rollouts: functions that are called after every update, or the rollout that had
             nothing to learn from: then a checkpoint can be taken. Empty at the start of `learn`.
         callback: of the last `learn`.
@@ -35,6 +38,8 @@ class CheckpointedPPO(PPO):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.num_rollouts = 0
         self.on_updated: Callable[[Any], None] | None = None
+        self.on_skipped: Callable[[Any, Exception], None] | None = None
+        self.put_back_weights: Callable[[], bool] | None = None
         self.between_rollouts: list[Callable[[], None]] = []
         self.callback: BaseCallback | None = None
         self.pending: Checkpoint | None = None
@@ -52,7 +57,7 @@ class CheckpointedPPO(PPO):
         **kwargs: Any,
     ) -> tuple[int, BaseCallback]:
         """SB3's; a training that begins anew goes on from nothing."""
-        self.num_rollouts, self.between_rollouts = 0, []
+        self.num_rollouts, self.between_rollouts, self.put_back_weights = 0, [], None
         if reset_num_timesteps:
             self.pending = None
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
@@ -163,5 +168,5 @@ class CheckpointedPPO(PPO):
 
 def _lent() -> dict[str, Any]:
     """Attributes of a model that neither archives nor copies have, as a new model has them."""
-    nothing = dict.fromkeys(("on_updated", "callback", "pending"))
+    nothing = dict.fromkeys(("on_updated", "on_skipped", "put_back_weights", "callback", "pending"))
     return {**nothing, "between_rollouts": [], "other_parts": frozenset()}

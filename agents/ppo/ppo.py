@@ -26,6 +26,7 @@ from stable_baselines3.common.utils import update_learning_rate
 
 from agents.policy import LMActorCriticPolicy, ValueHead, store_rebuild_kwargs
 from agents.ppo.checkpointed import CheckpointedPPO
+from agents.ppo.last_good import LastGoodPolicy
 from agents.ppo.learning_rates import Decay
 from agents.ppo.parts import check_parts
 from agents.ppo.precision import (
@@ -34,6 +35,7 @@ from agents.ppo.precision import (
     measured_precision,
     update_log_probs,
 )
+from agents.ppo.skipping import has_last_good_policy, skip_update
 from agents.ppo.update import Update
 from agents.rollout import (
     EpisodeRolloutBuffer,
@@ -54,7 +56,7 @@ from agents.settings import (
     value_loss_weight,
 )
 from tokenenv.maths import KLController
-from tokenenv.models import PackedSequences
+from tokenenv.models import NonFiniteNumbers, PackedSequences
 
 __all__ = ["TokenPPO"]
 
@@ -80,6 +82,9 @@ class TokenPPO(CheckpointedPPO):
         n_epochs: passes over a rollout.
         critic_epochs: those of them, the first ones, in which a critic with a trunk of its own
             learns; None: in all. It costs as much as the actor in each.
+        max_skipped_updates: updates in a row that may be left out where rewards, loss or gradient
+            are not finite: the weights are those of before, `on_skipped` is called, training goes
+            on. One more is an error; so is the first at 0. It takes a copy of what is trained.
         gamma: γ; 1: a token late in the response is worth as much as an early one.
         gae_lambda: λ of the estimator `"gae"`; the others have none to choose.
         clip_range: of the ratio.
@@ -143,13 +148,15 @@ class TokenPPO(CheckpointedPPO):
 
     Attributes:
         num_updates: updates in the model's life; each is `n_epochs` passes over a rollout.
+        num_skipped_updates: those that were left out, which `num_updates` does not count.
+        skipped_in_a_row: of those, the ones since the last update that was made.
         update_precision: `"float32"` or `"bfloat16"`: what `precision` came to; a loaded model
             measures `"auto"` again.
 
     Raises:
         ValueError: a setting can't be used, alone or with the others.
         NonFiniteStep: in `learn`, where the loss of a minibatch or its gradient is not finite; no
-            step is taken then. (A `ValueError`.)
+            step is taken then; see `max_skipped_updates`. (A `ValueError`.)
     """
 
     def __init__(
@@ -182,6 +189,7 @@ class TokenPPO(CheckpointedPPO):
         critic_warmup: int = 0,
         critic_warmup_lambda: float | None = None,
         critic_epochs: int | None = None,
+        max_skipped_updates: int = 0,
         clip_range_high: float | Schedule | None = None,
         loss_aggregation: str = "token",
         loss_divisor: int | None = None,
@@ -221,9 +229,11 @@ class TokenPPO(CheckpointedPPO):
         self.kl_horizon, self.kl_dual_rate = kl_horizon, kl_dual_rate
         self.critic_warmup, self.critic_warmup_lambda = critic_warmup, critic_warmup_lambda
         self.critic_epochs, self.clip_range_high = critic_epochs, clip_range_high
+        self.max_skipped_updates = max_skipped_updates
         self.loss_aggregation, self.loss_divisor = loss_aggregation, loss_divisor
         check_agent({**sb3_settings, **vars(self), "vf_coef": vf_coef})
         self.num_updates, self.has_met_rounding = 0, False
+        self.num_skipped_updates = self.skipped_in_a_row = 0
         with warnings.catch_warnings():
             # It counts steps that do not divide into minibatches; sequences never do, exactly.
             warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
@@ -319,6 +329,8 @@ class TokenPPO(CheckpointedPPO):
         callbacks = callback if isinstance(callback, list) else [callback] if callback else []
         if not (self.is_plain_ppo or has_rlhf_callback(callbacks)):
             callbacks = [RLHFCallback(), *callbacks]
+        if self.max_skipped_updates and not has_last_good_policy(callbacks):
+            callbacks = [*callbacks, LastGoodPolicy()]
         converted = [c if isinstance(c, BaseCallback) else ConvertCallback(c) for c in callbacks]
         return super()._init_callback(converted, progress_bar)
 
@@ -371,14 +383,21 @@ class TokenPPO(CheckpointedPPO):
     def train(self) -> None:
         """Update the policy: `n_epochs` passes over the rollout, in minibatches of sequences.
 
-        A rollout that completed no group of responses to compare leaves everything as it is.
+        A rollout that completed no group of responses to compare leaves everything as it is. So
+        does an update that meets numbers which are not finite, up to `max_skipped_updates` times in
+        a row.
         """
         buffer = self.rollout_buffer
         if not isinstance(buffer, EpisodeRolloutBuffer) or buffer.num_tokens:
             update = Update(self)
-            update.run()
-            if self.on_updated is not None:
-                self.on_updated(update)
+            try:
+                update.run()
+            except NonFiniteNumbers as error:
+                skip_update(self, update, error)
+            else:
+                self.skipped_in_a_row = 0
+                if self.on_updated is not None:
+                    self.on_updated(update)
         self.end_rollout()
 
     def rollout_kl_coef(self) -> float:

@@ -37,6 +37,7 @@ __all__ = ["Resumption", "go_on_from", "parts_of", "save_checkpoint"]
 logger = logging.getLogger(__name__)
 
 _COUNTERS = (
+    *("num_skipped_updates", "skipped_in_a_row"),
     *("num_timesteps", "num_updates", "_n_updates", "_episode_num", "_total_timesteps"),
     *("_current_progress_remaining", "has_met_rounding", "update_precision"),
     *("has_measured_precision", "num_rollouts", "_num_timesteps_at_start"),

@@ -42,6 +42,7 @@ from tokenenv.data import Prompt
 from tokenenv.episodes import split_observation
 from tokenenv.maths import GROUPED, length_adaptive_lambdas, token_advantages, whiten_rewards
 from tokenenv.models import minibatch_indices, pack
+from tokenenv.rewards import NonFiniteReward
 from tokenenv.settings import ResolvedSettings
 
 __all__ = ["CUTS", "EpisodeRolloutBuffer", "RewardBinding"]
@@ -105,6 +106,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             update computes them where it computes in another precision.
         kl_coef: β of the last rollout.
         vine_tokens: tokens of the continuations that the last rollout's end sampled.
+        reward_fault: what was said of a reward that is not finite, where the rollout was closed all
+            the same; None without one.
 
     Raises:
         ValueError: `cut` or the estimator is unknown, or they can't be combined.
@@ -260,6 +263,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self._keep([])
         self.kl_coef, self.vine_tokens = 0.0, 0
         self.records: list[EpisodeRecord] = []
+        self.reward_fault: str | None = None
         self.pos, self.full, self.generator_ready = 0, False, False
 
     def add(
@@ -382,9 +386,7 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             pay_full_kl(segments, binding.actor, binding.reference)
         used = [s for s in segments if s.ended] if carries else segments
         if binding.scorer is not None and used:
-            self.records = score_segments(
-                used, binding.scorer, binding.kl_shaping, carries, binding.penalty
-            )
+            self._score(used)
         if carries:  # by the next update other weights may have sampled the rest
             store_old_log_probs(segments, self.device, binding.update_log_probs())
         for segment in segments:
@@ -398,6 +400,22 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         self._keep(used)
         values = last_values.detach().cpu().numpy().reshape(self.n_envs)  # (N, 1) → (N,)
         self._compute_advantages(used, values)
+
+    def _score(self, segments: Sequence[Segment]) -> None:
+        """Deferred scoring; where a reward is not finite and that may be, all of them are NaN."""
+        binding, carries = self._bound(), self.cut == "carry"
+        assert binding.scorer is not None
+        try:
+            self.records = score_segments(
+                segments, binding.scorer, binding.kl_shaping, carries, binding.penalty
+            )
+        except NonFiniteReward as error:
+            if not binding.skips_non_finite:
+                raise
+            self.reward_fault = str(error)
+            for segment in segments:
+                if segment.ended:
+                    segment.rewards[-1] = np.nan
 
     def _keep(self, segments: Sequence[Segment]) -> None:
         """Store the segments of the update, one array per quantity instead of many small ones."""
@@ -445,7 +463,8 @@ class EpisodeRolloutBuffer(RolloutBuffer):
             self.group_size,
             self.gae_lambda_value if value_lambda is None else value_lambda,
         )
-        refuse_non_finite_rollout(self)
+        if not self._bound().skips_non_finite:
+            refuse_non_finite_rollout(self)
 
     @property
     def num_tokens(self) -> int:

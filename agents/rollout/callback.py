@@ -218,6 +218,7 @@ class RLHFCallback(BaseCallback):
                 value_lambda=getattr(self.model, "value_lambda", lambda: None),
                 vine=self._vine(buffer),
                 values=self._values_of_a_rollout(buffer),
+                skips_non_finite=getattr(self.model, "max_skipped_updates", 0) > 0,
             ),
             episode_starts,
             env,

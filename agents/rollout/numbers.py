@@ -14,7 +14,15 @@ _NAMES = ("rewards", "values", "log_probs", "advantages", "returns")
 
 
 class NonFiniteRollout(NonFiniteNumbers):
-    """A rollout holds a number that is not finite, so that nothing was learned from it."""
+    """A rollout holds a number that is not finite, so that nothing was learned from it.
+
+    Attributes:
+        name: of the numbers: "rewards", "values", "log_probs", "advantages" or "returns".
+    """
+
+    def __init__(self, message: str, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
 
 
 def refuse_non_finite_rollout(buffer: Any) -> None:
@@ -31,12 +39,15 @@ def refuse_non_finite_rollout(buffer: Any) -> None:
         if np.isfinite(numbers).all():
             continue
         wrong = ~np.isfinite(numbers)
+        said = getattr(buffer, "reward_fault", None)
         raise NonFiniteRollout(
             f"{name} of {int(wrong.sum())} of the {numbers.size} tokens of this rollout are not "
             f"finite ({numbers[wrong][0]:g}); its largest finite reward is "
             f"{_largest(buffer.rewards):.3g}, its largest value {_largest(buffer.values):.3g}. "
             "Nothing was learned from it. Rewards and their sums must lie within float32 (3.4e38): "
             "scale the scores down, or look for the reward that is NaN or infinite."
+            + (f" The first: {said}" if said and name == "rewards" else ""),
+            name,
         )
 
 

@@ -66,6 +66,8 @@ class RewardBinding:
         value_lambda: called at the end of every rollout; returns λ of the critic's targets in the
             update, or None where it is the buffer's.
         vine: values from continuations, for the estimator that needs them.
+        skips_non_finite: whether a rollout with numbers that are not finite is closed like others,
+            since the update refuses it and training goes on; otherwise closing it raises.
         values: (states) → (n, 1) V, called at the end of every rollout, for a critic with a trunk
             of its own, which does not run while sampling; None where steps come with their values.
     """
@@ -84,6 +86,7 @@ class RewardBinding:
     ] = lambda: None
     value_lambda: Callable[[], float | None] = lambda: None
     vine: VineValues | None = None
+    skips_non_finite: bool = False
     values: Callable[[PackedSequences], torch.Tensor] | None = None
 
 

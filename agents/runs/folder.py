@@ -190,6 +190,11 @@ class RunFolder:
         return self.root / "refresh"
 
     @property
+    def skipped(self) -> Path:
+        """Rollouts that an update was not made from, as their numbers were not finite."""
+        return self.root / "skipped"
+
+    @property
     def tokens(self) -> Path:
         """Token tables, one file per step."""
         return self.root / "tokens"
@@ -238,7 +243,7 @@ class RunFolder:
 _CONTENTS = (
     *("config.json", "metrics.jsonl", "samples.jsonl", "summary.json", "curves.png"),
     *("tensorboard", "tokens", "checkpoints", "policy", "reward_model", "report.html"),
-    *("alarms.jsonl", "audit.json", "refresh"),
+    *("alarms.jsonl", "audit.json", "refresh", "skipped"),
 )
 
 

@@ -11,6 +11,7 @@ from agents.atomic_files import remove
 from agents.checkpoints import BrokenCheckpoint, Checkpoint, newest_checkpoint, remove_after
 from agents.config import TrainConfig
 from agents.runs.folder import RunFolder
+from agents.runs.skipped import numbered_batches
 from tokenenv.json_files import read_json_object
 
 __all__ = ["RunRecord", "checkpoint_of", "cut_back"]
@@ -136,6 +137,9 @@ def cut_back(run: RunFolder, checkpoint: Checkpoint) -> None:
             os.truncate(path, size)
     for path in list(run.tokens.iterdir()) if run.tokens.is_dir() else ():
         if path.stem.isdigit() and int(path.stem) > checkpoint.tokens:
+            remove(path)
+    for tokens, path in numbered_batches(run.skipped).items():
+        if tokens > checkpoint.tokens:
             remove(path)
     remove_after(run.checkpoints, checkpoint.tokens)
     for name in ("interrupted", "failed"):

@@ -12,7 +12,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.atomic_files import discard, writing
 from agents.checkpoints import checkpoint_name, remove_oldest
-from agents.runs.last_good import is_finite
+from agents.ppo import is_finite
 from tokenenv.stop_signals import hold_signals
 
 __all__ = ["CheckpointCallback"]

@@ -18,6 +18,7 @@ from agents.checkpoints import Checkpoint
 from agents.config import TrainConfig
 from agents.console import literal
 from agents.evaluation import EvaluationCallback, HeldOut, ResponseReport
+from agents.ppo import LastGoodPolicy
 from agents.reward_quality.hacking.monitor import HackingMonitor
 from agents.reward_quality.refresh import (
     OwnRewardModels,
@@ -28,11 +29,10 @@ from agents.reward_quality.refresh import (
 )
 from agents.reward_quality.refresh.annotators import Annotator
 from agents.reward_quality.shift import ShiftCallback, ShiftMonitor
-from agents.rollout import RLHFCallback
+from agents.rollout import NonFiniteRollout, RLHFCallback
 from agents.runs.agent import build_agent, choose_threads
 from agents.runs.curves import draw_curves, read_metrics
 from agents.runs.folder import RunFolder
-from agents.runs.last_good import LastGoodPolicy
 from agents.runs.log import run_logger
 from agents.runs.progress import ProgressCallback, SamplesCallback
 from agents.runs.results import final_evaluation, summarize
@@ -40,6 +40,7 @@ from agents.runs.resumed_settings import resumed
 from agents.runs.resuming import RunRecord, checkpoint_of, cut_back
 from agents.runs.reward_doubts import doubts_about
 from agents.runs.saving import CheckpointCallback
+from agents.runs.skipped import SkippedUpdates
 from agents.runs.tables import print_of_the_task
 from agents.runs.tokens import TokensCallback
 from agents.runs.tracker import TrackerWriter, start_tracker
@@ -122,6 +123,8 @@ class TrainingRun:
         )
         self.checkpoints.init_callback(self.model)
         self.last_good = LastGoodPolicy()
+        self.last_skipped: Exception | None = None
+        self._keep_batch = SkippedUpdates(self.run.skipped, self._warn)
         self._saved: list[str] = []
         self.before: list[ResponseReport] = []
         self.after: list[ResponseReport] = []
@@ -196,6 +199,7 @@ class TrainingRun:
     def _learn(self) -> None:
         """Train and save the models."""
         progress, callbacks = self._callbacks()
+        self.model.on_skipped = self._skipped
         try:
             after = None if self.checkpoint is None else self.checkpoint.tokens
             with run_logger(self.run, self.model, self.tracker, after):
@@ -206,7 +210,10 @@ class TrainingRun:
                     reset_num_timesteps=after is None,
                 )
                 self.last_good.refuse_non_finite()
+                if self.last_skipped is not None and not self.model.num_updates:
+                    raise self.last_skipped  # nothing was learned at all
         finally:
+            self.model.on_skipped = None
             progress.close()
             self.tokens.close()
         with hold_signals():
@@ -280,6 +287,11 @@ class TrainingRun:
             self.samples.held_out = self.tokens.held_out = self.held_out
         if self.evaluation is not None:
             self.evaluation.begin_anew(self.held_out)
+
+    def _skipped(self, update: Any, error: Exception) -> None:
+        """An update is left out."""
+        self.last_skipped = error
+        self._keep_batch(update, error)
 
     def _warn(self, text: str) -> None:
         self.console.print(Text.assemble(("warning: ", "yellow"), literal(text)))
@@ -355,7 +367,10 @@ class TrainingRun:
 
     def _restore_after(self, reason: BaseException) -> str:
         """Where numbers were not finite, put the last good weights back; what to say of it."""
-        if not isinstance(reason, NonFiniteNumbers) or not self.last_good.restore():
+        is_of_rewards = isinstance(reason, NonFiniteRollout) and reason.name == "rewards"
+        if not isinstance(reason, NonFiniteNumbers) or is_of_rewards:
+            return ""
+        if not self.last_good.restore():
             return ""
         tokens = self.last_good.tokens or 0
         numbered = {
@@ -427,6 +442,8 @@ class TrainingRun:
             finished=True, tokens=tokens, tokens_per_second=tokens / seconds, wall_seconds=seconds
         )
         summary["precision"] = self.model.update_precision
+        if self.model.num_skipped_updates:
+            summary["skipped_updates"] = self.model.num_skipped_updates
         if self.env.inner.kl_coef != summary["kl_coef"]:  # a controller moved it
             summary["kl_coef_final"] = self.env.inner.kl_coef
         summary.update(self._of_the_monitor())

@@ -46,6 +46,7 @@ LATER_SETTINGS: dict[str, Any] = {
     "loss_divisor": None,
     "critic_warmup_lambda": None,
     "critic_epochs": None,
+    "max_skipped_updates": 0,
 }
 """Arguments of `TokenPPO` that archives of older versions lack, as they were before."""
 
@@ -73,6 +74,7 @@ PPO_RANGES: dict[str, Range] = {
     "critic_warmup": COUNT_OR_0,
     "critic_warmup_lambda": OPTIONAL_FRACTION,
     "critic_epochs": OPTIONAL_COUNT,
+    "max_skipped_updates": COUNT_OR_0,
     "loss_divisor": OPTIONAL_COUNT,
 }
 """PPO's numeric hyperparameters and their ranges."""

@@ -6,6 +6,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -15,9 +16,8 @@ from agents.cli import main
 from agents.config import TrainConfig
 from agents.evaluation import EvaluationSize, evaluation_size
 from agents.policy import LMActorCriticPolicy
-from agents.ppo import NonFiniteStep, TokenPPO
+from agents.ppo import NonFiniteStep, NonFiniteWeights, TokenPPO, Update
 from agents.runs.curves import read_metrics
-from agents.runs.last_good import NonFiniteWeights
 from agents.runs.outcome import Gain, gain_of, lines_of_a_fall
 from agents.runs.training import TrainingRun
 from tokenenv.models import NonFiniteNumbers
@@ -244,7 +244,7 @@ def test_an_absurd_learning_rate_stops_and_leaves_the_policy_of_before(tmp_path,
 
 def test_what_was_learned_before_the_update_that_broke_is_kept(tmp_path, monkeypatch):
     """A step in the middle of the third update is not finite."""
-    run, said = made(tmp_path / "run", checkpoint_every=1)
+    run, said = made(tmp_path / "run", checkpoint_every=1, max_skipped_updates=0)
     good: dict[str, torch.Tensor] = {}
     train, evaluate = TokenPPO.train, LMActorCriticPolicy.evaluate_actions
     calls: list[int] = []
@@ -272,6 +272,56 @@ def test_what_was_learned_before_the_update_that_broke_is_kept(tmp_path, monkeyp
     assert "numbers were lost: trained on 256 tokens." in text
     assert "Archives of before that: tokens-128.zip, tokens-256.zip." in text
     assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) >= 3
+
+
+def test_a_run_goes_on_after_a_skipped_update_and_keeps_its_batch(tmp_path, monkeypatch):
+    """What is kept suffices to look for the cause; nothing of it is pickled."""
+    run, said = made(tmp_path / "run", eval_responses=8, total_tokens=512)
+    backward = Update.backward
+
+    def broken(update, *arguments):
+        parts, log_probs = backward(update, *arguments)
+        is_second = update.model.num_updates == 1 and not update.model.skipped_in_a_row
+        return {**parts, "loss": parts["loss"] * (torch.inf if is_second else 1.0)}, log_probs
+
+    monkeypatch.setattr(Update, "backward", broken)
+    summary = run.train()
+    assert summary["finished"] is True and summary["skipped_updates"] == 1
+    assert run.model.num_updates == 3
+    text = " ".join(said.getvalue().split())
+    assert "warning: no update was made after 256 tokens: update 2, epoch 1, step 1: loss" in text
+    path = tmp_path / "run" / "skipped" / "tokens-256.npz"
+    assert f"The batch is kept in {path}." in text
+    with np.load(path, allow_pickle=False) as batch:
+        reason = json.loads(str(batch["said"]))
+        assert reason["update"] == 2 and reason["steps_taken"] == []
+        tokens = int(batch["lengths"].sum())
+        assert {len(batch[name]) for name in ("actions", "rewards", "advantages")} == {tokens}
+        assert int(batch["prefix_lengths"].sum()) == len(batch["prefixes"])
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row["train/skipped_updates"] for row in rows if "train/skipped_updates" in row] == [1]
+
+
+def test_the_batches_of_the_last_three_skipped_updates_are_kept(tmp_path, monkeypatch):
+    run, said = made(tmp_path / "run", max_skipped_updates=4, total_tokens=640)
+    monkeypatch.setattr(
+        Update, "run", lambda update: (_ for _ in ()).throw(NonFiniteStep("of a test"))
+    )
+    with pytest.raises(NonFiniteStep, match=r"^5 updates in a row could .*of a test"):
+        run.train()
+    kept = sorted(path.name for path in (tmp_path / "run" / "skipped").iterdir())
+    assert kept == ["tokens-384.npz", "tokens-512.npz", "tokens-640.npz"]
+    assert "before the update in which numbers were lost: the untrained one" in said.getvalue()
+
+
+def test_a_run_of_which_every_update_was_skipped_is_no_result(tmp_path, monkeypatch):
+    run, _ = made(tmp_path / "run", max_skipped_updates=9, total_tokens=256)
+    monkeypatch.setattr(
+        Update, "run", lambda update: (_ for _ in ()).throw(NonFiniteStep("of a test"))
+    )
+    with pytest.raises(NonFiniteStep, match="of a test"):
+        run.train()
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["finished"] is False
 
 
 def test_weights_that_the_last_step_ruined_are_no_result(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ from tokenenv.rewards.preferences import (
     fit_reward_model,
     train_reward_model,
 )
-from tokenenv.rewards.raw_rewards import episodes_of
+from tokenenv.rewards.raw_rewards import NonFiniteReward, episodes_of
 from tokenenv.rewards.reference_samples import check_shared_tokenizer, reference_rewards
 from tokenenv.rewards.reward_model import RewardModel, load_reward_model, new_reward_model
 from tokenenv.rewards.scoring import (
@@ -67,6 +67,7 @@ __all__ = [
     "FunctionReward",
     "HeldOutReport",
     "LearnedReward",
+    "NonFiniteReward",
     "PairEvaluation",
     "PairSplit",
     "PreferencePair",

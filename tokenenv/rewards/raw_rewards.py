@@ -19,6 +19,7 @@ from tokenenv.data import Prompt
 __all__ = [
     "MAX_REWARD",
     "Episode",
+    "NonFiniteReward",
     "RawRewards",
     "RewardSource",
     "check_rewards",
@@ -27,6 +28,10 @@ __all__ = [
 
 MAX_REWARD = float(np.finfo(np.float32).max)
 """The greatest absolute value of a reward."""
+
+
+class NonFiniteReward(ValueError):
+    """A reward is NaN or infinite."""
 
 
 def check_rewards(values: np.ndarray, said: str, where: Callable[[int], str]) -> None:
@@ -38,7 +43,8 @@ def check_rewards(values: np.ndarray, said: str, where: Callable[[int], str]) ->
         where: index → the place of the reward, for the message.
 
     Raises:
-        ValueError: one is NaN, infinite, or beyond ±`MAX_REWARD`.
+        NonFiniteReward: one is NaN or infinite.
+        ValueError: one is beyond ±`MAX_REWARD`.
     """
     is_good = np.abs(values) <= MAX_REWARD
     if is_good.all():
@@ -46,7 +52,7 @@ def check_rewards(values: np.ndarray, said: str, where: Callable[[int], str]) ->
     index = int(np.flatnonzero(~is_good)[0])
     value = float(values[index])
     if not math.isfinite(value):
-        raise ValueError(f"{said} {value} for {where(index)}; a reward must be finite.")
+        raise NonFiniteReward(f"{said} {value} for {where(index)}; a reward must be finite.")
     raise ValueError(
         f"{said} {value:.4g} for {where(index)}; a reward must lie within ±{MAX_REWARD:.2e}, the "
         "range of float32, in which advantages and losses are computed: scale it."

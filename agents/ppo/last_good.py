@@ -1,4 +1,4 @@
-"""The last policy whose numbers were finite, for a run that ends in NaN.
+"""The last policy whose numbers were finite, for an update or a run that ends in NaN.
 
 A learning rate that is much too high ruins the weights in one step, and the next step, or the next
 rollout, shows it. The weights that are in use by then are finite perhaps, and no good.
@@ -46,6 +46,10 @@ class LastGoodPolicy(BaseCallback):
         for stored in state["copies"]:
             self._copies.append(_on_host(stored).copy_(stored))
 
+    def _on_training_start(self) -> None:
+        """Let an update that is skipped put the weights of before it back."""
+        self.model.put_back_weights = self.restore  # type: ignore[attr-defined]
+
     def _on_step(self) -> bool:
         return True
 
@@ -65,7 +69,8 @@ class LastGoodPolicy(BaseCallback):
         with torch.no_grad():
             for copy, tensor in zip(self._copies, tensors, strict=True):
                 copy.copy_(tensor, non_blocking=True)
-        self.tokens = self._before_rollout
+        if self.tokens is None or not getattr(self.model, "skipped_in_a_row", 0):
+            self.tokens = self._before_rollout  # else no update was made since
 
     def _tensors(self) -> list[torch.Tensor]:
         """Everything that an update changes: trained weights, and the state of the critic's head.
