@@ -1,7 +1,8 @@
 """The folder of a checkpoint: written as a whole or not at all, and checked when it is read.
 
-`checkpoint.json` has format, version, counters and the JSON of every part, and the size and CRC-32
-of every other file; `PART.safetensors` has a part's arrays. Nothing is unpickled.
+`checkpoint.json` has format, version, counters and the JSON of every part, the size and CRC-32 of
+every other file, and the CRC-32 of all that; `PART.safetensors` has a part's arrays. Nothing is
+unpickled.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ __all__ = [
     "write_checkpoint",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever a version that came before could not go on from what is written."""
 
 FORMAT = "tokenrlhf checkpoint"
@@ -94,6 +95,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
             "files": files,
             "parts": {name: content for name, (content, _) in split.items()},
         }
+        index["crc32"] = _crc_of_index(index)
         (stage / INDEX).write_text(json_text(index) + "\n", encoding="utf-8")
         _flush(stage / INDEX)
 
@@ -140,7 +142,14 @@ def _read_index(folder: Path) -> dict[str, Any]:
             f"version {FORMAT_VERSION}: go on with the tokenrlhf that wrote it, or load the "
             "archive beside it (TokenPPO.load, which unpickles) into a new training."
         )
+    if index.pop("crc32", None) != _crc_of_index(index):
+        raise _broken(folder, f"{INDEX} is changed")
     return index
+
+
+def _crc_of_index(index: Mapping[str, Any]) -> int:
+    """CRC-32 of an index without this number: of the text that is written of it."""
+    return zlib.crc32(json_text(index).encode("utf-8"))
 
 
 def _read_tensors(path: Path, measured: Any) -> dict[str, torch.Tensor]:

@@ -94,8 +94,8 @@ def test_a_checkpoint_that_is_not_whole_is_refused(tmp_path):
         (index, text[: len(text) // 2].encode(), "not valid JSON"),
         (index, b"[]", "is a JSON object"),
         (index, b"{}", "of something else"),
-        (index, text.replace('"tokens": 64', '"tokens": "x"').encode(), "not as this package"),
-        (index, text.replace('"parts"', '"pants"').encode(), "not as this package"),
+        (index, text.replace('"tokens": 64', '"tokens": "x"').encode(), "checkpoint.json is changed"),
+        (index, text.replace('"parts"', '"pants"').encode(), "checkpoint.json is changed"),
         (index, None, "checkpoint.json is missing"),
     )
     for path, content, said in cases:
@@ -108,8 +108,8 @@ def test_a_checkpoint_that_is_not_whole_is_refused(tmp_path):
         index.write_text(text)
         part.write_bytes(data)
     assert read_checkpoint(folder).tokens == 64
-    index.write_text(text.replace('"version": 1', '"version": 2', 1))
-    with pytest.raises(OtherVersion, match="has version 2 of its format"):
+    index.write_text(text.replace('"version": 2', '"version": 3', 1))
+    with pytest.raises(OtherVersion, match="has version 3 of its format"):
         read_checkpoint(folder)
 
 

@@ -186,8 +186,8 @@ def test_what_can_not_be_resumed_is_refused_by_name(whole, tmp_path):
     (out / "summary.json").unlink()
     index = out / "checkpoints" / "tokens-768" / "checkpoint.json"
     text = index.read_text()
-    index.write_text(text.replace('"version": 1', '"version": 99', 1))
-    with pytest.raises(OtherVersion, match=r"has version 99 of its format .* reads version 1"):
+    index.write_text(text.replace('"version": 2', '"version": 99', 1))
+    with pytest.raises(OtherVersion, match=r"has version 99 of its format .* reads version 2"):
         opened(out)
     index.write_text(text)
     first = resume(out)
