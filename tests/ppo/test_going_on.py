@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +185,9 @@ def test_so_it_is_in_every_mode(folder, tmp_path, case):
 def test_saving_changes_nothing_and_what_does_not_fit_is_refused(folder, tmp_path):
     kwargs = {**task_kwargs(folder, "gpt2"), "scoring": "deferred"}
     checkpoint = tmp_path / "checkpoint"
+    of_another_scale = str(shutil.copytree(kwargs["reward_model"], tmp_path / "reward_model"))
+    config = Path(of_another_scale, "config.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "reward_std": 1.8}))
     trained = []
     for place in (None, checkpoint):
         model = agent_of(kwargs)
@@ -197,6 +202,7 @@ def test_saving_changes_nothing_and_what_does_not_fit_is_refused(folder, tmp_pat
         ({"n_envs": N + 1}, f"of {N} environments, and these are {N + 1}"),
         ({"prompts": ["w3", "w4"]}, r"the prompts of this environment \(2\) are not those"),
         ({"reference": task_kwargs(folder, "llama")["reference"]}, "has other weights"),
+        ({"reward_model": of_another_scale}, "the reward model of this environment has other"),
     ):
         env = make_vec_env(**{"n_envs": N, **kwargs, **changes})
         with pytest.raises(ValueError, match=said):

@@ -94,8 +94,12 @@ def test_a_checkpoint_that_is_not_whole_is_refused(tmp_path):
         (index, text[: len(text) // 2].encode(), "not valid JSON"),
         (index, b"[]", "is a JSON object"),
         (index, b"{}", "of something else"),
-        (index, text.replace('"tokens": 64', '"tokens": "x"').encode(), "checkpoint.json is changed"),
-        (index, text.replace('"parts"', '"pants"').encode(), "checkpoint.json is changed"),
+        (
+            index,
+            text.replace('"tokens": 64', '"tokens": "x"').encode(),
+            "checkpoint.json is changed",
+        ),
+        (index, text.replace('"parts"', '"pants"').encode(), "json is changed"),
         (index, None, "checkpoint.json is missing"),
     )
     for path, content, said in cases:
