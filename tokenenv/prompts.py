@@ -123,6 +123,10 @@ def _prompts_of(task: Task, split: str) -> list[Prompt]:
     return _as_prompts(prompts, what)
 
 
+MOST_OTHERS = 4096
+"""Prompts of callers whose ids are remembered: as options of `reset`, ever new ones may come."""
+
+
 class PromptBook:
     """The prompts of a token MDP, and the ids of every prompt that was asked for.
 
@@ -152,13 +156,14 @@ class PromptBook:
     ) -> None:
         self.language_model = language_model
         self.max_prompt_tokens, self.truncation = max_prompt_tokens, truncation
-        self._ids: dict[str, np.ndarray] = {}
+        self._ids: dict[str, np.ndarray] = {}  # of these prompts
+        self._others: dict[str, np.ndarray] = {}  # of the last that callers asked for
         self.origins, self.texts = origins, [self.text_of(origin) for origin in origins]
         if truncation != "error":
             self._truncate()
         elif encodes_all or any(messages_of(origin) is not None for origin in origins):
             for text in self.texts:
-                self.encode_text(text)
+                self._ids[text] = self._encoded(text)
         self._places: dict[str, list[int]] = {}
         for index, text in enumerate(self.texts):
             self._places.setdefault(text, []).append(index)
@@ -187,7 +192,7 @@ class PromptBook:
             ids = self.language_model.encode(text)
             lengths.append(len(ids))
             if not len(ids):
-                self.encode_text(text)  # raises
+                self._encoded(text)  # raises
             if len(ids) <= self.max_prompt_tokens:
                 self._ids[text] = ids
             elif self.truncation == "keep-end":
@@ -254,9 +259,18 @@ class PromptBook:
 
     def encode_text(self, text: str) -> np.ndarray:
         """(n,) int64 token ids of a prompt's text, 1 ≤ n ≤ P; see `encode`."""
-        known = self._ids.get(text)
-        if known is not None:
-            return known
+        if text in self._places:
+            if text not in self._ids:
+                self._ids[text] = self._encoded(text)
+            return self._ids[text]
+        if text not in self._others:
+            if len(self._others) >= MOST_OTHERS:
+                del self._others[next(iter(self._others))]
+            self._others[text] = self._encoded(text)
+        return self._others[text]
+
+    def _encoded(self, text: str) -> np.ndarray:
+        """As `encode_text`, nothing remembered."""
         ids = self.language_model.encode(text)
         if not len(ids):
             raise ValueError(f"the prompt {text[:60]!r} is empty to the tokenizer: no token.")
@@ -269,7 +283,6 @@ class PromptBook:
                     "prompts out)."
                 )
             ids = self._cut(ids)
-        self._ids[text] = ids
         return ids
 
     def _cut(self, ids: np.ndarray) -> np.ndarray:

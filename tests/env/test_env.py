@@ -795,3 +795,17 @@ def test_an_id_without_a_vector_environment_says_what_to_register(settings):
             make_vec_env(name, 2)
     finally:
         gym.registry.pop(name)
+
+
+def test_prompts_that_callers_bring_are_remembered_up_to_a_bound(tiny_task_kwargs, monkeypatch):
+    """A service that is asked for ever new prompts does not grow."""
+    monkeypatch.setattr("tokenenv.prompts.MOST_OTHERS", 3)
+    env = TokenEnv(**tiny_task_kwargs)
+    own = [env.mdp.book.encode(origin.content) for origin in env.mdp.book.origins]
+    for number in range(3, 20):
+        env.reset(options={"prompt": f"w{number} w{number} w{number}"})
+    assert len(env.mdp.book._others) == 3
+    again = [env.mdp.book.encode(origin.content) for origin in env.mdp.book.origins]
+    assert all(one is two for one, two in zip(own, again, strict=True))
+    env.reset(options={"prompt": "w3 w3 w3"})
+    assert env.mdp.book.encode("w3 w3 w3").tolist() == [3, 3, 3]
