@@ -9,6 +9,7 @@ what an index has for Linux may be gigabytes. Without torch, the part that needs
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import os
 import re
 import shutil
@@ -17,8 +18,7 @@ import sys
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from packaging.utils import canonicalize_name
-from support.environments import closure, new_environment, variables
+from support.environments import new_environment, variables
 
 try:
     import tomllib
@@ -142,8 +142,8 @@ def dependencies() -> list[str]:
 def make(name: str, version: str, python: str, from_index: bool) -> tuple[Path, str | None]:
     """Make an environment of a set; its interpreter, and its torch.
 
-    For the Python of this process, what the set does not name is linked from its environment, so
-    that little is installed; else pip installs everything.
+    For the Python of this process its own torch is linked, where it is the one; pip installs the
+    rest, as old libraries ask for others than new ones do.
 
     Raises:
         RuntimeError: pip could not install it, or its parts don't fit together; with what pip said.
@@ -154,20 +154,17 @@ def make(name: str, version: str, python: str, from_index: bool) -> tuple[Path, 
     torch = torch_for(python, [constraints["torch"], pins("constraints.txt")["torch"]], from_index)
     lines = [line for library, line in constraints.items() if library != "torch"]
     lines += [torch] if torch else []
-    if version == f"{sys.version_info.major}.{sys.version_info.minor}" and torch:
-        there = closure([*dependencies(), "pytest"])
-        have = {canonicalize_name(d.name): d for d in there}
-        same = f"torch=={have['torch'].version.split('+')[0]}" == torch
-        linked = [d for n, d in have.items() if n not in constraints or (n == "torch" and same)]
-        inside = new_environment(folder, sys.executable, linked)
-        _install(inside, "--no-deps", *(line for line in lines if not (same and line == torch)))
-    else:
-        inside = new_environment(folder, python)
-        (folder / "constraints.txt").write_text("\n".join(lines) + "\n")
-        needs_torch = ("torch", "stable-baselines3")
-        wanted = [d for d in dependencies() if torch or not d.startswith(needs_torch)]
-        more = ["pytest"] if torch else []
-        _install(inside, "-c", str(folder / "constraints.txt"), *wanted, *more)
+    own = importlib.metadata.distribution("torch")
+    is_own = (
+        version == f"{sys.version_info.major}.{sys.version_info.minor}"
+        and f"torch=={own.version.split('+')[0]}" == torch
+    )
+    inside = new_environment(folder, python, [own] if is_own else [])
+    (folder / "constraints.txt").write_text("\n".join(lines) + "\n")
+    needs_torch = ("torch", "stable-baselines3")
+    wanted = [d for d in dependencies() if torch or not d.startswith(needs_torch)]
+    more = ["pytest", "hypothesis"] if torch else []
+    _install(inside, "-c", str(folder / "constraints.txt"), *wanted, *more)
     checked = pip(inside, "check")
     if checked.returncode:
         raise RuntimeError("; ".join(checked.stdout.strip().splitlines()))
