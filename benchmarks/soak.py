@@ -114,10 +114,10 @@ def draw(rows: list[dict[str, float]], path: Path) -> None:
     memory.plot(minutes, [row["resident_mib"] for row in rows], color="#1f77b4")
     memory.set_ylabel("resident memory\nMiB")
     memory.set_ylim(bottom=0)
-    for name, colour in (("files", "#2ca02c"), ("threads", "#d62728")):
-        handles.plot(minutes, [row[name] for row in rows], color=colour, label=name)
+    for name, style in (("files", "-"), ("threads", ":")):
+        handles.plot(minutes, [row[name] for row in rows], style, linewidth=2, label=name)
     handles.set_ylabel("open files,\nthreads")
-    handles.set_ylim(bottom=0)
+    handles.set_ylim(0, 1.5 * max(row["files"] + row["threads"] for row in rows) / 2)
     handles.legend(loc="lower right", frameon=False)
     cpu, tokens = (np.array([row[name] for row in rows]) for name in ("cpu_seconds", "tokens"))
     edges = np.linspace(cpu[0], cpu[-1], 31)
