@@ -190,7 +190,16 @@ def check(name: str, version: str, from_index: bool) -> Row:
     names = [n for n in SHOWN if torch or n not in ("torch", "stable-baselines3")]
     said = subprocess.run([inside, "-c", ask.format(names)], capture_output=True, text=True)
     found = dict(zip(names, re.findall(r"'([^']+)'", said.stdout), strict=True))
-    command = [inside, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES]
+    command = [
+        inside,
+        "-m",
+        "pytest",
+        "-o",
+        "addopts=-m 'not slow and not long'",
+        "-p",
+        "no:cacheprovider",
+        *FILES,
+    ]
     if torch is None:
         command = [inside, "-c", NO_TORCH]
     done = subprocess.run(
