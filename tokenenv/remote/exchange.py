@@ -20,6 +20,9 @@ from tokenenv.addresses import Address
 
 __all__ = ["Line", "Reply", "ReplyTooLong"]
 
+CONNECT_SECONDS = 10.0
+"""Limit of the time until there is a connection, which nothing but a timeout ends."""
+
 _BASE_SIZE, _SIZE_OF_ITEM = 2**20, 256
 """Bytes of a reply that are read at the most: a part for all, and one for each item."""
 
@@ -85,6 +88,7 @@ class Line:
         is_late = threading.Event()
         try:
             connection.connect()
+            connection.sock.settimeout(self.address.timeout)
             with self._within_time(connection.sock, is_late):
                 connection.request(method, f"{self.address.path}{path}", body, self._headers(body))
                 return _read(connection.getresponse(), _BASE_SIZE + items * _SIZE_OF_ITEM)
@@ -96,7 +100,8 @@ class Line:
             connection.close()
 
     def _connection(self) -> http.client.HTTPConnection:
-        host, port, timeout = self.address.host, self.address.port, self.address.timeout
+        host, port = self.address.host, self.address.port
+        timeout = min(self.address.timeout, CONNECT_SECONDS)
         if self.address.scheme == "http":
             return http.client.HTTPConnection(host, port, timeout=timeout)
         context = ssl.create_default_context()

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -57,7 +57,8 @@ class ScoreRequest(BaseModel):
 
     def digest(self) -> str:
         """The same for the same items."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        text = json.dumps([item.model_dump() for item in self.items])
+        return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
 class RefusedError(Exception):
@@ -210,17 +211,7 @@ class _BodyLimit:
             message = await receive()
             received += len(message.get("body", b""))
             if received > MOST_BYTES:
-                raise _TooLongError
+                raise HTTPException(413, f"a request has at most {MOST_BYTES:,} bytes")
             return message
 
-        try:
-            await self.app(scope, limited, send)
-        except _TooLongError:
-            said = json.dumps({"error": f"a request has at most {MOST_BYTES:,} bytes"}).encode()
-            headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-            await send({"type": "http.response.start", "status": 413, "headers": headers})
-            await send({"type": "http.response.body", "body": said})
-
-
-class _TooLongError(Exception):
-    """A body is too long."""
+        await self.app(scope, limited, send)
