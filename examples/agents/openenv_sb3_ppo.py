@@ -19,20 +19,20 @@ thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
 thread.start()
 
 url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-env = make_vec_env(lambda: ClientEnv(url), n_envs=16, seed=0)  # each with a session of its own
+env = make_vec_env(lambda: ClientEnv(url), n_envs=8, seed=0)  # each with a session of its own
 model = PPO(
     "MlpPolicy",
     env,
-    n_steps=64,
-    batch_size=512,
-    learning_rate=2e-3,
+    n_steps=32,
+    batch_size=128,
+    learning_rate=3e-3,
     gamma=1.0,
-    ent_coef=0.3,
+    ent_coef=0.1,
     seed=0,
     device="cpu",
 )
 try:
-    model.learn(20_000)
+    model.learn(4_096)
 finally:
     env.close()
     server.should_exit = True
