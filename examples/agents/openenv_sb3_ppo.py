@@ -23,8 +23,8 @@ env = make_vec_env(lambda: ClientEnv(url), n_envs=8, seed=0)  # each with a sess
 model = PPO(
     "MlpPolicy",
     env,
-    n_steps=32,
-    batch_size=128,
+    n_steps=16,
+    batch_size=64,
     learning_rate=3e-3,
     gamma=1.0,
     ent_coef=0.1,
@@ -32,7 +32,7 @@ model = PPO(
     device="cpu",
 )
 try:
-    model.learn(4_096)
+    model.learn(2_048)
 finally:
     env.close()
     server.should_exit = True

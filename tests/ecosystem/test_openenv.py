@@ -13,12 +13,13 @@ from support.reward_servers import serving
 
 import tokenenv
 
-pytestmark = pytest.mark.ecosystem
+pytest.importorskip("openenv.core", reason="the extra `openenv` is not installed")
 
-openenv_core = pytest.importorskip("openenv.core", reason="the extra `openenv` is not installed")
-served = pytest.importorskip("tokenenv.serving.openenv")
-ClientEnv, TokenEnvironment = served.ClientEnv, served.TokenEnvironment
-create_openenv_app = served.create_openenv_app
+from openenv.core import GenericEnvClient
+
+from tokenenv.serving.openenv import ClientEnv, TokenEnvironment, create_openenv_app
+
+pytestmark = pytest.mark.ecosystem
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "TokenRLHF-v0": {"task": "exact"},
@@ -44,7 +45,7 @@ def test_openenvs_own_client_gets_what_gym_make_gives(pair):
     """Observations, rewards, ends and infos of twenty episodes, to the last bit."""
     url, env = pair
     rng = np.random.default_rng(0)
-    with openenv_core.GenericEnvClient(base_url=url).sync() as client:
+    with GenericEnvClient(base_url=url).sync() as client:
         for episode in range(20):
             seed = episode if episode % 3 else None
             result = client.reset(**({} if seed is None else {"seed": seed}))
@@ -68,7 +69,7 @@ def test_openenvs_own_client_gets_what_gym_make_gives(pair):
 
 def test_seeds_draw_the_same_prompts_as_here(pair):
     url, env = pair
-    with openenv_core.GenericEnvClient(base_url=url).sync() as client:
+    with GenericEnvClient(base_url=url).sync() as client:
         for seed in range(10):
             found = client.reset(seed=seed).observation["info"]["prompt"]
             assert found == env.reset(seed=seed)[1]["prompt"]

@@ -223,7 +223,8 @@ def single_mistakes() -> list[tuple[Call, bool]]:
         hints = typing.get_type_hints(config)
         for number, field in enumerate(dataclasses.fields(config)):
             values = wrong_values(field.name, hints[field.name])
-            if config is AuditConfig and field.name == "reward_model":  # no option names it there
+            is_unnamed = config in (AuditConfig, ServeRewardConfig)  # no option names it there
+            if is_unnamed and field.name == "reward_model":
                 values = tuple(v for v in values if "\0" not in v and SURROGATE not in v)
             step = min(8, max(1, len(values)))
             for place, value in enumerate(values):
