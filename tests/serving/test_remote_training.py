@@ -65,7 +65,6 @@ def test_a_training_stops_with_a_checkpoint_and_goes_on_to_the_same_end(
 ):
     monkeypatch.setenv("COLUMNS", "2000")
     monkeypatch.setattr(client_module, "FIRST_PAUSE", 0.01)
-    client_module._client.cache_clear()
     port = free_port()
     url = f"http://127.0.0.1:{port}#patience=0.2&timeout=20"
     command = ["train", *SIZES, "--scoring", scoring, "--reward-model", url, "--out"]

@@ -336,3 +336,43 @@ def test_a_port_that_accepts_and_says_nothing_is_given_up():
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with time_limit(30), pytest.raises(RewardServerError, match=r"no reply within 0\.2 s"):
             assert client_of(url, "timeout=0.2&patience=0.3").info
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory) -> Any:
+    """A certificate of its own authority for localhost, and its key."""
+    import subprocess
+
+    folder = tmp_path_factory.mktemp("tls")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost".split()
+    command += ["-addext", "subjectAltName=DNS:localhost"]
+    try:
+        subprocess.run(
+            [*command, "-keyout", "key.pem", "-out", "cert.pem"],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"openssl makes no certificate here: {error}")
+    return folder
+
+
+def test_https_is_spoken_with_certificates_that_are_known_and_no_others(certificate, monkeypatch):
+    import ssl
+
+    from tokenenv.remote import exchange
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "cert.pem", certificate / "key.pem")
+    known = ssl.create_default_context(cafile=str(certificate / "cert.pem"))
+    answer = lambda handler, request: handler.say(200, good_reply(request))  # noqa: E731
+    with scripted(answer, tls=context) as url, time_limit(60):
+        url = url.replace("http://127.0.0.1", "https://localhost")
+        with pytest.raises(RewardServerError, match=r"TLS fails .*asked once"):
+            assert client_of(url).info
+        monkeypatch.setattr(exchange, "_context", lambda: known)
+        client = client_of(url)
+        assert client.scores(items(20)) == [reward_of(item) for item in items(20)]
+        with pytest.raises(RewardServerError, match="TLS fails"):
+            assert client_of(url.replace("localhost", "127.0.0.1")).info

@@ -93,10 +93,12 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def scripted(answer: Answer, port: int = 0) -> Iterator[str]:
-    """The address of a server that answers so."""
+def scripted(answer: Answer, port: int = 0, tls: Any = None) -> Iterator[str]:
+    """The address of a server that answers so; `tls` is a context of it, or None."""
     with _Server(("127.0.0.1", port), Handler) as server:
         server.answer = answer
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         try:

@@ -13,7 +13,6 @@ All tries of a request have one id, so that a server that knows it already answe
 from __future__ import annotations
 
 import email.utils
-import functools
 import http.client
 import itertools
 import os
@@ -103,6 +102,7 @@ class RewardClient:
                 "header may: set another one."
             )
         self._info: ServerInfo | None = None
+        self._has_said = False
         self._pauses = random.Random()  # of the system: it moves no seed of a training
 
     @property
@@ -182,7 +182,8 @@ class RewardClient:
             is_over = left <= 0 or nonsense >= NONSENSE_TRIES or not fault.may_pass
             if is_over or line.is_cut.is_set():
                 raise self._given_up(fault, tries, now - first_failure)
-            if tries > 1:
+            if tries > 1 and not self._has_said:
+                self._has_said = True  # faults come in any number of wordings
                 note_once(
                     f"the reward server {self.address} does not answer as it should ({fault}): it "
                     f"is asked again, for up to {patience:g} s."
@@ -305,17 +306,12 @@ def _seconds(retry_after: str) -> float:
         return 0.0
 
 
-@functools.lru_cache(maxsize=64)
-def _client(address: Address, token: str | None) -> RewardClient:
-    return RewardClient(address, token)
-
-
 def reward_client(text: str) -> RewardClient:
-    """The client of the server at an address; the same for one address in a process.
+    """A client of the server at an address.
 
-    So its server is asked once what it is, and what it said then is held against every reply.
+    Every client asks its server what it is, once, and holds that against all replies.
 
     Raises:
         ValueError: it is no address, or the token can't be used.
     """
-    return _client(parse_address(text), os.environ.get(TOKEN_VARIABLE) or None)
+    return RewardClient(parse_address(text))

@@ -8,6 +8,7 @@ Redirects are not followed, proxies of the environment not used: an address mean
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import socket
 import ssl
@@ -88,7 +89,7 @@ class Line:
         is_late = threading.Event()
         try:
             connection.connect()
-            connection.sock.settimeout(self.address.timeout)
+            connection.sock.settimeout(self.address.timeout + 5.0)  # the timer comes first
             with self._within_time(connection.sock, is_late):
                 connection.request(method, f"{self.address.path}{path}", body, self._headers(body))
                 return _read(connection.getresponse(), _BASE_SIZE + items * _SIZE_OF_ITEM)
@@ -104,8 +105,7 @@ class Line:
         timeout = min(self.address.timeout, CONNECT_SECONDS)
         if self.address.scheme == "http":
             return http.client.HTTPConnection(host, port, timeout=timeout)
-        context = ssl.create_default_context()
-        return http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+        return http.client.HTTPSConnection(host, port, timeout=timeout, context=_context())
 
     def _headers(self, body: bytes | None) -> dict[str, str]:
         headers = {"Accept": "application/json", "Connection": "close", "User-Agent": "tokenrlhf"}
@@ -136,6 +136,12 @@ class Line:
             timer.cancel()
             with self._lock:
                 self._sockets.discard(connected)
+
+
+@functools.cache
+def _context() -> ssl.SSLContext:
+    """With the system's certificates, which take longer to read than a request takes."""
+    return ssl.create_default_context()
 
 
 def _shut(one: socket.socket) -> None:
