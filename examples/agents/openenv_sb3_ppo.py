@@ -32,7 +32,7 @@ model = PPO(
     device="cpu",
 )
 try:
-    model.learn(2_048)
+    model.learn(1_024)
 finally:
     env.close()
     server.should_exit = True
