@@ -55,10 +55,11 @@ test-kernels: setup
 			$(BIN)/python -m pytest -m "not ecosystem and not browser and not wheel" $(PARALLEL) 2; \
 	done; done
 
-# Tianshou 2.0 pins a virtualenv that it does not import and that no current filelock satisfies.
+# Tianshou 2.0 pins a virtualenv that it does not import and that no current filelock satisfies;
+# OpenEnv 0.10 asks for a web interface that is not used here, and that wants an older Pillow.
 test-ecosystem: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ecosystem]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps tianshou
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps tianshou openenv
 	$(BIN)/python -m pytest tests/ecosystem -m ecosystem -n auto --maxprocesses 2
 
 # selenium downloads no browser: it is told where Debian's are. What measures time runs alone.

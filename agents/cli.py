@@ -1,7 +1,7 @@
 """The command line: `tokenrlhf COMMAND`.
 
 The commands are train, evaluate, sample, explain, report, play, sft, sample-pairs, reward-model,
-labels, audit, best-of-n, data, verify, compare and zoo.
+labels, audit, best-of-n, serve-reward, data, verify, compare and zoo.
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
 """
@@ -47,6 +47,7 @@ from agents.runs.tables import (
     print_places,
     print_summary,
 )
+from agents.serving.config import ServeRewardConfig
 from agents.sft.config import SFTConfig
 from agents.verification.config import VerifyConfig
 from agents.zoo import require_task, settings_at
@@ -77,6 +78,7 @@ Command = (
     | Annotated[AuditConfig, tyro.conf.subcommand("audit")]
     | Annotated[DataConfig, tyro.conf.subcommand("data")]
     | Annotated[BestOfNConfig, tyro.conf.subcommand("best-of-n")]
+    | Annotated[ServeRewardConfig, tyro.conf.subcommand("serve-reward")]
     | Annotated[VerifyConfig, tyro.conf.subcommand("verify")]
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
@@ -316,6 +318,7 @@ _RUNNERS: dict[type, Any] = {
     AuditConfig: "agents.reward_quality.audit.command:audit_reward",
     DataConfig: "agents.inspection.command:run",
     BestOfNConfig: "agents.runs.best_of_n:best_of_n_into_files",
+    ServeRewardConfig: "agents.serving.command:serve_reward",
     VerifyConfig: _verify,
     CompareConfig: "agents.compare.command:compare",
     ReportConfig: "agents.report.command:report",

@@ -24,6 +24,7 @@ from agents.settings import (
     run_name,
     settings_from_json,
 )
+from tokenenv.addresses import check_addresses, names_server
 from tokenenv.combinations import check_combination
 from tokenenv.data import parse_columns
 from tokenenv.maths import CRITIC_FREE
@@ -125,7 +126,8 @@ class TrainConfig:
     """Folder of a run that was stopped: it goes on from its newest checkpoint, with its settings,
     to what it would have come to. --total-tokens may be more than it had."""
     trust_code: bool = False
-    """Allow a run that is resumed to name code to import ('module:attribute')."""
+    """Allow a run that is resumed to name code to import ('module:attribute'), or a reward server
+    that texts are sent to ('http://…')."""
     overwrite: bool = False
     """Write into a run folder that exists already, replacing the run in it."""
     seed: int = 0
@@ -142,8 +144,9 @@ class TrainConfig:
     reference: str | None = None
     """Folder or hub id of the frozen reference."""
     reward_model: str | tuple[str, ...] | None = None
-    """Folder or hub id of a reward model, folder of an ensemble, or 'package.module:function'; or
-    several of them, which --combine makes one reward of."""
+    """Folder or hub id of a reward model, folder of an ensemble, 'package.module:function', or the
+    address of a reward server, 'http://HOST:PORT' (docs/reward-servers.md); or several of them,
+    which --combine makes one reward of."""
     reward_weights: tuple[float, ...] | None = None
     """Weights of several rewards, one for each; 1 each unless given."""
     combine: Literal["sum", "mean", "min", "uncertainty"] | None = None
@@ -326,8 +329,9 @@ class TrainConfig:
     """Fresh pairs of a refresh."""
     refresh_labels: str | None = None
     """Who labels them: 'gold', the task's gold reward, which is the default where there is one; a
-    reward, 'package.module:function' or the folder or hub id of a reward model; or 'people', who
-    fill in refresh/round-N.jsonl of the run while it waits (tokenrlhf labels ask)."""
+    reward, 'package.module:function', the folder or hub id of a reward model, or the address of a
+    reward server; or 'people', who fill in refresh/round-N.jsonl of the run while it waits
+    (tokenrlhf labels ask)."""
     refresh_label_noise: float = 0.0
     """Temperature τ of labels drawn from the rewards r, as people differ: a is better with the
     probability 1 / (1 + exp(-(r_a - r_b) / τ)). 0: the higher reward always is."""
@@ -384,6 +388,8 @@ class TrainConfig:
                     raise ValueError(
                         f"{name}={value!r} is empty: give a name or a path, or leave it out."
                     )
+        check_addresses(self.reward_model)  # before a message could show what is in one
+        check_addresses(self.refresh_labels, "refresh_labels")
         if self.shift_pairs is not None and not self.shift_every:
             raise ValueError(
                 f"shift_pairs={self.shift_pairs!r} is what shift_every compares with, and that is "
@@ -395,16 +401,7 @@ class TrainConfig:
         check_combination(
             self.reward_model, self.reward_weights, self.combine, self.uncertainty_coef
         )
-        if self.critic == "reward_model" and isinstance(self.reward_model, tuple):
-            raise ValueError(
-                f"critic='reward_model', but reward_model names {len(self.reward_model)} rewards: "
-                "give the folder of the one that the critic is to start from as --critic."
-            )
-        if self.value_head == "shared" and self.critic != "actor":
-            raise ValueError(
-                f"critic={self.critic!r} is for a critic with a separate trunk, but value_head is "
-                "'shared': pass --value-head separate, or leave --critic out."
-            )
+        self._check_critic()
         buffer = self.rollout_buffer()
         estimator = buffer.pop("advantage_estimator")
         check_estimator(estimator, gamma=self.gamma, **buffer)
@@ -414,6 +411,24 @@ class TrainConfig:
             kl_controller(self.kl_controller, self.kl_target, self.kl_horizon, self.kl_dual_rate),
             self.kl_coef,
         )
+
+    def _check_critic(self) -> None:
+        if self.critic == "reward_model" and isinstance(self.reward_model, tuple):
+            raise ValueError(
+                f"critic='reward_model', but reward_model names {len(self.reward_model)} rewards: "
+                "give the folder of the one that the critic is to start from as --critic."
+            )
+        if self.critic == "reward_model" and names_server(self.reward_model):
+            raise ValueError(
+                f"critic='reward_model', but reward_model={self.reward_model!r} is on a server: "
+                "give the folder or hub id of a reward model that the critic is to start from as "
+                "--critic."
+            )
+        if self.value_head == "shared" and self.critic != "actor":
+            raise ValueError(
+                f"critic={self.critic!r} is for a critic with a separate trunk, but value_head is "
+                "'shared': pass --value-head separate, or leave --critic out."
+            )
 
     def _check_refresh(self) -> None:
         if self.refresh_every:
@@ -514,7 +529,11 @@ class TrainConfig:
         return settings_from_json(cls, {**SETTINGS_OF_OLDER_RUNS, **content})
 
     def names_of_code(self) -> dict[str, str]:
-        """The settings that name code, as `"module:attribute"`: using them imports the module."""
+        """The settings that name what a run's files may not, unless somebody trusts them.
+
+        Code, as `"module:attribute"`, which using them imports; and servers, `http://…`, which
+        prompts and responses are sent to.
+        """
         named: dict[str, Any] = {
             "reward_model": self.reward_model,
             "prompts": self.prompts,
@@ -524,5 +543,5 @@ class TrainConfig:
             several = {f"reward_model {n}": one for n, one in enumerate(self.reward_model, 1)}
             del named["reward_model"]
             named = {**several, **named}
-        code = {name: value for name, value in named.items() if names_code(value)}
+        code = {name: v for name, v in named.items() if names_code(v) or names_server(v)}
         return {"task": self.task, **code} if ":" in self.task else code

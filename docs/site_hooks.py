@@ -29,6 +29,7 @@ REFERENCE = (
     *("tokenenv", "tokenenv.env", "tokenenv.vector_env", "tokenenv.feature_envs"),
     *("tokenenv.wrappers", "tokenenv.episodes", "tokenenv.mdp", "tokenenv.maths"),
     *("tokenenv.data", "tokenenv.combinations", "tokenenv.models", "tokenenv.prompts"),
+    *("tokenenv.addresses", "tokenenv.remote"),
     *("tokenenv.rewards", "tokenenv.rendering", "tokenenv.optimum", "tokenenv.tasks"),
     *("tokenenv.tasks.exact", "tokenenv.tasks.reviews"),
     *("agents", "agents.config", "agents.vec_env", "agents.policy", "agents.rollout"),

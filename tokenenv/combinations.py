@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from tokenenv.addresses import check_addresses
 from tokenenv.ranges import OPTIONAL_WEIGHT, check_reward_weights
 from tokenenv.tasks import names_code
 
@@ -88,6 +89,7 @@ def check_combination(
     Raises:
         ValueError: the choice is unknown, or can't be used with these rewards.
     """
+    check_addresses(reward_model)
     check_reward_weights(reward_model, weights)
     if combine is not None and (not isinstance(combine, str) or combine not in COMBINATIONS):
         raise ValueError(

@@ -82,7 +82,8 @@ class TokenEnv(TokenMDPMixin, gym.Env[np.ndarray, np.int64]):
         reward_model: folder or hub id of a reward model; or the folder of an ensemble, which
             `tokenrlhf reward-model --members` wrote; or a Python callable
             `(prompts, responses) -> one float per response`, or `"package.module:function"` naming
-            one; or a list of these, which `reward_combine` makes one reward of. Further parameters
+            one; or the address of a reward server, `"http://HOST:PORT"` (docs/reward-servers.md);
+            or a list of these, which `reward_combine` makes one reward of. Further parameters
             of a callable are columns of the prompts; one with a parameter `completions` is called
             as TRL calls it (`tokenenv.rewards.parameters`). With deferred scoring, a callable may
             return one list of floats per response.

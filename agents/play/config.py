@@ -43,8 +43,8 @@ class PlayConfig:
     reference: str | None = None
     """Folder or hub id of the frozen reference."""
     reward_model: str | tuple[str, ...] | None = None
-    """Folder or hub id of a reward model, folder of an ensemble, or 'package.module:function'; or
-    several of them."""
+    """Folder or hub id of a reward model, folder of an ensemble, 'package.module:function', or the
+    address of a reward server; or several of them."""
     reward_weights: tuple[float, ...] | None = None
     """Weights of several rewards, one for each; 1 each unless given."""
     combine: Literal["sum", "mean", "min", "uncertainty"] | None = None
@@ -73,7 +73,8 @@ class PlayConfig:
     """Torch device; default: that of the run, else 'auto'."""
     trust_code: bool = False
     """Import the code that the run's files name (reward_model, task or prompts as
-    'module:attribute'). Without it such a run is refused: it could run any code."""
+    'module:attribute'), and send texts to the reward server that they name ('http://…'). Without it
+    such a run is refused: it could run any code."""
 
     def __post_init__(self) -> None:
         """Validate the settings; those of the environment are checked when it is made."""

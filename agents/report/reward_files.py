@@ -17,6 +17,7 @@ from typing import Any
 from agents.reward_quality.audit.files import NAME, read_audit
 from agents.runs.folder import RunFolder
 from agents.runs.reward_doubts import doubts_about
+from tokenenv.addresses import names_server
 from tokenenv.json_files import read_json_object
 from tokenenv.tasks import is_bundled, load_task
 
@@ -142,6 +143,8 @@ def _report(name: str, is_task: bool) -> RewardReport:
             if ":" not in name
             else "is a task of your own"
             if is_task
+            else "is on a server"
+            if names_server(name)
             else "is a function"
         )
         raise ValueError(

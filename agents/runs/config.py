@@ -37,7 +37,8 @@ class EvaluateConfig:
     """Responses for each; as the run was asked for unless given, and 256 where it was not."""
     trust_code: bool = False
     """Import the code that the run's files name (reward_model, task or prompts as
-    'module:attribute'). Without it such a run is refused: it could run any code."""
+    'module:attribute'), and send texts to the reward server that they name ('http://…'). Without it
+    such a run is refused: it could run any code."""
 
     def __post_init__(self) -> None:
         """Validate the settings."""
@@ -64,7 +65,8 @@ class SampleConfig:
     """Seed of the sampling."""
     trust_code: bool = False
     """Import the code that the run's files name (reward_model, task or prompts as
-    'module:attribute'). Without it such a run is refused: it could run any code."""
+    'module:attribute'), and send texts to the reward server that they name ('http://…'). Without it
+    such a run is refused: it could run any code."""
 
     def __post_init__(self) -> None:
         """Validate the settings."""
@@ -96,7 +98,8 @@ class ExplainConfig:
     """Seed of the sampling."""
     trust_code: bool = False
     """Import the code that the run's files name (reward_model, task or prompts as
-    'module:attribute'). Without it such a run is refused: it could run any code."""
+    'module:attribute'), and send texts to the reward server that they name ('http://…'). Without it
+    such a run is refused: it could run any code."""
 
     def __post_init__(self) -> None:
         """Validate the settings."""

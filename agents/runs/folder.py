@@ -16,6 +16,7 @@ from typing import Any
 from agents.atomic_files import append_lines, json_text, put_back_folder, write_json
 from agents.config import TrainConfig
 from agents.runs.output_folder import OutputFolder, has_leftovers
+from tokenenv.addresses import names_server
 from tokenenv.json_files import read_json_object
 from tokenenv.tasks import names_code
 
@@ -104,10 +105,11 @@ class RunFolder:
         """The configuration that the run was made with.
 
         Args:
-            trust_code: allow it to name code (`"module:attribute"`), which using it would import.
+            trust_code: allow it to name code (`"module:attribute"`), which using it would import,
+                or a reward server, which texts would be sent to.
 
         Raises:
-            ValueError: the file is broken, or names code and `trust_code` is off.
+            ValueError: the file is broken, or names code or a server and `trust_code` is off.
         """
         content = read_json_object(self.config, "the configuration of a run")
         try:
@@ -118,6 +120,12 @@ class RunFolder:
                 "restore the file, or train again."
             ) from error
         for name, value in config.names_of_code().items():
+            if not trust_code and names_server(value):
+                raise ValueError(
+                    f"{str(self.config)!r} says {name}={value!r}, which names a server: using this "
+                    "run would send prompts and responses to it. Where you trust the run and know "
+                    "that server, pass --trust-code (in Python trust_code=True)."
+                )
             if not trust_code:
                 raise ValueError(
                     f"{str(self.config)!r} says {name}={value!r}, which names code: using this run "
@@ -147,7 +155,7 @@ class RunFolder:
         folders = sorted(str(path.parent) for path in self.reward_model.glob("*/config.json"))
         given = config.reward_model if isinstance(config.reward_model, tuple) else ()
         if len(folders) == 1 and given:  # beside functions
-            places = [one if names_code(one) else folders[0] for one in given]
+            places = [one if names_code(one) or names_server(one) else folders[0] for one in given]
             return {**settings, "reward_model": places}
         if folders and config.reward_weights is not None:
             raise ValueError(

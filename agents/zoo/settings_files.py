@@ -59,7 +59,8 @@ def read_settings(path: Path) -> TrainConfig:
     if is_of_run and code:
         name, value = next(iter(code.items()))
         raise ValueError(
-            f"{str(path)!r} is of a run and says {name}={value!r}, which names code to import: "
+            f"{str(path)!r} is of a run and says {name}={value!r}, which names code to import, or "
+            "a server to send texts to: "
             "copy the settings that you trust into a file of another name, and give that."
         )
     return config

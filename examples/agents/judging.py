@@ -28,9 +28,9 @@ def _say_what_to_install(kind: type[BaseException], error: BaseException, trace:
         return _show_traceback(kind, error, trace)
     print(
         f"error: {error.name!r} is not installed. `pip install -c constraints.txt -e "
-        "'.[ecosystem]'` installs the libraries of these scripts, but for Tianshou, which then "
-        "takes `pip install -c constraints.txt --no-deps tianshou`. `make test-ecosystem` does "
-        "both, and runs all.",
+        "'.[ecosystem]'` installs the libraries of these scripts, but for Tianshou and OpenEnv, "
+        "which then take `pip install -c constraints.txt --no-deps tianshou openenv`. `make "
+        "test-ecosystem` does both, and runs all.",
         file=sys.stderr,
     )
 

@@ -41,7 +41,7 @@ LEARNERS = [
     ("rllib_ppo", ("vector_entry_point", "TokenRLHF-Features-v0")),
     ("torchrl_ppo", ()),
 ]
-OTHERS = {"judging", "sb3_raw_token_ids", "contrib_trpo_language_model"}
+OTHERS = {"judging", "sb3_raw_token_ids", "contrib_trpo_language_model", "openenv_sb3_ppo"}
 LANDMARK = re.compile(r"^(\w+) +plain return +(-?[\d.]+) +score +(-?[\d.]+)$", re.MULTILINE)
 
 
@@ -120,6 +120,13 @@ def test_an_mlp_on_raw_token_ids_learns_at_most_to_say_nothing(tmp_path):
     found = scores(run("sb3_raw_token_ids", folder=tmp_path))
     assert found["uniform"] < -1.0 and found["agent"] > -1.0  # far from the noise it began with
     assert found["agent"] <= found["best_constant"] + MARGIN  # EOS at once
+
+
+def test_ppo_learns_behind_openenv(tmp_path):
+    """A short training: it leaves the noise that it began with, and nothing more is asked."""
+    pytest.importorskip("openenv.core", reason="OpenEnv is not installed")
+    found = scores(run("openenv_sb3_ppo", folder=tmp_path))
+    assert found["agent"] > max(found["uniform"], found["reference"]) + MARGIN
 
 
 def test_trpo_trains_the_language_model(tmp_path):

@@ -33,6 +33,7 @@ from agents.runs.config import (
     RewardModelConfig,
     SampleConfig,
 )
+from agents.serving.config import ServeRewardConfig
 from agents.sft.config import SFTConfig
 from agents.verification.config import VerifyConfig
 from agents.zoo.config import ZooConfig
@@ -82,6 +83,7 @@ REQUIRED: dict[type, dict[str, str]] = {
     SamplePairsConfig: {"model": "exact", "prompts": "exact", "out": "NEW", "device": "cpu"},
     DataConfig: {"": "PAIRS"},
     BestOfNConfig: {"task": "exact", "device": "cpu"},
+    ServeRewardConfig: {"": "/nowhere", "port": "0", "device": "cpu"},
     VerifyConfig: {"json": "/nowhere/x", "no-learning": ""},
     CompareConfig: {"out": "FILE", "envs": "CartPole-v1", "seeds": "1", "steps": "64"},
     ReportConfig: {"": "RUN"},
@@ -106,6 +108,7 @@ COMMANDS = {
     SamplePairsConfig: "sample-pairs",
     DataConfig: "data inspect",
     BestOfNConfig: "best-of-n",
+    ServeRewardConfig: "serve-reward",
     VerifyConfig: "verify",
     CompareConfig: "compare",
     ReportConfig: "report",
@@ -158,6 +161,8 @@ NAMES = {
         SURROGATE,
         LONG,
     ),
+    "host": ("", "no host", "256.1.1.1", "1.2.3.4.5", ESCAPES, LONG, "a/b"),
+    "replies": ("a\0b", "/", "/dev/null/x", "/proc/nothing/x", LONG),
     "prompt": (),
     "documents": (),
     "file": tuple(name for name in NO_NAMES if "\0" not in name and SURROGATE not in name),
@@ -218,7 +223,8 @@ def single_mistakes() -> list[tuple[Call, bool]]:
         hints = typing.get_type_hints(config)
         for number, field in enumerate(dataclasses.fields(config)):
             values = wrong_values(field.name, hints[field.name])
-            if config is AuditConfig and field.name == "reward_model":  # no option names it there
+            is_unnamed = config in (AuditConfig, ServeRewardConfig)  # no option names it there
+            if is_unnamed and field.name == "reward_model":
                 values = tuple(v for v in values if "\0" not in v and SURROGATE not in v)
             step = min(8, max(1, len(values)))
             for place, value in enumerate(values):

@@ -1,4 +1,4 @@
-"""Settings, labels, tokens, word lists and whole runs that were damaged: as `test_hostile_files`.
+"""Settings, labels, tokens, whole runs and replies of servers, damaged: as `test_hostile_files`.
 
 With the files of text that are changed word by word and row by row: payloads do no harm.
 """
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.hostile import sample
+from support.hostile import acting, sample
 from support.mutations import HARM, Kind, check, failures, mutations, require
+from support.reward_servers import INFO, good_reply, scripted
 from support.token_files import make_run
 
 from agents.config import TrainConfig
@@ -25,7 +26,9 @@ from agents.reward_quality.labels.pool import read_pool
 from agents.reward_quality.text_features import load_word_lists
 from agents.zoo.environments import FOLDER, read_environment
 from agents.zoo.settings_files import read_settings
+from tokenenv.addresses import parse_address
 from tokenenv.data import read_examples, read_pairs, read_prompt_rows
+from tokenenv.remote import RewardClient, RewardServerError
 
 STEP = 2048
 
@@ -73,6 +76,47 @@ def read_reported_run(root: Path) -> None:
     require(all(math.isfinite(number) for number in numbers), "it is not finite")
 
 
+ITEMS = [{"prompt": "p", "response": f"r{i}", "stopped": True} for i in range(3)]
+
+
+def read_reply(root: Path) -> None:
+    """What a server says: three finite rewards, or an error that names it and acts on nothing."""
+    said = {file.stem: file.read_bytes() for file in sorted(root.glob("*.json"))}
+
+    def answer(handler: Any, request: Any) -> None:
+        if request is None:
+            handler.say(200, said["info"])
+        elif "error" in said:
+            handler.say(422, said["error"])
+        else:
+            handler.say(200, said["score"].replace(b"REQUEST", request["request_id"].encode()))
+
+    with scripted(answer) as url:
+        try:
+            rewards = RewardClient(parse_address(f"{url}#timeout=5&patience=0.02")).scores(ITEMS)
+        except RewardServerError as error:
+            require(url in str(error) and not acting(str(error)), f"{error!s:.300}")
+            require(len(str(error)) < 900, f"a message of {len(str(error))} characters")
+            if "error" not in said:
+                raise ValueError(f"{root}: {error}") from error
+            return
+    numbers = [0.0 if reward is None else reward for reward in rewards]  # it may not apply
+    require(len(numbers) == 3 and all(map(math.isfinite, numbers)), "it is not finite")
+
+
+def write_replies(folder: Path) -> tuple[Path, Path]:
+    """Folders with what a server says where it is in order, and where a request is refused."""
+    places = folder / "replies", folder / "refusals"
+    info = {**INFO.as_json(), "columns": ["answer"], "vocabulary": "ab" * 32}
+    for place in places:
+        place.mkdir()
+        (place / "info.json").write_text(json.dumps({**info, "vocabulary_size": 40}))
+    reply = json.loads(good_reply({"request_id": "REQUEST", "items": ITEMS}))
+    (places[0] / "score.json").write_text(json.dumps(reply))
+    (places[1] / "error.json").write_text(json.dumps({"error": "no text of 3 words", "items": [1]}))
+    return places
+
+
 def as_lines(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
@@ -116,7 +160,11 @@ def kinds(tmp_path_factory) -> list[Kind]:
     (lists / "brands.txt").write_text("# brands\nacme\nblue sky  # two words\nzeta\n")
     (lists / "padding.txt").write_text("It is so.\nAs was said before.  # again\n")
     tokens = f"tokens/{STEP}.jsonl"
+    replies, refusals = write_replies(root)
     return [
+        Kind(replies, "score.json", read_reply, (30, 40), 30, 60),
+        Kind(replies, "info.json", read_reply, (20, 40), 20, 40),
+        Kind(refusals, "error.json", read_reply, (10, 10), 10, 10),
         Kind(settings, "train.yaml", read_train_settings, (120, 0), words=500),
         Kind(settings, "CartPole-v1.yaml", read_compare_settings, (80, 0), words=300),
         Kind(lists, "brands.txt", lambda r: load_word_lists(r), (60, 0), words=100),

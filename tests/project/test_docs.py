@@ -119,12 +119,14 @@ SMALLER = {
     "verify": "--no-learning",
     "report": "",
     "zoo": "",
+    "serve-reward": "",
     "compare": "--envs CartPole-v1 --agents ppo --steps 256 --seeds 1 --episodes 2 "
     "--fingerprint-episodes 4 --workers 1",
 }
 """What is said again counts, so the options that a page shows are still read."""
-RUN_ELSEWHERE = ("verify",)
-"""What a page's folder changes nothing about: tests/compare/test_verification.py runs it."""
+RUN_ELSEWHERE = ("verify", "serve-reward")
+"""What a page's folder changes nothing about, or what ends with a signal alone:
+tests/compare/test_verification.py and tests/serving/test_serve_reward.py run them."""
 
 
 @pytest.mark.parametrize("words", LINES)
@@ -146,7 +148,9 @@ def test_line_of_a_bash_block_is_a_command(words):
         assert arguments[0] == "install"
         assert all((ROOT / path).exists() for path in {".", "constraints.txt"} & set(arguments))
         extras = re.findall(r"\.\[(\w+)\]", shlex.join(arguments))
-        assert set(extras) <= {"dev", "data", "ecosystem", "browser", "real", "search"}
+        assert set(extras) <= {
+            *("dev", "data", "ecosystem", "browser", "real", "search", "serve", "openenv")
+        }
     else:  # examples/*.py are run by tests/project/test_examples.py
         assert program == "python" and (ROOT / arguments[0]).parent == ROOT / "examples"
         assert (ROOT / arguments[0]).is_file() and len(arguments) == 1

@@ -20,9 +20,9 @@ STOREYS: list[list[str]] = [
         *("tokenenv.json_files", "tokenenv.memory", "tokenenv.printable", "tokenenv.ranges"),
         *("tokenenv.stop_signals", "tokenenv.episodes", "tokenenv.notes"),
     ],
-    ["tokenenv.user_code", "tokenenv.maths"],
+    ["tokenenv.user_code", "tokenenv.maths", "tokenenv.addresses"],
     # what a task is; what people bring; language models
-    ["tokenenv.tasks"],
+    ["tokenenv.tasks", "tokenenv.remote"],
     ["tokenenv.data", "tokenenv.combinations"],
     ["tokenenv.models"],
     ["tokenenv.settings", "tokenenv.prompts"],
@@ -34,7 +34,7 @@ STOREYS: list[list[str]] = [
     ["tokenenv.vector_env"],
     ["tokenenv.wrappers"],
     # what is made of them: two more ids, the exact optimum, the bundled tasks
-    ["tokenenv.feature_envs", "tokenenv.optimum"],
+    ["tokenenv.feature_envs", "tokenenv.optimum", "tokenenv.serving"],
     ["tokenenv.building"],
     ["tokenenv.tasks.reviews.build", "tokenenv.tasks.exact.build"],  # the commands
     # the agent
@@ -47,7 +47,7 @@ STOREYS: list[list[str]] = [
     ["agents.runs"],
     [
         *("agents.compare", "agents.verification", "agents.report", "agents.play"),
-        "agents.inspection",
+        *("agents.inspection", "agents.serving"),
     ],
     ["agents.command_line", "agents.reward_quality.labels"],
     ["agents.cli"],
@@ -68,9 +68,11 @@ DOORLESS = {
     "agents.zoo": "its door is of settings alone; files of any kind and its command lie further in",
     "agents.inspection": "one command, whose configuration the command line reads before torch",
     "agents.play": "one command, whose configuration the command line reads before torch",
+    "agents.serving": "one command, whose configuration the command line reads before torch",
     "agents.labelling": "one command, whose configuration the command line reads before torch",
     "agents.report": "one command, whose configuration the command line reads before jinja2",
     "tokenenv.tasks": "one package per task",
+    "tokenenv.serving": "each of its parts needs libraries of an extra",
     "tokenenv.wrappers": "single and vector wrappers have the same names",
     "tokenenv.optimum": "its door has what users need; builders and checks go further in",
     "tokenenv.building": "the builds of bundled tasks take what they need",

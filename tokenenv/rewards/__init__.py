@@ -8,6 +8,7 @@
   `preference_report`, `preference_groups`: how well rewards agree with preferences, and where;
   `reference_samples`: scores of a reference's responses; `ensembles`: the report on several.
 * `raw_rewards`: episodes in, rewards out; `functions` and `parameters`: functions of the user's;
+  `texts`: texts in the place of episodes, for them; `remote`: reward models on a server;
   `combined`: several reward models as one; `sources`: whatever `reward_model=` may be; `scoring`:
   `EpisodeScorer`, scores and log π_ref.
 """
@@ -35,6 +36,7 @@ from tokenenv.rewards.preferences import (
 )
 from tokenenv.rewards.raw_rewards import NonFiniteReward, episodes_of
 from tokenenv.rewards.reference_samples import check_shared_tokenizer, reference_rewards
+from tokenenv.rewards.remote import RemoteReward
 from tokenenv.rewards.reward_model import RewardModel, load_reward_model, new_reward_model
 from tokenenv.rewards.scoring import (
     EpisodeScorer,
@@ -56,6 +58,7 @@ from tokenenv.rewards.sources import (
     learned_rewards,
     resolve_reward,
 )
+from tokenenv.rewards.texts import characters, characters_as_model
 from tokenenv.rewards.training_settings import RewardTrainingSettings
 
 __all__ = [
@@ -72,6 +75,7 @@ __all__ = [
     "PairSplit",
     "PreferencePair",
     "RawRewards",
+    "RemoteReward",
     "RewardFunction",
     "RewardModel",
     "RewardSource",
@@ -85,6 +89,8 @@ __all__ = [
     "as_token_pair",
     "build_reference",
     "build_scorer",
+    "characters",
+    "characters_as_model",
     "check_rewards",
     "check_shared_tokenizer",
     "distribution",

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from tokenenv.addresses import names_server, parse_address
 from tokenenv.combinations import ensemble_members
 from tokenenv.data import Message
 from tokenenv.models import (
@@ -290,6 +291,11 @@ def load_reward_model(name: str, device: str = "cpu", dtype: str = "float32") ->
     Raises:
         ValueError: `name` holds no sequence classifier with one output, or not all of its weights.
     """
+    if names_server(name):
+        raise ValueError(
+            f"reward_model={str(parse_address(name))!r} is the address of a reward server, and a "
+            "reward model itself is wanted here, with its weights: give its folder or hub id."
+        )
     if members := ensemble_members(name):
         raise ValueError(
             f"reward_model={name!r} holds {len(members)} members of an ensemble, and one reward "

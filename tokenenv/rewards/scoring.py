@@ -12,7 +12,7 @@ from tokenenv.data import Prompt
 from tokenenv.models import Reference, check_cached_step, check_context, load_frozen
 from tokenenv.rewards.combined import reference_episodes
 from tokenenv.rewards.raw_rewards import Episode, RewardSource, check_rewards
-from tokenenv.rewards.sources import learned_rewards, resolve_reward
+from tokenenv.rewards.sources import learned_rewards, remote_rewards, resolve_reward
 from tokenenv.settings import ResolvedSettings
 from tokenenv.tasks import load_task
 from tokenenv.user_code import user_code
@@ -195,6 +195,8 @@ def build_scorer(settings: ResolvedSettings) -> EpisodeScorer:
     for learned in learned_rewards(reward).values():
         if learned.feeds_tokens:
             check_context(learned.reward_model.model, prompt + response, "reward model")
+    for remote in remote_rewards(reward).values():
+        remote.check_context(prompt + response)
     return EpisodeScorer(
         reference,
         reward,

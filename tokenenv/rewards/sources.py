@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from tokenenv.addresses import names_server, parse_address
 from tokenenv.combinations import Combination
 from tokenenv.data import Prompt, messages_of
 from tokenenv.models import LanguageModel, decode_all, prompt_text
 from tokenenv.notes import note_once
+from tokenenv.remote import reward_client
 from tokenenv.rewards.combined import CombinedRewards, disagreement_of
 from tokenenv.rewards.functions import FunctionReward, RewardFunction
 from tokenenv.rewards.raw_rewards import (
@@ -26,6 +28,7 @@ from tokenenv.rewards.raw_rewards import (
     RewardSource,
     check_rewards,
 )
+from tokenenv.rewards.remote import RemoteReward
 from tokenenv.rewards.reward_model import RewardModel, load_reward_model
 from tokenenv.tasks import load_object, names_code
 
@@ -35,12 +38,14 @@ __all__ = [
     "FunctionReward",
     "LearnedReward",
     "RawRewards",
+    "RemoteReward",
     "RewardFunction",
     "RewardSource",
     "WeightedRewards",
     "check_rewards",
     "is_learned",
     "learned_rewards",
+    "remote_rewards",
     "resolve_reward",
 ]
 
@@ -181,7 +186,11 @@ class WeightedRewards:
 
     def _disagreement(self, values: np.ndarray) -> np.ndarray | None:
         """(B,) of the reward models among the (sources, B) normalised rewards, if 2 or more."""
-        is_model = [isinstance(source, LearnedReward) for source in self.sources.values()]
+        is_model = [
+            isinstance(source, LearnedReward)
+            or (isinstance(source, RemoteReward) and source.is_model)
+            for source in self.sources.values()
+        ]
         return disagreement_of(values[is_model]) if sum(is_model) > 1 else None
 
     def _per_token(
@@ -203,8 +212,14 @@ def learned_rewards(reward: RewardSource) -> dict[str, LearnedReward]:
     return {name: part for name, part in sources.items() if isinstance(part, LearnedReward)}
 
 
+def remote_rewards(reward: RewardSource) -> dict[str, RemoteReward]:
+    """The rewards of servers among those of a source, by name; "" where there is one reward."""
+    sources = _sources_of(reward)
+    return {name: part for name, part in sources.items() if isinstance(part, RemoteReward)}
+
+
 def is_learned(reward: RewardSource) -> bool:
-    """Whether a source is a reward model, or several and nothing else."""
+    """Whether a source is a reward model, or several and nothing else; here, not on a server."""
     return len(learned_rewards(reward)) == len(_sources_of(reward))
 
 
@@ -228,8 +243,8 @@ def resolve_reward(
     """The source that an argument `reward_model` stands for.
 
     Args:
-        reward_model: a callable, `"package.module:function"`, a folder or a hub id; or a list of
-            these.
+        reward_model: a callable, `"package.module:function"`, a folder, a hub id or the address of
+            a reward server; or a list of these.
         language_model: the reference.
         device: of reward models.
         dtype: of reward models.
@@ -237,18 +252,28 @@ def resolve_reward(
         response_tokens: T.
         combination: of the rewards of a list; None: their weighted sum.
         reference_episodes: gives responses of the reference, which a combination other than the sum
-            is normalised on.
+            is normalised on, and a server's reward, where it names no normalisation.
 
     Raises:
         ValueError: it is none of them, or they can't be combined.
     """
     if not isinstance(reward_model, list | tuple):
         if weights is None:
-            return _resolve_one(reward_model, language_model, device, dtype, response_tokens)
+            return _resolve_one(
+                reward_model, language_model, device, dtype, response_tokens, reference_episodes
+            )
         reward_model = [reward_model]
     sources: dict[str, RewardSource] = {}
     for one in reward_model:
-        source = _resolve_one(one, language_model, device, dtype, response_tokens, may_abstain=True)
+        source = _resolve_one(
+            one,
+            language_model,
+            device,
+            dtype,
+            response_tokens,
+            reference_episodes,
+            may_abstain=True,
+        )
         sources[_free(_name_of(one), sources)] = source
     if combination is not None and combination.name != "sum":
         if reference_episodes is None:
@@ -266,8 +291,10 @@ the same."""
 
 
 def _name_of(reward_model: Any) -> str:
-    """The name of one of several rewards: the function's, or the last part of a path or hub id."""
-    if isinstance(reward_model, str):
+    """The name of one of several rewards: a function's, the end of a path or hub id, a host."""
+    if names_server(reward_model):
+        name = parse_address(reward_model).place
+    elif isinstance(reward_model, str):
         name = reward_model.rpartition(":")[2] if names_code(reward_model) else reward_model
         name = os.path.basename(os.path.abspath(name))
     else:
@@ -287,8 +314,12 @@ def _resolve_one(
     device: str,
     dtype: str,
     response_tokens: int,
+    reference_episodes: Callable[[], Sequence[Episode]] | None,
     may_abstain: bool = False,
 ) -> RewardSource:
+    if names_server(reward_model):
+        client = reward_client(reward_model)
+        return RemoteReward(client, language_model, may_abstain, reference_episodes)
     if isinstance(reward_model, nn.Module):
         raise ValueError(
             f"reward_model is a {type(reward_model).__name__}, a torch module: save it, and give "

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenenv.addresses import names_server
 from tokenenv.tasks.splits import SPLITS, check_split
 
 __all__ = [
@@ -44,7 +45,8 @@ class Task:
     Args:
         name: the task's name.
         reference: folder or hub id of the causal LM that is the reference.
-        reward_model: folder or hub id of the reward model, or `"package.module:function"`.
+        reward_model: folder or hub id of the reward model, `"package.module:function"`, or the
+            address of a reward server.
         prompts: split ("train" or "eval") → prompts, disjoint between the splits unless all that
             can happen is enumerated.
         max_prompt_tokens: P.
@@ -101,8 +103,12 @@ def load_task(name: str, role: str = "task") -> Task:
 
 
 def names_code(value: Any) -> bool:
-    """Whether a task, reward model or prompts are `"module:attribute"`: code to import."""
-    return isinstance(value, str) and ":" in value and not os.path.exists(value)
+    """Whether a task, reward model or prompts are `"module:attribute"`: code to import.
+
+    The address of a reward server, `http://…`, is none.
+    """
+    is_name = isinstance(value, str) and ":" in value and not names_server(value)
+    return is_name and not os.path.exists(value)
 
 
 def model_source(name: Any, role: str) -> Any:

@@ -20,6 +20,8 @@ from tokenenv.rewards import (
     Episode,
     FunctionReward,
     RewardModel,
+    characters,
+    characters_as_model,
     check_rewards,
     load_reward_model,
 )
@@ -129,21 +131,6 @@ class ModelScores:
         return self.reward_model.encode(written, text.words, text.stopped)
 
 
-class _Characters:
-    """Stands for a language model of which every character is a token, so that texts stay whole."""
-
-    @property
-    def tokenizer(self) -> _Characters:
-        return self
-
-    def decode(self, ids: Any, **options: Any) -> str:
-        return "".join(map(chr, ids))
-
-    @staticmethod
-    def encode(text: str) -> np.ndarray:
-        return np.array([ord(character) for character in text], dtype=np.int64)
-
-
 class FunctionScores:
     """A reward function; it gets texts as they are.
 
@@ -164,7 +151,7 @@ class FunctionScores:
     ) -> None:
         self.name = f"reward function {name!r}"
         self.language_model = language_model
-        of_signature = FunctionReward(function, self.name, _as_model(_Characters())).parameters
+        of_signature = FunctionReward(function, self.name, characters_as_model()).parameters
         asked = of_signature.required | of_signature.optional
         self.wants_tokens = bool(asked & {"response_tokens", "completion_ids", "prompt_ids"})
         if self.wants_tokens and language_model is None:
@@ -172,7 +159,7 @@ class FunctionScores:
                 f"{self.name} asks for tokens: give --reference, the model whose tokenizer is "
                 "meant."
             )
-        reads = language_model if self.wants_tokens else _as_model(_Characters())
+        reads = language_model if self.wants_tokens else characters_as_model()
         assert reads is not None
         self.reward = FunctionReward(function, self.name, reads)
 
@@ -216,17 +203,13 @@ class FunctionScores:
             if self.language_model is not None:
                 prompt = self.language_model.chat.prompt(messages)
         if not self.wants_tokens:
-            ids = _Characters.encode(prompt), _Characters.encode(text.words)
+            ids = characters(prompt), characters(text.words)
             return Episode(*ids, text.stopped, text.prompt)
         assert self.language_model is not None
         response = self.language_model.encode_response(text.words)
         if text.stopped:
             response = np.append(response, self.language_model.eos_token_ids[0])
         return Episode(self.language_model.encode(prompt), response, text.stopped, text.prompt)
-
-
-def _as_model(characters: Any) -> LanguageModel:
-    return characters
 
 
 class GoldScores(FunctionScores):

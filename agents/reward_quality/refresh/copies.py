@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tokenenv.addresses import names_server
 from tokenenv.rewards import load_reward_model
 from tokenenv.settings import EnvSettings
 from tokenenv.tasks import load_task, names_code
@@ -39,7 +40,8 @@ class OwnRewardModels:
         if not any(_is_model(one) for one in several):
             raise ValueError(
                 "a reward model is refreshed by labels of fresh pairs, and the reward is a "
-                "function, which learns nothing: leave refresh_every (--refresh-every) out."
+                "function, which learns nothing, or on a server, where nothing here can teach it: "
+                "leave refresh_every (--refresh-every) out."
             )
         models = sum(map(_is_model, several))
         weights = resolved.reward_weights or [1.0] * len(several)
@@ -97,4 +99,4 @@ class OwnRewardModels:
 
 
 def _is_model(reward: Any) -> bool:
-    return isinstance(reward, str) and not names_code(reward)
+    return isinstance(reward, str) and not names_code(reward) and not names_server(reward)
