@@ -22,6 +22,7 @@ from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
 from agents.inspection.config import DataConfig
 from agents.labelling.config import LabelsAskConfig, SamplePairsConfig
+from agents.plan.config import PlanConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
 from agents.reward_quality.audit.config import AuditConfig
@@ -73,6 +74,7 @@ REQUIRED: dict[type, dict[str, str]] = {
     SampleConfig: {"": "/nowhere", "prompt": "x"},
     ExplainConfig: {"": "/nowhere", "prompt": "x"},
     PlayConfig: {"task": "exact", "device": "cpu"},
+    PlanConfig: {"model": "exact", "gpu-memory": "1", "max-new-tokens": "4", "device": "cpu"},
     RewardModelConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT"},
     LabelsCurveConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT", "seeds": "1"},
     LabelsAskConfig: {"": "POOL"},
@@ -97,6 +99,7 @@ COMMANDS = {
     SampleConfig: "sample",
     ExplainConfig: "explain",
     PlayConfig: "play",
+    PlanConfig: "plan",
     RewardModelConfig: "reward-model",
     LabelsCurveConfig: "labels curve",
     LabelsAskConfig: "labels ask",
