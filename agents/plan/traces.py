@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from agents.plan.live_memory import LiveMemory
 from agents.plan.models import bytes_of, materialise, weights
-from agents.policy.token_scores import score_tokens
+from agents.policy import score_tokens
 from tokenenv.models import (
     GPU_FACTOR,
     PackedSequences,
