@@ -254,15 +254,21 @@ def _file_error(error: OSError) -> str:
 
 
 def _train(config: TrainConfig, console: Console) -> None:
-    if config.seeds is None or config.resume is not None:
+    is_one = config.seeds is None and not config.sweep
+    if is_one or config.resume is not None:
         _train_once(config, console)
         return
-    from agents.command_line.seeds import train_seeds
+    from agents.command_line.seeds import launch, train_seeds
     from agents.report.page import NAME, write_page
     from agents.report.run_files import read_run
 
-    folders = train_seeds(config, console, lambda one: _train_once(one, console))
-    page = write_page([read_run(path, 1e6) for path in folders], folders[0].parent / NAME)
+    if config.launcher is not None or config.sweep:
+        folders = launch(config, console)
+        place = folders[0].parents[1] if config.sweep else folders[0].parent
+    else:
+        folders = train_seeds(config, console, lambda one: _train_once(one, console))
+        place = folders[0].parent
+    page = write_page([read_run(path, 1e6) for path in folders], place / NAME)
     console.print(Text.assemble("all seeds on one page: ", literal(page, "bold")))
 
 

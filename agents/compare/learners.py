@@ -29,7 +29,7 @@ _NO_MATTER = (
     *("config", "out", "overwrite", "seed", "seeds", "total_tokens", "device", "num_threads"),
     *("eval_prompts", "eval_responses", "eval_every", "explain_every", "explain_prompts"),
     *("checkpoint_every", "keep_checkpoints", "resume", "trust_code"),
-    *("tracker", "tracker_project"),
+    *("tracker", "tracker_project", "launcher", "workers", "sweep"),
     *("on_hacking_alarm", "hacking_kl_factor", "hacking_kl_raises", "shift_every", "shift_pairs"),
     *("refresh_every", "refresh_pairs", "refresh_labels", "refresh_label_noise"),
     *("refresh_old_pairs", "refresh_epochs", "refresh_learning_rate"),

@@ -128,6 +128,7 @@ NAMES = {
     "shift_pairs": NO_NAMES,  # and no --shift-every
     **dict.fromkeys(("refresh_labels", "refresh_old_pairs"), NO_NAMES),  # and no --refresh-every
     "sizes": NO_WHOLE_NUMBERS,
+    "sweep": ("", "=", "nope=1", "seed=1,2", "gamma=", "gamma=1,,2", "gamma=1,1", ESCAPES, LONG),
     "lora_target_modules": ("", " ", "q_proj"),  # and no rank
     "config": ("", "/nowhere/x.yaml", "/", ESCAPES, LONG, "a\0b", SURROGATE, "zoo:", "zoo:x"),
     "zoo": ("/nowhere", "/dev/null", "a\0b", LONG, ESCAPES, SURROGATE),
