@@ -120,7 +120,7 @@ def test_seeds_are_trained_beside_each_other_and_only_once(tmp_path, capsys, lau
 @pytest.mark.slow
 def test_one_signal_stops_all_runs_and_the_same_command_goes_on(tmp_path):
     out = tmp_path / "runs"
-    long = ["--total-tokens", "40000", "--seeds", "2", "--launcher", "local", "--workers", "2"]
+    long = ["--total-tokens", "10000000", "--seeds", "2", "--launcher", "local", "--workers", "2"]
     command = [sys.executable, "-m", "agents.cli", "train", *SMALL, *long, "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
