@@ -1,7 +1,7 @@
 """What trains several runs: processes of this machine, or tasks of ray.
 
 Each run is `tokenrlhf train` in a process of its own, with one thread, and what it prints goes into
-a log beside its folder. A signal is passed on once: every run writes a checkpoint and stops.
+a log beside its folder. A signal is passed on once: every run stops and keeps what it has.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tokenenv.stop_signals import StopSignal, check_signals, hold_signals
 __all__ = ["LAUNCHERS", "Job"]
 
 PATIENCE = 60.0
-"""Seconds that stopped runs have to write their checkpoints."""
+"""Seconds that stopped runs have to write what they keep."""
 
 Job = tuple[list[str], Path]
 """Arguments of `tokenrlhf`, and the file for what it prints."""

@@ -66,7 +66,8 @@ class Variant:
                     "it."
                 )
         path = self.folder / "summary.json"
-        return read_json_object(path, "a run's summary") if path.is_file() else None
+        summary = read_json_object(path, "a run's summary") if path.is_file() else {}
+        return summary if summary and summary.get("finished", True) else None
 
     def arguments(self, settings: Path) -> list[str]:
         """Of `tokenrlhf`, to start the run or to go on with it.
@@ -74,8 +75,8 @@ class Variant:
         Args:
             settings: file to write its settings to.
         """
-        checkpoints = self.folder / "checkpoints"
-        if checkpoints.is_dir() and any(checkpoints.iterdir()) and not self.config.overwrite:
+        has_begun = any(path.is_dir() for path in self.folder.glob("checkpoints/tokens-*"))
+        if has_begun and not self.config.overwrite:
             return ["train", "--resume", str(self.folder), "--trust-code"]
         content = {**self.config.as_json(), "overwrite": True}
         settings.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -121,18 +121,19 @@ def test_seeds_are_trained_beside_each_other_and_only_once(tmp_path, capsys, lau
 def test_one_signal_stops_all_runs_and_the_same_command_goes_on(tmp_path):
     out = tmp_path / "runs"
     long = ["--total-tokens", "10000000", "--seeds", "2", "--launcher", "local", "--workers", "2"]
+    long += ["--checkpoint-every", "1"]
     command = [sys.executable, "-m", "agents.cli", "train", *SMALL, *long, "--out", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    metrics = [out / f"seed-{i}" / "metrics.jsonl" for i in (0, 1)]
+    folders = [out / f"seed-{i}" / "checkpoints" for i in (0, 1)]
     deadline = time.monotonic() + 180
-    while not all(m.exists() and m.stat().st_size for m in metrics):
+    while not all(any(folder.glob("tokens-*")) for folder in folders):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     assert process.wait(120) == 130
     for i in (0, 1):
-        assert any((out / f"seed-{i}" / "checkpoints").iterdir())
+        assert not json.loads((out / f"seed-{i}" / "summary.json").read_text())["finished"]
         assert "--resume" in (out / f"seed-{i}.log").read_text()
     config = TrainConfig.from_json(json.loads((out / "seed-0" / "config.json").read_text()))
     (one,) = variants(config, out)
