@@ -1,7 +1,7 @@
 """The command line: `tokenrlhf COMMAND`.
 
 The commands are train, evaluate, sample, explain, report, play, sft, sample-pairs, reward-model,
-labels, audit, best-of-n, serve-reward, data, verify, compare and zoo.
+labels, audit, best-of-n, serve-reward, data, verify, compare, zoo and plan.
 `tokenrlhf COMMAND --help` explains every setting with its default; `tokenrlhf --version` says which
 version is installed.
 """
@@ -29,6 +29,7 @@ from agents.config import TrainConfig
 from agents.console import literal, new_console
 from agents.inspection.config import DataConfig
 from agents.labelling.config import LabelsAskConfig, SamplePairsConfig
+from agents.plan.config import PlanConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
 from agents.reward_quality.audit.config import AuditConfig
@@ -83,6 +84,7 @@ Command = (
     | Annotated[CompareConfig, tyro.conf.subcommand("compare")]
     | Annotated[ReportConfig, tyro.conf.subcommand("report")]
     | Annotated[ZooConfig, tyro.conf.subcommand("zoo")]
+    | Annotated[PlanConfig, tyro.conf.subcommand("plan")]
 )
 
 
@@ -102,8 +104,8 @@ _CONFIGS = _configs(Command)
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0; 1 where `verify` found a failure; 2 for a mistake in the input; for signals what a shell
-    expects: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    0; 1 where `verify` found a failure, or `plan` that it does not fit; 2 for a mistake in the
+    input; for signals what a shell expects: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
     """
     console = new_console()
     _import_from_working_directory()
@@ -254,15 +256,21 @@ def _file_error(error: OSError) -> str:
 
 
 def _train(config: TrainConfig, console: Console) -> None:
-    if config.seeds is None or config.resume is not None:
+    is_one = config.seeds is None and not config.sweep
+    if is_one or config.resume is not None:
         _train_once(config, console)
         return
-    from agents.command_line.seeds import train_seeds
+    from agents.command_line.seeds import launch, train_seeds
     from agents.report.page import NAME, write_page
     from agents.report.run_files import read_run
 
-    folders = train_seeds(config, console, lambda one: _train_once(one, console))
-    page = write_page([read_run(path, 1e6) for path in folders], folders[0].parent / NAME)
+    if config.launcher is not None or config.sweep:
+        folders = launch(config, console)
+        place = folders[0].parents[1] if config.sweep else folders[0].parent
+    else:
+        folders = train_seeds(config, console, lambda one: _train_once(one, console))
+        place = folders[0].parent
+    page = write_page([read_run(path, 1e6) for path in folders], place / NAME)
     console.print(Text.assemble("all seeds on one page: ", literal(page, "bold")))
 
 
@@ -323,6 +331,7 @@ _RUNNERS: dict[type, Any] = {
     CompareConfig: "agents.compare.command:compare",
     ReportConfig: "agents.report.command:report",
     ZooConfig: "agents.zoo.command:show",
+    PlanConfig: "agents.plan.command:plan",
 }
 """Command → its function of (config, console), or where that is, so that only one command's modules
 are loaded."""

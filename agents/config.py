@@ -21,6 +21,7 @@ from agents.settings import (
     check_controller,
     check_estimator,
     kl_controller,
+    parse_sweep,
     run_name,
     settings_from_json,
 )
@@ -53,7 +54,7 @@ _TRAIN_RANGES: dict[str, Range] = {
     "seed": SEED,
     "total_tokens": count(high=10**12),
     "n_envs": count(high=MOST_ENVS),
-    "seeds": OPTIONAL_COUNT,
+    **dict.fromkeys(("seeds", "workers"), OPTIONAL_COUNT),
     "eval_prompts": COUNT,
     "eval_responses": OPTIONAL_RESPONSES_OR_0,
     "eval_every": COUNT_OR_0,
@@ -104,6 +105,7 @@ SETTINGS_OF_OLDER_RUNS: dict[str, Any] = {
     **{"refresh_every": 0, "refresh_pairs": 256, "refresh_labels": None},
     **{"refresh_label_noise": 0.0, "refresh_old_pairs": None},
     **{"refresh_epochs": 2, "refresh_learning_rate": 3e-4},
+    **{"launcher": None, "workers": None, "sweep": ()},
 }
 """What runs did before these were settings: their config.json need not name them."""
 
@@ -134,6 +136,15 @@ class TrainConfig:
     """Seed of prompts, sampling and order of the updates."""
     seeds: int | None = None
     """Train so many times, with seeds from --seed on, and report interquartile means."""
+    sweep: tuple[str, ...] = ()
+    """Settings with several values, learning_rate=1e-3,3e-4: every combination of them is trained
+    with every seed."""
+    launcher: Literal["local", "ray"] | None = None
+    """What trains the seeds and the sweep: processes of this machine, or tasks of ray. The same
+    command again goes on with what is missing. Default: one run after the other in this process;
+    'local' for a sweep."""
+    workers: int | None = None
+    """Runs side by side, with --launcher; default: one per core, or what ray has."""
     total_tokens: int = 65_536
     """Response tokens to train on."""
 
@@ -396,6 +407,7 @@ class TrainConfig:
                 "0: give --shift-every as well, or leave out --shift-pairs."
             )
         self._check_refresh()
+        self._check_launcher()
         parse_columns(self.columns)
         self._check_hacking_alarm()
         check_combination(
@@ -439,6 +451,20 @@ class TrainConfig:
                     f"{name}={getattr(self, name)!r} is for refresh_every, and that is 0: give "
                     f"--refresh-every as well, or leave out --{name.replace('_', '-')}."
                 )
+
+    def _check_launcher(self) -> None:
+        parse_sweep(self.sweep, (field.name for field in dataclasses.fields(self)))
+        if self.launcher not in (None, "local", "ray"):
+            raise ValueError(f"launcher={self.launcher!r} must be 'local' or 'ray'.")
+        if self.launcher is not None and self.seeds is None and not self.sweep:
+            raise ValueError(
+                f"launcher={self.launcher!r} trains several runs: give --seeds or --sweep as well."
+            )
+        if self.workers is not None and self.launcher is None and not self.sweep:
+            raise ValueError(
+                f"workers={self.workers!r} is for --launcher: give --launcher local with it, or "
+                "leave it out."
+            )
 
     def _check_hacking_alarm(self) -> None:
         if self.on_hacking_alarm not in HACKING_ACTIONS:
@@ -516,6 +542,7 @@ class TrainConfig:
         content["out"] = None if self.out is None else str(self.out)
         for name in ("config", "resume", "trust_code"):  # of the call; what config holds is here
             del content[name]
+        content["sweep"] = list(self.sweep)
         return content
 
     @classmethod

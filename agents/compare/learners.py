@@ -30,7 +30,7 @@ _NO_MATTER = (
     *("eval_prompts", "eval_responses", "eval_every", "explain_every", "explain_prompts"),
     *("checkpoint_every", "keep_checkpoints", "resume", "trust_code"),
     "max_skipped_updates",
-    *("tracker", "tracker_project"),
+    *("tracker", "tracker_project", "launcher", "workers", "sweep"),
     *("on_hacking_alarm", "hacking_kl_factor", "hacking_kl_raises", "shift_every", "shift_pairs"),
     *("refresh_every", "refresh_pairs", "refresh_labels", "refresh_label_noise"),
     *("refresh_old_pairs", "refresh_epochs", "refresh_learning_rate"),

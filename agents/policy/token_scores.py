@@ -39,6 +39,7 @@ def score_tokens(
     actions: torch.Tensor,
     temperature: float,
     entropy_needs_gradient: bool = True,
+    chunk_factor: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities of `actions` and entropies at hidden states, with gradient.
 
@@ -51,6 +52,8 @@ def score_tokens(
         actions: (n,) int64.
         temperature: divides the logits.
         entropy_needs_gradient: whether the entropies carry gradient.
+        chunk_factor: multiplies the logits of a chunk; `GPU_FACTOR` on a GPU and 1 elsewhere unless
+            given.
 
     Returns:
         (n,) log-probabilities, (n,) entropies in nats.
@@ -59,7 +62,7 @@ def score_tokens(
     if type(layer) is not nn.Linear or getattr(model.config, "final_logit_softcapping", None):
         logits = tempered_logits(model, hidden, temperature)
         return scores_of_logits(logits, actions, entropy_needs_gradient)
-    factor = GPU_FACTOR if hidden.is_cuda else 1
+    factor = chunk_factor or (GPU_FACTOR if hidden.is_cuda else 1)
     small = len(hidden) * len(layer.weight) <= KEPT_LOGITS * factor
     saves_log_probs = small and torch.is_grad_enabled()  # off inside of the function, always
     return _TokenScores.apply(
@@ -70,6 +73,7 @@ def score_tokens(
         temperature,
         entropy_needs_gradient,
         saves_log_probs,
+        CHUNK_LOGITS * factor,
     )
 
 
@@ -88,8 +92,9 @@ def scores_of_logits(
 class _TokenScores(torch.autograd.Function):
     """(n,) log-probabilities and (n,) entropies from (n, h) hidden states, m states at a time.
 
-    The last argument says whether the (m, V) log-probabilities of every chunk are saved for the
-    backward pass, or computed again in it. Gradients go to hidden states, weight and bias.
+    The last arguments say whether the (m, V) log-probabilities of every chunk are saved for the
+    backward pass, or computed again in it, and how many logits a chunk has. Gradients go to
+    hidden states, weight and bias.
     """
 
     @staticmethod
@@ -102,11 +107,11 @@ class _TokenScores(torch.autograd.Function):
         temperature: float,
         entropy_needs_gradient: bool,
         saves_log_probs: bool,
+        chunk: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         device = hidden.device.type
         ctx.narrow = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         ctx.temperature, ctx.entropy_needs_gradient = temperature, entropy_needs_gradient
-        chunk = CHUNK_LOGITS * (GPU_FACTOR if hidden.is_cuda else 1)
         ctx.rows = max(1, chunk // len(weight))
         log_probs, entropies, saved_log_probs = [], [], []
         with torch.autocast(device, enabled=False):
@@ -164,7 +169,7 @@ class _TokenScores(torch.autograd.Function):
             to_hidden,
             None if to_weight is None else to_weight.to(weight.dtype),
             None if bias is None or to_bias is None else to_bias.to(bias.dtype),
-            *(None,) * 4,
+            *(None,) * 5,
         )
 
 

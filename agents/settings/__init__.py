@@ -31,6 +31,7 @@ from agents.settings.ranges import (
     normalizes_returns,
     value_loss_weight,
 )
+from agents.settings.sweep import parse_sweep
 
 __all__ = [
     "DEFAULT_DUAL_RATE",
@@ -51,6 +52,7 @@ __all__ = [
     "check_trainable_dtype",
     "kl_controller",
     "normalizes_returns",
+    "parse_sweep",
     "resolve_kl",
     "run_name",
     "settings_from_json",

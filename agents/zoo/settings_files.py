@@ -18,7 +18,7 @@ __all__ = ["as_number", "near", "read_mapping", "read_settings"]
 RUN_CONFIG = "config.json"
 TRACKERS = ("wandb", "trackio")
 """Trackers that are no code of a user's."""
-_NOT_OF_A_RUN = ("out", "overwrite", "seeds")
+_NOT_OF_A_RUN = ("out", "overwrite", "seeds", "launcher", "workers", "sweep")
 """Settings of a run that its `config.json` does not hand on: another run would replace it."""
 
 

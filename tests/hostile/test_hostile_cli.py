@@ -22,6 +22,7 @@ from agents.compare.config import CompareConfig
 from agents.config import TrainConfig
 from agents.inspection.config import DataConfig
 from agents.labelling.config import LabelsAskConfig, SamplePairsConfig
+from agents.plan.config import PlanConfig
 from agents.play.config import PlayConfig
 from agents.report.config import ReportConfig
 from agents.reward_quality.audit.config import AuditConfig
@@ -74,6 +75,7 @@ REQUIRED: dict[type, dict[str, str]] = {
     SampleConfig: {"": "/nowhere", "prompt": "x"},
     ExplainConfig: {"": "/nowhere", "prompt": "x"},
     PlayConfig: {"task": "exact", "device": "cpu"},
+    PlanConfig: {"model": "exact", "gpu-memory": "1", "max-new-tokens": "4", "device": "cpu"},
     RewardModelConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT"},
     LabelsCurveConfig: {"pairs": "PAIRS", "base": "exact", "out": "OUT", "seeds": "1"},
     LabelsAskConfig: {"": "POOL"},
@@ -99,6 +101,7 @@ COMMANDS = {
     SampleConfig: "sample",
     ExplainConfig: "explain",
     PlayConfig: "play",
+    PlanConfig: "plan",
     RewardModelConfig: "reward-model",
     LabelsCurveConfig: "labels curve",
     LabelsAskConfig: "labels ask",
@@ -128,6 +131,7 @@ NAMES = {
     "shift_pairs": NO_NAMES,  # and no --shift-every
     **dict.fromkeys(("refresh_labels", "refresh_old_pairs"), NO_NAMES),  # and no --refresh-every
     "sizes": NO_WHOLE_NUMBERS,
+    "sweep": ("", "=", "nope=1", "seed=1,2", "gamma=", "gamma=1,,2", "gamma=1,1", ESCAPES, LONG),
     "lora_target_modules": ("", " ", "q_proj"),  # and no rank
     "config": ("", "/nowhere/x.yaml", "/", ESCAPES, LONG, "a\0b", SURROGATE, "zoo:", "zoo:x"),
     "zoo": ("/nowhere", "/dev/null", "a\0b", LONG, ESCAPES, SURROGATE),

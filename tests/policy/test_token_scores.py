@@ -71,7 +71,9 @@ def test_gradients_agree_with_finite_differences(case):
     def scores(states, weight, bias):
         own = nn.Linear(HIDDEN, VOCABULARY)
         own.weight, own.bias = nn.Parameter(weight), nn.Parameter(bias)
-        return token_scores._TokenScores.apply(states, weight, bias, actions[:4], 0.9, True, False)
+        return token_scores._TokenScores.apply(
+            states, weight, bias, actions[:4], 0.9, True, False, 32
+        )
 
     assert torch.autograd.gradcheck(
         scores, (hidden[:4].detach().requires_grad_(), layer.weight, layer.bias)

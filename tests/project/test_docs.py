@@ -118,6 +118,7 @@ SMALLER = {
     "best-of-n": "--eval-prompts 4 --device cpu",
     "verify": "--no-learning",
     "report": "",
+    "plan": "",
     "zoo": "",
     "serve-reward": "",
     "compare": "--envs CartPole-v1 --agents ppo --steps 256 --seeds 1 --episodes 2 "

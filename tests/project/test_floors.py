@@ -47,7 +47,7 @@ STOREYS: list[list[str]] = [
     ["agents.runs"],
     [
         *("agents.compare", "agents.verification", "agents.report", "agents.play"),
-        *("agents.inspection", "agents.serving"),
+        *("agents.inspection", "agents.serving", "agents.plan"),
     ],
     ["agents.command_line", "agents.reward_quality.labels"],
     ["agents.cli"],
@@ -67,6 +67,7 @@ DOORLESS = {
     "agents.verification": "one command",
     "agents.zoo": "its door is of settings alone; files of any kind and its command lie further in",
     "agents.inspection": "one command, whose configuration the command line reads before torch",
+    "agents.plan": "one command, whose configuration the command line reads before torch",
     "agents.play": "one command, whose configuration the command line reads before torch",
     "agents.serving": "one command, whose configuration the command line reads before torch",
     "agents.labelling": "one command, whose configuration the command line reads before torch",

@@ -27,7 +27,13 @@ from tokenenv.models.chat import (
     end_of_turn_id,
     texts_at_the_seam,
 )
-from tokenenv.models.decode_step import graph_capture, no_capture
+from tokenenv.models.decode_step import (
+    attention_masks,
+    attention_windows,
+    bucket_width,
+    graph_capture,
+    no_capture,
+)
 from tokenenv.models.encoding import (
     decode_all,
     eos_ids_of,
@@ -85,6 +91,7 @@ from tokenenv.models.preparation import check_weights, enable_checkpointing, pre
 from tokenenv.models.reference import Reference
 from tokenenv.models.reference_decoder import ReferenceDecoder
 from tokenenv.models.sampling import SampledResponse, sample_responses
+from tokenenv.models.slot_cache import SlotCache, cache_argument
 from tokenenv.models.slot_decoder import SlotDecoder
 from tokenenv.models.weight_watch import WeightWatch, contents_digest
 
@@ -100,11 +107,16 @@ __all__ = [
     "ReferenceDecoder",
     "SampledResponse",
     "SharedLoader",
+    "SlotCache",
     "SlotDecoder",
     "WeightWatch",
     "add_lora",
+    "attention_masks",
+    "attention_windows",
+    "bucket_width",
     "as_turn_messages",
     "build_language_model",
+    "cache_argument",
     "check_cached_step",
     "check_complete",
     "check_config",
