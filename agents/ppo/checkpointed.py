@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from agents.checkpoints import Checkpoint, read_checkpoint
 from agents.ppo.many_ranks import StepsOfRanks, join
 from agents.ppo.stored_settings import arguments_of
-from agents.ppo.whole_state import Resumption, go_on_from, save_checkpoint
+from agents.ppo.whole_state import Resumption, go_on_from, help_checkpoint, save_checkpoint
 from agents.scaling import ALONE, Ranks
 from agents.scaling.trained import Trained
 
@@ -45,6 +45,7 @@ class CheckpointedPPO(PPO):
         self.other_parts: frozenset[str] = frozenset()
         self.ranks: Ranks = ALONE
         self.trained_by_ranks: Trained | None = None
+        self.rollouts_go_on = True
         super().__init__(*args, **kwargs)
 
     # Many processes ------------------------------------------------------------------------------
@@ -134,8 +135,16 @@ class CheckpointedPPO(PPO):
         """
         save_checkpoint(self, Path(folder), parts or {})
 
+    def help_checkpoint(self) -> None:
+        """On every rank but the first: send it what its `save_checkpoint` waits for."""
+        help_checkpoint(self)
+
     def go_on_from(self, checkpoint: Checkpoint) -> None:
         """Take a checkpoint's state over; the next `learn(reset_num_timesteps=False)` goes on.
+
+        It may be of any number of ranks. As many go on to the bit; others begin their rollouts
+        afresh, with everything that was learned, which is said. After `join`, where there are
+        several.
 
         Args:
             checkpoint: of a model with the same settings, in an environment of the same arguments.
@@ -200,5 +209,5 @@ class CheckpointedPPO(PPO):
 def _lent() -> dict[str, Any]:
     """Attributes of a model that neither archives nor copies have, as a new model has them."""
     nothing = dict.fromkeys(("on_updated", "callback", "pending"))
-    alone = {"ranks": ALONE, "trained_by_ranks": None}
+    alone = {"ranks": ALONE, "trained_by_ranks": None, "rollouts_go_on": True}
     return {**nothing, **alone, "between_rollouts": [], "other_parts": frozenset()}

@@ -105,6 +105,9 @@ class RLHFCallback(BaseCallback):
             changed what was acted or seen.
     """
 
+    ROWS = ("kl", "ref_log_prob")
+    """Parts of the state that are of this process's environments, row by row."""
+
     def __init__(
         self,
         verbose: int = 0,
@@ -385,6 +388,10 @@ class RLHFCallback(BaseCallback):
             factor: positive.
         """
         return self._kl_schedule.multiply(factor)
+
+    def take_kl_coef(self, kl_coef: float, was_multiplied: bool) -> None:
+        """Let β be that of another rank for the next rollout; when `multiply_kl_coef` may be."""
+        self._kl_schedule.take(kl_coef, was_multiplied)
 
     # Rollout's end -------------------------------------------------------------------------------
 

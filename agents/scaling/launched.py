@@ -173,9 +173,11 @@ class LaunchedRanks(Ranks):
             said = " ".join(str(error).split())
             self.watch.fail(f"{said or type(error).__name__}")
 
-    def leave(self) -> None:
-        """Tell the others that this rank has done its part, and is not lost."""
-        self.watch.close()
+    def leave(self, is_done: bool = True) -> None:
+        """Stop watching the others, which know whether this rank has done its part."""
+        self.watch.close(is_done)
+        if is_done:
+            self.state.destroy_process_group()
 
 
 def _partial_state(cpu: bool) -> Any:

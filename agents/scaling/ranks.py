@@ -99,8 +99,12 @@ class Ranks:
     def fail(self, error: BaseException) -> None:
         """Tell the others that this rank ends, and why."""
 
-    def leave(self) -> None:
-        """Tell the others that this rank has done its part, and is not lost."""
+    def leave(self, is_done: bool = True) -> None:
+        """Stop watching the others.
+
+        Args:
+            is_done: whether this rank has done its part, and will not be missed.
+        """
 
 
 ALONE = Ranks()

@@ -62,14 +62,15 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="ranks", daemon=True)
         self._thread.start()
 
-    def close(self) -> None:
-        """Stop watching; this rank is not missed from now on."""
+    def close(self, is_done: bool = True) -> None:
+        """Stop watching; a rank that is done is not missed from now on."""
         if self._closed.is_set():
             return
         self._closed.set()
-        self._thread.join()
-        with contextlib.suppress(RuntimeError):
-            self.store.set(f"done/{self.rank}", "1")
+        self._thread.join(2 * PERIOD)
+        if is_done:
+            with contextlib.suppress(RuntimeError):
+                self.store.set(f"done/{self.rank}", "1")
 
     def fail(self, reason: str) -> None:
         """Let the others know that this rank ends, and why; the first reason of all counts."""

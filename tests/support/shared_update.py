@@ -15,7 +15,7 @@ from tokenenv.models import minibatch_indices
 LARGE: dict[str, Any] = {"batch_size": 100_000}
 CASES: dict[str, dict[str, Any]] = {
     "one minibatch": {**LARGE, "n_epochs": 1},
-    "several": {"batch_size": 40, "n_epochs": 2, "micro_batch_tokens": 30, "clip_range_vf": 0.05},
+    "several": {"batch_size": 10, "n_epochs": 2, "micro_batch_tokens": 30, "clip_range_vf": 0.05},
     "by sequence": {
         **{"batch_size": 60, "loss_aggregation": "sequence", "ent_coef": 0.01},
         **{"normalize_advantage": True, "whiten_advantages": False, "normalize_returns": False},
