@@ -133,7 +133,10 @@ class Watch:
             os.kill(os.getpid(), signal.SIGTERM)
         if self._closed.wait(LAST) or self.is_noticed:
             return
-        sys.stderr.write(f"error: {reason}. This rank ({self.rank}) waited for it, and ends.\n")
+        sys.stderr.write(
+            f"error: {reason}. Rank {self.rank} waited for it, and ends. A run goes on from its "
+            "last checkpoint with --resume.\n"
+        )
         sys.stderr.flush()
         os._exit(_STATUS)
 

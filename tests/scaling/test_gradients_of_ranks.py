@@ -10,6 +10,8 @@ from support.ranks import run_ranks
 from support.shared_update import CASES, alone
 from support.tiny_task import task_kwargs
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import torch
 from agents.scaling import launched_ranks
