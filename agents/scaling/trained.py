@@ -28,18 +28,20 @@ MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 class _Calls(nn.Module):
-    """A module whose forward pass is a method of another module, by its name.
+    """A module whose forward pass is a method of another, by its name, or a function of it.
 
-    What surrounds a module's forward, as DDP and FSDP2 do, then surrounds any of its methods.
+    What surrounds a module's forward, as DDP and FSDP2 do, then surrounds any of them.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """The result of the method `name`."""
-        return getattr(self.module, name)(*args, **kwargs)
+    def forward(self, what: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The result of a method of the module, or of a function of it."""
+        if callable(what):
+            return what(self.module, *args, **kwargs)
+        return getattr(self.module, what)(*args, **kwargs)
 
 
 class Trained:
@@ -118,8 +120,8 @@ class InDDP(Trained):
             warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
             self._ddp = accelerator.prepare_model(calls, device_placement=False)
 
-    def call(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """The result of the module's method `name`, differentiable."""
+    def call(self, name: str | Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The result of the module's method `name`, or of a function of it, differentiable."""
         return self._ddp(name, *args, **kwargs)
 
     @contextlib.contextmanager
