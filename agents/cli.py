@@ -47,8 +47,15 @@ from agents.runs.tables import (
     print_places,
     print_summary,
 )
-from agents.scaling import ALONE, AgreedError, RankLost, Ranks, is_launched, launched_ranks
-from agents.scaling.launched import rank_of_environment
+from agents.scaling import (
+    ALONE,
+    AgreedError,
+    RankLost,
+    Ranks,
+    is_launched,
+    rank_of_environment,
+    ranks_of_command,
+)
 from agents.sft.config import SFTConfig
 from agents.verification.config import VerifyConfig
 from agents.zoo import require_task, settings_at
@@ -287,19 +294,13 @@ def _train_among_ranks(config: TrainConfig, console: Console) -> None:
             f"seeds={config.seeds} trains several runs, and several processes train one: start "
             "each seed by itself, or one process."
         )
-    ranks = launched_ranks(config.device)
-    try:
+    from agents.runs.ranks import FollowingRun
+
+    with ranks_of_command(config.device) as ranks:
         if ranks.is_first:
             _train_once(config, console, ranks)
         else:
-            from agents.runs.ranks import FollowingRun
-
             FollowingRun(config, ranks).train()
-    except BaseException as error:
-        ranks.fail(error)
-        ranks.leave(is_done=False)
-        raise
-    ranks.leave()
 
 
 def _train_once(config: TrainConfig, console: Console, ranks: Ranks = ALONE) -> dict[str, Any]:

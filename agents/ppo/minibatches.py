@@ -57,7 +57,9 @@ def minibatches(buffer: Any, batch_size: int, ranks: Ranks) -> Iterator[Minibatc
     tokens, sequences = ranks.sum(np.array([buffer.num_tokens, len(buffer.lengths)])).astype(int)
     shares = buffer.shares(int(min(sequences, max(1, -(-tokens // batch_size)))))
     own = [[int(buffer.lengths[share].sum()), len(share)] for share in shares]
-    for share, (tokens, sequences) in zip(shares, ranks.sum(np.array(own)).astype(int), strict=True):
+    for share, (tokens, sequences) in zip(
+        shares, ranks.sum(np.array(own)).astype(int), strict=True
+    ):
         if not tokens:  # of no rank
             continue
         is_empty = not len(share)

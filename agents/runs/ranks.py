@@ -33,7 +33,14 @@ from agents.vec_env import TokenVecEnv, make_vec_env
 from tokenenv.rewards import learned_rewards
 from tokenenv.stop_signals import stop_signals
 
-__all__ = ["CheckRanks", "FollowingRun", "OneDecision", "environment_of", "join_run", "of_rank"]
+__all__ = [
+    "CheckRanks",
+    "FollowingRun",
+    "OneDecision",
+    "environment_of",
+    "join_run",
+    "of_rank",
+]
 
 
 def of_rank(config: TrainConfig, ranks: Ranks) -> TrainConfig:

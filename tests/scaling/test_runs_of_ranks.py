@@ -206,7 +206,9 @@ def test_a_rank_that_dies_stops_the_others_and_the_run_goes_on_to_the_bit(folder
     # Two ranks went on with the run of one process.
     assert "is of 1 rank(s), and goes on with 2" in done.stderr
     summary = json.loads((folder / "single" / "summary.json").read_text())
-    assert summary["finished"] and summary["tokens"] == 768 and len(rows(folder / "single")) > before
+    assert (
+        summary["finished"] and summary["tokens"] == 768 and len(rows(folder / "single")) > before
+    )
 
 
 def test_one_process_goes_on_with_the_run_of_two(folder, caplog):

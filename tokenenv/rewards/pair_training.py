@@ -180,7 +180,7 @@ class PairTrainer:
             if is_last or record.steps % self.evaluate_every == 0:
                 self._look(float(np.mean(self.losses[looked_at:])), on_evaluation)
                 looked_at = len(self.losses)
-            if not record.stopped and is_asked:
+            if not record.stopped and (is_asked or self.together.any(signal_is_pending())):
                 record.stopped, record.reason = "signal", f"a signal came in step {record.steps}."
             if record.stopped:
                 break
