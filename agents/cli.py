@@ -12,6 +12,7 @@ import contextlib
 import functools
 import importlib
 import importlib.metadata
+import logging
 import operator
 import os
 import sys
@@ -131,8 +132,9 @@ def _run(arguments: list[str], console: Console) -> int:
             require_task(command)
         _runner(command)(command, console)
     except KeyboardInterrupt as stop:
-        with contextlib.suppress(OSError):  # of a terminal that is gone
-            console.print("stopped.")
+        if not _rank():
+            with contextlib.suppress(OSError):  # of a terminal that is gone
+                console.print("stopped.")
         return stop.exit_status if isinstance(stop, StopSignal) else 130
     except (OSError, ValueError, RankLost) as error:
         said = _file_error(error) if isinstance(error, OSError) else str(error)
@@ -300,6 +302,7 @@ def _train_among_ranks(config: TrainConfig, console: Console) -> None:
         if ranks.is_first:
             _train_once(config, console, ranks)
         else:
+            logging.getLogger("agents").setLevel(logging.ERROR)  # the first rank warns
             FollowingRun(config, ranks).train()
 
 

@@ -198,6 +198,10 @@ class _Helping(CheckpointCallback):
     def _on_training_start(self) -> None:
         model: Any = self.model
         model.between_rollouts.append(self._after_rollout)
+        if model.pending is not None and (name := CheckpointCallback.__name__) in (
+            parts := model.pending.parts
+        ):
+            self.load_state_dict(parts[name])
 
     def save_state(self) -> bool:
         """Help where the first rank writes a checkpoint; see `CheckpointCallback.save_state`."""

@@ -20,7 +20,7 @@ from support.shared_update import CASES, together
 task = torch.load("task.pt")
 ranks = launched_ranks("cpu")
 for case in CASES:
-    for shard in (False, True):
+    for shard in (False, True)[: 1 if case == "a warm-up" else 2]:
         result, model = together(task, case, ranks, shard)
         if shard:
             from torch.distributed.tensor import DTensor
@@ -60,7 +60,7 @@ def test_two_ranks_take_the_steps_of_one_process_with_all_episodes(results, case
     assert moved and max(float(expected[name].abs().max()) for name in moved) > 1e-3
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case != "a warm-up"])
 def test_sharded_training_is_ddp(results, case):
     ddp, sharded = (torch.load(results / f"{case} {shard} 0.pt") for shard in (False, True))
     other = torch.load(results / f"{case} True 1.pt")

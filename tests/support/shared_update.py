@@ -19,11 +19,13 @@ CASES: dict[str, dict[str, Any]] = {
     "by sequence": {
         **{"batch_size": 60, "loss_aggregation": "sequence", "ent_coef": 0.01},
         **{"normalize_advantage": True, "whiten_advantages": False, "normalize_returns": False},
+        "policy_kwargs": {"gradient_checkpointing": True},
     },
     "a critic of its own": {
         **{"batch_size": 50, "n_epochs": 3, "critic_epochs": 1, "loss_aggregation": "constant"},
         **{"policy_kwargs": {"value_head": "separate"}, "vf_coef": 0.5},
     },
+    "a warm-up": {**LARGE, "critic_warmup": 2, "vf_coef": 0.5},
     "a KL loss": {
         **{"batch_size": 64, "kl_estimator": "k3", "use_kl_loss": True, "n_epochs": 6},
         **{"target_kl": 0.002, "learning_rate": 3e-3},
