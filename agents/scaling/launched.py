@@ -189,7 +189,15 @@ def _partial_state(cpu: bool) -> Any:
             "several processes train through accelerate, which is not installed: pip install "
             "'tokenrlhf[ranks]' (or accelerate)."
         ) from error
-    return PartialState(cpu=cpu, timeout=PATIENCE)
+    try:
+        return PartialState(cpu=cpu, timeout=PATIENCE)
+    except RuntimeError as error:  # of torch.distributed: a port in use, a host that is not there
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(
+            f"the processes can't meet at {place} ({reason}): give the launcher another port "
+            "(--master-port; accelerate: --main_process_port), or an address that all hosts reach."
+        ) from error
 
 
 def _own_store() -> Any:
