@@ -193,12 +193,19 @@ class Update:
 
     # Minibatch and micro-batches -----------------------------------------------------------------
 
-    def accumulate_gradients(self, minibatch: Minibatch) -> dict[str, torch.Tensor]:
+    def accumulate_gradients(
+        self, minibatch: Minibatch | RolloutBufferSamples
+    ) -> dict[str, torch.Tensor]:
         """Leave the gradient of a minibatch's loss in the parameters: that of all ranks.
+
+        Args:
+            minibatch: this rank's part of it; samples alone are a whole one, of one process.
 
         Returns:
             The parts of the loss, () means over the tokens: what this rank's add to them.
         """
+        if not isinstance(minibatch, Minibatch):
+            minibatch = Minibatch(minibatch, len(minibatch.advantages))
         self.trained.optimizer.zero_grad()
         batch, advantage_std = self.normalize_advantage(minibatch)
         weights = self.aggregation_weights(minibatch)
