@@ -5,6 +5,8 @@
 * `checkpointed`: checkpoints of a training, which SB3's PPO has not: `whole_state`, what they hold
   and how a training goes on; `stored_settings`, the arguments as JSON.
 * `update`: one update, top down, beside SB3's `PPO.train`.
+* `many_ranks`: an update of several processes together; `minibatches`, which they take together;
+  `states_of_ranks`, their checkpoints.
 * `losses`: PPO's losses, the KL loss, whitening; `precision`: autocast, and what ratios divide by.
 """
 
