@@ -11,7 +11,7 @@ from support.warm_python import Done, run_python
 TESTS = Path(__file__).resolve().parents[1]
 
 _LAUNCH = """
-import os, sys, traceback
+import os, signal, sys, traceback
 sys.path.insert(0, {tests!r})
 children = []
 for rank in range({count}):
@@ -22,6 +22,7 @@ for rank in range({count}):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="{count}",
                       MASTER_ADDR="127.0.0.1", MASTER_PORT="{port}", OMP_NUM_THREADS="1")
     status = 1
+    signal.alarm(280)  # not to outlive the test
     try:
         def program():
 {program}
