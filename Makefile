@@ -109,6 +109,7 @@ bench: setup
 	$(BIN)/python benchmarks/bench_memory.py
 	$(BIN)/python benchmarks/bench_options.py
 	$(BIN)/python benchmarks/bench_plan.py
+	$(BIN)/python benchmarks/bench_ranks.py
 	$(BIN)/python benchmarks/bench_reading.py
 
 bench-quick: setup

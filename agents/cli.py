@@ -12,6 +12,7 @@ import contextlib
 import functools
 import importlib
 import importlib.metadata
+import logging
 import operator
 import os
 import sys
@@ -47,6 +48,15 @@ from agents.runs.tables import (
     print_end,
     print_places,
     print_summary,
+)
+from agents.scaling import (
+    ALONE,
+    AgreedError,
+    RankLost,
+    Ranks,
+    is_launched,
+    rank_of_environment,
+    ranks_of_command,
 )
 from agents.serving.config import ServeRewardConfig
 from agents.sft.config import SFTConfig
@@ -126,12 +136,14 @@ def _run(arguments: list[str], console: Console) -> int:
             require_task(command)
         _runner(command)(command, console)
     except KeyboardInterrupt as stop:
-        with contextlib.suppress(OSError):  # of a terminal that is gone
-            console.print("stopped.")
+        if not _rank():
+            with contextlib.suppress(OSError):  # of a terminal that is gone
+                console.print("stopped.")
         return stop.exit_status if isinstance(stop, StopSignal) else 130
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RankLost) as error:
         said = _file_error(error) if isinstance(error, OSError) else str(error)
-        _print_error(said)
+        if not isinstance(error, AgreedError) or _rank() == 0:  # every rank has it
+            _print_error(said)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -152,7 +164,17 @@ def _version() -> str:
         return "tokenrlhf, not installed"
 
 
+def _rank() -> int:
+    """This process's number among those that were launched with it."""
+    try:
+        return rank_of_environment()[0]
+    except ValueError:
+        return 0
+
+
 def _print_error(said: str) -> None:
+    if _rank():
+        said = f"rank {_rank()}: {said}"
     new_console(stderr=True).print(Text.assemble(("error: ", "bold red"), literal(said)))
 
 
@@ -256,6 +278,9 @@ def _file_error(error: OSError) -> str:
 
 
 def _train(config: TrainConfig, console: Console) -> None:
+    if is_launched():
+        _train_among_ranks(config, console)
+        return
     is_one = config.seeds is None and not config.sweep
     if is_one or config.resume is not None:
         _train_once(config, console)
@@ -274,11 +299,28 @@ def _train(config: TrainConfig, console: Console) -> None:
     console.print(Text.assemble("all seeds on one page: ", literal(page, "bold")))
 
 
-def _train_once(config: TrainConfig, console: Console) -> dict[str, Any]:
+def _train_among_ranks(config: TrainConfig, console: Console) -> None:
+    """Train as one of several processes: the first makes the run, the others train with it."""
+    if config.seeds is not None and config.resume is None:
+        raise ValueError(
+            f"seeds={config.seeds} trains several runs, and several processes train one: start "
+            "each seed by itself, or one process."
+        )
+    from agents.runs.ranks import FollowingRun
+
+    with ranks_of_command(config.device) as ranks:
+        if ranks.is_first:
+            _train_once(config, console, ranks)
+        else:
+            logging.getLogger("agents").setLevel(logging.ERROR)  # the first rank warns
+            FollowingRun(config, ranks).train()
+
+
+def _train_once(config: TrainConfig, console: Console, ranks: Ranks = ALONE) -> dict[str, Any]:
     from agents.runs.curves import read_metrics
     from agents.runs.training import Interrupted, TrainingRun
 
-    run = TrainingRun(config, console)
+    run = TrainingRun(config, console, ranks)
     try:
         summary = run.train()
     except Interrupted as stopped:

@@ -62,6 +62,7 @@ _TRAIN_RANGES: dict[str, Range] = {
     "explain_prompts": COUNT,
     "checkpoint_every": COUNT_OR_0,
     "keep_checkpoints": OPTIONAL_COUNT,
+    "check_ranks_every": COUNT_OR_0,
     **{"shift_every": COUNT_OR_0, "refresh_every": COUNT_OR_0, "refresh_pairs": COUNT},
     **{"refresh_label_noise": WEIGHT, "refresh_epochs": COUNT_OR_0},
     "refresh_learning_rate": POSITIVE_FINITE,
@@ -106,6 +107,7 @@ SETTINGS_OF_OLDER_RUNS: dict[str, Any] = {
     **{"refresh_label_noise": 0.0, "refresh_old_pairs": None},
     **{"refresh_epochs": 2, "refresh_learning_rate": 3e-4},
     **{"launcher": None, "workers": None, "sweep": ()},
+    **{"shard_actor": False, "check_ranks_every": 16},
 }
 """What runs did before these were settings: their config.json need not name them."""
 
@@ -207,7 +209,7 @@ class TrainConfig:
     """Score whole rollouts at once (fast), or at every step (the same rewards)."""
 
     n_envs: int = 64
-    """Episodes side by side."""
+    """Episodes side by side; of several processes together."""
     n_steps: int = 32
     """Steps per environment and rollout."""
     batch_size: int = 512
@@ -367,7 +369,12 @@ class TrainConfig:
     tracker_project: str = "tokenrlhf"
     """What the tracker files the run under."""
     device: str = "auto"
-    """Torch device."""
+    """Torch device; of several processes (torchrun, accelerate launch), each takes a GPU."""
+    shard_actor: bool = False
+    """With several processes, shard weights, gradients and the optimiser's state of the training
+    over them (FSDP2); a whole copy of the weights stays in each, for sampling."""
+    check_ranks_every: int = 16
+    """With several processes, updates between two comparisons of their weights; 0 for none."""
     num_threads: int | None = None
     """CPU threads; default: one for models under 2 million parameters, else torch's default."""
     dtype: Literal["float32", "float64", "bfloat16", "float16"] = "float32"

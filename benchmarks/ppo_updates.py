@@ -237,7 +237,7 @@ def breakdown(work: Workload, updates: int) -> dict[str, float]:
         (buffer.binding.scorer, "ref_log_probs", "scoring: reference"),
         (buffer.binding.scorer, "score", "scoring: reward model"),
         (buffer, "compute_returns_and_advantage", "advantages and packing"),
-        (buffer, "_minibatch", "advantages and packing"),
+        (buffer, "minibatch", "advantages and packing"),
         (policy, "evaluate_actions", "optimisation: forward"),
         (Update, "accumulate_gradients", "optimisation: losses and backward"),
         (policy.optimizer, "step", "optimisation: Adam"),

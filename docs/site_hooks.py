@@ -40,6 +40,7 @@ REFERENCE = (
         "agents.credit",
         "agents.zoo",
         "agents.reward_quality.refresh",
+        "agents.scaling",
     ),
 )
 """The public modules: rooms with an `__all__`."""

@@ -29,6 +29,7 @@ __all__ = [
     "StopSignal",
     "check_signals",
     "hold_signals",
+    "signal_has_come",
     "signal_is_pending",
     "stop_signals",
     "stop_signals_are_handled",
@@ -145,6 +146,11 @@ def hold_signals() -> Iterator[None]:
 def signal_is_pending() -> bool:
     """Whether a signal waits for the end of a `hold_signals` block: work may be cut short."""
     return _state.first is not None and not _state.is_raised
+
+
+def signal_has_come() -> bool:
+    """Whether one of the signals has come, held or raised; asked from any thread."""
+    return _state.first is not None
 
 
 def check_signals() -> None:

@@ -34,6 +34,7 @@ _NO_MATTER = (
     *("on_hacking_alarm", "hacking_kl_factor", "hacking_kl_raises", "shift_every", "shift_pairs"),
     *("refresh_every", "refresh_pairs", "refresh_labels", "refresh_label_noise"),
     *("refresh_old_pairs", "refresh_epochs", "refresh_learning_rate"),
+    *("shard_actor", "check_ranks_every"),
 )
 """Settings of `tokenrlhf train` that do not change what an agent learns from a step."""
 

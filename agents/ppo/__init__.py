@@ -6,6 +6,8 @@
   and how a training goes on; `stored_settings`, the arguments as JSON.
 * `update`: one update, top down, beside SB3's `PPO.train`.
 * `last_good`: the policy of before the last update; `skipping`: updates that are left out.
+* `many_ranks`: an update of several processes together; `minibatches`, which they take together;
+  `states_of_ranks`, their checkpoints.
 * `losses`: PPO's losses, the KL loss, whitening; `precision`: autocast, and what ratios divide by.
 """
 

@@ -12,8 +12,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 
 from agents.checkpoints import Checkpoint, read_checkpoint
+from agents.ppo.many_ranks import StepsOfRanks, join
 from agents.ppo.stored_settings import arguments_of
-from agents.ppo.whole_state import Resumption, go_on_from, save_checkpoint
+from agents.ppo.whole_state import Resumption, go_on_from, help_checkpoint, save_checkpoint
+from agents.scaling import ALONE, Ranks
+from agents.scaling.trained import Trained
 
 __all__ = ["CheckpointedPPO"]
 
@@ -33,6 +36,7 @@ class CheckpointedPPO(PPO):
         callback: of the last `learn`.
         pending: a checkpoint that the next `learn(reset_num_timesteps=False)` goes on from.
         other_parts: names of parts of it that belong to neither the model nor a callback.
+        ranks: that train it together; `ALONE` unless `join` was called.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -44,7 +48,37 @@ class CheckpointedPPO(PPO):
         self.callback: BaseCallback | None = None
         self.pending: Checkpoint | None = None
         self.other_parts: frozenset[str] = frozenset()
+        self.ranks: Ranks = ALONE
+        self.trained_by_ranks: Trained | None = None
+        self.rollouts_go_on = True
         super().__init__(*args, **kwargs)
+
+    # Many processes ------------------------------------------------------------------------------
+
+    def join(self, ranks: Ranks, shard: bool = False) -> None:
+        """Train together with the other ranks from now on: each of them calls this.
+
+        Every rank has an environment of its own, and what one rank would do with all of them comes
+        out: statistics, gradients, β and metrics are over all ranks, and steps are counted over
+        all. The first rank's weights are taken by all; the generators of every rank are seeded
+        anew, each in another way, but for the first's.
+
+        Args:
+            ranks: from `agents.scaling.launched_ranks`.
+            shard: let `fully_shard` (FSDP2) shard the training's weights, gradients and the
+                optimiser's state; a copy of the weights stays whole on every rank, for sampling.
+
+        Raises:
+            ValueError: policy or buffer are others than `LMActorCriticPolicy` and
+                `EpisodeRolloutBuffer`, or a setting can't be combined with `shard`.
+        """
+        join(self, ranks, shard)
+
+    @property
+    def trained(self) -> Trained:
+        """What an update trains: the policy, alone or with the other ranks."""
+        policy: Any = self.policy
+        return self.trained_by_ranks or Trained(policy, policy.optimizer)
 
     # The parts of `learn` ------------------------------------------------------------------------
 
@@ -67,6 +101,9 @@ class CheckpointedPPO(PPO):
         if self.pending is not None:
             callbacks = callback if isinstance(callback, list) else [callback] if callback else []
             callback = [*callbacks, Resumption(self.pending)]
+        if self.ranks.count > 1:
+            callbacks = callback if isinstance(callback, list) else [callback] if callback else []
+            callback = [StepsOfRanks(self.ranks), *callbacks]
         self.callback = super()._init_callback(callback, progress_bar)
         return self.callback
 
@@ -103,8 +140,16 @@ class CheckpointedPPO(PPO):
         """
         save_checkpoint(self, Path(folder), parts or {})
 
+    def help_checkpoint(self) -> None:
+        """On every rank but the first: send it what its `save_checkpoint` waits for."""
+        help_checkpoint(self)
+
     def go_on_from(self, checkpoint: Checkpoint) -> None:
         """Take a checkpoint's state over; the next `learn(reset_num_timesteps=False)` goes on.
+
+        It may be of any number of ranks. As many go on to the bit; others begin their rollouts
+        afresh, with everything that was learned, which is said. After `join`, where there are
+        several.
 
         Args:
             checkpoint: of a model with the same settings, in an environment of the same arguments.
@@ -169,4 +214,5 @@ class CheckpointedPPO(PPO):
 def _lent() -> dict[str, Any]:
     """Attributes of a model that neither archives nor copies have, as a new model has them."""
     nothing = dict.fromkeys(("on_updated", "on_skipped", "put_back_weights", "callback", "pending"))
-    return {**nothing, "between_rollouts": [], "other_parts": frozenset()}
+    alone = {"ranks": ALONE, "trained_by_ranks": None, "rollouts_go_on": True}
+    return {**nothing, **alone, "between_rollouts": [], "other_parts": frozenset()}

@@ -13,6 +13,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.rollout import NonFiniteRollout, refuse_non_finite_rollout
+from agents.scaling import ALONE
 from tokenenv.models import NonFiniteNumbers
 
 __all__ = ["LastGoodPolicy", "NonFiniteWeights", "is_finite"]
@@ -60,7 +61,8 @@ class LastGoodPolicy(BaseCallback):
     def _on_rollout_end(self) -> None:
         """The rollout is complete, and its update comes next."""
         try:
-            refuse_non_finite_rollout(self.model.rollout_buffer)  # type: ignore[attr-defined]
+            model: Any = self.model
+            refuse_non_finite_rollout(model.rollout_buffer, getattr(model, "ranks", ALONE))
         except NonFiniteRollout:
             return
         tensors = self._tensors()

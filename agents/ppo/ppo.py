@@ -28,6 +28,7 @@ from agents.policy import LMActorCriticPolicy, ValueHead, store_rebuild_kwargs
 from agents.ppo.checkpointed import CheckpointedPPO
 from agents.ppo.last_good import LastGoodPolicy
 from agents.ppo.learning_rates import Decay
+from agents.ppo.minibatches import tokens_of_ranks
 from agents.ppo.parts import check_parts
 from agents.ppo.precision import (
     check_update_precision,
@@ -344,7 +345,7 @@ class TokenPPO(CheckpointedPPO):
     def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
         setup = super()._setup_learn(*args, **kwargs)
         if self.precision == "auto" and not self.has_measured_precision:
-            self.update_precision = measured_precision(self)
+            self.update_precision = self.ranks.of_first(measured_precision(self))
             self.has_measured_precision = True
         return setup
 
@@ -374,7 +375,7 @@ class TokenPPO(CheckpointedPPO):
         if not isinstance(self.learning_rate, (numbers.Real, Decay)):
             super()._update_learning_rate(optimizers)
             return
-        before = max(0, self.num_timesteps - self.n_steps * self.n_envs)
+        before = max(0, self.num_timesteps - self.n_steps * self.n_envs * self.ranks.count)
         learning_rate = self.lr_schedule(1.0 - before / self._total_timesteps)
         self.logger.record("train/learning_rate", learning_rate)
         for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
@@ -388,7 +389,7 @@ class TokenPPO(CheckpointedPPO):
         a row.
         """
         buffer = self.rollout_buffer
-        if not isinstance(buffer, EpisodeRolloutBuffer) or buffer.num_tokens:
+        if not isinstance(buffer, EpisodeRolloutBuffer) or tokens_of_ranks(buffer, self.ranks):
             update = Update(self)
             try:
                 update.run()

@@ -15,6 +15,7 @@ import torch
 
 from agents.policy import LMActorCriticPolicy
 from agents.ppo.losses import split_minibatch
+from agents.ppo.minibatches import tokens_of_ranks
 from agents.rollout import EpisodeRolloutBuffer, find_env_settings
 from tokenenv.models import (
     MICRO_BATCH_TOKENS,
@@ -100,8 +101,10 @@ def settle_old_log_probs(model: Any) -> bool:
     if compute is None:
         buffer.old_log_probs = buffer.log_probs
         return False
-    if buffer.num_tokens <= model.batch_size:  # one minibatch
+    if tokens_of_ranks(buffer, model.ranks) <= model.batch_size:  # one minibatch
         return True
+    if not buffer.num_tokens:
+        return False
     batch = buffer.all_tokens()
     old_log_probs = torch.empty_like(batch.old_log_prob)
     for part, index in split_minibatch(batch, MICRO_BATCH_TOKENS):

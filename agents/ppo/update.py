@@ -4,6 +4,10 @@ It is that of Schulman et al. 2017, https://arxiv.org/abs/1707.06347, as `PPO.tr
 Stable-Baselines3 computes it; comments name what stands there at the same place. Whitening,
 normalised returns, micro-batches, the KL loss and the critic's warm-up are added.
 
+Several ranks make one update together (`TokenPPO.join`): every statistic is that of all ranks'
+rollouts, every step that of the gradient of the mean over all ranks' tokens. Alone, every sum over
+the ranks is of one.
+
 Axes: `n` tokens of a minibatch, in the order in which `evaluate_actions` answers.
 """
 
@@ -32,6 +36,7 @@ from agents.ppo.losses import (
     whiten,
     whitening_divisor,
 )
+from agents.ppo.minibatches import Minibatch, minibatches
 from agents.ppo.precision import computing_in, settle_old_log_probs
 from agents.rollout import EpisodeRolloutBuffer, advantage_magnitude, refuse_non_finite_rollout
 from tokenenv.models import NonFiniteNumbers, PackedSequences
@@ -67,6 +72,7 @@ class Update:
 
     def __init__(self, model: Any) -> None:
         self.model, self.policy, self.buffer = model, model.policy, model.rollout_buffer
+        self.ranks, self.trained = model.ranks, model.trained
         self.magnitude, self.advantage_mean, self.advantage_std = 0.0, 0.0, 1.0
         self.raw_advantages = self.buffer.advantages
         self.return_deviation: float | torch.Tensor = 1.0
@@ -85,30 +91,44 @@ class Update:
 
     def run(self) -> None:
         """The whole update, and its numbers in the logger."""
-        refuse_non_finite_rollout(self.buffer)
+        refuse_non_finite_rollout(self.buffer, self.ranks)
         self.policy.set_training_mode(True)  # SB3: "Switch to train mode"
-        self.model._update_learning_rate(self.policy.optimizer)
+        self.model._update_learning_rate(self.trained.optimizer)
         self.whiten_advantages()
         self.follow_returns()
         self.first_pass_is_old = settle_old_log_probs(self.model)
+        self._begin()
         with frozen(self.policy.actor) if self.model.is_warming_up else contextlib.nullcontext():
             self.run_epochs()
+        self.trained.end()
         self.model.num_updates += 1
         self.log()
+
+    def _begin(self) -> None:
+        """Let what is trained see the weights as they are; with shards, that is a copy."""
+        copied: Any = self.trained.module
+        if copied is not self.policy:
+            copied.set_training_mode(True)
+            copied.entropy_weight = self.policy.entropy_weight
+        self.trained.begin()
 
     # Advantages and returns ----------------------------------------------------------------------
 
     def whiten_advantages(self) -> None:
         """Give the rollout's advantages mean 0 and deviation 1, unless they are rounding only."""
         self.raw_advantages = advantages = self.buffer.advantages
-        self.magnitude = advantage_magnitude(self.buffer, self.model.rollout_kl_coef())
+        own_size = np.size(advantages)
+        own = advantage_magnitude(self.buffer, self.model.rollout_kl_coef())
+        self.magnitude = self.ranks.largest(own)
         if not self.model.whiten_advantages:
             return
+        advantages = self.ranks.joined(advantages)
         self.advantage_std = whitening_divisor(advantages, self.magnitude)
         if np.size(advantages) > 1:
             self.advantage_mean = float(np.mean(advantages, dtype=np.float64))
-        self.buffer.advantages = whiten(advantages, self.magnitude)
-        is_rounding = bool(np.ptp(advantages) > 0 and not self.buffer.advantages.any())
+        whitened = whiten(advantages, self.magnitude)
+        self.buffer.advantages = self.ranks.own_part(whitened, own_size)
+        is_rounding = bool(np.ptp(advantages) > 0 and not whitened.any())
         self.model.logger.record("train/advantages_are_rounding", float(is_rounding))
         if is_rounding and not self.model.has_met_rounding:
             logger.warning(
@@ -122,7 +142,7 @@ class Update:
 
     def follow_returns(self) -> None:
         """Let the critic's head follow the returns' deviation, or warn where a clip stops it."""
-        returns = self.buffer.returns.ravel()
+        returns = self.ranks.joined(self.buffer.returns.ravel())
         head = self.model.normalized_head
         if head is not None:
             head.follow(returns)
@@ -154,8 +174,8 @@ class Update:
 
     def run_epoch(self) -> bool:
         """SB3: "Do a complete pass on the rollout buffer"; False where the KL stopped it."""
-        for batch in self.buffer.get(self.model.batch_size):
-            sums = self.accumulate_gradients(batch)
+        for minibatch in minibatches(self.buffer, self.model.batch_size, self.ranks):
+            sums = self.accumulate_gradients(minibatch)
             numbers = self.clip_gradients(sums)
             # SB3 stops before the step, too, and logs what it did not use.
             if self.exceeds_target_kl(numbers):
@@ -163,7 +183,7 @@ class Update:
                 return False
             self.refuse_non_finite(numbers)
             self.minibatches.append(numbers)
-            self.policy.optimizer.step()
+            self.trained.optimizer.step()
         return True
 
     def exceeds_target_kl(self, numbers: Mapping[str, float]) -> bool:
@@ -173,39 +193,78 @@ class Update:
 
     # Minibatch and micro-batches -----------------------------------------------------------------
 
-    def accumulate_gradients(self, batch: RolloutBufferSamples) -> dict[str, torch.Tensor]:
-        """Leave the gradient of a minibatch's loss in the parameters.
+    def accumulate_gradients(
+        self, minibatch: Minibatch | RolloutBufferSamples
+    ) -> dict[str, torch.Tensor]:
+        """Leave the gradient of a minibatch's loss in the parameters: that of all ranks.
+
+        Args:
+            minibatch: this rank's part of it; samples alone are a whole one, of one process.
 
         Returns:
-            The parts of the loss, () means over the tokens.
+            The parts of the loss, () means over the tokens: what this rank's add to them.
         """
-        self.policy.optimizer.zero_grad()
-        advantages, advantage_std = batch.advantages, torch.as_tensor(self.advantage_std)
-        if self.model.normalize_advantage and len(advantages) > 1:  # SB3: "Normalize advantage"
-            advantages, advantage_std = normalized(advantages, self.magnitude)
-        batch = batch._replace(advantages=advantages)
-        weights = self.aggregation_weights(batch)
+        if not isinstance(minibatch, Minibatch):
+            minibatch = Minibatch(minibatch, len(minibatch.advantages))
+        self.trained.optimizer.zero_grad()
+        batch, advantage_std = self.normalize_advantage(minibatch)
+        weights = self.aggregation_weights(minibatch)
         first_log_probs = torch.empty_like(batch.old_log_prob)
         sums: dict[str, torch.Tensor] = {}
-        for part, index in split_minibatch(batch, self.model.micro_batch_tokens):
-            share = len(part.advantages) / len(advantages)
+        parts_of_it = list(split_minibatch(batch, self.model.micro_batch_tokens))
+        passes = len(parts_of_it)
+        if self.trained.needs_equal_passes:
+            passes = int(self.ranks.largest(passes))
+        for number in range(passes):
+            part, index = parts_of_it[min(number, len(parts_of_it) - 1)]
+            is_idle = minibatch.is_empty or number >= len(parts_of_it)
+            share = 0.0 if is_idle else len(part.advantages) / minibatch.tokens
             of_part = weights if weights is None or index is None else weights[index]
-            parts, log_probs = self.backward(part, share, advantage_std, of_part)
+            with self.trained.one_pass(is_last=number == passes - 1):
+                parts, log_probs = self.backward(part, share, advantage_std, of_part)
             if self.is_first_pass:
                 first_log_probs[slice(None) if index is None else index] = log_probs
             sums = {name: sums.get(name, 0.0) + share * own for name, own in parts.items()}
-        if self.is_first_pass:
+        if self.is_first_pass and not minibatch.is_empty:
             self.buffer.old_log_probs = first_log_probs.cpu().numpy()
         return sums
 
-    def aggregation_weights(self, batch: RolloutBufferSamples) -> torch.Tensor | None:
+    def normalize_advantage(
+        self, minibatch: Minibatch
+    ) -> tuple[RolloutBufferSamples, torch.Tensor]:
+        """SB3: "Normalize advantage", over a minibatch of all ranks, and what they are divided by.
+
+        Returns:
+            This rank's part of the minibatch, and () the divisor: that of the rollout where
+            minibatches are not normalised.
+        """
+        batch = minibatch.samples
+        advantages, divisor = batch.advantages, torch.as_tensor(self.advantage_std)
+        if not self.model.normalize_advantage or minibatch.tokens < 2:
+            return batch, divisor
+        if self.ranks.count == 1:
+            advantages, divisor = normalized(advantages, self.magnitude)
+        else:
+            own = advantages[:0] if minibatch.is_empty else advantages
+            joined = torch.as_tensor(self.ranks.joined(own.cpu().numpy()))
+            whole, divisor = normalized(joined, self.magnitude)
+            part = torch.as_tensor(self.ranks.own_part(whole.numpy(), len(own)))
+            advantages = advantages if minibatch.is_empty else part.to(advantages.device)
+        return batch._replace(advantages=advantages), divisor
+
+    def aggregation_weights(self, minibatch: Minibatch) -> torch.Tensor | None:
         """(n,) what the tokens of a minibatch count in the actor's loss; None: 1 each."""
         if self.model.loss_aggregation == "token":
             return None
-        packed, divisor = batch.observations, self.model.loss_divisor
+        packed, divisor = minibatch.samples.observations, self.model.loss_divisor
         assert isinstance(packed, PackedSequences) and self.buffer.binding is not None
         divisor = self.buffer.binding.max_new_tokens if divisor is None else divisor
-        return aggregation_weights(packed.rows, self.model.loss_aggregation, divisor)
+        weights = aggregation_weights(packed.rows, self.model.loss_aggregation, divisor)
+        if self.ranks.count == 1 or weights is None or minibatch.is_empty:
+            return weights
+        # n/S is of this rank's part there, and has to be that of all of them.
+        own = len(packed.rows) / len(torch.unique(packed.rows))
+        return weights * (minibatch.tokens / minibatch.sequences / own)
 
     @property
     def is_first_pass(self) -> bool:
@@ -252,7 +311,7 @@ class Update:
             # Divided as the advantages are, or β would weigh against another score.
             loss = loss + self.buffer.kl_coef / advantage_std * kl
             parts["kl"] = kl.detach()
-        (share * loss).backward()
+        (self.trained.factor * share * loss).backward()
         parts["loss"] = loss.detach()
         return parts, log_probs.detach()
 
@@ -265,8 +324,8 @@ class Update:
         choice = {} if self.critic_learns else {"with_values": False}
         with computing_in(self.model.update_precision, actions.device):
             if self.kl_penalty is not None and self.kl_penalty.estimator == "full":
-                return self.policy.evaluate_with_logits(states, actions, **choice)
-            return (*self.policy.evaluate_actions(states, actions, **choice), None)
+                return self.trained.call("evaluate_with_logits", states, actions, **choice)
+            return (*self.trained.call("evaluate_actions", states, actions, **choice), None)
 
     @property
     def critic_learns(self) -> bool:
@@ -296,21 +355,25 @@ class Update:
         One wait for the device, not one per number: so it costs nothing to know the norm.
 
         Args:
-            parts: of the loss, () each.
+            parts: of the loss, () each; what this rank's tokens add to them.
 
         Returns:
-            The parts, and `grad_norm` before it was clipped.
+            The parts, of all ranks, and `grad_norm` before it was clipped.
         """
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.model.max_grad_norm)
+        norm = self.trained.clip(self.model.max_grad_norm)
         tensors = {**parts, "grad_norm": norm.to(parts["loss"].device)}
-        return dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+        numbers = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
+        if self.ranks.count > 1:
+            sums = self.ranks.sum(np.array([numbers[name] for name in parts]))
+            numbers |= dict(zip(parts, sums.tolist(), strict=True))
+        return numbers
 
     def refuse_non_finite(self, numbers: Mapping[str, float]) -> None:
         """Raise NonFiniteStep where a minibatch's loss or gradient is not finite."""
         reason = why_not_finite(numbers)
         if reason is None:
             return
-        self.policy.optimizer.zero_grad()
+        self.trained.optimizer.zero_grad()
         raise NonFiniteStep(
             f"update {self.model.num_updates + 1}, epoch {self.epoch + 1}, step "
             f"{len(self.minibatches) + 1}: {reason}. The step was not taken: weights and optimiser "
@@ -325,7 +388,11 @@ class Update:
             values = [numbers[name] for numbers in self.minibatches if name in numbers]
             mean = float(np.mean(values))
             record(f"train/{LOGGED_NAMES.get(name, name)}", mean)
-        explained = explained_variance(self.buffer.values.ravel(), self.buffer.returns.ravel())
+        values, returns = (
+            self.ranks.joined(np.ravel(numbers))
+            for numbers in (self.buffer.values, self.buffer.returns)
+        )
+        explained = explained_variance(values, returns)
         record("train/explained_variance", explained)
         record("train/n_updates", self.model._n_updates, exclude="tensorboard")
 

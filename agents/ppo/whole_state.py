@@ -23,16 +23,17 @@ from agents.checkpoints import (
     load_generators,
     load_optimizer,
     load_weights,
-    optimizer_state,
     weights_state,
     write_checkpoint,
 )
 from agents.policy import LMActorCriticPolicy
+from agents.ppo.many_ranks import seed_rank
+from agents.ppo.states_of_ranks import RANKS, for_this_rank, optimizer_of_ranks, others_of
 from agents.ppo.stored_settings import settings_state
-from agents.rollout import EpisodeRolloutBuffer
+from agents.rollout import EpisodeRolloutBuffer, RLHFCallback
 from agents.vec_env import TokenVecEnv
 
-__all__ = ["Resumption", "go_on_from", "parts_of", "save_checkpoint"]
+__all__ = ["Resumption", "go_on_from", "help_checkpoint", "parts_of", "save_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +74,20 @@ def parts_of(model: Any) -> dict[str, Any]:
     return {
         "model": _model_state(model),
         "policy": weights_state(model.policy),
-        "optimizer": optimizer_state(model.policy.optimizer, model.policy),
+        "optimizer": optimizer_of_ranks(model),
         "environment": model.env.state_dict(),
         "buffer": model.rollout_buffer.state_dict(),
         "generators": generators_state(),
         "log": _log_state(model),
         **{name: callback.state_dict() for name, callback in callbacks.items()},
+        **others_of(model, callbacks),
     }
+
+
+def help_checkpoint(model: Any) -> None:
+    """What another rank than the first does while that one saves a checkpoint."""
+    optimizer_of_ranks(model)
+    others_of(model, named_callbacks(model.callback))
 
 
 def save_checkpoint(model: Any, folder: Path, parts: Mapping[str, Any]) -> None:
@@ -184,14 +192,14 @@ def go_on_from(model: Any, checkpoint: Checkpoint) -> None:
         ValueError: policy, optimiser, environment or buffer are others than those of the
             checkpoint.
     """
-    parts = checkpoint.parts
     _refuse_other_parts(model)
-    missing = sorted(OF_THE_MODEL - parts.keys())
+    missing = sorted(OF_THE_MODEL - checkpoint.parts.keys())
     if missing:
         raise ValueError(f"{str(checkpoint.folder)!r} lacks the part {missing[0]!r}.")
+    checkpoint, goes_on = for_this_rank(model, checkpoint)
+    parts = checkpoint.parts
     load_weights(model.policy, parts["policy"], "the policy")
-    load_optimizer(model.policy.optimizer, model.policy, parts["optimizer"])
-    model.env.load_state_dict(parts["environment"])
+    _load_optimizer(model, parts["optimizer"])
     model.policy.kl_coef_is_in_the_environment = True
     state = parts["model"]
     for name, value in state["counters"].items():
@@ -201,10 +209,37 @@ def go_on_from(model: Any, checkpoint: Checkpoint) -> None:
     size = model._stats_window_size
     model.ep_info_buffer = deque(state["ep_info_buffer"], maxlen=size)
     model.ep_success_buffer = deque(state["ep_success_buffer"], maxlen=size)
-    model._last_obs = np.array(state["last_obs"])
-    model._last_episode_starts = np.array(state["last_episode_starts"])
-    model.rollout_buffer.load_state_dict(parts["buffer"], model._last_episode_starts)
+    if goes_on:
+        model.env.load_state_dict(parts["environment"])
+        model._last_obs = np.array(state["last_obs"])
+        model._last_episode_starts = np.array(state["last_episode_starts"])
+        model.rollout_buffer.load_state_dict(parts["buffer"], model._last_episode_starts)
+    else:
+        _begin_rollouts_afresh(model, checkpoint)
+    model.rollouts_go_on = goes_on
     model.pending = checkpoint
+
+
+def _load_optimizer(model: Any, state: Mapping[str, Any]) -> None:
+    """Load what `optimizer_of_ranks` gave: whole where ranks have whole weights, else its shard."""
+    trained = model.trained
+    weights = dict(trained.module.named_parameters())
+    known = {name: trained.part(own, weights[name]) for name, own in state["weights"].items()}
+    load_optimizer(trained.optimizer, trained.module, {**state, "weights": known})
+
+
+def _begin_rollouts_afresh(model: Any, checkpoint: Checkpoint) -> None:
+    """β as it was, and episodes that begin with other seeds than those of the training before."""
+    model.env.env_method("set_kl_coef", checkpoint.parts["environment"]["inner"]["mdp"]["kl_coef"])
+    model._last_obs = None
+    first = _seed_after(model, checkpoint) + model.ranks.rank * model.env.num_envs
+    model.env.seed(first)
+
+
+def _seed_after(model: Any, checkpoint: Checkpoint) -> int:
+    """A seed that depends on that of the training and on how long it was."""
+    numbers = [model.seed or 0, checkpoint.tokens, model.ranks.count]
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0]) % 2**31
 
 
 class Resumption(BaseCallback):
@@ -228,9 +263,13 @@ class Resumption(BaseCallback):
             return
         callbacks = named_callbacks(model.callback)
         for name, callback in callbacks.items():
-            if name in parts:
-                callback.load_state_dict(parts[name])
-        known = OF_THE_MODEL | callbacks.keys() | model.other_parts
+            if name not in parts:
+                continue
+            state = parts[name]
+            if isinstance(callback, RLHFCallback) and not model.rollouts_go_on:
+                state = {**state, **{k: callback.state_dict()[k] for k in RLHFCallback.ROWS}}
+            callback.load_state_dict(state)
+        known = OF_THE_MODEL | callbacks.keys() | model.other_parts | {RANKS}
         if left := sorted(parts.keys() - known):
             logger.warning(
                 "the checkpoint %s holds the state of %s, and there is none in this training: "
@@ -251,4 +290,7 @@ class Resumption(BaseCallback):
         model.logger.name_to_count.update(log["counts"])
         excluded = {name: tuple(outputs) for name, outputs in log["excluded"].items()}
         model.logger.name_to_excluded.update(excluded)
-        load_generators(parts["generators"])
+        if model.rollouts_go_on:
+            load_generators(parts["generators"])
+        else:
+            seed_rank(model.ranks, _seed_after(model, self.checkpoint))

@@ -514,15 +514,37 @@ class EpisodeRolloutBuffer(RolloutBuffer):
         assert self.full, "the rollout is not complete"
         if not self.num_tokens:
             raise RuntimeError(NO_COMPLETE_GROUP_MESSAGE.format(self.group_size))
-        rng = np.random.default_rng(np.random.randint(2**31))  # SB3 seeds numpy's global generator
-        for segments in minibatch_indices(self.lengths, batch_size, rng):
-            yield self._minibatch(segments)
+        for segments in minibatch_indices(self.lengths, batch_size, self._order()):
+            yield self.minibatch(segments)
+
+    def shares(self, count: int) -> list[np.ndarray]:
+        """The segments in `count` minibatches of like sizes, in a random order; some may be empty.
+
+        For ranks that make their minibatches together: all have as many.
+        """
+        assert self.full, "the rollout is not complete"
+        return list(minibatch_indices(self.lengths, None, self._order(), count))
+
+    def _order(self) -> np.random.Generator:
+        return np.random.default_rng(np.random.randint(2**31))  # SB3 seeds numpy's global generator
 
     def all_tokens(self) -> RolloutBufferSamples:
         """All tokens of the update in one minibatch, in the order of the buffer."""
-        return self._minibatch(np.arange(len(self.lengths)))
+        return self.minibatch(np.arange(len(self.lengths)))
 
-    def _minibatch(self, segments: np.ndarray) -> RolloutBufferSamples:
+    def nothing(self) -> RolloutBufferSamples:
+        """One token that was never sampled: what a rank without a sequence passes, and counts 0."""
+        one = self.to_torch(np.zeros(1, dtype=np.float32))
+        packed = pack([np.zeros(1, dtype=np.int64)], [np.zeros(1, dtype=np.int64)], self.device)
+        samples = RolloutBufferSamples(packed, one.long(), *[one] * 4)  # type: ignore[arg-type]
+        return ReferencedSamples(*samples, one) if self._has_references else samples  # type: ignore
+
+    @property
+    def _has_references(self) -> bool:
+        """Whether the update needs log π_ref of every token."""
+        return self.binding is not None and self.binding.penalty.keeps_ref_log_probs
+
+    def minibatch(self, segments: np.ndarray) -> RolloutBufferSamples:
         """The minibatch of some segments: m tokens of s sequences.
 
         Args:

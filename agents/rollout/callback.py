@@ -39,6 +39,7 @@ from agents.rollout.rewards import RewardBinding
 from agents.rollout.sampling_check import SamplingCheck
 from agents.rollout.spread import ScoreSpread
 from agents.rollout.vine import VineValues
+from agents.scaling import ALONE, Ranks
 from agents.settings import (
     DEFAULT_DUAL_RATE,
     DEFAULT_HORIZON,
@@ -80,6 +81,8 @@ class RLHFCallback(BaseCallback):
         kl_horizon: of the adaptive controller: episodes in which β changes by a fifth at the most.
         kl_dual_rate: of the dual controller: step in log β at a KL of twice the target.
 
+    Where several ranks train the model (`TokenPPO.join`), records and metrics are those of all.
+
     A controller's β is kept in the model's attribute `kl_coef`, which SB3 saves: a loaded model's
     controller goes on from there. β's one owner is the environment all the same.
 
@@ -101,6 +104,9 @@ class RLHFCallback(BaseCallback):
             rollout. At a step, where a `TimeLimit` cut an episode, or a wrapper
             changed what was acted or seen.
     """
+
+    ROWS = ("kl", "ref_log_prob")
+    """Parts of the state that are of this process's environments, row by row."""
 
     def __init__(
         self,
@@ -250,9 +256,10 @@ class RLHFCallback(BaseCallback):
         model: Any = self.model
         buffer = getattr(model, "rollout_buffer", None)
         if isinstance(buffer, EpisodeRolloutBuffer) and buffer.advantage_estimator == "vine":
-            total = getattr(model, "num_vine_tokens", 0) + buffer.vine_tokens
+            tokens = int(sum(self._ranks.gather(buffer.vine_tokens)))
+            total = getattr(model, "num_vine_tokens", 0) + tokens
             model.num_vine_tokens = total  # saved with the model, as SB3 saves its attributes
-            self.metrics["vine_tokens"] = buffer.vine_tokens
+            self.metrics["vine_tokens"] = tokens
             self.metrics["vine_tokens_total"] = total
 
     def _reset_groups(self, rows: Iterable[int]) -> dict[int, int | None]:
@@ -364,7 +371,8 @@ class RLHFCallback(BaseCallback):
             record = EpisodeRecord.from_info(kl, ref_log_prob, info)
             record = replace(record, group=self._groups[env])
             self.records.append(record)
-            info["episode"] = {**(monitored or {}), **self._window_entry(record)}
+            if self._ranks.count == 1:  # of several, at the end of the rollout
+                info["episode"] = {**(monitored or {}), **self._window_entry(record)}
         self._kl[env] = self._ref_log_prob[env] = 0.0
 
     def _window_entry(self, record: EpisodeRecord) -> dict[str, float]:
@@ -382,7 +390,29 @@ class RLHFCallback(BaseCallback):
         """
         return self._kl_schedule.multiply(factor)
 
+    def take_kl_coef(self, kl_coef: float, was_multiplied: bool) -> None:
+        """Let β be that of another rank for the next rollout; when `multiply_kl_coef` may be."""
+        self._kl_schedule.take(kl_coef, was_multiplied)
+
     # Rollout's end -------------------------------------------------------------------------------
+
+    @property
+    def _ranks(self) -> Ranks:
+        """Those that train the model together."""
+        return getattr(self.model, "ranks", ALONE)
+
+    def _join_ranks(self) -> None:
+        """Let records and counts be those of all ranks' episodes and steps."""
+        ranks = self._ranks
+        if ranks.count == 1:
+            return
+        self.records = [
+            replace(record, group=None if (g := record.group) is None else g * ranks.count + rank)
+            for rank, records in enumerate(ranks.gather(self.records))
+            for record in records
+        ]
+        sums = ranks.sum(np.array([self._log_prob_sum, self._num_steps]))
+        self._log_prob_sum, self._num_steps = float(sums[0]), int(sums[1])
 
     def _on_rollout_end(self) -> None:
         self._agreement.end_rollout()
@@ -391,6 +421,7 @@ class RLHFCallback(BaseCallback):
             self._sampling.end(self.model.policy)
         if self.is_deferred:
             self.records = self.model.rollout_buffer.records  # type: ignore[attr-defined]
+        self._join_ranks()
         self._spread.look(self.records)
         self.num_episodes += len(self.records)
         kl_coef = self._rollout_kl_coef
@@ -404,7 +435,7 @@ class RLHFCallback(BaseCallback):
         now = time.perf_counter()
         self.logger.record("time/tokens_per_second", self._num_steps / (now - self._rollout_ended))
         self._rollout_ended = now
-        if self.is_deferred:
+        if self.is_deferred or self._ranks.count > 1:
             assert self.model.ep_info_buffer is not None
             self.model.ep_info_buffer.extend(map(self._window_entry, self.records))
 

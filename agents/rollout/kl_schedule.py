@@ -91,6 +91,13 @@ class KLSchedule:
         self._store_in_model()
         return kl_coef
 
+    def take(self, kl_coef: float, was_multiplied: bool) -> None:
+        """Let β be what it is where it was decided."""
+        if kl_coef != self.kl_coef():
+            self.env.env_method("set_kl_coef", kl_coef)
+        self.model.kl_coef_was_multiplied = was_multiplied
+        self._store_in_model()
+
     @property
     def _was_multiplied(self) -> bool:
         return getattr(self.model, "kl_coef_was_multiplied", False)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from agents.scaling import ALONE, Ranks
 from tokenenv.models import NonFiniteNumbers
 
 __all__ = ["NonFiniteRollout", "advantage_magnitude", "refuse_non_finite_rollout"]
@@ -25,22 +26,31 @@ class NonFiniteRollout(NonFiniteNumbers):
         self.name = name
 
 
-def refuse_non_finite_rollout(buffer: Any) -> None:
-    """Raise NonFiniteRollout where a rollout holds a number that is not finite.
+def refuse_non_finite_rollout(buffer: Any, ranks: Ranks = ALONE) -> None:
+    """Raise NonFiniteRollout where a rollout holds a number that is not finite; on all ranks.
 
     Rewards, values, advantages and returns are float32: a finite sum of finite rewards can lie
     beyond it. One such number makes all weights NaN.
 
     Args:
         buffer: a rollout buffer, SB3's or ours, whose advantages have been computed.
+        ranks: each with its part of the rollout.
     """
+    for rank, fault in enumerate(ranks.gather(_fault(buffer))):
+        if fault is not None:
+            message, name = fault
+            raise NonFiniteRollout(f"rank {rank}: {message}" if rank else message, name)
+
+
+def _fault(buffer: Any) -> tuple[str, str] | None:
+    """What of a rollout is not finite: a sentence, and the name of the numbers."""
     for name in _NAMES:
         numbers = np.ravel(getattr(buffer, name))
         if np.isfinite(numbers).all():
             continue
         wrong = ~np.isfinite(numbers)
         said = getattr(buffer, "reward_fault", None)
-        raise NonFiniteRollout(
+        return (
             f"{name} of {int(wrong.sum())} of the {numbers.size} tokens of this rollout are not "
             f"finite ({numbers[wrong][0]:g}); its largest finite reward is "
             f"{_largest(buffer.rewards):.3g}, its largest value {_largest(buffer.values):.3g}. "
@@ -49,6 +59,7 @@ def refuse_non_finite_rollout(buffer: Any) -> None:
             + (f" The first: {said}" if said and name == "rewards" else ""),
             name,
         )
+    return None
 
 
 def advantage_magnitude(buffer: Any, kl_coef: float) -> float:

@@ -2,7 +2,7 @@
 
 * `training`: the run, from its settings to its summary; `agent`: its agent; `results` and
   `outcome`: the evaluation at the end, and how a run ended; `last_good`: the policy of before
-  numbers were lost; `tracker`: another program that logs it.
+  numbers were lost; `tracker`: another program that logs it; `ranks`: a run of several processes.
 * `folder`: the paths of a run's files, and reading them again; `output_folder`: a folder that one
   process writes into, and whose old content is removed only for new.
 * Other commands: `evaluate`, `sample`, `explain` and `best_of_n` on a run, with `prompts`; `sft`;

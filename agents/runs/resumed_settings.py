@@ -14,7 +14,7 @@ __all__ = ["MAY_DIFFER", "resumed", "settings_of_run"]
 
 MAY_DIFFER = (
     *("total_tokens", "checkpoint_every", "keep_checkpoints", "eval_responses"),
-    *("tracker", "tracker_project"),
+    *("tracker", "tracker_project", "shard_actor", "check_ranks_every"),
 )
 """Settings that a run may go on with in place of its own. All others decide what it computes."""
 

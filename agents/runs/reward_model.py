@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,13 @@ from agents.runs.output_folder import OutputFolder
 from agents.runs.reward_model_config import RewardModelConfig, RewardTrainingOptions
 from agents.runs.reward_model_files import STAGE, write_reward_models
 from agents.runs.reward_model_tables import evaluation_line, print_report, print_training
+from agents.scaling import AgreedError, Ranks, ranks_of_command, refuse_different_models
+from agents.scaling.data_parallel import data_parallel
 from tokenenv.data import ReadReport, parse_columns, read_pairs
 from tokenenv.models import (
     LanguageModel,
     LoraSettings,
+    OneProcess,
     add_lora,
     load_frozen,
     resolve_device,
@@ -64,36 +68,55 @@ def train_from_file(config: RewardModelConfig, console: Console) -> dict[str, An
         ValueError: the pairs, the base or the folder can't be used; or a number of the training was
             not finite, or the rewards do not vary: what was learned has been written then.
     """
-    with (
-        stop_signals(),
-        contextlib.closing(OutputFolder.new(config.out, [STAGE], config.overwrite)) as output,
-    ):
-        return _train(config, output, console)
+    with ranks_of_command(config.device) as ranks, stop_signals(), contextlib.ExitStack() as stack:
+        if not ranks.is_first:
+            console = Console(quiet=True)
+        output = ranks.agree(lambda: _output(config, ranks, stack))
+        return _train(config, output, console, ranks)
 
 
-def _train(config: RewardModelConfig, output: OutputFolder, console: Console) -> dict[str, Any]:
+def _output(
+    config: RewardModelConfig, ranks: Ranks, stack: contextlib.ExitStack
+) -> OutputFolder | None:
+    """The folder, on the rank that writes it."""
+    if not ranks.is_first:
+        return None
+    output = OutputFolder.new(config.out, [STAGE], config.overwrite)
+    return stack.enter_context(contextlib.closing(output))
+
+
+def _train(
+    config: RewardModelConfig, output: OutputFolder | None, console: Console, ranks: Ranks
+) -> dict[str, Any]:
     settings = RewardTrainingSettings(**config.training())
-    first = new_member(config, config.base, config.out, 0)
-    pairs, data = read_token_pairs(config.pairs, config, first, console)
+    own = dataclasses.replace(config, device=ranks.device or config.device)
+
+    def load() -> tuple[RewardModel, list[TokenPair], dict[str, Any]]:
+        first = new_member(own, config.base, config.out, 0)
+        return first, *read_token_pairs(config.pairs, config, first, console)
+
+    first, pairs, data = ranks.agree(load)
+    refuse_different_models(ranks, _as_json(config), _contents(pairs), first.model)
     split = split_pairs(pairs, settings, np.random.default_rng(settings.seed))
-    reference = _reference(config, first)
+    reference = _reference(own, first)
     sizes = f"{len(split.training):,} train, {len(split.selection):,} choose the weights"
     console.print(
         literal(f"by {split.held_out_by}: {sizes}, {len(split.reported):,} are reported on")
     )
-    trained = _Trained([], [])
+    trained, together = _Trained([], []), data_parallel(ranks)
     # A signal ends the training, not the writing of what it has learned.
     with hold_signals():
         for number in range(config.members):
             member = first
             if number:
-                member = new_member(config, config.base, config.out, number)
+                member = new_member(own, config.base, config.out, number)
             if config.members > 1:
                 console.print(literal(f"member {number + 1} of {config.members}"))
             trained.members.append(member)
-            error = _train_member(trained, pairs, settings, number, console)
-            if error or signal_is_pending():
-                break
+            with ranks.talking():
+                error = _train_member(trained, pairs, settings, number, console, together)
+                if error or together.any(signal_is_pending()):
+                    break
         report = trained.reports[0]
         if len(trained.members) > 1:
             report = ensemble_report(pairs, trained.members, trained.reports, settings)
@@ -106,15 +129,16 @@ def _train(config: RewardModelConfig, output: OutputFolder, console: Console) ->
             "finished": not signal_is_pending() and error is None,
             "ended_by": None if error is None else str(error),
         }
-        write_reward_models(
-            output, trained.members, model_source(config.base, "reference"), content, scores
-        )
+        if output is not None:
+            write_reward_models(
+                output, trained.members, model_source(config.base, "reference"), content, scores
+            )
         if signal_is_pending():
             with contextlib.suppress(OSError):  # of a terminal that is gone
                 console.print(literal(f"stopped: what was learned so far is in {config.out}"))
     print_report(report, console)
     if error is not None:
-        raise ValueError(f"{error} What there is of the reward model is in {config.out}.")
+        raise AgreedError(f"{error} What there is of the reward model is in {config.out}.")
     console.print(literal(_use(config, len(trained.members))))
     return content
 
@@ -200,6 +224,7 @@ def _train_member(
     settings: RewardTrainingSettings,
     number: int,
     console: Console,
+    together: OneProcess,
 ) -> RewardTrainingError | None:
     """Train the last member and append its report; returns what went wrong."""
     with progress_bar(console) as bar:
@@ -214,7 +239,8 @@ def _train_member(
 
         try:
             report = train_reward_model(
-                pairs, trained.members[-1], settings, on_step, on_evaluation, number or None
+                *(pairs, trained.members[-1], settings, on_step, on_evaluation, number or None),
+                together,
             )
             error = None
         except RewardTrainingError as failure:
@@ -242,6 +268,11 @@ def _add_reference(
             scores["reference"] = samples
             report.details["scores"]["reference"] = distribution(samples)
     return scores
+
+
+def _contents(pairs: list[TokenPair]) -> Iterator[Any]:
+    for pair in pairs:
+        yield list(map(int, pair.chosen)), list(map(int, pair.rejected)), pair.preference
 
 
 def _use(config: RewardModelConfig, members: int) -> str:

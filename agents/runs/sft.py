@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import shlex
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from rich.text import Text
 from agents.atomic_files import discard, write_json, writing
 from agents.console import literal, progress_bar
 from agents.runs.output_folder import OutputFolder
+from agents.scaling import AgreedError, Ranks, ranks_of_command, refuse_different_models
+from agents.scaling.data_parallel import data_parallel
 from agents.sft.config import SFTConfig
 from agents.sft.encoding import EncodedExamples, encode_examples
 from agents.sft.files import ADAPTER_FOLDER, save_sft
@@ -45,43 +48,60 @@ def fine_tune_from_file(config: SFTConfig, console: Console) -> dict[str, Any]:
         ValueError: the data, the model or the folder can't be used; or a number of the training was
             not finite: what was learned before it has been written then.
     """
-    with (
-        stop_signals(),
-        contextlib.closing(OutputFolder.new(config.out, [_STAGE], config.overwrite)) as output,
-    ):
-        return _train(config, output, console)
+    with ranks_of_command(config.device) as ranks, stop_signals(), contextlib.ExitStack() as stack:
+        if not ranks.is_first:
+            console = Console(quiet=True)
+        output = ranks.agree(lambda: _output(config, ranks, stack))
+        return _train(config, output, console, ranks)
 
 
-def _train(config: SFTConfig, output: OutputFolder, console: Console) -> dict[str, Any]:
-    language_model = _load(config)
+def _output(config: SFTConfig, ranks: Ranks, stack: contextlib.ExitStack) -> OutputFolder | None:
+    """The folder, on the rank that writes it."""
+    if not ranks.is_first:
+        return None
+    output = OutputFolder.new(config.out, [_STAGE], config.overwrite)
+    return stack.enter_context(contextlib.closing(output))
+
+
+def _train(
+    config: SFTConfig, output: OutputFolder | None, console: Console, ranks: Ranks
+) -> dict[str, Any]:
     read = ReadReport()
-    encoded = encode_examples(
-        read_examples(
-            config.data, parse_columns(config.columns), config.skip_bad, config.documents, read
-        ),
-        language_model,
-        config.max_tokens,
-        config.truncation,
-    )
+
+    def load() -> tuple[LanguageModel, EncodedExamples]:
+        language_model = _load(config)
+        encoded = encode_examples(
+            read_examples(
+                config.data, parse_columns(config.columns), config.skip_bad, config.documents, read
+            ),
+            language_model,
+            config.max_tokens,
+            config.truncation,
+        )
+        return language_model, encoded
+
+    language_model, encoded = ranks.agree(load)
     data = _data_report(read, encoded)
     _print_data(config, data, encoded, console)
-    language_model.model.to(resolve_device(config.device))
+    refuse_different_models(ranks, config.as_json(), _contents(encoded), language_model.model)
+    language_model.model.to(resolve_device(ranks.device or config.device))
     # A signal ends the training, not the writing of what it has learned.
     with hold_signals():
-        report = _train_with_progress(config, encoded, language_model, console)
+        report = _train_with_progress(config, encoded, language_model, console, ranks)
         content = {
             **report.as_dict(),
             "finished": report.stopped in ("", "early"),
             "data": data,
             "settings": config.as_json(),
         }
-        _write(output, language_model, content)
+        if output is not None:
+            _write(output, language_model, content)
         if signal_is_pending():
             with contextlib.suppress(OSError):  # of a terminal that is gone
                 console.print(literal(f"stopped: what was learned so far is in {config.out}"))
     _print_report(report, console)
     if report.is_diverged:
-        raise ValueError(
+        raise AgreedError(
             f"{report.reason} What was learned until step {report.kept_step} is in {config.out}."
         )
     use = f"; use it with: tokenrlhf train --reference {shlex.quote(str(config.out))}"
@@ -108,8 +128,17 @@ def _load(config: SFTConfig) -> LanguageModel:
     return language_model
 
 
+def _contents(encoded: EncodedExamples) -> Iterator[Any]:
+    for example in encoded.examples:
+        yield example.prefix.tolist(), example.targets.tolist()
+
+
 def _train_with_progress(
-    config: SFTConfig, encoded: EncodedExamples, language_model: LanguageModel, console: Console
+    config: SFTConfig,
+    encoded: EncodedExamples,
+    language_model: LanguageModel,
+    console: Console,
+    ranks: Ranks,
 ) -> SFTReport:
     with progress_bar(console) as bar:
         task = bar.add_task("training", total=None, note="")
@@ -121,7 +150,15 @@ def _train_with_progress(
             if not math.isnan(evaluation.eval_loss):
                 bar.console.print(_evaluation_line(evaluation), highlight=False)
 
-        return train_sft(encoded, language_model, config.settings(), on_step, on_evaluation)
+        with ranks.talking():
+            return train_sft(
+                encoded,
+                language_model,
+                config.settings(),
+                on_step,
+                on_evaluation,
+                data_parallel(ranks),
+            )
 
 
 def _evaluation_line(evaluation: Evaluation) -> str:

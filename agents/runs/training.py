@@ -35,6 +35,7 @@ from agents.runs.curves import draw_curves, read_metrics
 from agents.runs.folder import RunFolder
 from agents.runs.log import run_logger
 from agents.runs.progress import ProgressCallback, SamplesCallback
+from agents.runs.ranks import CheckRanks, OneDecision, environment_of, join_run, of_rank
 from agents.runs.results import final_evaluation, summarize
 from agents.runs.resumed_settings import resumed
 from agents.runs.resuming import RunRecord, checkpoint_of, cut_back
@@ -44,7 +45,7 @@ from agents.runs.skipped import SkippedUpdates
 from agents.runs.tables import print_of_the_task
 from agents.runs.tokens import TokensCallback
 from agents.runs.tracker import TrackerWriter, start_tracker
-from agents.vec_env import make_vec_env
+from agents.scaling import ALONE, Ranks
 from tokenenv.data import PreferencePair, read_pairs
 from tokenenv.models import NonFiniteNumbers, copy_sharing_frozen
 from tokenenv.rewards import learned_rewards
@@ -72,23 +73,36 @@ class TrainingRun:
         config: what to do; with `resume`, the settings of the run that is gone on with
             (`agents.runs.resumed_settings.settings_of_run`), and what may be changed of them.
         console: where progress is shown.
+        ranks: that train together; this is the first of them (`FollowingRun` are the others).
 
     Raises:
-        ValueError: the configuration can't be used; nothing has been written then.
+        ValueError: the configuration can't be used, on this rank or another; nothing has been
+            written then.
     """
 
-    def __init__(self, config: TrainConfig, console: Console) -> None:
-        if config.resume is not None:
-            config = resumed(config)
-        self.config, self.console = config, console
-        self._own_models = OwnRewardModels(config.environment()) if config.refresh_every else None
+    def __init__(self, config: TrainConfig, console: Console, ranks: Ranks = ALONE) -> None:
+        self.config, self.console, self.ranks = config, console, ranks
+        ranks.agree(self._build)
+        join_run(self.config, ranks, self.env, self.model)
+        ranks.agree(self._open)
+        checkpoint = self.checkpoint
+        ranks.of_first(None if checkpoint is None else str(checkpoint.folder))
+        ranks.agree(lambda: None)  # the others go on from it, too
+
+    def _build(self) -> None:
+        """Everything that reads the settings and the files they name, and writes nothing."""
+        if self.config.resume is not None:
+            self.config = resumed(self.config)
+        config = self.config
+        own = of_rank(config, self.ranks)
+        self._own_models = OwnRewardModels(own.environment()) if config.refresh_every else None
         self.environment = (
-            config.environment() if self._own_models is None else self._own_models.environment
+            own.environment() if self._own_models is None else self._own_models.environment
         )
-        self.env = make_vec_env(n_envs=config.n_envs, seed=config.seed, **self.environment)
+        self.env = environment_of(own, self.ranks, self.environment)
         self.held_out = HeldOut.from_env_kwargs(self.environment, config.eval_prompts)
         self.shift = _shift_monitor(config, self.held_out)
-        self.model = build_agent(config, self.env)
+        self.model = build_agent(own, self.env)
         choose_threads(config, self.model)
         # The reference, unless training starts from another model: then a copy of that.
         self.starting_actor = self.held_out.scorer.reference.language_model.model
@@ -98,7 +112,11 @@ class TrainingRun:
         self.tokenizer = self.held_out.scorer.reference.language_model.tokenizer
         self.metrics = RLHFCallback()
         self.hacking = self._hacking_monitor()
-        labels = self._labels_of_refresh()
+        self._labels = self._labels_of_refresh()
+
+    def _open(self) -> None:
+        """The folder, and what writes into it."""
+        config = self.config
         self.tracker = _started_tracker(config)
         try:
             self.run, self.checkpoint = self._opened()
@@ -107,7 +125,7 @@ class TrainingRun:
                 self.tracker.finish()
             raise
         assert self.run.output is not None
-        self.refresh = self._refresh(labels)
+        self.refresh = self._refresh(self._labels)
         self.evaluation = self._evaluation()
         self.samples = SamplesCallback(self.run, self.held_out, max(1, config.eval_every))
         self.tokens = TokensCallback(
@@ -166,11 +184,16 @@ class TrainingRun:
                     self._warn(doubt)
                 self._learn()
             except KeyboardInterrupt as stop:
+                why = self.ranks.why_stopped()
+                self.ranks.fail(stop)
                 message = self._keep("interrupted", stop)
                 raise Interrupted(
-                    f"stopped after {self.model.num_timesteps:,} tokens. {message}", stop
+                    (f"{why} S" if why else "s")
+                    + f"topped after {self.model.num_timesteps:,} tokens. {message}",
+                    stop,
                 ) from None
             except BaseException as error:  # a full disk, a reward function: nothing more is lost
+                self.ranks.fail(error)
                 message = self._keep("failed", error)
                 with contextlib.suppress(OSError):
                     self.console.print(literal(message))
@@ -202,7 +225,10 @@ class TrainingRun:
         self.model.on_skipped = self._skipped
         try:
             after = None if self.checkpoint is None else self.checkpoint.tokens
-            with run_logger(self.run, self.model, self.tracker, after):
+            with (
+                run_logger(self.run, self.model, self.tracker, after),
+                self.ranks.talking(),
+            ):
                 self.before = self.samples.respond(self.starting_actor)
                 self.model.learn(
                     self.config.total_tokens - (after or 0),
@@ -212,6 +238,7 @@ class TrainingRun:
                 self.last_good.refuse_non_finite()
                 if self.last_skipped is not None and not self.model.num_updates:
                     raise self.last_skipped  # nothing was learned at all
+                self.ranks.barrier()
         finally:
             self.model.on_skipped = None
             progress.close()
@@ -234,8 +261,15 @@ class TrainingRun:
             callbacks.append(ShiftCallback(self.shift, config.shift_every))
         if self.evaluation is not None:
             callbacks.append(self.evaluation)
+        if self.ranks.count > 1:
+            callbacks.append(OneDecision(self.ranks, self.metrics, self._is_stopped))
+            callbacks.append(CheckRanks(self.ranks, config.check_ranks_every))
         callbacks.append(self.checkpoints)  # at the end, when the others have written theirs
         return progress, callbacks
+
+    def _is_stopped(self) -> bool:
+        """Whether a monitor ends the training."""
+        return self.hacking is not None and self.hacking.stopped_by is not None
 
     def _evaluation(self) -> EvaluationCallback | None:
         if not self.config.eval_every:

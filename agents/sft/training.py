@@ -27,6 +27,7 @@ from tokenenv.data import Example
 from tokenenv.models import (
     GPU_FACTOR,
     LanguageModel,
+    OneProcess,
     enable_checkpointing,
     minibatch_indices,
 )
@@ -47,6 +48,7 @@ def train_sft(
     settings: SFTSettings | None = None,
     on_step: OnStep | None = None,
     on_evaluation: OnEvaluation | None = None,
+    together: OneProcess | None = None,
 ) -> SFTReport:
     """Fine-tune a language model in place.
 
@@ -61,6 +63,8 @@ def train_sft(
         settings: how; the defaults otherwise.
         on_step: called after every step with (step, all steps, training loss).
         on_evaluation: called after every evaluation, the first of which is before the first step.
+        together: how several processes share the work
+            (`agents.scaling.data_parallel.data_parallel`); each calls this with the same arguments.
 
     Raises:
         ValueError: nothing of the model can be trained, an example can't be used, or there are too
@@ -82,7 +86,8 @@ def train_sft(
         enable_checkpointing(language_model.model)
         language_model.model.train()  # without dropout it only switches checkpointing on
     try:
-        trainer = _Trainer(language_model.model, training, held_out, settings, rng)
+        sharing = together or OneProcess()
+        trainer = _Trainer(language_model.model, training, held_out, settings, rng, sharing)
         return trainer.run(on_step, on_evaluation)
     finally:
         language_model.model.eval()
@@ -118,8 +123,9 @@ class _Trainer:
         held_out: list[TokenExample],
         settings: SFTSettings,
         rng: np.random.Generator,
+        together: OneProcess,
     ) -> None:
-        self.model, self.settings = model, settings
+        self.model, self.settings, self.together = model, settings, together
         self.training, self.held_out = training, held_out
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         sizes = np.array([len(example) for example in training])
@@ -134,6 +140,7 @@ class _Trainer:
         )
         self.optimizer = _optimizer(self.weights, settings)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        together.prepare(model, self.optimizer)
         self.losses: list[tuple[float, int]] = []
         self.looked_at = 0
         self.without_gain = 0
@@ -154,7 +161,7 @@ class _Trainer:
                 "of the model, or the precision that it computes in, is no good."
             )
         for batch in self.batches:
-            loss = self._step([self.training[i] for i in batch])
+            loss = self._step(batch)
             if not report.stopped:
                 report.steps += 1
                 if on_step is not None:
@@ -166,21 +173,28 @@ class _Trainer:
         report.seconds = time.perf_counter() - start
         return report
 
-    def _step(self, examples: list[TokenExample]) -> float:
+    def _step(self, batch: np.ndarray) -> float:
         """Take one step; returns the mean loss per learned token, before it."""
-        learned = sum(len(example.targets) for example in examples)
+        sizes = np.array([len(self.training[i]) for i in batch])
+        learned = sum(len(self.training[i].targets) for i in batch)
+        own, weight = self.together.share(batch, sizes)
+        examples = [self.training[i] for i in own]
         lengths = np.array([len(example) - 1 for example in examples])
         self.optimizer.zero_grad()
         sums = []
-        for part in micro_batches(lengths, self.settings.micro_batch_tokens, self.few_tokens):
-            with computing_in(self.settings.precision, self.model.device):
-                loss = token_losses(self.model, [examples[i] for i in part]).sum() / learned
-            loss.backward()
+        parts = list(micro_batches(lengths, self.settings.micro_batch_tokens, self.few_tokens))
+        for number, part in enumerate(parts, start=1):
+            with self.together.one_pass(is_last=number == len(parts)):
+                with computing_in(self.settings.precision, self.model.device):
+                    losses = self.together.call(token_losses, [examples[i] for i in part])
+                    loss = weight * losses.sum() / learned
+                (self.together.factor * loss).backward()
             sums.append(loss.detach())
             self.read_tokens += int(lengths[part].sum())
             self.padded_tokens += len(part) * int(lengths[part].max())
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.settings.max_grad_norm)
         total, norm_value = torch.stack([torch.stack(sums).sum(), norm.to(sums[0].dtype)]).tolist()
+        total = self.together.sum(total)
         if not (math.isfinite(total) and math.isfinite(norm_value)):
             self._diverge(
                 f"the loss of step {self.report.steps + 1} is {total:g} and the norm of its "
@@ -190,7 +204,7 @@ class _Trainer:
         self.optimizer.step()
         self.schedule.step()
         self.losses.append((total, learned))
-        self.report.tokens += sum(map(len, examples))
+        self.report.tokens += int(sizes.sum())
         self.report.learned_tokens += learned
         return total
 
@@ -205,7 +219,7 @@ class _Trainer:
         """Evaluate where it is due, keep the weights if they are good, stop if they stay bad."""
         report, settings = self.report, self.settings
         is_last = report.steps == report.all_steps
-        is_asked = signal_is_pending()
+        is_asked = self.together.any(signal_is_pending())
         if not (is_last or is_asked or report.steps % self.evaluate_every == 0):
             return
         loss = self._evaluate(on_evaluation)
@@ -238,7 +252,9 @@ class _Trainer:
     def _evaluate(self, on_evaluation: OnEvaluation | None) -> float:
         settings = self.settings
         micro_batch = max(settings.micro_batch_tokens, 1)
-        loss = held_out_loss(self.model, self.held_out, micro_batch, settings.precision)
+        loss = self.together.decide(
+            lambda: held_out_loss(self.model, self.held_out, micro_batch, settings.precision)
+        )
         new = self.losses[self.looked_at :]
         self.looked_at = len(self.losses)
         evaluation = Evaluation(self.report.steps, _mean(new), loss)

@@ -332,6 +332,15 @@ def test_options_share_the_weights_where_adapters_are_trained(tmp_path):
 
 
 @pytest.mark.slow
+def test_ranks_are_measured_against_one_process(tmp_path):
+    rows = {row["what"]: row for row in rows_of("bench_ranks", tmp_path)}
+    for name in ("throughput", "per CPU-second"):
+        assert rows[name]["ratio"] == pytest.approx(rows[name]["two"] / rows[name]["one"])
+    assert rows["talking, of a step"]["ratio"] > 0
+    assert rows["gradient, MiB"]["one"] == rows["gradient, MiB"]["two"]
+
+
+@pytest.mark.slow
 def test_gpu_runs_on_a_cpu(tmp_path):
     rows = rows_of("bench_gpu", tmp_path, "--device", "cpu")
     assert [(r["what"], r["batch"]) for r in rows if r["table"].startswith("time per")] == [

@@ -20,6 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import tyro
 from support.warm_python import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,8 +140,6 @@ def test_line_of_a_bash_block_is_a_command(words):
         )
         assert dry.returncode == 0 and ".venv" in dry.stdout, dry.stderr
     elif program == "tokenrlhf":
-        import tyro
-
         from agents.cli import Command
 
         assert arguments[0] in SMALLER
@@ -150,8 +149,14 @@ def test_line_of_a_bash_block_is_a_command(words):
         assert all((ROOT / path).exists() for path in {".", "constraints.txt"} & set(arguments))
         extras = re.findall(r"\.\[(\w+)\]", shlex.join(arguments))
         assert set(extras) <= {
-            *("dev", "data", "ecosystem", "browser", "real", "search", "serve", "openenv")
+            *("dev", "data", "ecosystem", "browser", "ranks", "real", "search", "serve", "openenv")
         }
+    elif program in ("torchrun", "accelerate"):
+        from agents.cli import Command
+
+        place = arguments.index("agents.cli")
+        assert arguments[place - 1] in ("-m", "--module")
+        tyro.cli(Command, args=arguments[place + 1 :], prog="tokenrlhf")
     else:  # examples/*.py are run by tests/project/test_examples.py
         assert program == "python" and (ROOT / arguments[0]).parent == ROOT / "examples"
         assert (ROOT / arguments[0]).is_file() and len(arguments) == 1

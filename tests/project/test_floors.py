@@ -38,7 +38,7 @@ STOREYS: list[list[str]] = [
     ["tokenenv.building"],
     ["tokenenv.tasks.reviews.build", "tokenenv.tasks.exact.build"],  # the commands
     # the agent
-    ["agents.settings", "agents.atomic_files", "agents.console"],
+    ["agents.settings", "agents.atomic_files", "agents.console", "agents.scaling"],
     ["agents.config", "agents.vec_env", "agents.policy", "agents.checkpoints"],
     ["agents.rollout", "agents.zoo", "agents.labelling"],
     ["agents.ppo", "agents.evaluation"],
@@ -60,6 +60,7 @@ ROOMS = {room: storey for storey, rooms in enumerate(STOREYS) for room in rooms}
 DOORLESS = {
     "agents.command_line": "what the command line takes one by one, some of it before torch",
     "agents.runs": "its door is light and `training` is not",
+    "agents.scaling": "its door needs no torch, and what trains does",
     "agents.sft": "its settings are read before torch, and `training` needs it",
     "agents.reward_quality": "each of its parts is one question, some of them before torch",
     "agents.reward_quality.labels": "two commands, whose configurations are read before torch",

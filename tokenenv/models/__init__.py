@@ -8,6 +8,7 @@
   `weight_watch`: notices weights that were written.
 * `adapters`, `adapter_files`: low-rank adapters over frozen weights that several models share.
 * `precision`: float32, or bfloat16 by autocast.
+* `one_process`: how a training on batches shares its work among processes: here, not at all.
 * `packing`: whole sequences for one forward; `log_probs`: of tokens and responses.
 * `sampling`: responses; `reference`, `reference_decoder`: the frozen model, step by step.
 """
@@ -76,6 +77,7 @@ from tokenenv.models.log_probs import (
     tempered_logits,
     token_log_probs,
 )
+from tokenenv.models.one_process import OneProcess
 from tokenenv.models.packing import (
     MICRO_BATCH_TOKENS,
     PackedSequences,
@@ -102,6 +104,7 @@ __all__ = [
     "LanguageModel",
     "LoraSettings",
     "NonFiniteNumbers",
+    "OneProcess",
     "PackedSequences",
     "Reference",
     "ReferenceDecoder",
@@ -111,10 +114,10 @@ __all__ = [
     "SlotDecoder",
     "WeightWatch",
     "add_lora",
+    "as_turn_messages",
     "attention_masks",
     "attention_windows",
     "bucket_width",
-    "as_turn_messages",
     "build_language_model",
     "cache_argument",
     "check_cached_step",

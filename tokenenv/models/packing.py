@@ -102,7 +102,10 @@ def pack_observations(observations: torch.Tensor) -> PackedSequences:
 
 
 def minibatch_indices(
-    sizes: np.ndarray, batch_size: int | None, rng: np.random.Generator
+    sizes: np.ndarray,
+    batch_size: int | None,
+    rng: np.random.Generator,
+    count: int | None = None,
 ) -> Iterator[np.ndarray]:
     """Random groups of whole sequences with about `batch_size` states each, all of them once.
 
@@ -112,18 +115,20 @@ def minibatch_indices(
         sizes: (S,) states per sequence.
         batch_size: states per group; None for one group.
         rng: of the order.
+        count: of groups, instead of their size; where there are fewer sequences, some are empty.
     """
     order = rng.permutation(len(sizes))  # (S,)
     total = int(sizes.sum())
     groups = 1 if batch_size is None else min(len(sizes), max(1, -(-total // batch_size)))
+    groups = groups if count is None else count
     if groups == 1:
         order = np.arange(len(sizes))
     # A sequence belongs to the group in which its middle state falls.
     middles = np.cumsum(sizes[order]) - sizes[order] / 2  # (S,)
-    group_of = np.minimum((middles * groups / total).astype(int), groups - 1)  # (S,)
+    group_of = np.minimum((middles * groups / max(total, 1)).astype(int), groups - 1)  # (S,)
     for group in range(groups):
         members = order[group_of == group]  # (sequences of the group,)
-        if len(members):
+        if len(members) or count is not None:
             yield members
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenenv.models import is_adapter_weight, seconds_by_precision
+from tokenenv.models import OneProcess, is_adapter_weight, seconds_by_precision
 from tokenenv.rewards.pair_forward import (
     can_share_prompts,
     length_batches,
@@ -104,6 +104,7 @@ class PairTrainer:
             `settings.early_stopping` is off.
         settings: how.
         rng: of the order.
+        together: how several processes share the work; each has the same arguments.
     """
 
     def __init__(
@@ -113,19 +114,21 @@ class PairTrainer:
         selection: list[TokenPair],
         settings: RewardTrainingSettings,
         rng: np.random.Generator,
+        together: OneProcess | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings, self.together = settings, together or OneProcess()
         self.training, self.selection = training, selection
         self.model: Any = reward_model.model
         self.weights = _weights_to_train(self.model)
         self.batches = [b for _ in range(settings.epochs) for b in self._batches(rng)]
         self.record = TrainingRecord(all_steps=len(self.batches))
         self.record.shares_prompts = can_share_prompts(self.model, [*training, *selection])
-        self.record.precision = self._precision()
+        self.record.precision = self.together.decide(self._precision)
         self.optimizer = torch.optim.AdamW(
             self.weights, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
+        self.together.prepare(self.model, self.optimizer)
         looks = settings.epochs * settings.evaluations_per_epoch
         self.evaluate_every = max(1, len(self.batches) // looks)
         self.losses: list[float] = []
@@ -172,11 +175,12 @@ class PairTrainer:
             record.steps += 1
             if on_step is not None:
                 on_step(record.steps, record.all_steps, loss)
-            is_last = record.steps == record.all_steps or signal_is_pending()
+            is_asked = self.together.any(signal_is_pending())
+            is_last = record.steps == record.all_steps or is_asked
             if is_last or record.steps % self.evaluate_every == 0:
                 self._look(float(np.mean(self.losses[looked_at:])), on_evaluation)
                 looked_at = len(self.losses)
-            if not record.stopped and signal_is_pending():
+            if not record.stopped and (is_asked or self.together.any(signal_is_pending())):
                 record.stopped, record.reason = "signal", f"a signal came in step {record.steps}."
             if record.stopped:
                 break
@@ -188,20 +192,25 @@ class PairTrainer:
         """Take one step, in forwards over pairs of like length; returns the loss before it."""
         settings, total = self.settings, torch.zeros((), device=self.model.device)
         self.optimizer.zero_grad()
-        for part in micro_batches(self.training, batch, settings.micro_batch_tokens):
-            pairs = [self.training[i] for i in part]
-            chosen, rejected = pair_rewards(
-                self.model, pairs, self.record.shares_prompts, self.record.precision
-            )
-            margins = torch.tensor([p.margin for p in pairs], device=chosen.device)
-            preferences = torch.tensor([p.preference for p in pairs], device=chosen.device)
-            loss = preference_loss(
-                chosen, rejected, margins, settings.centering_coef, preferences
-            ) * (len(part) / len(batch))
-            loss.backward()
+        sizes = [len(self.training[i].chosen) + len(self.training[i].rejected) for i in batch]
+        own, weight = self.together.share(batch, np.array(sizes))
+        parts = list(micro_batches(self.training, own, settings.micro_batch_tokens))
+        for number, part in enumerate(parts, start=1):
+            with self.together.one_pass(is_last=number == len(parts)):
+                pairs = [self.training[i] for i in part]
+                chosen, rejected = self.together.call(
+                    pair_rewards, pairs, self.record.shares_prompts, self.record.precision
+                )
+                margins = torch.tensor([p.margin for p in pairs], device=chosen.device)
+                preferences = torch.tensor([p.preference for p in pairs], device=chosen.device)
+                loss = preference_loss(
+                    chosen, rejected, margins, settings.centering_coef, preferences
+                ) * (weight * len(part) / len(batch))
+                (self.together.factor * loss).backward()
             total += loss.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.weights, settings.max_grad_norm)
         loss_value, norm_value = torch.stack([total, norm.to(total.dtype)]).tolist()
+        loss_value = self.together.sum(loss_value)
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             self._diverge(
                 f"the loss of step {self.record.steps + 1} is {loss_value:g} and the norm of its "
@@ -211,16 +220,13 @@ class PairTrainer:
         self.optimizer.step()
         self.schedule.step()
         self.losses.append(loss_value)
-        sides = [
-            side for i in batch for side in (self.training[i].chosen, self.training[i].rejected)
-        ]
-        self.record.tokens += sum(map(len, sides))
+        self.record.tokens += sum(sizes)
         return loss_value
 
     def _look(self, train_loss: float, on_evaluation: OnEvaluation | None) -> None:
         """Evaluate, keep the weights if they are good, stop if they stay bad."""
         record, settings = self.record, self.settings
-        loss, accuracy = self._evaluate()
+        loss, accuracy = self.together.decide(self._evaluate)
         if (self.selection and not math.isfinite(loss)) or not self._is_finite():
             self._diverge(f"after step {record.steps} a weight or the held-out loss is not finite")
             return

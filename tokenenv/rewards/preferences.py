@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tokenenv.models import OneProcess
 from tokenenv.rewards.pair_split import PairSplit, check_readable, split_pairs, units_of
 from tokenenv.rewards.pair_training import OnEvaluation, OnStep, PairTrainer, TrainingRecord
 from tokenenv.rewards.pairs import PreferencePair, TokenPair, as_token_pair
@@ -75,6 +76,7 @@ def train_reward_model(
     on_step: OnStep | None = None,
     on_evaluation: OnEvaluation | None = None,
     order_seed: int | None = None,
+    together: OneProcess | None = None,
 ) -> HeldOutReport:
     """Train `reward_model` in place on preference pairs, and keep its best held-out weights.
 
@@ -94,6 +96,8 @@ def train_reward_model(
         on_evaluation: called after every look at the pairs that choose the weights.
         order_seed: of the order alone, for members of an ensemble, which have their split in
             common; None: `settings.seed` is of both.
+        together: how several processes share the work
+            (`agents.scaling.data_parallel.data_parallel`); each calls this with the same arguments.
 
     Returns:
         The report, on pairs of prompts that neither trained nor chose the weights
@@ -113,7 +117,7 @@ def train_reward_model(
     check_readable(tokens, reward_model)
     if order_seed is not None:
         rng = np.random.default_rng((settings.seed, order_seed))
-    trainer = PairTrainer(reward_model, split.training, split.selection, settings, rng)
+    trainer = PairTrainer(reward_model, split.training, split.selection, settings, rng, together)
     record = trainer.run(on_step, on_evaluation)
     spread = _normalise(reward_model, tokens, settings.seed)
     report = judge_rewards(judged_pairs(reward_model, split.judged), split, reward_model, record)
