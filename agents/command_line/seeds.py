@@ -162,14 +162,15 @@ def aggregate(summaries: Any) -> dict[str, Any]:
     rows: Sequence[dict[str, Any]] = list(summaries)
     numbers = {}
     for name in _NUMBERS:
-        values = [row.get(name) for row in rows]
-        if any(value is None for value in values):
+        values = [row[name] for row in rows if row.get(name) is not None]
+        if len(values) < len(rows):
             continue
-        low, high = bootstrap_interval([np.array(values, dtype=float)])
-        mean = float(interquartile_mean(np.array(values, dtype=float)))
+        array = np.array(values, dtype=float)
+        low, high = bootstrap_interval([array])
         numbers[name] = {
-            "mean": float(np.mean(values)),
-            **{"interquartile_mean": mean, "low": float(low), "high": float(high)},
+            "mean": float(array.mean()),
+            "interquartile_mean": float(interquartile_mean(array)),
+            **{"low": float(low), "high": float(high)},
             "values": values,
         }
     below = [row["seed"] for row in rows if row.get("below_untrained")]

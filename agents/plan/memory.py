@@ -160,18 +160,20 @@ class Planned:
         return sum(bytes_of(weights(model, trained=True)) for model in models)
 
     @cached_property
+    def _layers(self) -> list[nn.Module]:
+        """The actor's layers: the longest list of modules in it."""
+        lists = [m for m in self.actor.modules() if isinstance(m, nn.ModuleList) and len(m)]
+        return list(max(lists, key=len)) if lists else []
+
+    @cached_property
     def _layer(self) -> int:
         """Bytes of the largest layer of the actor: what `fully_shard` gathers at a time."""
-        lists = [m for m in self.actor.modules() if isinstance(m, nn.ModuleList) and len(m)]
-        layers = max(lists, key=len, default=[self.actor])  # type: ignore[arg-type]
-        return max(bytes_of(weights(layer)) for layer in layers)
+        return max(bytes_of(weights(layer)) for layer in self._layers or [self.actor])
 
     @cached_property
     def _outside(self) -> int:
         """Bytes of the actor outside of its layers: embeddings, which stay gathered."""
-        lists = [m for m in self.actor.modules() if isinstance(m, nn.ModuleList) and len(m)]
-        layers = max(lists, key=len, default=[])  # type: ignore[arg-type]
-        inside = {id(w): w.nbytes for layer in layers for w in weights(layer)}
+        inside = {id(w): w.nbytes for layer in self._layers for w in weights(layer)}
         return bytes_of(weights(self.actor)) - sum(inside.values())
 
     @property

@@ -154,7 +154,8 @@ def materialise(model: nn.Module, made: dict[int, torch.Tensor]) -> None:
         return made[id(tensor)]
 
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers, vars(module)):
+        named: tuple[dict[str, Any], ...] = (module._parameters, module._buffers, vars(module))
+        for tensors in named:
             for name, tensor in tensors.items():
                 if isinstance(tensor, torch.Tensor):
                     tensors[name] = moved(tensor)

@@ -42,7 +42,8 @@ def reward(prompts, responses):
     if os.environ.get("RANK") == "1" and calls == 6 and Path("deadly").exists():
         Path("deadly").write_text(str(time.time()))
         os.kill(os.getpid(), signal.SIGKILL)
-    return [len(r) / 10 - 1 for r in responses]
+    is_lost = os.environ.get("RANK") == "1" and calls == 3 and Path("lost").exists()
+    return [float("nan") if is_lost else len(r) / 10 - 1 for r in responses]
 """
 
 HEAD = """
@@ -94,6 +95,15 @@ Path("taken/notes").write_text("mine")
 ranks.barrier()
 refused("taken")
 run("whole")
+
+import reward_of_ranks
+if rank == 0:
+    Path("lost").touch()
+ranks.barrier()
+reward_of_ranks.calls = 0
+run("skips")
+if rank == 0:
+    Path("lost").unlink()
 
 log = Update.log
 
@@ -181,6 +191,14 @@ def test_all_ranks_refuse_what_one_can_not_use(folder, what, said):
     for rank in (0, 1):
         assert said in (folder / f"refused {what} {rank}").read_text()
     assert (folder / what / "config.json").exists() == (what == "apart")
+
+
+def test_a_reward_that_is_not_finite_on_one_rank_costs_the_update_of_all(folder):
+    """Ranks compare their weights after every update: they stay the same."""
+    summary = json.loads((folder / "skips" / "summary.json").read_text())
+    assert summary["finished"] is True and summary["skipped_updates"] == 1
+    said = " ".join((folder / "skips.txt").read_text().split())
+    assert "no update was made after 384 tokens: rank 1: rewards of" in said
 
 
 def test_a_rank_that_dies_stops_the_others_and_the_run_goes_on_to_the_bit(folder):
