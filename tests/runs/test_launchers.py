@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -136,6 +137,6 @@ def test_one_signal_stops_all_runs_and_the_same_command_goes_on(tmp_path):
         assert not json.loads((out / f"seed-{i}" / "summary.json").read_text())["finished"]
         assert "--resume" in (out / f"seed-{i}.log").read_text()
     config = TrainConfig.from_json(json.loads((out / "seed-0" / "config.json").read_text()))
-    (one,) = variants(config, out)
+    (one,) = variants(dataclasses.replace(config, overwrite=False), out)
     assert one.summary() is None
     assert one.arguments(out / "x.json")[:2] == ["train", "--resume"]
