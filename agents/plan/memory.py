@@ -163,7 +163,7 @@ class Planned:
     def _layers(self) -> list[nn.Module]:
         """The actor's layers: the longest list of modules in it."""
         lists = [m for m in self.actor.modules() if isinstance(m, nn.ModuleList) and len(m)]
-        return list(max(lists, key=len)) if lists else []
+        return list(sorted(lists, key=len)[-1]) if lists else []
 
     @cached_property
     def _layer(self) -> int:
