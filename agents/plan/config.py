@@ -48,8 +48,9 @@ class PlanConfig:
     gpus: int = 1
     """Number of GPUs, one process each."""
     sharding: Literal["replicated", "fully_shard"] = "replicated"
-    """What several GPUs hold of the trained models: all of them the whole (data parallel), or each
-    its part of weights, gradients and optimiser state (torch's fully_shard)."""
+    """What several GPUs hold of the training: all of them the whole (data parallel), or each its
+    part of gradients, optimiser state and a copy of the weights beside the whole one that samples
+    (torch's fully_shard: --shard-actor)."""
     reward_model: str = "same"
     """'same': the model with a head of one output; 'none': a function, or one that lives elsewhere;
     or the config of a reward model, as for --model."""

@@ -178,7 +178,7 @@ class Planned:
 
     @property
     def is_sharded(self) -> bool:
-        """Whether weights are divided among GPUs."""
+        """Whether what is trained is divided among GPUs."""
         return self.config.sharding == "fully_shard" and self.config.gpus > 1
 
     @cached_property
@@ -186,9 +186,10 @@ class Planned:
         """Part → bytes that are there from the first update on."""
         config, shares = self.config, self.config.gpus if self.is_sharded else 1
         has_adapters = config.lora_rank is not None
-        parts = {"actor": bytes_of(weights(self.actor, has_adapters or None)) // shares}
+        parts = {"actor": bytes_of(weights(self.actor, has_adapters or None))}
         if self.critic is not None:
-            parts["critic"] = bytes_of(weights(self.critic, has_adapters or None)) // shares
+            parts["critic"] = bytes_of(weights(self.critic, has_adapters or None))
+        sharded = sum(parts.values()) // shares  # beside the whole ones, which sample
         if has_adapters:
             parts["adapters"] = parts.pop("actor") + parts.pop("critic", 0)
         parts["reference"] = bytes_of(weights(self.reference))
@@ -197,6 +198,7 @@ class Planned:
         numbers = _OPTIMISER_TENSORS[config.optimizer]
         parts["optimiser state"] = numbers * self._trainable // shares
         if self.is_sharded:
+            parts["sharded weights"] = sharded
             parts["gathered layers"] = 2 * self._layer + self._outside
         elif config.gpus > 1:
             parts["gradient buckets"] = self._trainable

@@ -57,7 +57,8 @@ def test_adapters_share_one_copy_and_have_gradients_alone(llama):
 
 def test_what_is_sharded_is_divided_and_the_rest_is_replicated(llama):
     one, many = (planned(llama, gpus=g, n_envs=8, sharding="fully_shard").resident for g in (1, 4))
-    assert many["actor"] == one["actor"] // 4
+    assert many["actor"] == one["actor"], "a whole copy samples"
+    assert many["sharded weights"] == one["actor"] // 4
     assert many["optimiser state"] == one["optimiser state"] // 4
     assert many["reference"] == one["reference"] and "gathered layers" in many
     assert many["cache of keys and values"] * 4 == one["cache of keys and values"]
