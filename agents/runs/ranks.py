@@ -17,9 +17,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.checkpoints import read_checkpoint
 from agents.config import TrainConfig
+from agents.ppo import is_finite
 from agents.rollout import RLHFCallback
 from agents.runs.agent import build_agent, choose_threads
-from agents.runs.last_good import is_finite
 from agents.runs.resumed_settings import resumed
 from agents.runs.saving import CheckpointCallback
 from agents.scaling import (
