@@ -426,7 +426,7 @@ def test_a_machine_without_memory_is_said(error, monkeypatch, capsys, tmp_path):
     def fails(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr("agents.runs.training.make_vec_env", fails)
+    monkeypatch.setattr("agents.runs.ranks.make_vec_env", fails)
     assert main(["train", "--out", str(tmp_path / "run")]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "not enough memory" in said and "--n-envs" in said and "Traceback" not in said
@@ -436,6 +436,6 @@ def test_another_error_of_the_program_is_no_lack_of_memory(monkeypatch, tmp_path
     def fails(**_: object) -> None:
         raise RuntimeError("something else")
 
-    monkeypatch.setattr("agents.runs.training.make_vec_env", fails)
+    monkeypatch.setattr("agents.runs.ranks.make_vec_env", fails)
     with pytest.raises(RuntimeError, match="something else"):
         main(["train", "--out", str(tmp_path / "run")])
