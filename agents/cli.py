@@ -306,6 +306,12 @@ def _train_among_ranks(config: TrainConfig, console: Console) -> None:
             f"seeds={config.seeds} trains several runs, and several processes train one: start "
             "each seed by itself, or one process."
         )
+    if config.sweep or config.launcher is not None:
+        given = "sweep" if config.sweep else "launcher"
+        raise ValueError(
+            f"{given}={getattr(config, given)!r} starts several runs, and several processes train "
+            "one: leave it out, or start one process."
+        )
     from agents.runs.ranks import FollowingRun
 
     with ranks_of_command(config.device) as ranks:

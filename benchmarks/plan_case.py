@@ -48,6 +48,7 @@ def trained(models: Path, config: PlanConfig) -> Any:
         batch_size=config.batch_size,
         micro_batch_tokens=config.micro_batch_tokens,
         n_epochs=1,
+        max_skipped_updates=2,  # as of `tokenrlhf train`: it keeps a copy of the weights
         precision=config.precision,
         policy_kwargs={
             "actor": str(models / "lm"),

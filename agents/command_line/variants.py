@@ -106,6 +106,13 @@ def variants(config: TrainConfig, root: Path) -> list[Variant]:
             except ValueError as error:
                 raise ValueError(f"--sweep {' '.join(config.sweep)}: {error}") from None
             found.append(Variant(point, one))
+    folders = [variant.folder for variant in found]
+    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"--sweep {' '.join(config.sweep)}: two of its values would have the folder "
+            f"{str(twice)!r}: name folders or files that differ in letters and digits."
+        )
     return found
 
 

@@ -202,6 +202,8 @@ class Planned:
             parts["gathered layers"] = 2 * self._layer + self._outside
         elif config.gpus > 1:
             parts["gradient buckets"] = self._trainable
+        if config.device == "cpu":  # for a GPU it is on the host
+            parts["last good weights"] = self._trainable
         times = 2 if config.scoring == "step" else 1
         parts["cache of keys and values"] = times * self._sampling.cache
         return parts

@@ -118,7 +118,9 @@ def reward_model(config: dict[str, Any], dtype: torch.dtype, name: str) -> Any:
         with quiet_loading(), torch.device("meta"):
             made = AutoConfig.for_model(**copy.deepcopy(config))
             made.num_labels = 1
-            model = AutoModelForSequenceClassification.from_config(made, dtype=dtype)
+            model = AutoModelForSequenceClassification.from_config(
+                made, dtype=dtype, trust_remote_code=False
+            )
     except Exception as error:  # as above
         raise _unusable(name, "reward_model", "sequence classifier", error) from error
     prepare(model)

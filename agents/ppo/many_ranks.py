@@ -78,6 +78,16 @@ def _check(model: Any, shard: bool) -> None:
                 f"many ranks train {kind.__name__}, and this is {type(part).__name__}: use "
                 f"{kind.__name__}, or one process."
             )
+    buffer: EpisodeRolloutBuffer = model.rollout_buffer
+    for name, is_on in (
+        ("whiten_rewards=True", buffer.whiten_rewards),
+        ("advantage_estimator='reinforce'", buffer.advantage_estimator == "reinforce"),
+    ):
+        if is_on:
+            raise ValueError(
+                f"{name} takes its statistics from one rank's rollout, and several ranks would "
+                "each have others: leave it out, or train in one process."
+            )
     if not shard:
         return
     if policy.lora is not None:

@@ -36,7 +36,7 @@ def skip_update(model: Any, update: Any, error: NonFiniteNumbers) -> None:
             told = f"{model.skipped_in_a_row} updates in a row could not be made. The last: {error}"
             error.args = (told,)
         raise error
-    is_of_rewards = isinstance(error, NonFiniteRollout) and error.name == "rewards"
+    is_of_rewards = isinstance(error, NonFiniteRollout) and error.is_of_rewards
     if model.put_back_weights is not None and not is_of_rewards:
         model.put_back_weights()
     model.policy.set_training_mode(True)  # keys and values that are stored are of other weights

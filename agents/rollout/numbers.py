@@ -18,12 +18,12 @@ class NonFiniteRollout(NonFiniteNumbers):
     """A rollout holds a number that is not finite, so that nothing was learned from it.
 
     Attributes:
-        name: of the numbers: "rewards", "values", "log_probs", "advantages" or "returns".
+        is_of_rewards: whether rewards are the cause, and not what the policy computed.
     """
 
-    def __init__(self, message: str, name: str = "") -> None:
+    def __init__(self, message: str, is_of_rewards: bool = False) -> None:
         super().__init__(message)
-        self.name = name
+        self.is_of_rewards = is_of_rewards
 
 
 def refuse_non_finite_rollout(buffer: Any, ranks: Ranks = ALONE) -> None:
@@ -38,26 +38,30 @@ def refuse_non_finite_rollout(buffer: Any, ranks: Ranks = ALONE) -> None:
     """
     for rank, fault in enumerate(ranks.gather(_fault(buffer))):
         if fault is not None:
-            message, name = fault
-            raise NonFiniteRollout(f"rank {rank}: {message}" if rank else message, name)
+            message, is_of_rewards = fault
+            raise NonFiniteRollout(f"rank {rank}: {message}" if rank else message, is_of_rewards)
 
 
-def _fault(buffer: Any) -> tuple[str, str] | None:
-    """What of a rollout is not finite: a sentence, and the name of the numbers."""
+def _fault(buffer: Any) -> tuple[str, bool] | None:
+    """What of a rollout is not finite: a sentence, and whether rewards are the cause.
+
+    They are, too, where sums of finite rewards are not, and values are no larger.
+    """
     for name in _NAMES:
         numbers = np.ravel(getattr(buffer, name))
         if np.isfinite(numbers).all():
             continue
         wrong = ~np.isfinite(numbers)
-        said = getattr(buffer, "reward_fault", None)
+        said, reward = getattr(buffer, "reward_fault", None), _largest(buffer.rewards)
         return (
             f"{name} of {int(wrong.sum())} of the {numbers.size} tokens of this rollout are not "
             f"finite ({numbers[wrong][0]:g}); its largest finite reward is "
-            f"{_largest(buffer.rewards):.3g}, its largest value {_largest(buffer.values):.3g}. "
+            f"{reward:.3g}, its largest value {_largest(buffer.values):.3g}. "
             "Nothing was learned from it. Rewards and their sums must lie within float32 (3.4e38): "
             "scale the scores down, or look for the reward that is NaN or infinite."
             + (f" The first: {said}" if said and name == "rewards" else ""),
-            name,
+            name == "rewards"
+            or (name in ("advantages", "returns") and reward >= _largest(buffer.values)),
         )
     return None
 

@@ -17,7 +17,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from agents.checkpoints import read_checkpoint
 from agents.config import TrainConfig
-from agents.ppo import is_finite
+from agents.ppo import LastGoodPolicy, is_finite
 from agents.rollout import RLHFCallback
 from agents.runs.agent import build_agent, choose_threads
 from agents.runs.resumed_settings import resumed
@@ -30,6 +30,7 @@ from agents.scaling import (
     share_of,
 )
 from agents.vec_env import TokenVecEnv, make_vec_env
+from tokenenv.addresses import names_server
 from tokenenv.rewards import learned_rewards
 from tokenenv.stop_signals import stop_signals
 
@@ -107,8 +108,9 @@ def _seen(config: TrainConfig, env: TokenVecEnv, model: Any) -> dict[str, Any]:
         },
     }
     code = {
-        f"the file of {name}": _digest_of_module(value.partition(":")[0])
+        f"the file of {name}": _digest_of_code(value.rpartition(":")[0])
         for name, value in config.names_of_code().items()
+        if not names_server(value)
     }
     texts = {
         "the prompts": env.inner.mdp.prompts,
@@ -123,9 +125,15 @@ def _seen(config: TrainConfig, env: TokenVecEnv, model: Any) -> dict[str, Any]:
     }
 
 
-def _digest_of_module(name: str) -> str:
-    spec = importlib.util.find_spec(name)
-    origin = None if spec is None else spec.origin
+def _digest_of_code(name: str) -> str:
+    """Of a file, or of a module's."""
+    origin: str | None = name
+    if not name.endswith(".py"):
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):  # said by whoever imports it
+            spec = None
+        origin = None if spec is None else spec.origin
     if origin is None or not Path(origin).is_file():
         return "no file"
     return digest_of_texts([Path(origin).read_text(encoding="utf-8", errors="replace")])
@@ -209,7 +217,7 @@ class _Helping(CheckpointCallback):
         if not is_finite(model.policy):
             return False
         model.help_checkpoint()
-        self.saved = model.num_timesteps
+        self.tried = model.num_timesteps
         return True
 
     def save(self, name: str) -> Path:
@@ -266,6 +274,7 @@ class FollowingRun:
                 config.total_tokens - (self.goes_on_after or 0),
                 callback=[
                     metrics,
+                    LastGoodPolicy(),  # it speaks with the first rank's, before that one decides
                     OneDecision(self.ranks, metrics),
                     CheckRanks(self.ranks, config.check_ranks_every),
                     helping,

@@ -103,7 +103,7 @@ def _train(
     console.print(
         literal(f"by {split.held_out_by}: {sizes}, {len(split.reported):,} are reported on")
     )
-    trained, together = _Trained([], []), data_parallel(ranks)
+    trained, together, is_stopped = _Trained([], []), data_parallel(ranks), False
     # A signal ends the training, not the writing of what it has learned.
     with hold_signals():
         for number in range(config.members):
@@ -115,7 +115,8 @@ def _train(
             trained.members.append(member)
             with ranks.talking():
                 error = _train_member(trained, pairs, settings, number, console, together)
-                if error or together.any(signal_is_pending()):
+                is_stopped = together.any(signal_is_pending())
+                if error or is_stopped:
                     break
         report = trained.reports[0]
         if len(trained.members) > 1:
@@ -126,7 +127,7 @@ def _train(
             "data": data,
             "settings": _as_json(config),
             "training_settings": dataclasses.asdict(settings),
-            "finished": not signal_is_pending() and error is None,
+            "finished": not (is_stopped or signal_is_pending()) and error is None,
             "ended_by": None if error is None else str(error),
         }
         if output is not None:

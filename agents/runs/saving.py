@@ -58,6 +58,7 @@ class CheckpointCallback(BaseCallback):
         self.folder, self.every, self.on_saved, self.keep = Path(folder), every, on_saved, keep
         self.parts = dict(parts or {})
         self.saved: int | None = None
+        self.tried: int | None = None  # tokens after which it was last tried
         self._rollouts, self._has_said = 0, False
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,7 +67,8 @@ class CheckpointCallback(BaseCallback):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was called."""
-        self._rollouts, self.saved = state["rollouts"], self.model.num_timesteps
+        self._rollouts = state["rollouts"]
+        self.saved = self.tried = self.model.num_timesteps
 
     def _on_step(self) -> bool:
         return True
@@ -84,7 +86,7 @@ class CheckpointCallback(BaseCallback):
     def _on_training_end(self) -> None:
         """After the last update; a callback that ended the training did so within a rollout."""
         buffer: Any = self.model.rollout_buffer  # type: ignore[attr-defined]
-        if self.saved != self.model.num_timesteps and buffer.is_between_rollouts:
+        if self.tried != self.model.num_timesteps and buffer.is_between_rollouts:
             self.save_state()
 
     def save_state(self) -> bool:
@@ -92,7 +94,7 @@ class CheckpointCallback(BaseCallback):
         model: Any = self.model
         if not is_finite(model.policy):
             return False
-        tokens = model.num_timesteps
+        self.tried = tokens = model.num_timesteps
         parts = {name: part.state_dict() for name, part in self.parts.items()}
         try:
             model.save_checkpoint(self.folder / checkpoint_name(tokens), parts)

@@ -47,7 +47,8 @@ class SkippedUpdates:
         said = f"no update was made after {model.num_timesteps:,} tokens: {error}"
         if isinstance(buffer, EpisodeRolloutBuffer):
             try:
-                said += f" The batch is kept in {self._write(update, buffer, str(error))}."
+                whose = "batch" if model.ranks.count == 1 else "first rank's part of the batch"
+                said += f" The {whose} is kept in {self._write(update, buffer, str(error))}."
             except OSError as failure:
                 said += f" The batch could not be kept in {self.folder} ({failure.strerror})."
         self.say(said)

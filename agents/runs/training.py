@@ -401,7 +401,7 @@ class TrainingRun:
 
     def _restore_after(self, reason: BaseException) -> str:
         """Where numbers were not finite, put the last good weights back; what to say of it."""
-        is_of_rewards = isinstance(reason, NonFiniteRollout) and reason.name == "rewards"
+        is_of_rewards = isinstance(reason, NonFiniteRollout) and reason.is_of_rewards
         if not isinstance(reason, NonFiniteNumbers) or is_of_rewards:
             return ""
         if not self.last_good.restore():

@@ -168,7 +168,8 @@ class LaunchedRanks(Ranks):
         return f"{lost.rstrip('.')}. The other ranks stop."
 
     def fail(self, error: BaseException) -> None:
-        """Tell the others that this rank ends, and why."""
+        """Tell the others that this rank ends, and why; it takes its time to save."""
+        self.watch.is_ending = True
         if not isinstance(error, AgreedError | RankLost):
             said = " ".join(str(error).split())
             self.watch.fail(f"{said or type(error).__name__}")
@@ -211,4 +212,6 @@ def _own_store() -> Any:
     store = dist.TCPStore(
         host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60)
     )
-    return dist.PrefixStore("tokenrlhf", store)
+    # A launcher that starts ranks again keeps its store, with the end of those before.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"tokenrlhf/{attempt}", store)

@@ -46,13 +46,14 @@ class Watch:
     Attributes:
         lost: what is known of a rank that is gone; None: nothing.
         is_noticed: whether the main thread has dealt with it.
+        is_ending: whether this rank ends by itself, however long it saves.
     """
 
     def __init__(self, store: Any, rank: int, count: int) -> None:
         self.store, self.rank, self.count = store, rank, count
         self.next = (rank + 1) % count
         self.lost: str | None = None
-        self.is_noticed = False
+        self.is_noticed = self.is_ending = False
         self._closed = threading.Event()
         self._found = threading.Event()
         store.set(f"where/{rank}", f"{os.getpid()} {socket.gethostname()}")
@@ -125,13 +126,13 @@ class Watch:
         """Let the main thread know; end the process where it does not act."""
         self.lost = reason
         self._found.set()
-        if self._closed.wait(NOTICE) or self.is_noticed:
+        if self._closed.wait(NOTICE) or self.is_noticed or self.is_ending:
             return
         from tokenenv.stop_signals import signal_has_come
 
         if not signal_has_come():  # a second one would not let it save
             os.kill(os.getpid(), signal.SIGTERM)
-        if self._closed.wait(LAST) or self.is_noticed:
+        if self._closed.wait(LAST) or self.is_noticed or self.is_ending:
             return
         sys.stderr.write(
             f"error: {reason}. Rank {self.rank} waited for it, and ends. A run goes on from its "
