@@ -239,7 +239,7 @@ class Planned:
         stages = [Stage("rollout", {**gradients, "sampling": self._sampling.work})]
         sequences = min(config.sequences_of_a_rollout, max(1, MICRO_BATCH_TOKENS // config.tokens))
         work = self._forward("reference", self.reference, sequences, self._length)
-        work += self._scored_logits
+        work += self._scored_logits(sequences * config.max_new_tokens)
         if self.reward is not None:
             work = max(work, self._forward("reward", self.reward, sequences, config.tokens + 1))
         stages.append(Stage("scoring", {**gradients, "forward passes": work}))
@@ -263,13 +263,12 @@ class Planned:
         size = resolve_dtype(self._dtype_of_the_file).itemsize
         return [Stage("loading", {**parts, "file": size * self.parameters}, is_before=True)]
 
-    @property
-    def _scored_logits(self) -> int:
-        """Logits and what their logsumexp makes of them, in the chunks of scoring."""
+    def _scored_logits(self, tokens: int) -> int:
+        """Logits of so many tokens, and what their logsumexp makes of them, in chunks."""
         vocabulary = self.actor.get_output_embeddings().weight.shape[0]
         factor = GPU_FACTOR if self.config.device == "cuda" else 1
         rows = rows_at_once(torch.device("cpu"), vocabulary) * factor
-        return 2 * 4 * vocabulary * min(rows, MICRO_BATCH_TOKENS)
+        return 2 * 4 * vocabulary * min(rows, tokens)
 
     @property
     def _length(self) -> int:
