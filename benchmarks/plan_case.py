@@ -34,8 +34,8 @@ def trained(models: Path, config: PlanConfig) -> Any:
     env = environment(
         models,
         config.n_envs,
-        config.max_prompt_tokens,
-        config.max_new_tokens,
+        config.prompt_tokens,
+        config.response_tokens,
         num_prompts=8,
         scoring=config.scoring,
         device="cpu",

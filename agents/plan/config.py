@@ -14,6 +14,7 @@ from tokenenv.ranges import (
     check_ranges,
     count,
 )
+from tokenenv.tasks import is_bundled, load_task
 
 __all__ = ["MOST_GPUS", "PlanConfig"]
 
@@ -26,7 +27,10 @@ _RANGES: dict[str, Range] = {
     "reserve": Range("a share of the memory, from 0 to 0.9", 0, 0.9),
     "n_envs": count(high=65_536),
     **dict.fromkeys(("n_steps", "batch_size", "eval_prompts"), COUNT),
-    **dict.fromkeys(("max_prompt_tokens", "max_new_tokens"), count(high=1_000_000)),
+    **dict.fromkeys(
+        ("max_prompt_tokens", "max_new_tokens"),
+        count(high=1_000_000, or_what=", or None (leave it out)", is_optional=True),
+    ),
     "micro_batch_tokens": OPTIONAL_COUNT,
     "eval_responses": OPTIONAL_RESPONSES_OR_0,
     "lora_rank": count(high=4096, or_what=", or None (leave it out)", is_optional=True),
@@ -68,10 +72,10 @@ class PlanConfig:
     """Compute the activations of layers again in the backward pass."""
     optimizer: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
     """Torch's optimiser."""
-    max_prompt_tokens: int = 128
-    """Longest prompt, P."""
-    max_new_tokens: int = 128
-    """Longest response, T."""
+    max_prompt_tokens: int | None = None
+    """Longest prompt, P. Default: a bundled task's own, else 128."""
+    max_new_tokens: int | None = None
+    """Longest response, T. Default: likewise."""
     n_envs: int = 64
     """Episodes side by side, over all GPUs."""
     n_steps: int = 32
@@ -128,9 +132,27 @@ class PlanConfig:
             )
 
     @property
+    def prompt_tokens(self) -> int:
+        """P."""
+        return self._length("max_prompt_tokens")
+
+    @property
+    def response_tokens(self) -> int:
+        """T."""
+        return self._length("max_new_tokens")
+
+    def _length(self, name: str) -> int:
+        given: int | None = getattr(self, name)
+        if given is not None:
+            return given
+        if is_bundled(self.model) and not Path(self.model).exists():
+            return int(getattr(load_task(self.model), name))
+        return 128
+
+    @property
     def tokens(self) -> int:
         """P + T."""
-        return self.max_prompt_tokens + self.max_new_tokens
+        return self.prompt_tokens + self.response_tokens
 
     @property
     def envs_of_a_gpu(self) -> int:
@@ -140,7 +162,7 @@ class PlanConfig:
     @property
     def states_of_a_sequence(self) -> int:
         """Tokens of the longest sequence of an update that are trained on."""
-        return min(self.max_new_tokens, self.n_steps)
+        return min(self.response_tokens, self.n_steps)
 
     @property
     def sequences_of_a_minibatch(self) -> int:

@@ -215,7 +215,7 @@ class Planned:
 
     def _decoding(self, slots: int) -> Decoding:
         config = self.config
-        sizes = (config.max_prompt_tokens, config.tokens, config.device)
+        sizes = (config.prompt_tokens, config.tokens, config.device)
         key = ("sampling", config.dtype, *sizes)
         return self._traced(key, lambda: Sampling(self.reference, *sizes)).decoding(slots)
 
@@ -239,7 +239,7 @@ class Planned:
         stages = [Stage("rollout", {**gradients, "sampling": self._sampling.work})]
         sequences = min(config.sequences_of_a_rollout, max(1, MICRO_BATCH_TOKENS // config.tokens))
         work = self._forward("reference", self.reference, sequences, self._length)
-        work += self._scored_logits(sequences * config.max_new_tokens)
+        work += self._scored_logits(sequences * config.response_tokens)
         if self.reward is not None:
             work = max(work, self._forward("reward", self.reward, sequences, config.tokens + 1))
         stages.append(Stage("scoring", {**gradients, "forward passes": work}))

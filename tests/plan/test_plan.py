@@ -119,6 +119,12 @@ def test_settings_that_mean_nothing_are_refused(settings, said):
         PlanConfig(**{"model": "exact", "gpu_memory": 1.0, **settings})
 
 
+def test_a_bundled_task_is_planned_with_its_own_lengths(capsys):
+    assert (PlanConfig("reviews", 1.0).prompt_tokens, PlanConfig("x", 1.0).tokens) == (16, 256)
+    assert main(["plan", "--model", "exact", "--gpu-memory", "1", "--gpus", "2"]) == 0
+    assert "fits" in capsys.readouterr().out
+
+
 def test_a_model_with_too_few_positions_is_refused(tmp_path):
     GPT2Config(n_positions=8, n_embd=32, n_layer=2, n_head=2).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="exceeds the 8 positions"):
