@@ -416,7 +416,7 @@ def test_token_ppo_with_extras_off_is_stock_ppo_on_cartpole():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", seeds())
-@pytest.mark.parametrize("agent", ["token-ppo", "ppo"])
+@pytest.mark.parametrize("agent", ["token-ppo", pytest.param("ppo", marks=pytest.mark.long)])
 def test_the_same_ppo_solves_cartpole(agent, seed):
     model = build_learner(agent, "CartPole-v1", CLASSIC, seed)
     model.learn(100_000)
