@@ -119,6 +119,7 @@ def test_seeds_are_trained_beside_each_other_and_only_once(tmp_path, capsys, lau
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("usual_signals")
 def test_one_signal_stops_all_runs_and_the_same_command_goes_on(tmp_path):
     out = tmp_path / "runs"
     long = ["--total-tokens", "10000000", "--seeds", "2", "--launcher", "local", "--workers", "2"]
@@ -132,7 +133,10 @@ def test_one_signal_stops_all_runs_and_the_same_command_goes_on(tmp_path):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.2)
     process.send_signal(signal.SIGINT)
-    assert process.wait(120) == 130
+    try:
+        assert process.wait(120) == 130
+    finally:
+        process.kill()
     for i in (0, 1):
         assert not json.loads((out / f"seed-{i}" / "summary.json").read_text())["finished"]
         assert "--resume" in (out / f"seed-{i}.log").read_text()
