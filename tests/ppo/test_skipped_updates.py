@@ -9,6 +9,7 @@ from support.tiny_task import largest_difference, make_agent, weights
 
 from agents import TokenPPO, make_vec_env
 from agents.ppo import NonFiniteStep
+from agents.ppo.many_ranks import _check as check_for_ranks
 from agents.rollout import NonFiniteRollout
 from tokenenv.rewards import NonFiniteReward
 
@@ -152,3 +153,16 @@ def test_the_count_goes_on_from_a_checkpoint(deferred, tmp_path):
     loaded = TokenPPO.load(tmp_path / "checkpoint", make_vec_env(n_envs=model.n_envs, **deferred))
     assert loaded.max_skipped_updates == 3
     assert (loaded.num_skipped_updates, loaded.skipped_in_a_row) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"whiten_rewards": True}, "whiten_rewards=True takes its statistics from one rank"),
+        ({"advantage_estimator": "reinforce", "cut": "carry"}, "'reinforce' takes its statistics"),
+    ],
+)
+def test_statistics_of_one_rank_are_no_statistics_of_all(deferred, setting, said):
+    model = make_agent(deferred, rollout_buffer_kwargs=setting)
+    with pytest.raises(ValueError, match=said):
+        check_for_ranks(model, shard=False)

@@ -144,3 +144,9 @@ def test_one_signal_stops_all_runs_and_the_same_command_goes_on(tmp_path):
     (one,) = variants(dataclasses.replace(config, overwrite=False), out)
     assert one.summary() is None
     assert one.arguments(out / "x.json")[:2] == ["train", "--resume"]
+
+
+def test_two_points_of_a_sweep_never_share_a_folder(tmp_path):
+    config = TrainConfig(task="exact", sweep=("reward_model=a/b,a_b",))
+    with pytest.raises(ValueError, match="two of its values would have the folder"):
+        variants(config, tmp_path)
