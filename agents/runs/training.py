@@ -5,34 +5,26 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.atomic_files import whole_folder, write_json
+from agents.atomic_files import write_json
 from agents.checkpoints import Checkpoint
 from agents.config import TrainConfig
 from agents.console import literal
 from agents.evaluation import EvaluationCallback, HeldOut, ResponseReport
 from agents.ppo import LastGoodPolicy
-from agents.reward_quality.hacking.monitor import HackingMonitor
-from agents.reward_quality.refresh import (
-    OwnRewardModels,
-    RefreshCallback,
-    RefreshSettings,
-    RewardRefresher,
-    annotator,
-)
-from agents.reward_quality.refresh.annotators import Annotator
-from agents.reward_quality.shift import ShiftCallback, ShiftMonitor
-from agents.rollout import NonFiniteRollout, RLHFCallback
+from agents.reward_quality.refresh import OwnRewardModels
+from agents.reward_quality.shift import ShiftCallback
+from agents.rollout import RLHFCallback
 from agents.runs.agent import build_agent, choose_threads
 from agents.runs.curves import draw_curves, read_metrics
 from agents.runs.folder import RunFolder
+from agents.runs.keeping import RunKeeper
 from agents.runs.log import run_logger
 from agents.runs.progress import ProgressCallback, SamplesCallback
 from agents.runs.ranks import CheckRanks, OneDecision, environment_of, join_run, of_rank
@@ -40,16 +32,20 @@ from agents.runs.results import final_evaluation, summarize
 from agents.runs.resumed_settings import resumed
 from agents.runs.resuming import RunRecord, checkpoint_of, cut_back
 from agents.runs.reward_doubts import doubts_about
+from agents.runs.reward_watch import (
+    hacking_monitor,
+    labels_of_refresh,
+    refresh_callback,
+    shift_monitor,
+)
 from agents.runs.saving import CheckpointCallback
 from agents.runs.skipped import SkippedUpdates
 from agents.runs.tables import print_of_the_task
 from agents.runs.tokens import TokensCallback
 from agents.runs.tracker import TrackerWriter, start_tracker
 from agents.scaling import ALONE, Ranks
-from tokenenv.data import PreferencePair, read_pairs
-from tokenenv.models import NonFiniteNumbers, copy_sharing_frozen
-from tokenenv.rewards import learned_rewards
-from tokenenv.stop_signals import StopSignal, hold_signals, stop_signals
+from tokenenv.models import copy_sharing_frozen
+from tokenenv.stop_signals import StopSignal, stop_signals
 
 __all__ = ["Interrupted", "TrainingRun", "summarize"]
 
@@ -101,7 +97,7 @@ class TrainingRun:
         )
         self.env = environment_of(own, self.ranks, self.environment)
         self.held_out = HeldOut.from_env_kwargs(self.environment, config.eval_prompts)
-        self.shift = _shift_monitor(config, self.held_out)
+        self.shift = shift_monitor(config, self.held_out)
         self.model = build_agent(own, self.env)
         choose_threads(config, self.model)
         # The reference, unless training starts from another model: then a copy of that.
@@ -111,8 +107,10 @@ class TrainingRun:
             self.starting_actor = twin.requires_grad_(False)
         self.tokenizer = self.held_out.scorer.reference.language_model.tokenizer
         self.metrics = RLHFCallback()
-        self.hacking = self._hacking_monitor()
-        self._labels = self._labels_of_refresh()
+        self.hacking = hacking_monitor(
+            config, self.env, self.metrics, self._warn, lambda alarm: self.run.append_alarm(alarm)
+        )
+        self._labels = labels_of_refresh(config, self.env, self.held_out, self._say)
 
     def _open(self) -> None:
         """The folder, and what writes into it."""
@@ -125,7 +123,9 @@ class TrainingRun:
                 self.tracker.finish()
             raise
         assert self.run.output is not None
-        self.refresh = self._refresh(self._labels)
+        self.refresh = refresh_callback(
+            config, self.env, self.held_out, self._labels, self.run, self._say, self._refreshed
+        )
         self.evaluation = self._evaluation()
         self.samples = SamplesCallback(self.run, self.held_out, max(1, config.eval_every))
         self.tokens = TokensCallback(
@@ -141,9 +141,17 @@ class TrainingRun:
         )
         self.checkpoints.init_callback(self.model)
         self.last_good = LastGoodPolicy()
+        self.keeper = RunKeeper(
+            config,
+            self.run,
+            self.model,
+            self.held_out,
+            self.checkpoints,
+            self.last_good,
+            self.record,
+        )
         self.last_skipped: Exception | None = None
         self._keep_batch = SkippedUpdates(self.run.skipped, self._warn)
-        self._saved: list[str] = []
         self.before: list[ResponseReport] = []
         self.after: list[ResponseReport] = []
 
@@ -186,7 +194,7 @@ class TrainingRun:
             except KeyboardInterrupt as stop:
                 why = self.ranks.why_stopped()
                 self.ranks.fail(stop)
-                message = self._keep("interrupted", stop)
+                message = self.keeper.keep("interrupted", stop)
                 raise Interrupted(
                     (f"{why} S" if why else "s")
                     + f"topped after {self.model.num_timesteps:,} tokens. {message}",
@@ -194,16 +202,16 @@ class TrainingRun:
                 ) from None
             except BaseException as error:  # a full disk, a reward function: nothing more is lost
                 self.ranks.fail(error)
-                message = self._keep("failed", error)
+                message = self.keeper.keep("failed", error)
                 with contextlib.suppress(OSError):
                     self.console.print(literal(message))
                 raise
             try:
                 return self._finish(self.record.seconds)
             except KeyboardInterrupt as stop:
-                raise Interrupted(self._keep_the_trained(stop), stop) from None
+                raise Interrupted(self.keeper.keep_the_trained(stop), stop) from None
             except Exception as error:
-                message = self._keep_the_trained(error)
+                message = self.keeper.keep_the_trained(error)
                 with contextlib.suppress(OSError):
                     self.console.print(literal(message))
                 raise
@@ -243,10 +251,7 @@ class TrainingRun:
             self.model.on_skipped = None
             progress.close()
             self.tokens.close()
-        with hold_signals():
-            for part, save in self._saves(f"tokens-{self.model.num_timesteps}").items():
-                save()
-                self._saved.append(part)
+        self.keeper.save()
 
     def _callbacks(self) -> tuple[ProgressCallback, list[BaseCallback]]:
         config = self.config
@@ -282,43 +287,12 @@ class TrainingRun:
             tokenizer=self.tokenizer,
         )
 
-    def _labels_of_refresh(self) -> tuple[Annotator, list[PreferencePair]] | None:
-        """Who labels fresh pairs, and the pairs from before; None where nothing is refreshed."""
-        config = self.config
-        if not config.refresh_every:
-            return None
-        label = annotator(
-            config.refresh_labels,
-            self.held_out.scorer,
-            self.env.inner.settings.device,
-            config.refresh_label_noise,
-            config.seed,
-            self._say,
-        )
-        old = [] if config.refresh_old_pairs is None else read_pairs(config.refresh_old_pairs)
-        return label, old
-
-    def _refresh(
-        self, labels: tuple[Annotator, list[PreferencePair]] | None
-    ) -> RefreshCallback | None:
-        if labels is None:
-            return None
-        config, (label, old) = self.config, labels
-        how = RefreshSettings(
-            config.refresh_pairs, config.refresh_epochs, config.refresh_learning_rate, config.seed
-        )
-        refresher = RewardRefresher(
-            self.env.inner.settings, self.held_out.scorer, label, self.run.refresh, how, old
-        )
-        return RefreshCallback(
-            refresher, config.refresh_every, self._say, on_refreshed=self._refreshed
-        )
-
     def _refreshed(self) -> None:
         """Keep up with a reward model that has learned."""
         if self.held_out.solution is not None:  # the optimum has moved
             self.held_out = HeldOut.from_env_kwargs(self.environment, self.config.eval_prompts)
             self.samples.held_out = self.tokens.held_out = self.held_out
+            self.keeper.held_out = self.held_out
         if self.evaluation is not None:
             self.evaluation.begin_anew(self.held_out)
 
@@ -333,134 +307,10 @@ class TrainingRun:
     def _say(self, text: str) -> None:
         self.console.print(literal(text))
 
-    def _hacking_monitor(self) -> HackingMonitor | None:
-        config = self.config
-        if config.on_hacking_alarm == "ignore":
-            return None
-        if config.on_hacking_alarm == "raise-kl" and self.env.inner.kl_coef == 0:
-            raise ValueError(
-                "on_hacking_alarm='raise-kl' multiplies β, and the task's kl_coef is 0: give a "
-                "positive kl_coef, or another on_hacking_alarm."
-            )
-        return HackingMonitor(
-            self.metrics,
-            config.on_hacking_alarm,
-            config.hacking_kl_factor,
-            config.hacking_kl_raises,
-            say=self._warn,
-            record=lambda alarm: self.run.append_alarm(alarm),
-        )
-
-    def _saves(self, name: str) -> dict[str, Callable[[], Any]]:
-        """Part → function that saves it, the most valuable first: the disk may be full."""
-        saves: dict[str, Callable[[], Any]] = {
-            "policy/": self._save_policy,
-            f"checkpoints/{name}.zip": lambda: self.checkpoints.save(name),
-        }
-        if learned_rewards(self.held_out.scorer.reward):
-            saves["reward_model/"] = self._save_reward_models
-        return saves
-
-    def _keep(self, name: str, reason: BaseException) -> str:
-        """Save as much of an unfinished run as possible; returns a message about it."""
-        root, output = self.run.root, self.run.output
-        assert output is not None
-        with hold_signals():
-            restored = self._restore_after(reason)
-            if output.is_replacing and not self.model._n_updates:
-                output.put_back()
-                return f"Nothing was learned yet: the run that was in {root} is back there."
-            saved, lost = list(self._saved), []
-            saves = self._saves(name)
-            if restored:  # the optimiser's state is of other weights: no archive of the two
-                del saves[f"checkpoints/{name}.zip"]
-            for part, save in {
-                **saves,
-                "summary.json": lambda: self._summarize_unfinished(reason),
-            }.items():
-                if part in saved:  # as it is now, just before
-                    continue
-                try:
-                    save()
-                    saved.append(part)
-                except OSError as error:
-                    lost.append(f"{part} ({error.strerror})")
-        logs = [path.name for path in (self.run.metrics, self.run.samples) if path.is_file()]
-        logs += ["tokens/"] if self.run.tokens.is_dir() else []
-        message = f"Kept in {root}: {', '.join([*saved, *logs])}.{restored}"
-        if any(part.startswith("checkpoints/") for part in saved):
-            message += (
-                " TokenPPO.load reads the archive, and unpickles it: only those that you trust."
-            )
-        if self.checkpoints.saved is not None:
-            message += (
-                f" To go on after {self.checkpoints.saved:,} tokens: tokenrlhf train --resume "
-                f"{shlex.quote(str(root))}" + " --trust-code" * bool(self.config.names_of_code())
-            )
-        return message + (f" Not kept: {', '.join(lost)}." if lost else "")
-
-    def _restore_after(self, reason: BaseException) -> str:
-        """Where numbers were not finite, put the last good weights back; what to say of it."""
-        is_of_rewards = isinstance(reason, NonFiniteRollout) and reason.is_of_rewards
-        if not isinstance(reason, NonFiniteNumbers) or is_of_rewards:
-            return ""
-        if not self.last_good.restore():
-            return ""
-        tokens = self.last_good.tokens or 0
-        numbered = {
-            int(found[1]): path.name
-            for path in self.run.checkpoints.glob("tokens-*.zip")
-            if (found := re.fullmatch(r"tokens-(\d+)\.zip", path.name))
-        }
-        archives = [name for number, name in sorted(numbered.items()) if number <= tokens]
-        return (
-            " The policy is that of before the update in which numbers were lost: "
-            + (f"trained on {tokens:,} tokens." if tokens else "the untrained one.")
-            + (f" Archives of before that: {', '.join(archives)}." if archives else "")
-        )
-
-    def _keep_the_trained(self, reason: BaseException) -> str:
-        """Note that the evaluation is missing; everything else has been saved."""
-        with hold_signals(), contextlib.suppress(OSError):
-            self._summarize_unfinished(reason)
-        return (
-            f"training is done, the evaluation was stopped. Kept in {self.run.root}: policy/, "
-            "checkpoints/, metrics.jsonl, samples.jsonl and tokens/. Measure it with: tokenrlhf "
-            f"evaluate {self.run.root}"
-        )
-
-    def _summarize_unfinished(self, reason: BaseException) -> None:
-        """`summary.json` of a run that was not evaluated."""
-        message = " ".join(str(reason).split())
-        write_json(
-            self.run.summary,
-            {
-                "finished": False,
-                "ended_by": type(reason).__name__ + (f": {message}" if message else ""),
-                "name": self.config.name,
-                "task": self.config.task,
-                "seed": self.config.seed,
-                "tokens": self.model.num_timesteps,
-                "wall_seconds": self.record.seconds,
-                "precision": self.model.update_precision,
-            },
-        )
-
     def _finish(self, seconds: float) -> dict[str, Any]:
         self.after = self.samples.respond(self.model.policy.actor)
         self.run.append_samples(self.model.num_timesteps, self.after)
         return self._summarize(seconds)
-
-    def _save_policy(self) -> None:
-        policy: Any = self.model.policy
-        with whole_folder(self.run.policy) as folder:
-            policy.save_pretrained(folder, self.tokenizer)
-
-    def _save_reward_models(self) -> None:
-        """Save the reward model; of several rewards, each model in a folder with its name."""
-        with whole_folder(self.run.reward_model) as folder:
-            for name, learned in learned_rewards(self.held_out.scorer.reward).items():
-                learned.reward_model.save_pretrained(folder / name)
 
     def _summarize(self, seconds: float) -> dict[str, Any]:
         summary = final_evaluation(
@@ -506,14 +356,6 @@ class TrainingRun:
         if stopped_by is not None and self.model.num_timesteps < self.config.total_tokens:
             found["ended_early"] = f"it looked like reward hacking: {stopped_by.text}"
         return found
-
-
-def _shift_monitor(config: TrainConfig, held_out: HeldOut) -> ShiftMonitor | None:
-    """What tests for a shift of the responses; None where nothing does."""
-    if not config.shift_every:
-        return None
-    pairs = None if config.shift_pairs is None else read_pairs(config.shift_pairs)
-    return ShiftMonitor(held_out, pairs, config.seed)
 
 
 def _started_tracker(config: TrainConfig) -> TrackerWriter | None:

@@ -164,7 +164,10 @@ def test_agents_reach_the_known_optimum(agent, goal, seed, exact_solution):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", seeds())
-@pytest.mark.parametrize("agent", ["rloo", "group", "reinforce"])
+@pytest.mark.parametrize(
+    "agent",
+    ["rloo", *(pytest.param(name, marks=pytest.mark.long) for name in ("group", "reinforce"))],
+)
 def test_agents_without_a_critic_come_near_it(agent, seed, exact_solution):
     """The worst of five seeds on another processor reached 0.9961."""
     model = exact_agent(agent, seed)

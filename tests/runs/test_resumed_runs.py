@@ -26,6 +26,7 @@ from agents.config import TrainConfig
 from agents.evaluation import EvaluationCallback
 from agents.ppo import TokenPPO
 from agents.runs.folder import RunFolder
+from agents.runs.keeping import RunKeeper
 from agents.runs.output_folder import OutputFolder
 from agents.runs.resumed_settings import resumed, settings_of_run
 from agents.runs.saving import CheckpointCallback
@@ -100,7 +101,7 @@ def killed_after(out: Path, updates: int, monkeypatch: Any, **changes: Any) -> N
             return collected
 
         patch.setattr(TokenPPO, "collect_rollouts", dying)
-        patch.setattr(TrainingRun, "_keep", lambda *_: "")
+        patch.setattr(RunKeeper, "keep", lambda *_: "")
         with pytest.raises(Killed):
             run.train()
 
