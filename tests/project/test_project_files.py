@@ -24,8 +24,9 @@ def test_the_hooks_are_the_lines_of_make_check():
 
 def test_ci_is_what_contributing_says():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    run = re.findall(r"^make [\w-]+", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
-    assert run and set(run) == set(re.findall(r"^make [\w-]+", text, re.MULTILINE))
+    lines = re.findall(r"^make (.+)", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    targets = {word for line in lines for word in line.split() if not word.startswith("-")}
+    assert targets - {"setup"} == set(re.findall(r"^make ([\w-]+)", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize(("mark", "folder"), [("browser", "report"), ("ecosystem", "ecosystem")])

@@ -18,11 +18,11 @@ __all__ = ["fork"]
 
 Environment = TypeVar("Environment", gym.Env, VectorEnv)
 
-_HAVE_A_WINDOW_OR_FILES = tuple(
-    getattr(module, name)
-    for module in (single_wrappers, vector_wrappers)
-    for name in ("RecordVideo", "HumanRendering")
-    if hasattr(module, name)  # Gymnasium 1.2 records no video of a batch
+_HAVE_A_WINDOW_OR_FILES = (
+    single_wrappers.RecordVideo,
+    single_wrappers.HumanRendering,
+    vector_wrappers.RecordVideo,
+    vector_wrappers.HumanRendering,
 )
 
 
