@@ -20,71 +20,17 @@ from agents.settings import (
     check_agent,
     check_controller,
     check_estimator,
+    check_train_settings,
     kl_controller,
-    parse_sweep,
     run_name,
     settings_from_json,
 )
-from tokenenv.addresses import check_addresses, names_server
-from tokenenv.combinations import check_combination
+from tokenenv.addresses import names_server
 from tokenenv.data import parse_columns
 from tokenenv.maths import CRITIC_FREE
-from tokenenv.ranges import (
-    COUNT,
-    COUNT_OR_0,
-    OPTIONAL_COUNT,
-    OPTIONAL_POSITIVE_FINITE,
-    OPTIONAL_RESPONSES_OR_0,
-    POSITIVE_FINITE,
-    SEED,
-    WEIGHT,
-    Range,
-    check_ranges,
-    count,
-)
 from tokenenv.tasks import names_code
 
 __all__ = ["TrainConfig"]
-
-MOST_ENVS = 65_536
-"""Limit of `n_envs`: every environment needs a cache."""
-
-_TRAIN_RANGES: dict[str, Range] = {
-    **PPO_RANGES,
-    "seed": SEED,
-    "total_tokens": count(high=10**12),
-    "n_envs": count(high=MOST_ENVS),
-    **dict.fromkeys(("seeds", "workers"), OPTIONAL_COUNT),
-    "eval_prompts": COUNT,
-    "eval_responses": OPTIONAL_RESPONSES_OR_0,
-    "eval_every": COUNT_OR_0,
-    "explain_every": COUNT_OR_0,
-    "explain_prompts": COUNT,
-    "checkpoint_every": COUNT_OR_0,
-    "keep_checkpoints": OPTIONAL_COUNT,
-    "check_ranks_every": COUNT_OR_0,
-    **{"shift_every": COUNT_OR_0, "refresh_every": COUNT_OR_0, "refresh_pairs": COUNT},
-    **{"refresh_label_noise": WEIGHT, "refresh_epochs": COUNT_OR_0},
-    "refresh_learning_rate": POSITIVE_FINITE,
-    "num_threads": count(1, 1024, ", or None (leave it out)", is_optional=True),
-    "lora_rank": OPTIONAL_COUNT,
-    "lora_alpha": OPTIONAL_POSITIVE_FINITE,
-    "hacking_kl_factor": Range("a number above 1, and at most 10,000", 1, 1e4, is_open=True),
-    "hacking_kl_raises": COUNT,
-}
-
-
-LR_SCHEDULES = ("linear", "cosine", "cubic", "constant")
-"""Values of `lr_schedule`."""
-
-HACKING_ACTIONS = ("ignore", "warn", "stop", "raise-kl")
-"""Values of `on_hacking_alarm`."""
-
-_NAMES = (
-    *("task", "actor", "reference", "reward_model", "prompts", "critic", "tracker"),
-    *("shift_pairs", "refresh_labels", "refresh_old_pairs"),
-)
-"""Settings that are names or paths."""
 
 _BUFFER_SETTINGS = (
     *("advantage_estimator", "group_size", "whiten_rewards"),
@@ -110,11 +56,6 @@ SETTINGS_OF_OLDER_RUNS: dict[str, Any] = {
     **{"shard_actor": False, "check_ranks_every": 16},
 }
 """What runs did before these were settings: their config.json need not name them."""
-
-
-def _each(value: Any) -> tuple[Any, ...]:
-    """The values of a setting that may have several."""
-    return value if isinstance(value, tuple) else (value,)
 
 
 @dataclass(frozen=True)
@@ -382,45 +323,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Validate the settings; those that need an environment are checked when it is made."""
-        check_ranges(vars(self), _TRAIN_RANGES)
-        for name in ("lora_alpha", "lora_target_modules"):
-            if self.lora_rank is None and getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name} is for adapters: give lora_rank with it, or leave it out."
-                )
-        if self.lr_schedule not in LR_SCHEDULES:
-            allowed = ", ".join(map(repr, LR_SCHEDULES))
-            raise ValueError(f"lr_schedule={self.lr_schedule!r} must be one of {allowed}.")
-        if self.lora_target_modules is not None and not all(
-            name.strip() for name in self.lora_target_modules or ("",)
-        ):
-            raise ValueError(
-                f"lora_target_modules={self.lora_target_modules!r} must be names of linear layers, "
-                "or be left out."
-            )
         if isinstance(self.reward_model, list):
             object.__setattr__(self, "reward_model", tuple(self.reward_model))
-        for name in _NAMES:
-            for value in _each(getattr(self, name)):
-                if isinstance(value, str) and not value.strip():
-                    raise ValueError(
-                        f"{name}={value!r} is empty: give a name or a path, or leave it out."
-                    )
-        check_addresses(self.reward_model)  # before a message could show what is in one
-        check_addresses(self.refresh_labels, "refresh_labels")
-        if self.shift_pairs is not None and not self.shift_every:
-            raise ValueError(
-                f"shift_pairs={self.shift_pairs!r} is what shift_every compares with, and that is "
-                "0: give --shift-every as well, or leave out --shift-pairs."
-            )
-        self._check_refresh()
-        self._check_launcher()
-        parse_columns(self.columns)
-        self._check_hacking_alarm()
-        check_combination(
-            self.reward_model, self.reward_weights, self.combine, self.uncertainty_coef
-        )
-        self._check_critic()
+        check_train_settings(vars(self))
         buffer = self.rollout_buffer()
         estimator = buffer.pop("advantage_estimator")
         check_estimator(estimator, gamma=self.gamma, **buffer)
@@ -430,60 +335,6 @@ class TrainConfig:
             kl_controller(self.kl_controller, self.kl_target, self.kl_horizon, self.kl_dual_rate),
             self.kl_coef,
         )
-
-    def _check_critic(self) -> None:
-        if self.critic == "reward_model" and isinstance(self.reward_model, tuple):
-            raise ValueError(
-                f"critic='reward_model', but reward_model names {len(self.reward_model)} rewards: "
-                "give the folder of the one that the critic is to start from as --critic."
-            )
-        if self.critic == "reward_model" and names_server(self.reward_model):
-            raise ValueError(
-                f"critic='reward_model', but reward_model={self.reward_model!r} is on a server: "
-                "give the folder or hub id of a reward model that the critic is to start from as "
-                "--critic."
-            )
-        if self.value_head == "shared" and self.critic != "actor":
-            raise ValueError(
-                f"critic={self.critic!r} is for a critic with a separate trunk, but value_head is "
-                "'shared': pass --value-head separate, or leave --critic out."
-            )
-
-    def _check_refresh(self) -> None:
-        if self.refresh_every:
-            return
-        for name in ("refresh_labels", "refresh_old_pairs"):
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is for refresh_every, and that is 0: give "
-                    f"--refresh-every as well, or leave out --{name.replace('_', '-')}."
-                )
-
-    def _check_launcher(self) -> None:
-        parse_sweep(self.sweep, (field.name for field in dataclasses.fields(self)))
-        if self.launcher not in (None, "local", "ray"):
-            raise ValueError(f"launcher={self.launcher!r} must be 'local' or 'ray'.")
-        if self.launcher is not None and self.seeds is None and not self.sweep:
-            raise ValueError(
-                f"launcher={self.launcher!r} trains several runs: give --seeds or --sweep as well."
-            )
-        if self.workers is not None and self.launcher is None and not self.sweep:
-            raise ValueError(
-                f"workers={self.workers!r} is for --launcher: give --launcher local with it, or "
-                "leave it out."
-            )
-
-    def _check_hacking_alarm(self) -> None:
-        if self.on_hacking_alarm not in HACKING_ACTIONS:
-            allowed = ", ".join(map(repr, HACKING_ACTIONS))
-            raise ValueError(
-                f"on_hacking_alarm={self.on_hacking_alarm!r} must be one of {allowed}."
-            )
-        if self.on_hacking_alarm == "raise-kl" and self.kl_coef == 0:
-            raise ValueError(
-                "on_hacking_alarm='raise-kl' multiplies β, and kl_coef is 0: give a positive "
-                "kl_coef, or another on_hacking_alarm."
-            )
 
     @property
     def name(self) -> str:

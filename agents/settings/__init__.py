@@ -3,6 +3,7 @@
 * `ranges`: ranges of PPO's numbers, and which settings exclude one another; `estimators`: those of
   the buffer.
 * `kl`: the KL penalty and the controllers of β, by name.
+* `train_checks`: which settings of `tokenrlhf train` go together.
 * `names`: of runs; `figure_files`: where figures may be drawn.
 * `json_values`: settings read from a JSON file, checked against their dataclass.
 """
@@ -32,6 +33,7 @@ from agents.settings.ranges import (
     value_loss_weight,
 )
 from agents.settings.sweep import parse_sweep
+from agents.settings.train_checks import LR_SCHEDULES, check_train_settings
 
 __all__ = [
     "DEFAULT_DUAL_RATE",
@@ -41,6 +43,7 @@ __all__ = [
     "FIGURE_FORMATS",
     "LATER_SETTINGS",
     "LOSS_AGGREGATIONS",
+    "LR_SCHEDULES",
     "PPO_CHOICES",
     "PPO_RANGES",
     "KLPenalty",
@@ -49,6 +52,7 @@ __all__ = [
     "check_estimator",
     "check_figure",
     "check_rollout_length",
+    "check_train_settings",
     "check_trainable_dtype",
     "kl_controller",
     "normalizes_returns",

@@ -8,10 +8,11 @@ import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import LMActorCriticPolicy, RLHFCallback, TokenPPO, make_vec_env
-from agents.config import LR_SCHEDULES, TrainConfig
+from agents.config import TrainConfig
 from agents.ppo import Decay
 from agents.ppo.learning_rates import DECAYS
 from agents.runs.agent import build_agent
+from agents.settings import LR_SCHEDULES
 
 SHARES = {
     "linear": lambda left: left,
