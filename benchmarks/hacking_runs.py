@@ -20,6 +20,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from agents import RLHFCallback, make_vec_env
+from agents.atomic_files import write_json
 from agents.config import TrainConfig
 from agents.evaluation import HeldOut, measure
 from agents.reward_quality.hacking.monitor import HackingMonitor
@@ -31,6 +32,8 @@ from agents.reward_quality.refresh import (
     annotator,
 )
 from agents.runs.agent import build_agent
+from agents.runs.reward_doubts import rules_about
+from agents.runs.reward_model_config import RewardTrainingOptions
 from tokenenv.rewards import (
     RewardModel,
     RewardTrainingSettings,
@@ -38,6 +41,7 @@ from tokenenv.rewards import (
     evaluate_preferences,
     fit_reward_model,
     new_reward_model,
+    train_reward_model,
 )
 from tokenenv.tasks.reviews import FOLDER
 from tokenenv.tasks.reviews.build.measuring import sample_pairs
@@ -202,7 +206,10 @@ def _first_pairs(model: str, seed: int) -> list[TokenPair]:
 
 
 def _train_reward_model(pairs: int, seed: int, member: int, place: Path, judged: int) -> float:
-    """As `tokenrlhf reward-model` does, on all pairs; its accuracy is of fresh ones."""
+    """As `tokenrlhf reward-model` does, on all pairs; its accuracy is of fresh ones.
+
+    Its report is that of a training which holds out as many pairs as the command does.
+    """
     labelled = _labelled(pairs, seed)
     own_seed = seed + 1000 * member
     settings = RewardTrainingSettings(eval_fraction=0.0, early_stopping=False, seed=own_seed)
@@ -211,7 +218,20 @@ def _train_reward_model(pairs: int, seed: int, member: int, place: Path, judged:
     sides = [side for pair in labelled for side in (pair.chosen, pair.rejected)]
     model.measure_normalization(model.raw_rewards(sides))
     model.save_pretrained(place)
+    write_json(place / "report.json", _report(labelled, settings))
     return _accuracy(model, seed, judged)
+
+
+def _report(labelled: list[TokenPair], settings: RewardTrainingSettings) -> dict[str, Any]:
+    """What a run reads of a reward model's report."""
+    model = new_reward_model(str(FOLDER / "reference"), seed=settings.seed)
+    fraction = RewardTrainingOptions().report_fraction
+    report = train_reward_model(
+        labelled, model, dataclasses.replace(settings, report_fraction=fraction)
+    )
+    interval = report.details["accuracy_interval"]
+    details = {"accuracy_interval": list(interval)}
+    return {"accuracy": report.accuracy, "pairs": report.pairs, "details": details}
 
 
 def _accuracy(model: RewardModel, seed: int, count: int) -> float:
@@ -295,7 +315,12 @@ def train(run: Run, models: Path, say: Callable[[str], None] = lambda text: None
         start = measure(policy.actor, held_out, run.responses, EVAL_SEED)
         rlhf = RLHFCallback()
         raises = config.on_hacking_alarm == "raise-kl"
-        monitor = HackingMonitor(rlhf, "raise-kl" if raises else "warn", say=say)
+        monitor = HackingMonitor(
+            rlhf,
+            "raise-kl" if raises else "warn",
+            rules=rules_about(config),
+            say=say,
+        )
         recorder = _Recorder(rlhf, monitor)
         refresh = []
         if config.refresh_every:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from agents.config import TrainConfig
+from agents.reward_quality.hacking.rules import RULES, Rule, no_accuracy
 from tokenenv.json_files import read_json_object
 
-__all__ = ["doubts_about"]
+__all__ = ["doubts_about", "rules_about"]
 
 
 def doubts_about(rewards: Any) -> list[str]:
@@ -20,15 +22,31 @@ def doubts_about(rewards: Any) -> list[str]:
             None. Folders that `tokenrlhf reward-model` wrote have a `report.json`; of others, and
             of a file that says something else, nothing is known and nothing is said.
     """
-    several = (
-        rewards if isinstance(rewards, Sequence) and not isinstance(rewards, str) else [rewards]
-    )
-    said = [_doubt(one) for one in several if isinstance(one, str) and os.path.isdir(one)]
+    said = [_doubt(one) for one in _each(rewards)]
     return [text for text in said if text is not None]
 
 
-def _doubt(folder: str) -> str | None:
-    path = Path(folder) / "report.json"
+def rules_about(config: TrainConfig) -> tuple[Rule, ...]:
+    """The rules that a training is watched by for reward hacking.
+
+    `no accuracy` is among them where the report of every reward does not tell it from a coin; not
+    where the reward model learns on, as it is then another one than that of its report.
+    """
+    doubts = doubts_about(config.reward_model)
+    if config.refresh_every or not doubts or len(doubts) < len(_each(config.reward_model)):
+        return RULES
+    return (*RULES, no_accuracy(doubts))
+
+
+def _each(rewards: Any) -> Sequence[Any]:
+    is_one = isinstance(rewards, str) or not isinstance(rewards, Sequence)
+    return [rewards] if is_one else rewards
+
+
+def _doubt(reward: Any) -> str | None:
+    if not isinstance(reward, str) or not os.path.isdir(reward):
+        return None
+    path = Path(reward) / "report.json"
     if not path.is_file():
         return None
     try:
@@ -40,7 +58,7 @@ def _doubt(folder: str) -> str | None:
     if not low <= 0.5:  # NaN, without pairs, says nothing
         return None
     return (
-        f"by its own report the reward model {folder!r} is right about {accuracy:.0%} of {pairs:,} "
+        f"by its own report the reward model {reward!r} is right about {accuracy:.0%} of {pairs:,} "
         f"held-out pairs ({low:.0%} to {high:.0%}): it is not told from a coin, and a policy that "
         "is trained against it learns its errors. More labels come first (tokenrlhf labels curve)."
     )

@@ -18,6 +18,7 @@ from agents.reward_quality.refresh.annotators import Annotator
 from agents.reward_quality.shift import ShiftMonitor
 from agents.rollout import RLHFCallback
 from agents.runs.folder import RunFolder
+from agents.runs.reward_doubts import rules_about
 from agents.vec_env import TokenVecEnv
 from tokenenv.data import PreferencePair, read_pairs
 
@@ -92,6 +93,7 @@ def hacking_monitor(
         config.on_hacking_alarm,
         config.hacking_kl_factor,
         config.hacking_kl_raises,
+        rules=rules_about(config),
         say=warn,
         record=record,
     )

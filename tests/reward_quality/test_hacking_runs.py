@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from agents.reward_quality.hacking.rules import Rule
 from agents.runs.curves import read_metrics
 from agents.runs.tables import print_end
 from agents.runs.training import TrainingRun
+from tokenenv.tasks.reviews import FOLDER
 
 ALWAYS = Rule("always", "always", lambda start, now: "planted by a test")
 SMALL = {
@@ -84,6 +86,23 @@ def test_an_alarm_in_the_last_rollout_ended_nothing_early(tmp_path):
     _, summary, _ = trained(tmp_path / "run", on_hacking_alarm="stop", total_tokens=768)
     assert summary["hacking_alarms"] and summary["tokens"] == 768
     assert "ended_early" not in summary
+
+
+def test_a_reward_model_that_is_a_coin_by_its_report_stops_the_run(tmp_path):
+    """Known before anything is trained; what the monitor waits for is the first look."""
+    folder = tmp_path / "coin"
+    shutil.copytree(FOLDER / "reward_model", folder)
+    details = {"accuracy_interval": [0.35, 0.7]}
+    report = {"accuracy": 0.55, "pairs": 15, "details": details}
+    (folder / "report.json").write_text(json.dumps(report))
+    settings = {**SMALL, "task": "reviews", "reward_model": str(folder), "max_new_tokens": 8}
+    config = TrainConfig(out=tmp_path / "run", on_hacking_alarm="stop", **settings)
+    said = io.StringIO()
+    run = TrainingRun(config, Console(file=said, width=2000))
+    summary = run.train()
+    assert summary["hacking_alarms"][0] == {"rule": "no accuracy", "tokens": 512}
+    assert summary["tokens"] == 768 + 32 and "not told from a coin" in summary["ended_early"]
+    assert "55% of 15 held-out pairs" in said.getvalue()
 
 
 @pytest.mark.slow

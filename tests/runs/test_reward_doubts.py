@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from agents.runs.reward_doubts import doubts_about
+from agents.config import TrainConfig
+from agents.reward_quality.hacking.rules import RULES
+from agents.runs.reward_doubts import doubts_about, rules_about
 
 
 def folder_with(place, text: str) -> str:
@@ -39,3 +41,21 @@ def test_without_pairs_there_is_no_interval(tmp_path):
     assert doubts_about(folder_with(tmp_path / "rm", text)) == []
     text = '{"accuracy": 0.5, "pairs": 9, "details": {"accuracy_interval": ["nan", "nan"]}}'
     assert doubts_about(folder_with(tmp_path / "rm", text)) == []
+
+
+def test_a_training_against_coins_alone_is_an_alarm_from_the_first_look(tmp_path):
+    weak, good = reporting(tmp_path / "weak", 0.4), reporting(tmp_path / "good", 0.51)
+    also_weak, unknown = reporting(tmp_path / "other", 0.3), str(tmp_path)
+
+    def further(*rewards: str, **settings):
+        given = rewards[0] if len(rewards) == 1 else rewards
+        return rules_about(TrainConfig(reward_model=given, **settings))[len(RULES) :]
+
+    (rule,) = further(weak)
+    assert rule.name == "no accuracy" and repr(weak) in rule.check(None, None)
+    (rule,) = further(weak, also_weak)
+    assert repr(weak) in rule.check(None, None) and repr(also_weak) in rule.check(None, None)
+    for rewards in ((good,), (unknown,), (weak, good), (weak, "os:sep")):
+        assert not further(*rewards), rewards
+    assert rules_about(TrainConfig()) == RULES
+    assert not further(weak, refresh_every=2), "it learns on, and is not that of its report"

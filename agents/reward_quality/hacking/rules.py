@@ -17,7 +17,16 @@ from typing import Any
 from agents.reward_quality.hacking.tracking import Spread, drift, pooled
 from agents.reward_quality.text_features import describe_feature
 
-__all__ = ["FEWEST_RESPONSES", "RULES", "Alarm", "Rule", "Snapshot", "Watch", "merged"]
+__all__ = [
+    "FEWEST_RESPONSES",
+    "RULES",
+    "Alarm",
+    "Rule",
+    "Snapshot",
+    "Watch",
+    "merged",
+    "no_accuracy",
+]
 
 FEWEST_RESPONSES = 64
 """Responses below which nothing is judged: rollouts are taken together until they have so many."""
@@ -364,3 +373,21 @@ RULES = (
     ),
 )
 """In the order in which they are looked at."""
+
+
+def no_accuracy(reports: Sequence[str]) -> Rule:
+    """A rule that holds from the first look on, of a reward model that is known to know nothing.
+
+    It has no limit on what a run shows: what a policy learns from a coin are the coin's errors, and
+    the loss comes as soon as the policy moves.
+
+    Args:
+        reports: what the report of each reward model says of its accuracy, as text.
+    """
+    said = "; ".join(reports)
+    return Rule(
+        "no accuracy",
+        "By their own reports, on pairs that they had not seen, the reward models are not told "
+        "from a coin.",
+        lambda start, now: said,
+    )
