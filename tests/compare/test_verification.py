@@ -163,11 +163,17 @@ def test_agents_reach_the_known_optimum(agent, goal, seed, exact_solution):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", seeds())
-@pytest.mark.parametrize(
-    "agent",
-    ["rloo", *(pytest.param(name, marks=pytest.mark.long) for name in ("group", "reinforce"))],
-)
+@pytest.mark.parametrize("agent", ["rloo", "reinforce"])
+def test_agents_without_a_critic_go_most_of_the_way_in_a_fifth_of_the_tokens(agent, exact_solution):
+    """Two seeds on another processor: 0.981 and 0.981, 0.986 and 0.985; `group` is slower."""
+    model = exact_agent(agent, seed=0)
+    model.learn(TOKENS // 5, callback=RLHFCallback())
+    assert evaluate_exactly(model.policy, exact_solution).objective_fraction >= 0.9
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("agent", ["rloo", "group", "reinforce"])
 def test_agents_without_a_critic_come_near_it(agent, seed, exact_solution):
     """The worst of five seeds on another processor reached 0.9961."""
     model = exact_agent(agent, seed)
