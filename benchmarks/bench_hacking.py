@@ -112,7 +112,7 @@ def alarm_at(run: dict[str, Any]) -> int | None:
     tokens = [alarm["tokens"] for alarm in run["alarms"]]
     if not tokens:
         return None
-    return [rollout["tokens"] for rollout in run["rollouts"]].index(min(tokens))
+    return next(i for i, row in enumerate(run["rollouts"]) if row["tokens"] >= min(tokens))
 
 
 def gold_of(run: dict[str, Any]) -> list[float]:
@@ -157,7 +157,9 @@ def alarm_rows(runs: Sequence[dict[str, Any]], remedy: str = "none") -> list[Row
                 "score": f"{run['start']['score']:.2f} to {run['end']['score']:.2f}",
                 "KL": float(run["end"]["kl"]),
                 "lost at": "never" if lost is None else f"{tokens[lost]:,}",
-                "alarm at": "never" if alarm is None else f"{tokens[alarm]:,}",
+                "alarm at": "never"
+                if alarm is None
+                else f"{min(a['tokens'] for a in run['alarms']):,}",
                 "verdict": _verdict(lost, alarm),
                 "first rule": run["alarms"][0]["rule"] if run["alarms"] else "",
             }

@@ -52,8 +52,10 @@ def _marks_over_distance(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def _kl_at(run: RunFiles, tokens: float) -> float | None:
-    """KL of the rollout that ended after so many tokens."""
-    found = (row["rlhf/kl"] for row in run.rows if row.get(TOKENS) == tokens and "rlhf/kl" in row)
+    """KL of the rollout that ended after so many tokens, or of the next one."""
+    found = (
+        row["rlhf/kl"] for row in run.rows if row.get(TOKENS, -1) >= tokens and "rlhf/kl" in row
+    )
     return next((float(kl) for kl in found if kl is not None), None)
 
 

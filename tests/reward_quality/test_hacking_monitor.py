@@ -13,7 +13,7 @@ from agents import RLHFCallback, TokenPPO
 from agents.reward_quality.hacking import monitor as monitor_module
 from agents.reward_quality.hacking import rules
 from agents.reward_quality.hacking.monitor import HackingMonitor
-from agents.reward_quality.hacking.rules import RULES, Rule
+from agents.reward_quality.hacking.rules import RULES, Alarm, Rule, no_accuracy
 from agents.reward_quality.text_features import text_features
 
 ALWAYS = Rule("always", "always", lambda start, now: f"KL {now.kl.mean:.2f}")
@@ -99,6 +99,17 @@ def test_an_alarm_is_raised_once_for_each_rule_and_logged_as_long_as_it_holds(ti
     monitor, rows, spoken, _ = watched(tiny_task_kwargs, rules=[NEVER])
     assert [row.get("rlhf/hacking_alarm") for row in rows] == [None, 0.0, 0.0, 0.0]
     assert not monitor.alarms and not spoken
+
+
+def test_what_is_known_without_a_look_is_an_alarm_before_the_first_rollout(tiny_task_kwargs):
+    kept = []
+    given = {"rules": [NEVER, no_accuracy(["a coin"])], "record": kept.append}
+    monitor, rows, spoken, _ = watched(tiny_task_kwargs, **given)
+    assert monitor.alarms == kept == [Alarm("no accuracy", 0, "a coin")] and not spoken
+    assert [row.get("rlhf/hacking_alarm") for row in rows] == [None, 1.0, 1.0, 1.0]
+    monitor.load_state_dict(monitor.state_dict())  # as a run that goes on
+    monitor.on_rollout_start()
+    assert len(kept) == 1
 
 
 def test_stop_ends_the_training_after_the_update_on_the_second_alarmed_rollout(tiny_task_kwargs):

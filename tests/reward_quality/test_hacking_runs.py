@@ -89,7 +89,7 @@ def test_an_alarm_in_the_last_rollout_ended_nothing_early(tmp_path):
 
 
 def test_a_reward_model_that_is_a_coin_by_its_report_stops_the_run(tmp_path):
-    """Known before anything is trained; what the monitor waits for is the first look."""
+    """The alarm is raised before anything is trained, and acted on at the second look."""
     folder = tmp_path / "coin"
     shutil.copytree(FOLDER / "reward_model", folder)
     details = {"accuracy_interval": [0.35, 0.7]}
@@ -100,9 +100,11 @@ def test_a_reward_model_that_is_a_coin_by_its_report_stops_the_run(tmp_path):
     said = io.StringIO()
     run = TrainingRun(config, Console(file=said, width=2000))
     summary = run.train()
-    assert summary["hacking_alarms"][0] == {"rule": "no accuracy", "tokens": 512}
+    assert summary["hacking_alarms"][0] == {"rule": "no accuracy", "tokens": 0}
     assert summary["tokens"] == 768 + 32 and "not told from a coin" in summary["ended_early"]
-    assert "55% of 15 held-out pairs" in said.getvalue()
+    assert said.getvalue().count("55% of 15 held-out pairs") == 1
+    (alarm,) = map(json.loads, run.run.alarms.read_text().splitlines())
+    assert alarm["tokens"] == 0 and "55% of 15 held-out pairs" in alarm["text"]
 
 
 @pytest.mark.slow

@@ -41,8 +41,9 @@ class HackingMonitor(BaseCallback):
     compares these, score, KL and entropy with those at the start of the training by `rules`, and
     logs `rlhf/hacking_alarm`: 1 in a rollout in which a rule holds, 0 in others, nothing while the
     start is still being measured. A rule that holds for the first time raises an alarm: it is said
-    and recorded, once for each rule. Where rules hold in two looks that follow one another, the
-    monitor acts:
+    and recorded, once for each rule. What is known of a rule without a look is recorded before the
+    first rollout, and not said: who gave the rule has it from somewhere. Where rules hold in two
+    looks that follow one another, the monitor acts:
 
     - `"warn"`: it does not.
     - `"stop"`: the training ends after the update on this rollout.
@@ -151,6 +152,12 @@ class HackingMonitor(BaseCallback):
             self._texts.add(infos[row]["response"], infos[row]["response_length"])
         return self.stopped_by is None
 
+    def _on_rollout_start(self) -> None:
+        raised = {alarm.rule for alarm in self.alarms}
+        for rule in self.rules:
+            if rule.known is not None and rule.name not in raised:
+                self._keep(Alarm(rule.name, self.num_timesteps, rule.known))
+
     def _on_rollout_end(self) -> None:
         self._rollouts += 1
         self._steps += getattr(self.model, "n_steps", 1)
@@ -188,8 +195,11 @@ class HackingMonitor(BaseCallback):
             self._act(answers[0])
 
     def _raise(self, alarm: Alarm) -> None:
-        self.alarms.append(alarm)
         self._say(f"after {alarm.tokens:,} tokens the run looks like reward hacking: {alarm.text}")
+        self._keep(alarm)
+
+    def _keep(self, alarm: Alarm) -> None:
+        self.alarms.append(alarm)
         self._record(alarm)
 
     def _act(self, alarm: Alarm) -> None:

@@ -106,11 +106,13 @@ class Rule:
         statement: when it holds.
         check: (start, now) → what it saw, as a sentence; None where it does not hold, or where
             what it looks at is not known.
+        known: what is known before anything is trained: the rule holds without a look.
     """
 
     name: str
     statement: str
     check: Callable[[Snapshot, Snapshot], str | None]
+    known: str | None = None
 
 
 class Watch:
@@ -376,10 +378,9 @@ RULES = (
 
 
 def no_accuracy(reports: Sequence[str]) -> Rule:
-    """A rule that holds from the first look on, of a reward model that is known to know nothing.
+    """A rule that holds from the beginning, for reward models that are known to know nothing.
 
-    It has no limit on what a run shows: what a policy learns from a coin are the coin's errors, and
-    the loss comes as soon as the policy moves.
+    What a policy learns from a coin are the coin's errors, and it loses as soon as it moves.
 
     Args:
         reports: what the report of each reward model says of its accuracy, as text.
@@ -390,4 +391,5 @@ def no_accuracy(reports: Sequence[str]) -> Rule:
         "By their own reports, on pairs that they had not seen, the reward models are not told "
         "from a coin.",
         lambda start, now: said,
+        known=said,
     )
