@@ -137,6 +137,9 @@ WATCHED = {"none": "without a remedy", "ensemble, mean": "three reward models, t
 """Remedies whose alarms are shown: an ensemble's disagreement is one more thing to see."""
 
 
+BY_REMEDY = "gold by remedy"
+
+
 def alarm_rows(runs: Sequence[dict[str, Any]], remedy: str = "none") -> list[Row]:
     """A row for each run with a remedy: when gold was lost, and when the alarm came."""
     rows = []
@@ -208,7 +211,7 @@ def _remedy_row(
     gains = [gold - ends[seed] for seed, (_, gold) in by_seed.items() if seed in ends]
     kl = float(np.mean([run["end"]["kl"] for run, _ in by_seed.values()]))
     return {
-        "table": "gold by remedy, 95 % intervals over seeds",
+        "table": f"{BY_REMEDY}, 95 % intervals over seeds",
         "what": f"{model}: {remedy}",
         "seeds": len(by_seed),
         "best gold": "" if remedy == STOPPED else interval(best, "+.2f"),

@@ -1,6 +1,6 @@
 """Is accuracy what one wants? Many small reward models of `reviews`, and what PPO makes of each.
 
-    python benchmarks/bench_labels.py RESULTS.jsonl
+    python benchmarks/bench_labels.py RESULTS.jsonl --figure reward_models.png
     python benchmarks/bench_labels.py RESULTS.jsonl --kl-coef 0.02 --tokens 131072
 
 The reward models differ in what they learn from (50 to 6,400 pairs of the reference's responses, by
@@ -184,8 +184,37 @@ def rows_of(results: list[dict[str, Any]]) -> list[Row]:
     return rows
 
 
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """A point for each model: what its policy is worth by gold and by its own score."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharex=True, layout="constrained")
+    colours = np.log2([result["pairs"] for result in results])
+    panels = (("gold", "gold reward after PPO"), ("objective", "J by its own score after PPO"))
+    accuracies = np.array([result["accuracy"] for result in results])
+    for axis, (name, said) in zip(axes, panels, strict=True):
+        values = np.array([result[name] for result in results])
+        rho, _ = rank_correlation(accuracies, values)
+        points = axis.scatter(accuracies, values, c=colours, cmap="viridis", s=18)
+        axis.set(xlabel="accuracy on held-out pairs", ylabel=said)
+        axis.set_title(f"rank correlation {rho:+.2f}".replace("-", "−"), fontsize=10)
+        axis.axvline(0.5, color="grey", lw=0.8, ls=":")
+        start = np.mean([result["untrained"][name] for result in results])
+        axis.axhline(start, color="grey", lw=0.8, ls="--", label="reference")
+        axis.grid(alpha=0.25)
+    axes[0].legend(frameon=False)
+    bar = figure.colorbar(points, ax=axes, label="pairs that it learned from")
+    ticks = np.unique(colours)
+    bar.set_ticks(ticks, labels=[f"{2**tick:,.0f}" for tick in ticks])
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
 def main() -> None:
-    """Make what is missing, print the tables."""
+    """Make what is missing, print the tables, draw the figure."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -198,6 +227,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=64, help="held-out prompts for policies")
     parser.add_argument("--responses", type=int, default=16, help="to each of them")
     parser.add_argument("--quick", action="store_true", help="small sizes: does it run at all?")
+    parser.add_argument("--figure", type=Path, help="draw gold and J over the accuracy here")
     parser.add_argument("--json", type=Path, help="write the rows here too")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -210,6 +240,8 @@ def main() -> None:
     report(
         rows_of(results), {"tokens": arguments.tokens, "config": arguments.config}, arguments.json
     )
+    if arguments.figure is not None:
+        draw(results, arguments.figure)
 
 
 if __name__ == "__main__":

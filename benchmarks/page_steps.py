@@ -71,11 +71,12 @@ def _benchmark(name: str, *more: object) -> tuple[str, ...]:
 def _models(out: Path, is_quick: bool) -> Step:
     sizes = ["--quick"] if is_quick else ["--tokens", 32_768]
     results = (out / "models.jsonl", "--json", out / "models.json")
+    figure = ("--figure", out / "reward_models.png")
     return Step(
         "models",
         "accuracy against what PPO makes of 50 reward models",
-        [_benchmark("bench_labels", *results, *sizes)],
-        ("models.jsonl", "models.json"),
+        [_benchmark("bench_labels", *results, *figure, *sizes)],
+        ("models.jsonl", "models.json", "reward_models.png"),
     )
 
 

@@ -10,16 +10,38 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench_hacking import BY_REMEDY, WATCHED
+from bench_labels import CORRELATION, GROUPS
 from page_steps import Step
 
-__all__ = ["fill_page", "markdown", "tables_of"]
+__all__ = ["TABLES", "fill_page", "markdown", "tables_of"]
 
 FIGURES = {
     **{name: name for name in ("best_of_n.png", "reward_audit.png", "gold_against_proxy.png")},
+    "reward_models.png": "reward_models.png",
     "reward_refresh.png": "reward_refresh.png",
     "labels_curve.png": "labels/curve.png",
 }
 """Figure of the page → file in the folder of the results."""
+
+
+TABLES = (
+    *("models-correlations", "models-groups", "hacking-alarms", "hacking-remedies"),
+    *("labels-curve", "labels-select", "refresh", "best-of-n-exact", "best-of-n-reviews", "audit"),
+)
+"""Names of all tables: the page has a place for each."""
+
+WORDS = {
+    "length penalty": "length penalty of 0.1 a token",
+    "KL target, adaptive": "KL target of 4 nats, adaptive",
+    "KL target, dual": "KL target of 4 nats, dual",
+    "score clipped": "score clipped to ± 1.5",
+    "ensemble, mean": "three models, mean",
+    "ensemble, min": "three models, the worst",
+    "ensemble, uncertainty": "three models, mean − deviation",
+    "monitor raises beta": "the monitor raises β",
+}
+"""Remedy of `hacking_runs.py` → what it is on the page; others are named as there."""
 
 
 def tables_of(out: Path, steps: Sequence[Step]) -> dict[str, str]:
@@ -30,8 +52,8 @@ def tables_of(out: Path, steps: Sequence[Step]) -> dict[str, str]:
         steps: those that are whole.
     """
     makers: dict[str, Callable[[Any], Mapping[str, str]]] = {
-        "models": lambda found: _of_rows("models", found),
-        "hacking-table": lambda found: _of_rows("hacking", found),
+        "models": _of_models,
+        "hacking-table": _of_hacking,
         "refresh": _of_refresh,
         "labels-curve": _of_curve,
         "labels-select": _of_selection,
@@ -45,7 +67,7 @@ def tables_of(out: Path, steps: Sequence[Step]) -> dict[str, str]:
             (file,) = (name for name in step.makes if name.endswith(".json"))
             found = json.loads((out / file).read_text(encoding="utf-8"))
             tables |= makers[step.name](found)
-    return tables
+    return {name: tables[name] for name in TABLES if name in tables}
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -91,23 +113,73 @@ def fill_page(page: Path, tables: Mapping[str, str], out: Path) -> list[str]:
 # Of each step -------------------------------------------------------------------------------------
 
 
-def _of_rows(name: str, found: Mapping[str, Any]) -> dict[str, str]:
-    """A table for each title of a benchmark's rows, numbered."""
-    tables = {}
-    titles = dict.fromkeys(row["table"] for row in found["rows"])
-    for number, title in enumerate(titles, 1):
-        rows = [row for row in found["rows"] if row["table"] == title]
-        headers = [header for header in rows[0] if header != "table"]
-        cells = [[_cell(row[header]) for header in headers] for row in rows]
-        tables[f"{name} {number}"] = markdown([title.split(":")[0], *headers[1:]], cells)
+def _of_models(found: Mapping[str, Any]) -> dict[str, str]:
+    """What says how good a policy becomes: a row for each property of reward models; and groups."""
+    by_cell: dict[str, dict[str, str]] = {}
+    for row in _titled(found, CORRELATION):
+        of_model, _, measured = str(row["what"]).partition(" and ")
+        low, high = str(row["95 % interval"]).split(" to ")
+        cell = _minus(f"{row['Spearman']} ({low} … {high})")
+        by_cell.setdefault(of_model, {})[measured] = cell
+    headers = list(next(iter(by_cell.values())))
+    rows = [[name, *(cells[header] for header in headers)] for name, cells in by_cell.items()]
+    groups = _titled(found, GROUPS)
+    columns = [name for name in groups[0] if name not in ("table", "what")]
+    return {
+        "models-correlations": markdown(
+            ["rank correlation of", *(f"with {h}" for h in headers)], rows
+        ),
+        "models-groups": markdown(
+            ["reward models, by accuracy", *columns],
+            [[row["what"], *(_cell(row[name]) for name in columns)] for row in groups],
+        ),
+    }
+
+
+def _of_hacking(found: Mapping[str, Any]) -> dict[str, str]:
+    """How many runs of each kind were noticed when; gold by remedy, the weak model's."""
+    rows = []
+    for model in ("weak", "middling", "good"):
+        for remedy, words in WATCHED.items():
+            runs = [row for row in _titled(found, words) if row["what"] == model]
+            verdicts = [row["verdict"] for row in runs]
+            lost = [v for v in verdicts if v in ("in time", "late", "missed")]
+            if runs:
+                name = model if remedy == "none" else f"{model}, three of them, their mean"
+                counts = [str(verdicts.count(v)) for v in ("in time", "late", "missed")]
+                alone = f"{verdicts.count('alarm, nothing lost')} of {len(runs) - len(lost)}"
+                rows.append([name, f"{len(lost)} of {len(runs)}", *counts, alone])
+    headers = ["reward model", "gold lost", "alarm by then", "later", "none"]
+    tables = {"hacking-alarms": markdown([*headers, "alarm, and nothing lost"], rows)}
+    remedies = [row for row in _titled(found, BY_REMEDY) if row["what"].startswith("weak: ")]
+    if remedies:
+        first, *others = remedies
+        others.sort(key=lambda row: -float(str(row["final − none"]).split()[0] or 0))
+        rows = []
+        for row in (first, *others):
+            name = str(row["what"]).removeprefix("weak: ")
+            cells = [row["best gold"], row["final gold"], row["final − none"], row["KL"]]
+            rows.append([WORDS.get(name, name), str(row["seeds"]), *map(_cell, cells)])
+        headers = ["remedy", "seeds", "best gold", "gold at the end", "more than without", "KL"]
+        tables["hacking-remedies"] = markdown(headers, rows)
     return tables
+
+
+def _titled(found: Mapping[str, Any], beginning: str) -> list[dict[str, Any]]:
+    """The rows of a benchmark whose table's title begins so."""
+    return [row for row in found["rows"] if row["table"].startswith(beginning)]
 
 
 def _of_refresh(found: Mapping[str, Any]) -> dict[str, str]:
     """The means over seeds alone; of one seed, that."""
     means = [row for row in found["rows"] if str(row["seed"]).startswith("all ")]
-    parts = [name for name in found["rows"][0] if name.startswith("accuracy, part ")]
-    headers = ["", *(name.removeprefix("accuracy, ") for name in parts), "gold at the end", "KL"]
+    parts = [name for name in found["rows"][0] if name.startswith("part ")]
+    headers = [
+        "",
+        *(f"accuracy, {name} of {len(parts)}" for name in parts),
+        "gold at the end",
+        "KL",
+    ]
     rows = []
     for row in means or found["rows"]:
         labels = f", {row['fresh labels']} labels in all" if row["what"] == "refreshed" else ""
@@ -210,12 +282,17 @@ def _of_audit(found: Mapping[str, Any]) -> dict[str, str]:
 
 def _cell(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return re.sub(r"(?<![\w.])-(?=\d)", "−", str(value))
+        return _minus(str(value))
     return f"{value:,}" if isinstance(value, int) else f"{value:.3g}".replace("-", "−")
 
 
+def _minus(text: str) -> str:
+    """Numbers with a minus for a hyphen."""
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+
+
 def _number(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else f"{value:.3f}".replace("-", "−")
+    return "" if value is None or math.isnan(value) else _minus(f"{round(value, 3) + 0.0:.3f}")
 
 
 def _signed(value: float) -> str:

@@ -529,8 +529,9 @@ def test_labels_makes_models_once_and_goes_on(tmp_path):
     assert done.returncode == 0 and "rank correlation over the models" in done.stdout, done.stderr
     lines = results.read_text().splitlines()
     results.write_text("\n".join(lines[:2]) + "\n")
-    again = run("bench_labels", str(results), "--quick")
+    figure = tmp_path / "models.png"
+    again = run("bench_labels", str(results), "--quick", "--figure", str(figure))
     assert "3 of 3" in again.stdout and "1 of 3" not in again.stdout
-    assert results.read_text().splitlines()[:2] == lines[:2]
+    assert results.read_text().splitlines()[:2] == lines[:2] and figure.stat().st_size > 10_000
     other = run("bench_labels", str(results), "--quick", "--kl-coef", "1")
     assert other.returncode and "other settings" in other.stderr

@@ -157,11 +157,9 @@ def test_tables_are_put_between_their_comments_and_figures_beside_the_page(page,
     (tmp_path / "labels").mkdir()
     for name in ("labels/curve.png", "best_of_n.png"):
         (tmp_path / name).write_bytes(b"png")
-    rows = [{"table": "t: of u", "what": "w", "gain": -0.5}, {"table": "v", "what": 1, "n": 1000}]
-    tables = sys.modules["page_tables"]
-    made = tables._of_rows("x", {"rows": rows})
-    assert made["x 1"] == "| t | gain |\n| --- | --- |\n| w | −0.5 |"
-    assert made["x 2"].endswith("| 1 | 1,000 |")
+    table = sys.modules["page_tables"].markdown(["t", "gain"], [["w", "−0.5 | x"]])
+    assert table == "| t | gain |\n| --- | --- |\n| w | −0.5 ∣ x |"
+    made = {"x 1": table, "x 2": table}
     said = page.fill_page(place, made, tmp_path)
     filled = text.replace("\nold\n", f"\n\n{made['x 1']}\n\n")
     shown = filled.replace(text.splitlines()[-1], "![a curve](labels_curve.png)")
@@ -192,11 +190,6 @@ def test_what_each_command_writes_becomes_a_table(page, tmp_path):
     size = {"size": 1600, "accuracy": 0.75, "accuracy_interval": None, "policy": of}
     curve = tables._of_curve({"sizes": [size]})["labels-curve"]
     assert "| 1,600 | 0.750 |  | 0.500 | 0.400 … 0.600 | 0.500 | 0.500 | 0.500 |" in curve
-    row = {"what": "refreshed", "accuracy, part 1 of 4": "0.5 ± 0.1", "final gold": "-0.75 ± 0.6"}
-    rows = [{**row, "seed": seed, "KL": "8.9", "fresh labels": "896"} for seed in ("0", "all 3")]
-    refresh = tables._of_refresh({"rows": rows})["refresh"].splitlines()
-    assert refresh[0] == "|  | part 1 of 4 | gold at the end | KL |"
-    assert refresh[2:] == ["| refreshed, 896 labels in all | 0.5 ± 0.1 | −0.75 ± 0.6 | 8.9 |"]
     value = {"mean": 0.7, "interval": [0.6, 0.8]}
     summary = {
         **{"accuracy": {"random": value, "selected": value}, "verdict": "it helps"},
@@ -208,14 +201,88 @@ def test_what_each_command_writes_becomes_a_table(page, tmp_path):
     assert [tables._power(value) for value in (4e-7, 0.0)] == ["4·10⁻⁷", "0"]
 
 
-def test_the_page_has_a_place_for_tables_of_steps_that_there_are(page, tmp_path):
-    """Every place is closed, and named as a step's table is."""
+def trained(model: str, remedy: str, seed: int, gold: list[float], alarms=(), **more: Any):
+    """A run as `hacking_runs.py` keeps it, of rollouts of 2,048 tokens."""
+    rollouts = [
+        {"tokens": 2048 * (n + 1), "rlhf/gold_reward": value, **more}
+        for n, value in enumerate(gold)
+    ]
+    end = {"gold_reward": gold[-1], "score": 2.0, "kl": 8.0}
+    raised = [{"tokens": tokens, "rule": "length", "text": ""} for tokens in alarms]
+    return {
+        **{"model": model, "remedy": remedy, "seed": seed, "rollouts": rollouts, "end": end},
+        **{"start": {"score": 0.0}, "alarms": raised, "accuracy": [0.5]},
+    }
+
+
+def test_rows_of_hacking_become_counts_of_alarms_and_remedies_by_what_they_bring(page):
+    """Gold is lost in the third rollout of five, at 6,144 tokens, or never."""
+    bench = importlib.import_module("bench_hacking")
+    falls, stays = [0.0, 0.0, -0.6, -0.9, -0.9], [0.0, 0.5, 0.5, 0.5, 0.5]
+    runs = [
+        trained("weak", "none", 1, falls, [0]),
+        trained("weak", "none", 2, falls, [8192]),
+        trained("weak", "none", 3, falls),
+        trained("weak", "none", 4, stays, [4096]),
+        trained("weak", "none", 5, stays),
+        *(trained("weak", "length penalty", seed, falls) for seed in (1, 2)),
+        *(trained("weak", "score clipped", seed, stays) for seed in (1, 2)),
+        trained("good", "none", 1, stays),
+        trained("good", "ensemble, mean", 1, stays),
+    ]
+    alarms = [row for remedy in bench.WATCHED for row in bench.alarm_rows(runs, remedy)]
+    assert [row["alarm at"] for row in alarms[:3]] == ["0", "8,192", "never"]
+    found = {"rows": [*alarms, *bench.remedy_rows(runs)]}
+    made = sys.modules["page_tables"]._of_hacking(found)
+    assert made["hacking-alarms"].splitlines()[2:] == [
+        "| weak | 3 of 5 | 1 | 1 | 1 | 1 of 2 |",
+        "| good | 0 of 1 | 0 | 0 | 0 | 0 of 1 |",
+        "| good, three of them, their mean | 0 of 1 | 0 | 0 | 0 | 0 of 1 |",
+    ]
+    lines = made["hacking-remedies"].splitlines()[2:]
+    assert [line.split(" | ")[0] for line in lines] == [
+        *("| none", "| score clipped to ± 1.5", "| length penalty of 0.1 a token"),
+        "| stop by the monitor",
+    ]
+    assert "| +1.40 ± 0.00 | 8.0 |" in lines[1] and "−0.90 ± 0.00 | +0.00" in lines[2]
+
+
+def test_rows_of_refreshing_and_of_many_models_become_their_tables(page):
+    refresh, labels = (importlib.import_module(f"bench_{name}") for name in ("refresh", "labels"))
+    rounds = {"rlhf/rm_accuracy": 0.5, "rlhf/rm_labels": 896.0}
+    runs = [
+        trained("weak", remedy, seed, [0.0, 0.1, 0.2, -0.5], **rounds)
+        for seed in (0, 1)
+        for remedy in (refresh.WITH, refresh.WITHOUT)
+    ]
+    of = sys.modules["page_tables"]
+    lines = of._of_refresh({"rows": refresh.rows_of(runs)})["refresh"].splitlines()
+    parts = " | ".join(f"accuracy, part {part} of 4" for part in (1, 2, 3, 4))
+    assert lines[0] == f"|  | {parts} | gold at the end | KL |"
+    half = " | ".join(["0.50 ± 0.00"] * 4)
+    assert lines[3] == f"| refreshed, 896 labels in all | {half} | −0.50 ± 0.00 | 8.0 |"
+    results = [
+        {
+            **{"accuracy": 0.5 + n / 20, "loss": 1.0 - n / 20, "pairs": 2**n, "layers": 1 + n % 2},
+            **{"gold": n / 10, "gold_objective": n / 10, "objective": -n, "kl": 1.0 + n},
+            "untrained": {"gold": -0.1},
+        }
+        for n in range(6)
+    ]
+    made = of._of_models({"rows": labels.rows_of(results)})
+    first = made["models-correlations"].splitlines()
+    assert first[0].startswith("| rank correlation of | with gold reward | with J by gold |")
+    assert first[2].startswith("| accuracy | +1.00 (+1.00 … +1.00) |") and "| −1.00 (" in first[2]
+    assert "| the best 2 | 0.700 to 0.750 |" in made["models-groups"]
+
+
+def test_the_page_has_a_place_for_every_table(page, tmp_path):
+    """Each is closed, and there is none for a table that no step makes."""
     text = PAGE.read_text(encoding="utf-8")
     names = [line[12:-4] for line in text.splitlines() if line.startswith("<!-- table: ")]
     ends = [line[19:-4] for line in text.splitlines() if line.startswith("<!-- end of table: ")]
-    assert names == ends and names
-    known = {one.name for one in page.page_steps(tmp_path)} | {"hacking"}
-    assert {name.rstrip(" 0123456789") for name in names} <= known
+    assert names == ends
+    assert set(names) == set(sys.modules["page_tables"].TABLES)
     assert "make reward-models" in text
 
 
