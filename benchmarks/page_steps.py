@@ -19,6 +19,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (6, 7, 8, 9, 10)
 """Of reward hacking."""
 
+MODELS = ("weak", "middling", "good")
+"""Its reward models; the middling one is trained with no remedy."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -91,9 +94,9 @@ def _hacking(out: Path, is_quick: bool) -> list[Step]:
     steps = [
         Step(
             f"hacking-{seed}",
-            f"trainings against weak and good reward models, with every remedy, seed {seed}",
+            f"trainings against reward models, against the weak one with every remedy, seed {seed}",
             [
-                runs("--models", "weak", "good", "--remedies", "none", "--seeds", seed),
+                runs("--models", *MODELS, "--remedies", "none", "--seeds", seed),
                 runs("--models", "weak", "--seeds", seed),
                 runs("--models", "good", "--all", "--remedies", "ensemble, mean", "--seeds", seed),
             ],
@@ -102,7 +105,7 @@ def _hacking(out: Path, is_quick: bool) -> list[Step]:
         )
         for seed in seeds
     ]
-    shown = ("--models", "weak", "good", "--all", "--seeds", *seeds, "--table")
+    shown = ("--models", *MODELS, "--all", "--seeds", *seeds, "--table")
     files = ("--figure", out / "gold_against_proxy.png", "--json", out / "hacking.json")
     needs = tuple(step.name for step in steps)
     return [

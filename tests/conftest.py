@@ -57,6 +57,23 @@ APART = {f"tests/project/test_{name}.py" for name in ("docs", "examples", "bench
 """Files whose tests share nothing and take long: each of their tests may run on any worker."""
 
 
+WORDS = {"slow": ("mark.slow",), "long": ("mark.long", "seeds(")}
+"""Marker → words, one of which is in every file that has tests with it."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Of a run of slow, long or numeric tests alone, the files without any: reading takes long."""
+    marker = str(config.getoption("markexpr")).partition(" ")[0]
+    if collection_path.suffix != ".py" or not collection_path.name.startswith("test_"):
+        return None
+    if marker == "numeric":
+        return None if collection_path.stem in NUMERIC else True
+    if marker not in WORDS:
+        return None
+    text = collection_path.read_text(encoding="utf-8")
+    return None if any(word in text for word in WORDS[marker]) else True
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With `--dist loadfile`, a worker gets whole files, and of those in `APART` single tests."""

@@ -365,12 +365,12 @@ def test_sequences_of_calls_with_the_decoder(tiny_folder):
 
 @pytest.mark.slow
 def test_thousands_of_sequences_of_calls(tiny_folder):
-    run(EnvironmentMachine, tiny_folder, 4_500, 7)
+    run(EnvironmentMachine, tiny_folder, 2_500, 7)
 
 
 @pytest.mark.long
 def test_further_sequences_of_calls(tiny_folder):
-    run(EnvironmentMachine, tiny_folder, 5_500, 20)
+    run(EnvironmentMachine, tiny_folder, 7_500, 20)
 
 
 @pytest.mark.slow

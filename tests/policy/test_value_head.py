@@ -280,7 +280,7 @@ def scaled_reward_model(folder: Path, factor: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", seeds())
-@pytest.mark.parametrize("clip_range_vf", [0.2, None])
+@pytest.mark.parametrize("clip_range_vf", [0.2, pytest.param(None, marks=pytest.mark.long)])
 def test_the_critic_explains_as_much_whatever_the_scale_of_scores(tmp_path, clip_range_vf, seed):
     """Scores times 1, 10 and 100 at one learning rate, after 10 rollouts of one policy.
 

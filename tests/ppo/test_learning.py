@@ -36,7 +36,7 @@ def objective(policy: LMActorCriticPolicy) -> float:
     return float(np.mean(list(found.values())))
 
 
-@pytest.mark.parametrize("agent", [TokenPPO, PPO])
+@pytest.mark.parametrize("agent", [pytest.param(TokenPPO, marks=pytest.mark.long), PPO])
 def test_the_objective_rises(agent):
     """From 0, where scores are centred, by more than 1, the standard deviation of a score."""
     env = make_vec_env("TokenRLHF-v0", n_envs=64, seed=0, scoring="deferred")

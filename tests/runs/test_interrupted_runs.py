@@ -233,7 +233,7 @@ def test_a_run_that_was_killed_before_it_had_anything_has_replaced_nothing(tmp_p
 
 @pytest.mark.slow
 def test_runs_stopped_at_random_moments(tmp_path, old_run):
-    do(tmp_path, stops(6, seed=0), old_run)
+    do(tmp_path, stops(4, seed=0), old_run)
 
 
 @pytest.mark.long
