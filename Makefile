@@ -15,8 +15,8 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 # (But for the files whose tests share nothing: `APART` in tests/conftest.py.)
 PARALLEL := -n auto --dist loadfile --maxprocesses
 
-.PHONY: setup demo verify test test-slow test-long test-numeric test-kernels test-ecosystem test-browser test-wheel \
-	test-versions wheel docs check numbers exact bench bench-quick bench-gpu bench-trl bench-learning \
+.PHONY: setup demo verify test test-slow test-long test-numeric test-kernels test-ecosystem test-ecosystem-long \
+	test-browser test-wheel test-versions wheel docs check numbers exact bench bench-quick bench-gpu bench-trl bench-learning \
 	reward-models clean
 
 setup: $(READY)
@@ -41,7 +41,7 @@ test-slow: setup
 # Half an hour and more: full builds of the bundled models, further seeds of what `test-slow` claims
 # about learning with one, all of the wrong input of which it has a part.
 test-long: setup
-	$(BIN)/python -m pytest -m long $(PARALLEL) 2
+	$(BIN)/python -m pytest -m "long and not ecosystem" $(PARALLEL) 2
 
 # Minutes: what goes through kernels, under the kernels that are furthest from a processor of today.
 test-numeric: setup
@@ -55,12 +55,17 @@ test-kernels: setup
 			$(BIN)/python -m pytest -m "not ecosystem and not browser and not wheel" $(PARALLEL) 2; \
 	done; done
 
+ECOSYSTEM := "ecosystem and not long"
+
 # Tianshou 2.0 pins a virtualenv that it does not import and that no current filelock satisfies;
 # OpenEnv 0.10 asks for a web interface that is not used here, and that wants an older Pillow.
 test-ecosystem: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev,ecosystem]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps tianshou openenv
-	$(BIN)/python -m pytest tests/ecosystem -m ecosystem -n auto --maxprocesses 2
+	$(BIN)/python -m pytest tests/ecosystem -m $(ECOSYSTEM) -n auto --maxprocesses 2
+
+test-ecosystem-long: ECOSYSTEM := "ecosystem and long"
+test-ecosystem-long: test-ecosystem
 
 # selenium downloads no browser: it is told where Debian's are. What measures time runs alone.
 test-browser: setup

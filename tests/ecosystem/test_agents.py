@@ -24,7 +24,7 @@ MARGIN = 0.1
 GREEDY = 0.462
 """The score of greedy decoding, which is action 0 among the k likeliest tokens."""
 
-LEARNERS = [
+SCRIPTS = [
     ("sb3_ppo", ()),
     ("sb3_a2c", ()),
     ("sb3_a2c", ("TokenRLHF-Features-v0",)),
@@ -34,13 +34,18 @@ LEARNERS = [
     ("contrib_qrdqn", ()),
     ("contrib_recurrent_ppo", ()),
     ("cleanrl_ppo", ()),
-    ("cleanrl_dqn", ()),
+    pytest.param("cleanrl_dqn", (), marks=pytest.mark.long),
     ("tianshou_ppo", ()),
     ("rllib_ppo", ("vector_entry_point",)),
-    ("rllib_ppo", ("sync",)),
-    ("rllib_ppo", ("vector_entry_point", "TokenRLHF-Features-v0")),
+    pytest.param("rllib_ppo", ("sync",), marks=pytest.mark.long),
+    pytest.param(
+        *("rllib_ppo", ("vector_entry_point", "TokenRLHF-Features-v0")), marks=pytest.mark.long
+    ),
     ("torchrl_ppo", ()),
 ]
+"""`long`: of libraries that have a quicker one; `make test-ecosystem-long` runs them."""
+
+LEARNERS = [getattr(script, "values", script) for script in SCRIPTS]
 OTHERS = {"judging", "sb3_raw_token_ids", "contrib_trpo_language_model", "openenv_sb3_ppo"}
 LANDMARK = re.compile(r"^(\w+) +plain return +(-?[\d.]+) +score +(-?[\d.]+)$", re.MULTILINE)
 
@@ -105,7 +110,7 @@ def test_the_judge_agrees_with_the_enumerated_task(capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("script", "arguments"), LEARNERS, ids=lambda x: "-".join(x) if isinstance(x, tuple) else x
+    ("script", "arguments"), SCRIPTS, ids=lambda x: "-".join(x) if isinstance(x, tuple) else x
 )
 def test_agent_beats_uniform_reference_and_the_best_constant_action(script, arguments, tmp_path):
     found = scores(run(script, *arguments, folder=tmp_path))
