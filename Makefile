@@ -64,8 +64,8 @@ test-ecosystem: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps tianshou openenv
 	$(BIN)/python -m pytest tests/ecosystem -m $(ECOSYSTEM) -n auto --maxprocesses 2
 
-test-ecosystem-long: ECOSYSTEM := "ecosystem and long"
-test-ecosystem-long: test-ecosystem
+test-ecosystem-long:
+	$(MAKE) test-ecosystem ECOSYSTEM='"ecosystem and long"'
 
 # selenium downloads no browser: it is told where Debian's are. What measures time runs alone.
 test-browser: setup

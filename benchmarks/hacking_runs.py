@@ -187,7 +187,7 @@ def reward_models(run: Run, members: int, folder: Path) -> list[dict[str, Any]]:
     for member in range(len(found), members):
         place = folder / f"{pairs}-pairs-seed-{seed}-member-{member}"
         said = place / f"accuracy-{run.judged}.json"
-        if not said.is_file():
+        if not said.is_file() or not (place / "report.json").is_file():
             accuracy = _train_reward_model(pairs, seed, member, place, run.judged)
             said.write_text(json.dumps({"accuracy": accuracy}), encoding="utf-8")
         facts = json.loads(said.read_text(encoding="utf-8"))

@@ -154,7 +154,7 @@ def _of_hacking(found: Mapping[str, Any]) -> dict[str, str]:
     remedies = [row for row in _titled(found, BY_REMEDY) if row["what"].startswith("weak: ")]
     if remedies:
         first, *others = remedies
-        others.sort(key=lambda row: -float(str(row["final − none"]).split()[0] or 0))
+        others.sort(key=lambda row: -float(str(row["final − none"]).split()[0]))
         rows = []
         for row in (first, *others):
             name = str(row["what"]).removeprefix("weak: ")

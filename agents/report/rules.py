@@ -173,7 +173,8 @@ def looks_like_hacking(evidence: Evidence) -> Answer | None:
     if not isinstance(alarms, list):
         return None
     said = [
-        f"{alarm['rule']} after {alarm['tokens']:,} tokens"
+        f"{alarm['rule']} "
+        + (f"after {alarm['tokens']:,} tokens" if alarm["tokens"] else "before the training")
         for alarm in alarms
         if isinstance(alarm, dict)
         and isinstance(alarm.get("rule"), str)
@@ -280,10 +281,10 @@ RULES = (
         reward_is_exploited,
     ),
     Rule(
-        "It looked like reward hacking on the way",
+        "It looked like reward hacking",
         "warning",
-        "The monitor raised an alarm in training, by rules that know no gold reward: "
-        "docs/reward-models.md states them. alarms.jsonl has what they saw.",
+        "The monitor raised an alarm, before the training or in it, by rules that know no gold "
+        "reward: docs/reward-models.md states them. alarms.jsonl has what they saw.",
         looks_like_hacking,
     ),
     Rule(

@@ -10,6 +10,7 @@ from typing import Any
 from agents.config import TrainConfig
 from agents.reward_quality.hacking.rules import RULES, Rule, no_accuracy
 from tokenenv.json_files import read_json_object
+from tokenenv.tasks import names_code
 
 __all__ = ["doubts_about", "rules_about"]
 
@@ -29,11 +30,13 @@ def doubts_about(rewards: Any) -> list[str]:
 def rules_about(config: TrainConfig) -> tuple[Rule, ...]:
     """The rules that a training is watched by for reward hacking.
 
-    `no accuracy` is among them where the report of every reward does not tell it from a coin; not
-    where the reward model learns on, as it is then another one than that of its report.
+    `no accuracy` is among them where the report of every reward model does not tell it from a coin,
+    whatever functions there are beside; not where it learns on, as it is then another one than that
+    of its report.
     """
-    doubts = doubts_about(config.reward_model)
-    if config.refresh_every or not doubts or len(doubts) < len(_each(config.reward_model)):
+    models = [one for one in _each(config.reward_model) if not names_code(one)]
+    doubts, learns = doubts_about(models), config.refresh_every and config.refresh_epochs
+    if learns or not doubts or len(doubts) < len(models):
         return RULES
     return (*RULES, no_accuracy(doubts))
 
@@ -57,8 +60,9 @@ def _doubt(reward: Any) -> str | None:
         return None
     if not low <= 0.5:  # NaN, without pairs, says nothing
         return None
+    found = "it is not told from a coin" if high >= 0.5 else "a coin does better"
     return (
         f"by its own report the reward model {reward!r} is right about {accuracy:.0%} of {pairs:,} "
-        f"held-out pairs ({low:.0%} to {high:.0%}): it is not told from a coin, and a policy that "
-        "is trained against it learns its errors. More labels come first (tokenrlhf labels curve)."
+        f"held-out pairs ({low:.0%} to {high:.0%}): {found}, and a policy that is trained "
+        "against it learns its errors. More labels come first (tokenrlhf labels curve)."
     )

@@ -354,7 +354,7 @@ class TrainingRun:
         }
         stopped_by = self.hacking.stopped_by
         if stopped_by is not None and self.model.num_timesteps < self.config.total_tokens:
-            found["ended_early"] = f"it looked like reward hacking: {stopped_by.text}"
+            found["ended_early"] = f"an alarm of reward hacking: {stopped_by.text}"
         return found
 
 

@@ -30,6 +30,13 @@ def test_a_reward_model_that_is_not_told_from_a_coin_is_named(tmp_path):
     assert doubts_about(good) == [] and doubts_about(None) == []
 
 
+def test_one_that_is_worse_than_a_coin_is_said_to_be(tmp_path):
+    details = {"accuracy_interval": [0.2, 0.4]}
+    report = json.dumps({"accuracy": 0.3, "pairs": 90, "details": details})
+    (said,) = doubts_about(folder_with(tmp_path / "rm", report))
+    assert "(20% to 40%): a coin does better" in said
+
+
 @pytest.mark.parametrize("text", ["", "[1]", "{}", '{"accuracy": 0.5, "pairs": 3, "details": []}'])
 def test_a_report_of_another_kind_says_nothing(tmp_path, text):
     assert doubts_about(folder_with(tmp_path / "rm", text)) == []
@@ -55,7 +62,9 @@ def test_a_training_against_coins_alone_is_an_alarm_from_the_first_look(tmp_path
     assert rule.name == "no accuracy" and repr(weak) in rule.check(None, None)
     (rule,) = further(weak, also_weak)
     assert repr(weak) in rule.check(None, None) and repr(also_weak) in rule.check(None, None)
-    for rewards in ((good,), (unknown,), (weak, good), (weak, "os:sep")):
+    assert further(weak, "os:sep"), "a function beside it, as a penalty of length"
+    for rewards in ((good,), (unknown,), (weak, good), (weak, unknown), ("os:sep",)):
         assert not further(*rewards), rewards
     assert rules_about(TrainConfig()) == RULES
     assert not further(weak, refresh_every=2), "it learns on, and is not that of its report"
+    assert further(weak, refresh_every=2, refresh_epochs=0), "it is measured, and learns nothing"

@@ -156,7 +156,7 @@ class HackingMonitor(BaseCallback):
         raised = {alarm.rule for alarm in self.alarms}
         for rule in self.rules:
             if rule.known is not None and rule.name not in raised:
-                self._keep(Alarm(rule.name, self.num_timesteps, rule.known))
+                self._keep(Alarm(rule.name, 0, rule.known))
 
     def _on_rollout_end(self) -> None:
         self._rollouts += 1

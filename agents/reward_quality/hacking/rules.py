@@ -378,9 +378,10 @@ RULES = (
 
 
 def no_accuracy(reports: Sequence[str]) -> Rule:
-    """A rule that holds from the beginning, for reward models that are known to know nothing.
+    """A rule that holds from the beginning, for reward models that are not known to know anything.
 
-    What a policy learns from a coin are the coin's errors, and it loses as soon as it moves.
+    What a policy learns from a coin are the coin's errors, and it loses as soon as it moves. A
+    report of few pairs says this of good reward models too.
 
     Args:
         reports: what the report of each reward model says of its accuracy, as text.
