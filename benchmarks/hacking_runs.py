@@ -46,7 +46,17 @@ from tokenenv.rewards import (
 from tokenenv.tasks.reviews import FOLDER
 from tokenenv.tasks.reviews.build.measuring import sample_pairs
 
-__all__ = ["MODELS", "REMEDIES", "Remedy", "Run", "read", "record", "train"]
+__all__ = [
+    "KL_TARGET",
+    "MODELS",
+    "REMEDIES",
+    "TOKEN_COST",
+    "Remedy",
+    "Run",
+    "read",
+    "record",
+    "train",
+]
 
 MODELS: dict[str, int | None] = {"weak": 150, "middling": 600, "good": None}
 """Reward model → preference pairs it is learned from; None: the one that ships with the task."""

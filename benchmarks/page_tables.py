@@ -12,6 +12,7 @@ from typing import Any
 
 from bench_hacking import BY_REMEDY, WATCHED
 from bench_labels import CORRELATION, GROUPS
+from hacking_runs import KL_TARGET, REMEDIES, TOKEN_COST
 from page_steps import Step
 
 __all__ = ["TABLES", "fill_page", "markdown", "tables_of"]
@@ -32,10 +33,10 @@ TABLES = (
 """Names of all tables: the page has a place for each."""
 
 WORDS = {
-    "length penalty": "length penalty of 0.1 a token",
-    "KL target, adaptive": "KL target of 4 nats, adaptive",
-    "KL target, dual": "KL target of 4 nats, dual",
-    "score clipped": "score clipped to ± 1.5",
+    "length penalty": f"length penalty of {TOKEN_COST:g} a token",
+    "KL target, adaptive": f"KL target of {KL_TARGET:g} nats, adaptive",
+    "KL target, dual": f"KL target of {KL_TARGET:g} nats, dual",
+    "score clipped": f"score clipped to ± {REMEDIES['score clipped'].settings['score_clip']:g}",
     "ensemble, mean": "three models, mean",
     "ensemble, min": "three models, the worst",
     "ensemble, uncertainty": "three models, mean − deviation",
@@ -269,6 +270,9 @@ def _of_audit(found: Mapping[str, Any]) -> dict[str, str]:
         if one["correlation"] is not None:
             what = f"ρ with {one['feature'].replace('_', ' ')}, gold held fixed"
             rows.append([what, _band(one["correlation"])])
+    still = [one["feature"] for one in found["features"] if one["correlation"] is None]
+    if still:
+        rows.append(["features that hardly vary", ", ".join(still).replace("_", " ")])
     rows += [[f"shift by {one['what']}", _band(one["shift"])] for one in found["probes"]]
     largest = max(one["in_deviations"] for one in found["invariances"])
     rows.append(["largest difference when scored again", f"{_power(largest)} deviations"])
