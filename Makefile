@@ -15,9 +15,9 @@ AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=AVX2
 # (But for the files whose tests share nothing: `APART` in tests/conftest.py.)
 PARALLEL := -n auto --dist loadfile --maxprocesses
 
-.PHONY: setup demo verify test test-slow test-long test-numeric test-kernels test-ecosystem test-ecosystem-long \
-	test-browser test-wheel test-versions wheel docs check numbers exact bench bench-quick bench-gpu bench-trl bench-learning \
-	reward-models clean
+.PHONY: setup demo verify test test-slow test-long test-numeric test-kernels test-ecosystem \
+	test-ecosystem-long test-browser test-wheel test-versions wheel docs check numbers exact \
+	bench bench-quick bench-gpu bench-trl bench-learning reward-models clean
 
 setup: $(READY)
 

@@ -50,7 +50,7 @@ def test_without_pairs_there_is_no_interval(tmp_path):
     assert doubts_about(folder_with(tmp_path / "rm", text)) == []
 
 
-def test_a_training_against_coins_alone_is_an_alarm_from_the_first_look(tmp_path):
+def test_a_training_against_coins_alone_is_an_alarm_before_it(tmp_path):
     weak, good = reporting(tmp_path / "weak", 0.4), reporting(tmp_path / "good", 0.51)
     also_weak, unknown = reporting(tmp_path / "other", 0.3), str(tmp_path)
 
